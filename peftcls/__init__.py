@@ -1,0 +1,20 @@
+"""Parameter-efficient fine-tuning of pretrained transformers for classification-like tasks."""
+
+import logging
+
+# bitsandbytes warns on every import that an optional kernel from a hub is not there; nothing here needs it.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+from peftcls.adapt import attach_lora, train_only
+from peftcls.check import check_rows
+from peftcls.models import attention_projections, head_modules, load_base
+from peftcls.predictor import Predictor, load_predictor
+from peftcls.rows import RowError, read_rows
+from peftcls.tasks.base import Answer, Task
+from peftcls.tasks.classification import Classification
+from peftcls.tasks.instruction import Instruction
+from peftcls.trainer import TrainConfig, Trainer
+
+__version__ = "0.1.0"
+__all__ = ["Answer", "Classification", "Instruction", "Predictor", "RowError", "Task", "TrainConfig", "Trainer", "attach_lora",
+           "attention_projections", "check_rows", "head_modules", "load_base", "load_predictor", "read_rows", "train_only"]

@@ -1,0 +1,144 @@
+"""What is trained: an adapter beside the frozen base, or a part of the model itself."""
+
+import difflib
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import PreTrainedModel
+
+from peftcls.models import attention_projections, base_facts, linear_layers
+from peftcls.pooling import unwrapped
+from peftcls.tasks.base import Task
+
+Method = Literal["lora", "dora", "rslora", "pissa"]
+Part = Literal["head", "last_block", "last_two_blocks", "all"]
+
+
+def attach_lora(model: PreTrainedModel, task: Task, *, rank: int = 8, alpha: float = 16, dropout: float = 0.0,
+                targets: Literal["attention", "all-linear"] | Sequence[str] | None = None, layers: Sequence[int] | None = None,
+                method: Method = "lora", seed: int = 0) -> PeftModel:
+    """Put LoRA adapters into the attention projections; they and the head are trained, nothing else.
+
+    Args:
+        model: from `load_base`.
+        task: the one given to `load_base`.
+        rank: of the update matrices (r in Hu et al. 2021, section 4.1).
+        alpha: the update is scaled by alpha / rank, or alpha / sqrt(rank) for "rslora".
+        dropout: on the input of the update.
+        targets: "attention" (unless given), "all-linear" in the backbone, or endings of module names.
+        layers: numbers of the layers that get adapters, from 0; negative numbers count from the top.
+        method: "lora", "dora" (Liu et al. 2024), "rslora" (Kalajdzievski 2023) or "pissa" (Meng et al. 2024).
+        seed: for the new weights.
+
+    Raises:
+        ValueError: no module fits, or the method is not known.
+    """
+    methods: dict[str, dict[str, Any]] = {"lora": {}, "dora": {"use_dora": True}, "rslora": {"use_rslora": True},
+                                          "pissa": {"init_lora_weights": "pissa"}}
+    if method not in methods:
+        near = difflib.get_close_matches(method, methods, 1)
+        raise ValueError(f"method={method!r}: expected one of {sorted(methods)}" + (f"; did you mean {near[0]!r}?" if near else "."))
+    facts = base_facts(model)
+    names = _targets(model, targets)
+    if layers is not None:
+        names = _in_layers(names, layers)
+    if not names:
+        raise ValueError(f"no module of {type(model).__name__} fits targets={targets!r}, layers={layers!r}; "
+                         "try targets='all-linear'.")
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, task_type=task.peft_type,  # type: ignore[arg-type]
+                        modules_to_save=list(facts.heads) or None, base_model_name_or_path=model.name_or_path, revision=facts.revision,
+                        **methods[method])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return wrap_adapter(model, config)
+
+
+def wrap_adapter(model: Any, config: PeftConfig) -> PeftModel:
+    """Put an adapter and copies of the heads on a base; a head under a narrower base is held in float32."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)  # PEFT asks by the old name
+        wrapped = get_peft_model(model, config)
+    for head in base_facts(wrapped).heads:
+        keep_in_float32(unwrapped(wrapped).get_submodule(head))
+    return wrapped.eval()
+
+
+def keep_in_float32(module: torch.nn.Module) -> None:
+    """A small trained module steps in float32; what comes into it is widened on the way."""
+    if any(p.dtype in (torch.bfloat16, torch.float16) for p in module.parameters()):
+        module.float()
+        module.register_forward_pre_hook(lambda _, inputs: tuple(i.float() if i.is_floating_point() else i for i in inputs))
+
+
+def _targets(model: PreTrainedModel, targets: str | Sequence[str] | None) -> list[str]:
+    linears, heads = linear_layers(model), base_facts(model).heads
+    linears = [name for name in linears if not any(name == h or name.startswith(h + ".") for h in heads)]
+    if targets is None or targets == "attention":
+        return [name for name in attention_projections(model) if name in set(linears)]
+    if isinstance(targets, str) and targets != "all-linear":
+        raise ValueError(f"targets={targets!r}: expected 'attention', 'all-linear' or a list of names such as ['q_proj', 'v_proj'].")
+    if targets == "all-linear":
+        return linears
+    for target in targets:
+        if not any(name == target or name.endswith("." + target) for name in linears):
+            near = difflib.get_close_matches(target, {name.rpartition(".")[2] for name in linears}, 1)
+            raise ValueError(f"{type(model).__name__} has no linear layer {target!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
+    return [name for name in linears if any(name == t or name.endswith("." + t) for t in targets)]
+
+
+def _in_layers(names: list[str], layers: Sequence[int]) -> list[str]:
+    places = {name: int(found[1]) for name in names if (found := re.search(r"\.(\d+)\.", name))}
+    count = max(places.values(), default=-1) + 1
+    if wrong := [layer for layer in layers if not -count <= layer < count]:
+        raise ValueError(f"layers={list(layers)}: there is no layer {wrong[0]}; the model has layers 0 to {count - 1}.")
+    wanted = {layer % count for layer in layers}
+    return [name for name, place in places.items() if place in wanted]
+
+
+def train_only(model: PreTrainedModel, task: Task, part: Part) -> PreTrainedModel:
+    """Train a part of the model itself instead of an adapter.
+
+    Args:
+        part: "head", "last_block" or "last_two_blocks" (with the norm above them and the head), or "all".
+    """
+    facts = base_facts(model)
+    if facts.quantize and part != "head":
+        raise ValueError(f"train_only({part!r}) on a {facts.quantize} base: quantized weights cannot be trained; use attach_lora.")
+    if part not in ("head", "last_block", "last_two_blocks", "all"):
+        raise ValueError(f"part={part!r}: expected 'head', 'last_block', 'last_two_blocks' or 'all'.")
+    if part == "head" and not facts.heads:
+        raise ValueError(f"{type(task).__name__} has no head of its own; train an adapter or a block.")
+    opened: list[torch.nn.Module] = [model] if part == "all" else [model.get_submodule(head) for head in facts.heads]
+    if part.startswith("last"):
+        blocks = max((m for m in model.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
+        opened += blocks[-1:] if part == "last_block" else blocks[-2:]
+        top = [m for m in model.base_model.children() if "Norm" in type(m).__name__]
+        opened += top[-1:] if not any("mbedding" in type(m).__name__ for m in top[-1:]) else []
+    for module in opened:
+        module.requires_grad_(True)
+    for head in facts.heads:
+        keep_in_float32(model.get_submodule(head))
+    return model
+
+
+def train_mode(model: torch.nn.Module) -> None:
+    """Dropout on where something is trained, off in the frozen base: a frozen layer has nothing to regularise."""
+    model.eval()
+    inner = unwrapped(model)
+    for module in inner.modules():
+        own = list(module.parameters())
+        if isinstance(module, BaseTunerLayer) or (own and all(p.requires_grad for p in own)):
+            module.train()
+    for name, child in inner.named_children():
+        if name != inner.base_model_prefix:  # the head, and the dropout in front of it
+            child.train()
+
+
+def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The parameters that are trained, by name, in the model's order."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -1,0 +1,144 @@
+"""The folder on disk: everything that another program needs besides the base model, and not a byte of that."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from peftcls.adapt import trained_parameters, wrap_adapter
+from peftcls.models import BaseFacts, Quantize, base_facts, load_base
+from peftcls.pooling import unwrapped
+from peftcls.tasks.base import Task
+from peftcls.tasks.classification import Classification
+from peftcls.tasks.instruction import Instruction
+
+MANIFEST = "peftcls.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"  # the name that PEFT looks for
+PART_WEIGHTS = "trained_part.safetensors"
+TASKS: tuple[type[Task], ...] = (Classification, Instruction)
+
+
+def trained_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What is saved: the adapter under PEFT's names, or the trained parameters of a plain model under its own."""
+    if isinstance(model, PeftModel):
+        found = get_peft_model_state_dict(model, save_embedding_layers=False)
+    else:
+        found = trained_parameters(model)
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in found.items()}
+
+
+def save_adapter(directory: str | Path, model: torch.nn.Module, task: Task, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """Write the adapter folder: trained tensors, task, tokenizer, and the name and fingerprint of the base.
+
+    Everything is written beside first and moved into place, the manifest with the sums of all files last; a folder
+    without it, or one whose files do not match it, is never loaded.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory))
+    try:
+        peft = isinstance(model, PeftModel)
+        save_file(trained_tensors(model), beside / (ADAPTER_WEIGHTS if peft else PART_WEIGHTS), metadata={"format": "pt"})
+        if isinstance(model, PeftModel):
+            model.peft_config["default"].save_pretrained(str(beside))
+        tokenizer.save_pretrained(str(beside))
+        manifest = {"format": 1, "task": task.to_json(), "base": dataclasses.asdict(base_facts(model)),
+                    "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+                    "files": {file.name: _sum(file) for file in sorted(beside.iterdir())}}
+        (beside / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (directory / MANIFEST).unlink(missing_ok=True)
+        for file in sorted(beside.iterdir(), key=lambda file: file.name == MANIFEST):
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+            os.replace(file, directory / file.name)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return directory
+
+
+def load_adapter(directory: str | Path, *, base: str | Path | None = None,
+                 quantize: Quantize | None = None) -> tuple[torch.nn.Module, Task, PreTrainedTokenizerBase]:
+    """Load the base that a folder names and put the folder's weights on it.
+
+    Args:
+        directory: written by `save_adapter` or `Trainer.save`.
+        base: where the base model is now, if not where it was; its fingerprint must be the same.
+        quantize: as at training unless given.
+
+    Raises:
+        ValueError: the folder is incomplete or damaged, or the base is another one.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    kinds = {kind.__name__: kind for kind in TASKS}
+    if (name := manifest["task"].get("name")) not in kinds:
+        raise ValueError(f"{directory / MANIFEST} names the task {name!r}, expected one of {sorted(kinds)}.")
+    task = kinds[name].from_json(manifest["task"])
+    facts = BaseFacts(**{**manifest["base"], "heads": tuple(manifest["base"]["heads"])})
+    model, _ = load_base(base or facts.name, task, quantize=quantize or facts.quantize, dtype=getattr(torch, facts.dtype),
+                         revision=None if base else facts.revision)
+    if (found := base_facts(model).fingerprint) != facts.fingerprint:
+        raise ValueError(f"{base or facts.name} is not the base of {directory}: expected weights with the fingerprint "
+                         f"{facts.fingerprint[:12]}, found {found[:12]}; pass base=... with the model the adapter was trained on.")
+    tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
+    return _put_weights(model, directory), task, tokenizer
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of an adapter folder whose files are all there and whole."""
+    if not directory.is_dir():
+        raise ValueError(f"there is no folder {directory}, expected one that Trainer.save wrote.")
+    if not (file := directory / MANIFEST).is_file():
+        raise ValueError(f"{directory} has no {MANIFEST}, so it is not an adapter folder of peftcls or was not saved to its end.")
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        sums, _, _ = dict(manifest["files"]), manifest["task"]["name"], manifest["base"]["name"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({type(error).__name__}: {error}); copy the folder again.") from None
+    for name, expected in sums.items():
+        if Path(name).name != name or not (directory / name).is_file():
+            raise ValueError(f"{directory} has no file {name}, which its {MANIFEST} lists; copy the folder again.")
+        if _sum(directory / name) != expected:
+            raise ValueError(f"{name} in {directory} is damaged: its SHA-256 is not the one in {MANIFEST}; copy the folder again.")
+    return manifest
+
+
+def _put_weights(model: Any, directory: Path) -> torch.nn.Module:
+    peft = (directory / ADAPTER_WEIGHTS).is_file()
+    if peft:
+        with torch.random.fork_rng(devices=[]):
+            config = PeftConfig.from_pretrained(str(directory))
+            config.base_model_name_or_path, config.inference_mode = model.name_or_path, False
+            model = wrap_adapter(model, config)
+    file = directory / (ADAPTER_WEIGHTS if peft else PART_WEIGHTS)
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is not a whole safetensors file ({error}); copy the folder again.") from None
+    places = get_peft_model_state_dict(model, save_embedding_layers=False) if peft else dict(unwrapped(model).named_parameters())
+    expected = places if peft else {name: places[name] for name in tensors if name in places}
+    if wrong := sorted(set(tensors) ^ set(expected)) or [n for n in tensors if tensors[n].shape != expected[n].shape]:
+        raise ValueError(f"{file} does not fit the base: {wrong[0]} and {len(wrong) - 1} more are missing, unknown or of another shape.")
+    if peft:
+        set_peft_model_state_dict(model, tensors)
+    else:
+        for name, tensor in tensors.items():
+            parameter = expected[name]
+            parameter.data = tensor.to(parameter.device)
+    return model
+
+
+def _sum(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

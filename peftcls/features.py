@@ -1,0 +1,59 @@
+"""Rows in tokens, with the place of a row in every message about it."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+
+import datasets
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from peftcls.rows import Row, RowError, source_name
+from peftcls.tasks.base import Feature, Task
+
+
+def encode_rows(task: Task, rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, *, source: str, first: int = 1,
+                with_target: bool = False) -> Iterator[Feature]:
+    """Encode rows one after another; a RowError says which row of `source` it is about."""
+    for number, row in enumerate(rows, first):
+        try:
+            yield task.encode(row, tokenizer, with_target=with_target)
+        except RowError as error:
+            raise RowError(f"row {number} of {source} {error}.") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingTable:
+    """Training rows in tokens, memory-mapped where the rows were, with what a plan needs to know in memory."""
+
+    features: datasets.Dataset
+    lengths: np.ndarray
+    weights: np.ndarray
+    shortened_rows: int
+    fingerprint: str
+
+
+def encode_table(task: Task, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, base_fingerprint: str) -> TrainingTable:
+    """Encode all rows of a table with their targets.
+
+    Raises:
+        RowError: a row cannot be encoded; the message names it.
+    """
+    parts = [rows._fingerprint, json.dumps(task.to_json(), sort_keys=True), base_fingerprint]
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    source, columns = source_name(rows), task.columns(with_target=True)
+
+    def encode(batch: dict[str, list], numbers: list[int]) -> dict[str, list]:
+        own = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        found = list(encode_rows(task, own, tokenizer, source=source, first=numbers[0] + 1, with_target=True))
+        return {name: [feature[name] for feature in found] for name in found[0]} | {"length": [len(f["input_ids"]) for f in found]}
+
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        table = rows.select_columns(columns).map(encode, batched=True, with_indices=True, remove_columns=columns, new_fingerprint=key)
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+    return TrainingTable(table, np.array(table["length"]), np.array(table["weight"]), sum(table["shortened"]), key)

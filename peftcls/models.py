@@ -1,0 +1,156 @@
+"""The base model: loading it, and finding its parts by structure."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import get_keys_to_not_convert
+from transformers.utils import logging as transformers_logging
+
+from peftcls.demo import BASE_FOLDER
+from peftcls.fingerprint import fingerprint_base
+from peftcls.pooling import sees_later_tokens, unwrapped
+from peftcls.tasks.base import Task
+
+Quantize = Literal["8bit", "4bit"]
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseFacts:
+    """What has to be known about a base model to load the same one again."""
+
+    name: str
+    revision: str | None
+    fingerprint: str
+    quantize: Quantize | None
+    dtype: str
+    heads: tuple[str, ...]
+    causal: bool
+
+
+def load_base(name: str | Path, task: Task, *, quantize: Quantize | None = None, dtype: torch.dtype | None = None,
+              revision: str | None = None, seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a pretrained model, with the head that the task needs, and its tokenizer; every weight is frozen.
+
+    Only safetensors are read, and no code that comes with a model is run.
+
+    Args:
+        name: "demo" (the model that ships with peftcls), a local folder, or the name of a model on the hub.
+        task: decides the kind of model, its head and its labels.
+        quantize: hold the base in 8 or 4 bits through bitsandbytes; a new head stays in full precision.
+        dtype: of the weights; float32 unless given.
+        revision: of a model on the hub.
+        seed: for the weights of a new head.
+
+    Raises:
+        ValueError: the model cannot do the task; the message says what is missing.
+        OSError: there is no such model, or it has no safetensors.
+    """
+    source = str(BASE_FOLDER) if str(name) == "demo" else str(name)
+    if quantize not in (None, "8bit", "4bit"):
+        raise ValueError(f"quantize={quantize!r}: expected None, '8bit' or '4bit'.")
+    if Path(source).is_dir() and (Path(source) / "peftcls.json").is_file():
+        raise ValueError(f"{source} is an adapter folder, expected a base model; load it with load_predictor({source!r}).")
+    config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, **task.model_settings())
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    if not tokenizer.is_fast:
+        raise ValueError(f"{source} has no fast tokenizer (tokenizer.json), which is needed to know where a token stands in its text.")
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ValueError(f"the tokenizer of {source} has neither a padding token nor an end-of-text token; add one to it.")
+        tokenizer.pad_token = tokenizer.eos_token
+    config.pad_token_id = tokenizer.pad_token_id
+    dtype = dtype or torch.float32
+    settings: dict[str, Any] = {}
+    if quantize:
+        settings["quantization_config"] = _quantization(task, config, quantize, dtype)
+        settings["device_map"] = {"": _own_device()}
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model, report = task.auto_model.from_pretrained(source, config=config, revision=revision, dtype=dtype, use_safetensors=True,
+                                                        trust_remote_code=False, output_loading_info=True, **settings)
+    model.requires_grad_(False).eval()
+    heads = head_modules(model) if task.new_head else []
+    fresh = {key.rpartition(".")[0] for key in report["missing_keys"]}
+    heads += sorted(m for m in fresh if not any(m == h or m.startswith(h + ".") for h in heads))
+    if heads and not task.new_head:
+        raise ValueError(f"{source} has no weights for {', '.join(heads)}, so it is not a pretrained {type(model).__name__}; "
+                         f"{type(task).__name__} needs one.")
+    if model.generation_config is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    causal = _reads_causally(model, task)
+    if causal or not task.new_head:
+        tokenizer.padding_side = "right"  # positions are then counted from the first token by every model
+    model.base_facts = BaseFacts(str(name), getattr(config, "_commit_hash", None) or revision, fingerprint_base(source, revision),
+                                 quantize, str(dtype).removeprefix("torch."), tuple(heads), causal)
+    return model, tokenizer
+
+
+def _own_device() -> int | str:
+    return torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+
+
+def _quantization(task: Task, config: Any, quantize: Quantize, dtype: torch.dtype) -> BitsAndBytesConfig:
+    with torch.device("meta"):  # the structure alone, without weights
+        skeleton = task.auto_model.from_config(config)
+    skip = get_keys_to_not_convert(skeleton) + (head_modules(skeleton) if task.new_head else [])
+    if quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
+    return BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=skip, bnb_4bit_quant_type="nf4",
+                              bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_storage=dtype)
+
+
+def _reads_causally(model: PreTrainedModel, task: Task) -> bool:
+    """Whether the task's head must be fed by us, since the model is a decoder; settings that do not fit are refused."""
+    pooling, causal = getattr(task, "pooling", None), getattr(task, "causal", True)
+    backbone, vocabulary = model.base_model, model.config.get_text_config().vocab_size
+    decoder = not model.config.is_encoder_decoder and not sees_later_tokens(backbone, vocabulary, causal=True)
+    if not task.new_head:
+        return decoder
+    if decoder and pooling == "cls":
+        raise ValueError(f"pooling='cls' with {type(model).__name__}: a decoder's first token has seen nothing; use 'last' or 'mean'.")
+    if not decoder and (pooling not in (None, "cls") or not causal):
+        raise ValueError(f"pooling={pooling!r}, causal={causal} with {type(model).__name__}: its head reads its own token and has no "
+                         "causal mask; leave both out.")
+    if not causal and not sees_later_tokens(backbone, vocabulary, causal=False):
+        raise ValueError(f"causal=False with {type(model).__name__}: this architecture keeps its causal mask; leave it out.")
+    return decoder
+
+
+def head_modules(model: PreTrainedModel) -> list[str]:
+    """Names of the modules above the backbone that have weights: the head, whatever an architecture calls it.
+
+    Raises:
+        ValueError: the backbone is not one child of the model, so what is above it cannot be told.
+    """
+    prefix = model.base_model_prefix
+    if not isinstance(getattr(model, prefix, None), torch.nn.Module):
+        raise ValueError(f"{type(model).__name__} has no backbone called {prefix!r}; peftcls cannot tell its head from its body.")
+    return [name for name, child in model.named_children() if name != prefix and any(True for _ in child.parameters())]
+
+
+def attention_projections(model: torch.nn.Module) -> list[str]:
+    """Full names of the linear layers inside attention modules, found by class name."""
+    found = [f"{name}.{inner}" for name, module in model.named_modules() if "Attention" in type(module).__name__
+             for inner, layer in module.named_modules() if isinstance(layer, torch.nn.Linear | Conv1D)]
+    return list(dict.fromkeys(found))
+
+
+def linear_layers(model: PreTrainedModel) -> list[str]:
+    """Full names of the backbone's linear layers; the head's and the output embedding's are not among them."""
+    prefix = model.base_model_prefix
+    return [f"{prefix}.{name}" for name, layer in getattr(model, prefix).named_modules() if isinstance(layer, torch.nn.Linear | Conv1D)]
+
+
+def base_facts(model: Any) -> BaseFacts:
+    """The facts that `load_base` left with the model."""
+    if not isinstance(facts := getattr(unwrapped(model), "base_facts", None), BaseFacts):
+        raise ValueError("this model does not come from load_base; use model, tokenizer = load_base(name, task), so that the "
+                         "adapter can name the base it belongs to.")
+    return facts

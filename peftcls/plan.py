@@ -1,0 +1,52 @@
+"""Which rows each process sees, in which micro-batches, in each step: pure functions of their arguments."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+MicroBatch = list[int]
+Lengths = Sequence[int] | np.ndarray
+
+
+def steps_per_epoch(rows: int, batch_size: int) -> int:
+    """The number of optimizer steps in an epoch; the last one may hold fewer rows than `batch_size`."""
+    return -(-rows // batch_size)
+
+
+def step_rows(rows: int, batch_size: int, seed: int, step: int) -> list[int]:
+    """The indices of the rows of one optimizer step, whatever the number of processes.
+
+    Each epoch is a permutation of all rows that depends on (seed, epoch) alone, so a run can be taken up at any step
+    without replaying the ones before it.
+    """
+    epoch, place = divmod(step, steps_per_epoch(rows, batch_size))
+    order = np.random.default_rng((seed, epoch)).permutation(rows)
+    return order[place * batch_size : (place + 1) * batch_size].tolist()
+
+
+def micro_batches(indices: Sequence[int], lengths: Lengths, *, rows: int | None = None,
+                  tokens: int | None = None) -> list[MicroBatch]:
+    """Cut rows into micro-batches of similar length, longest first.
+
+    Args:
+        indices: the rows to cut.
+        lengths: tokens of every row of the table; looked up by index.
+        rows: at most this many rows in a micro-batch.
+        tokens: at most this many tokens in a micro-batch, padding included; a longer row gets a micro-batch of its own.
+    """
+    batches: list[MicroBatch] = []
+    for index in sorted(indices, key=lambda i: (-lengths[i], i)):
+        batch = batches[-1] if batches else []
+        full = not batch or (rows is not None and len(batch) >= rows)
+        if full or (tokens is not None and lengths[batch[0]] * (len(batch) + 1) > tokens):
+            batches.append([index])
+        else:
+            batch.append(index)
+    return batches
+
+
+def share(indices: Sequence[int], lengths: Lengths, process: int, processes: int) -> list[int]:
+    """The rows of one process: dealt out in order of length, back and forth, so that all have about the same tokens."""
+    ordered = sorted(indices, key=lambda i: (-lengths[i], i))
+    return [index for turn, index in enumerate(ordered)
+            if (turn % processes if turn // processes % 2 == 0 else processes - 1 - turn % processes) == process]

@@ -1,0 +1,63 @@
+"""The logits of a classification head, read from the token that the attention mask says is right."""
+
+import inspect
+from typing import Any, Literal
+
+import torch
+
+Pooling = Literal["cls", "first", "last", "mean"]
+PROBE_TOKENS = 6
+
+
+def class_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor], pooling: Pooling | None, *,
+                 causal: bool = True) -> torch.Tensor:
+    """Logits of shape (rows, labels), the same for a row alone, in a batch, left- or right-padded.
+
+    An encoder's own head knows which token it reads. A decoder's stock head guesses the last token from the padding
+    id, which fails where padding and end of text share one; here the mask decides, and the head sees that state alone.
+    """
+    inner = unwrapped(model)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
+    if not inner.base_facts.causal:
+        return model(**inputs).logits
+    states = decoder_states(inner.base_model, inputs["input_ids"], inputs["attention_mask"], causal=causal)
+    return inner.get_submodule(inner.base_facts.heads[0])(pool(states, inputs["attention_mask"], pooling or "last"))
+
+
+def unwrapped(model: torch.nn.Module) -> Any:
+    """The transformers model inside a PEFT model; itself where there is none around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+
+
+def pool(states: torch.Tensor, mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    """One state a row: states of shape (rows, tokens, width) and a mask of shape (rows, tokens) give (rows, width)."""
+    if pooling == "mean":
+        weight = mask.unsqueeze(-1).to(states.dtype)
+        return (states * weight).sum(1) / weight.sum(1)
+    places = torch.arange(mask.shape[1], device=mask.device)
+    place = (places * mask).argmax(1) if pooling == "last" else mask.argmax(1)
+    return states[torch.arange(len(states), device=states.device), place]
+
+
+def decoder_states(backbone: torch.nn.Module, input_ids: torch.Tensor, mask: torch.Tensor, *, causal: bool) -> torch.Tensor:
+    """Last hidden states of shape (rows, tokens, width); positions are counted from the first real token."""
+    inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": mask}
+    accepted = inspect.signature(backbone.forward).parameters
+    if "position_ids" in accepted:
+        inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+    if "use_cache" in accepted:
+        inputs["use_cache"] = False
+    if not causal:  # a mask of four dimensions is taken as it stands: (rows, 1, reading tokens, tokens read)
+        dtype = next(p.dtype for p in backbone.parameters() if p.is_floating_point())
+        hidden = (1 - mask[:, None, None, :].to(dtype)) * torch.finfo(dtype).min
+        inputs["attention_mask"] = hidden.expand(-1, 1, mask.shape[1], -1)
+    return backbone(**inputs).last_hidden_state
+
+
+@torch.no_grad()
+def sees_later_tokens(backbone: torch.nn.Module, vocabulary: int, *, causal: bool) -> bool:
+    """Whether the first token's state depends on the last token: asked of the model itself, not of its name."""
+    ids = torch.arange(7, 7 + PROBE_TOKENS, device=next(backbone.parameters()).device).remainder(vocabulary).repeat(2, 1)
+    ids[1, -1] = (ids[1, -1] + 5) % vocabulary
+    first = decoder_states(backbone, ids, torch.ones_like(ids), causal=causal)[:, 0]
+    return not torch.allclose(first[0], first[1], rtol=1e-4, atol=1e-6)

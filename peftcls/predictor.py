@@ -1,0 +1,98 @@
+"""Answers from a saved adapter, in another program than the one that trained it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from peftcls import plan
+from peftcls.adapters import load_adapter
+from peftcls.check import check_rows
+from peftcls.features import encode_rows
+from peftcls.models import Quantize, base_facts
+from peftcls.rows import Row, RowError, as_dataset, source_name
+from peftcls.tasks.base import Answer, Task
+
+CHUNK_ROWS = 4096  # rows in tokens at a time, so that a table of any length takes the same memory
+BATCH_TOKENS = 4096
+
+
+class Predictor:
+    """A model, its task and its tokenizer, ready to answer."""
+
+    def __init__(self, model: torch.nn.Module, task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model, self.task, self.tokenizer = model, task, tokenizer
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The labels in the order of the head's outputs; empty where the task has none."""
+        return tuple(getattr(self.task, "labels", None) or ())
+
+    def predict(self, rows: datasets.Dataset | Iterable[Mapping[str, Any] | str | Sequence[str]], *,
+                batch_size: int | None = None) -> list[Answer]:
+        """One answer a row, in the rows' order.
+
+        Args:
+            rows: a table, mappings with the task's columns, or bare texts (pairs of texts for a pair task).
+            batch_size: at most this many rows at once; rows of similar length are put together either way, and the
+                answers do not depend on it.
+
+        Raises:
+            RowError: a column is missing or a text is empty; nothing has been predicted then.
+        """
+        table = self._table(rows)
+        if len(table) == 0:
+            return []
+        check_rows(self.task, table, with_target=False)
+        table = table.select_columns(self.task.columns(with_target=False))
+        self.model.eval()
+        answers: list[Answer] = []
+        for start in range(0, len(table), CHUNK_ROWS):
+            chunk: list[Row] = table.select(range(start, min(start + CHUNK_ROWS, len(table)))).to_list()
+            answers += self._answers(chunk, source_name(table), start + 1, batch_size)
+        return answers
+
+    def _table(self, rows: Any) -> datasets.Dataset:
+        if isinstance(rows, str | Mapping):
+            raise RowError(f"expected a list of texts or rows, found one {type(rows).__name__}; put it into a list.")
+        if isinstance(rows, datasets.Dataset):
+            return rows
+        listed = list(rows)
+        if not listed:
+            return datasets.Dataset.from_dict({})
+        return as_dataset(listed if isinstance(listed[0], Mapping) else self.task.rows_of(listed))
+
+    @torch.inference_mode()
+    def _answers(self, rows: list[Row], source: str, first: int, batch_size: int | None) -> list[Answer]:
+        features = list(encode_rows(self.task, rows, self.tokenizer, source=source, first=first))
+        device = next(self.model.parameters()).device
+        answers: dict[int, Answer] = {}
+        lengths = [len(feature["input_ids"]) for feature in features]
+        for batch in plan.micro_batches(range(len(features)), lengths, rows=batch_size, tokens=BATCH_TOKENS):
+            chosen = [features[i] for i in batch]
+            inputs = {name: tensor.to(device) for name, tensor in self.task.collate(chosen, self.tokenizer).items()}
+            answers |= zip(batch, self.task.answers(self.model, inputs, chosen, self.tokenizer), strict=True)
+        return [answers[i] for i in range(len(features))]
+
+
+def load_predictor(directory: str | Path, *, base: str | Path | None = None, quantize: Quantize | None = None,
+                   device: str | torch.device | None = None) -> Predictor:
+    """Load an adapter folder for prediction: one call, and nothing but the folder and its base is needed.
+
+    Args:
+        directory: written by `Trainer.fit` or `Trainer.save`.
+        base: where the base model is now, if it moved; another model of the same shape is refused.
+        quantize: "8bit" or "4bit"; as at training unless given.
+        device: where to compute; the first GPU if there is one, unless given.
+
+    Raises:
+        ValueError: the folder is incomplete or damaged, or the base is not the one it was trained on.
+    """
+    model, task, tokenizer = load_adapter(directory, base=base, quantize=quantize)
+    model.requires_grad_(False)
+    if base_facts(model).quantize is None:
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Predictor(model.eval(), task, tokenizer)

@@ -1,0 +1,118 @@
+"""What every recipe shares: its options, its table of scores, and predictions for an unlabelled file."""
+
+import argparse
+import csv
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+import pandas as pd
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+from peftcls.demo import sample
+from peftcls.metrics import interval
+from peftcls.models import load_base
+from peftcls.predictor import Predictor
+from peftcls.rows import source_name
+from peftcls.tasks.base import Answer, Task
+
+BASELINE_KEYWORDS = 5
+
+
+def recipe_options(description: str | None, *, data: str, out: str, epochs: int, learning_rate: float) -> argparse.Namespace:
+    """The command line of a recipe.
+
+    Args:
+        description: the recipe's docstring.
+        data: the name of the sample data that are used where no file is given, for example "papers".
+        out: the adapter folder unless given.
+        epochs: unless given.
+        learning_rate: unless given.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", help="rows to learn from (csv, tsv, json, jsonl, parquet, hub id); sample data unless given")
+    parser.add_argument("--valid", help="rows that decide which step was best")
+    parser.add_argument("--test", help="rows for the table at the end; the validation rows where --train is given and this is not")
+    parser.add_argument("--model", default="demo", help="base model: demo, a local folder or a hub id")
+    parser.add_argument("--quantize", choices=["8bit", "4bit"], help="hold the base in 8 or 4 bits")
+    parser.add_argument("--out", default=out, help=f"adapter folder ({out})")
+    parser.add_argument("--epochs", type=int, default=epochs, help=f"passes over the training rows ({epochs})")
+    parser.add_argument("--learning-rate", type=float, default=learning_rate, help=f"peak learning rate ({learning_rate})")
+    parser.add_argument("--seed", type=int, default=0, help="of new weights, order and dropout (0)")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
+    parser.add_argument("--predict", help="a file of rows without labels to answer when trained")
+    parser.add_argument("--predictions", default="predictions.csv", help="where the answers go (predictions.csv)")
+    options = parser.parse_args()
+    if options.train is None:
+        options.train, given = str(sample(f"{data}_train.csv")), options.valid or options.test
+        options.valid = options.valid or str(sample(f"{data}_validation.csv"))
+        options.test = options.test or (options.valid if given else str(sample(f"{data}_test.csv")))
+    options.test = options.test or options.valid
+    return options
+
+
+def score_table(task: Task, train: datasets.Dataset, test: datasets.Dataset, systems: dict[str, Sequence[Answer]]) -> str:
+    """Scores on the test rows with 95 % bootstrap intervals: the given systems, and two that need no transformer.
+
+    For labels the baselines are the commonest label, and logistic regression on TF-IDF; for lists of keywords the
+    commonest keywords of the training rows, and the terms of the highest TF-IDF in each text.
+    """
+    systems = {**systems, **_baselines(task, train, test)}
+    names = [task.monitor] if task.monitor in ("f1", "exact_match") else ["accuracy", "f1_macro"]
+    rows = []
+    for system, answers in systems.items():
+        row = {"system": system}
+        for name in names:
+            def score(chosen: Sequence[int], answers: Sequence[Answer] = answers, name: str = name) -> float:
+                return task.score([answers[i] for i in chosen], test.select(chosen))[name]
+            every = list(range(len(test)))
+            low, high = interval(score, every, resamples=200 if len(test) > 500 else 500)
+            row[name] = f"{100 * score(every):5.1f}"
+            row[f"95 % interval of {name}"] = f"{100 * low:.1f} to {100 * high:.1f}"
+        rows.append(row)
+    return f"{len(test)} rows of {source_name(test)}\n" + pd.DataFrame(rows).to_string(index=False)
+
+
+def _baselines(task: Task, train: datasets.Dataset, test: datasets.Dataset) -> dict[str, list[Answer]]:
+    texts, unseen = ([task.text_of(row) for row in rows] for rows in (train, test))
+    gold = [task.gold_of(row) for row in train]
+    if getattr(task, "separator", None) is not None:
+        common = tuple(k for k, _ in Counter(k for row in gold for k in row).most_common(BASELINE_KEYWORDS))
+        terms = TfidfVectorizer(stop_words="english", ngram_range=(1, 3), sublinear_tf=True).fit(texts)
+        names, table = terms.get_feature_names_out(), terms.transform(unseen)
+        best = [tuple(names[i] for i in row.toarray()[0].argsort()[::-1][:BASELINE_KEYWORDS]) for row in table]
+        return {"commonest keywords": [Answer(labels=common)] * len(test), "highest TF-IDF": [Answer(labels=b) for b in best]}
+    if not getattr(task, "labels", None) or getattr(task, "multi_label", False):
+        return {}
+    names = [label for (label,) in gold]
+    regression = make_pipeline(TfidfVectorizer(sublinear_tf=True), LogisticRegression(C=10, max_iter=2000)).fit(texts, names)
+    shares = {label: names.count(label) / len(names) for label in task.labels}  # type: ignore[attr-defined]
+    scored = [{**dict.fromkeys(shares, 0.0), **dict(zip(regression.classes_, row, strict=True))} for row in regression.predict_proba(unseen)]
+    return {"TF-IDF + logistic regression": [Answer(label=max(p, key=lambda n: p[n]), probabilities=p) for p in scored],
+            "majority": [Answer(label=max(shares, key=lambda n: shares[n]), probabilities=shares)] * len(test)}
+
+
+def ask_untrained(name: str, task: Task, rows: datasets.Dataset) -> list[Answer] | None:
+    """Zero-shot answers of a base model that is only asked by prompt; None where it is not a causal language model."""
+    try:
+        model, tokenizer = load_base(name, task)
+    except ValueError:
+        return None
+    return Predictor(model, task, tokenizer).predict(rows) if model.base_facts.causal else None
+
+
+def write_submission(path: str | Path, rows: datasets.Dataset, answers: Sequence[Answer]) -> None:
+    """Write `uuid,Keywords,label` for every row: what was answered, and what the file already held of the other."""
+    path = Path(path)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, newline="", encoding="utf-8") as beside:
+        writer = csv.writer(beside, lineterminator="\n")
+        writer.writerow(["uuid", "Keywords", "label"])
+        for number, (row, answer) in enumerate(zip(rows, answers, strict=True), 1):
+            keywords = "; ".join(answer.labels) if answer.labels is not None else row.get("Keywords") or ""
+            writer.writerow([row.get("uuid", number), keywords, answer.label or row.get("label") or ""])
+    os.replace(beside.name, path)

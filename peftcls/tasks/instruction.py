@@ -1,0 +1,205 @@
+"""An instruction and an input get a text for an answer, or one of a closed set of labels, from a causal LM."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import datasets
+import torch
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
+
+from peftcls import metrics
+from peftcls.pooling import unwrapped
+from peftcls.rows import Row, RowError
+from peftcls.tasks.base import Answer, Batch, Feature, Task, pad, pad_inputs
+from peftcls.tasks.choices import Choices
+from peftcls.tasks.classification import label_name
+from peftcls.tasks.prompt import fit_document, placeholders, render, split_cue, tokenize_answered
+
+TEMPLATE = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction(Task):
+    """Instruction tuning; only the answer's tokens are targets.
+
+    Args:
+        instruction: the column behind `{instruction}` in the template.
+        input: the column behind `{input}`: the document, the only part that is ever shortened.
+        output: the column with the answer.
+        labels: the closed set of answers, at least two. Given, a prediction is one of them with its probability, read
+            from the model's own likelihoods in one pass; otherwise the answer is generated greedily.
+        separator: of a list-like answer such as keywords (";"); the answer is then scored as a set.
+        template: the prompt. `{instruction}` and `{input}` stand for the columns above, any other `{name}` for the
+            column of that name, so a template can also hold the instruction itself. White space at its end is taken as
+            the beginning of the answer.
+        max_length: tokens of prompt and answer together.
+        max_new_tokens: tokens of a generated answer, its end mark included.
+    """
+
+    instruction: str = "instruction"
+    input: str = "input"
+    output: str = "output"
+    labels: tuple[str, ...] | None = None
+    separator: str | None = None
+    template: str = TEMPLATE
+    max_length: int = 1024
+    max_new_tokens: int = 128
+
+    new_head: ClassVar[bool] = False
+    auto_model: ClassVar[Any] = AutoModelForCausalLM
+    peft_type: ClassVar[str] = "CAUSAL_LM"
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.labels is not None:
+            object.__setattr__(self, "labels", tuple(label_name(label) for label in self.labels))
+            if len(set(self.labels or ())) < max(2, len(self.labels or ())):
+                problems.append(f"labels={self.labels}: expected two or more different labels")
+            if self.separator is not None:
+                problems.append("labels and separator: an answer is one of a closed set or a list, not both")
+        if not self.template.strip():
+            problems.append("template is empty: expected a text with {input}")
+        if self.max_new_tokens < 2 or self.max_length <= self.max_new_tokens:
+            problems.append(f"max_length={self.max_length} and max_new_tokens={self.max_new_tokens}: expected at least 2 tokens "
+                            "for the answer and more for both together")
+        if problems:
+            raise ValueError("; ".join(problems) + ".")
+
+    @property
+    def monitor(self) -> str:  # type: ignore[override]
+        """The score that decides which step was best."""
+        return "f1_macro" if self.labels else "f1" if self.separator else "exact_match"
+
+    def columns(self, *, with_target: bool) -> list[str]:
+        own = {"instruction": self.instruction, "input": self.input}
+        inputs = list(dict.fromkeys(own.get(name, name) for name in placeholders(self.template)))
+        return [*inputs, self.output] if with_target else inputs
+
+    def problem(self, row: Row, *, with_target: bool) -> str | None:
+        if "{input}" in self.template and not str(row[self.input] or "").strip():
+            return f"has no text in column {self.input!r}; fill it in or leave the row out"
+        if not with_target:
+            return None
+        if row[self.output] is None or not str(row[self.output]).strip():
+            return f"has no answer in column {self.output!r}; fill it in or leave the row out"
+        if self.labels and label_name(row[self.output]) not in self.labels:
+            return f"has the label {label_name(row[self.output])!r}, expected one of {list(self.labels)}"
+        return None
+
+    def table_problem(self, rows: datasets.Dataset) -> str | None:
+        found = {label_name(value) for value in rows[self.output]} if self.labels else {"", " "}
+        if len(found) < 2:
+            return f"has only the label {sorted(found)} in column {self.output!r}; a classifier needs rows of two or more"
+        return None
+
+    def rows_of(self, texts: Sequence[Any]) -> list[Row]:
+        if self.columns(with_target=False) != [self.input]:
+            raise RowError(f"bare texts are not enough: the template needs the columns {self.columns(with_target=False)}; "
+                           "give rows such as {'column': value}.")
+        return [{self.input: text} for text in texts]
+
+    def text_of(self, row: Row) -> str:
+        return render(self.template, {**row, "instruction": "", "input": row.get(self.input)})
+
+    def gold_of(self, row: Row) -> tuple[str, ...]:
+        if self.separator is not None:
+            return self._parts(row[self.output])
+        return (label_name(row[self.output]) if self.labels else str(row[self.output]).strip(),)
+
+    def encode(self, row: Row, tokenizer: PreTrainedTokenizerBase, *, with_target: bool) -> Feature:
+        cue, space = split_cue(self.template)
+        choices = self._label_tokens(tokenizer)
+        answer_limit = max(map(len, choices)) + 1 if choices else self.max_new_tokens
+        values = {**row, "instruction": row.get(self.instruction), "input": row.get(self.input)}
+        prompt, shortened = fit_document(tokenizer, cue, values, "input", self.max_length - answer_limit)
+        if not with_target:
+            ids, _ = tokenize_answered(tokenizer, prompt, space + (self.labels[0] if self.labels else "x"))
+            return {"input_ids": ids, "shortened": shortened}
+        answer = label_name(row[self.output]) if self.labels else str(row[self.output]).strip()
+        ids, target = tokenize_answered(tokenizer, prompt, space + answer)
+        if choices and tuple(target) != choices[self._labels.index(answer)]:
+            raise RowError(f"has the label {answer!r} in other tokens than alone: the template must end in a space or a new line")
+        if len(target) + 1 > answer_limit:
+            raise RowError(f"has an answer of {len(target)} tokens in column {self.output!r}, expected at most "
+                           f"{answer_limit - 1}; shorten it or raise max_new_tokens (now {self.max_new_tokens})")
+        return {"input_ids": [*ids, *target, int(tokenizer.eos_token_id)], "prompt_tokens": len(ids),
+                "weight": float(len(target) + 1), "shortened": shortened}
+
+    @property
+    def _labels(self) -> tuple[str, ...]:
+        return self.labels or ()
+
+    def _label_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, ...]]:
+        cue, space = split_cue(self.template)
+        prompt = render(cue, {})
+        return [tuple(tokenize_answered(tokenizer, prompt, space + label)[1]) for label in self._labels]
+
+    def collate(self, features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> Batch:
+        batch = pad_inputs(features, tokenizer)
+        if "prompt_tokens" in features[0]:  # the state before a token predicts it: the mask stands one place to the left
+            marks = [[0] * (f["prompt_tokens"] - 1) + [1] * int(f["weight"]) + [0] for f in features]
+            batch["supervised"] = pad(marks, 0, tokenizer.padding_side).bool()
+        return batch
+
+    def loss_sum(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        target = batch["input_ids"].roll(-1, dims=1)[batch["supervised"]]
+        return F.cross_entropy(_logits(model, batch, batch["supervised"]), target, reduction="sum")
+
+    def answers(self, model: torch.nn.Module, batch: Batch, features: Sequence[Feature],
+                tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
+        prompts = [f["input_ids"] for f in features]
+        return self._choose(model, prompts, tokenizer) if self.labels else self._generate(model, prompts, tokenizer)
+
+    def _choose(self, model: torch.nn.Module, prompts: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
+        choices = Choices.of(self._label_tokens(tokenizer), int(tokenizer.eos_token_id))
+        logits: dict[tuple[int, ...], torch.Tensor] = {}
+        device = next(model.parameters()).device
+        for run in choices.runs:
+            batch = {k: v.to(device) for k, v in pad_inputs([{"input_ids": [*p, *run]} for p in prompts], tokenizer).items()}
+            depths = [len(prefix) for prefix in choices.forks if run[: len(prefix)] == prefix]
+            marks = [[0] * (len(p) - 1) + [int(d in depths) for d in range(len(run) + 1)] for p in prompts]
+            read = _logits(model, batch, pad(marks, 0, tokenizer.padding_side).bool().to(device))
+            by_depth = read.view(len(prompts), len(depths), -1)
+            logits |= {run[:depth]: by_depth[:, place] for place, depth in enumerate(sorted(depths))}
+        table = choices.log_probabilities(logits).exp().tolist()
+        return [Answer(label=self._labels[row.index(max(row))], probabilities=dict(zip(self._labels, row, strict=True)))
+                for row in table]
+
+    def _generate(self, model: torch.nn.Module, prompts: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
+        batch = {"input_ids": pad(prompts, int(tokenizer.pad_token_id), "left"),
+                 "attention_mask": pad([[1] * len(p) for p in prompts], 0, "left")}
+        greedy = GenerationConfig(do_sample=False, max_new_tokens=self.max_new_tokens, pad_token_id=tokenizer.pad_token_id,
+                                  eos_token_id=tokenizer.eos_token_id)
+        device = next(model.parameters()).device
+        ids = unwrapped(model).generate(**{k: v.to(device) for k, v in batch.items()}, generation_config=greedy)
+        answers = []
+        for new in ids[:, batch["input_ids"].shape[1]:].tolist():
+            ended = tokenizer.eos_token_id in new
+            text = str(tokenizer.decode(new[: new.index(tokenizer.eos_token_id)] if ended else new, skip_special_tokens=True)).strip()
+            parts = None if self.separator is None else self._parts(text)
+            answers.append(Answer(text=text, labels=parts, usable=ended and bool(text) and parts != ()))
+        return answers
+
+    def _parts(self, text: Any) -> tuple[str, ...]:
+        parts = text if isinstance(text, list) else str(text).split(self.separator)
+        return tuple(dict.fromkeys(p.strip() for p in parts if p and p.strip()))
+
+    def score(self, answers: Sequence[Answer], rows: datasets.Dataset) -> dict[str, float]:
+        gold = [self.gold_of(row) for row in rows]
+        if self.labels:
+            names = [name for (name,) in gold]
+            return {**metrics.label_scores(names, [str(a.label) for a in answers]),
+                    "loss": metrics.label_loss(names, [a.probabilities or {} for a in answers], self.labels)}
+        unusable = sum(not a.usable for a in answers) / len(answers)
+        if self.separator is not None:
+            found = metrics.keyword_scores(gold, [a.labels or () for a in answers], [self.text_of(row) for row in rows])
+            return {**found, "unusable": unusable}
+        return {"exact_match": sum((a.text,) == g for a, g in zip(answers, gold, strict=True)) / len(gold), "unusable": unusable}
+
+
+def _logits(model: torch.nn.Module, batch: Batch, marks: torch.Tensor) -> torch.Tensor:
+    """Logits of shape (marked places, vocabulary), in float32 or wider, row by row."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], logits_to_keep=marks, use_cache=False).logits
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits

@@ -1,0 +1,340 @@
+"""The training loop, on one process or many: the same rows, the same sums, the same weights."""
+
+import dataclasses
+import math
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, broadcast, gather_object
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from peftcls import plan
+from peftcls.adapt import train_mode, trained_parameters
+from peftcls.adapters import save_adapter
+from peftcls.check import check_rows
+from peftcls.checkpoint import Progress, Tensors, copy_tensors, find_checkpoints, read_checkpoint, write_checkpoint
+from peftcls.features import TrainingTable, encode_table
+from peftcls.models import base_facts
+from peftcls.predictor import Predictor, load_predictor
+from peftcls.rows import Row, as_dataset, source_name
+from peftcls.schedule import Schedule, learning_rate_factor
+from peftcls.summary import describe_model
+from peftcls.tasks.base import Answer, Task
+
+MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}  # enough rows to keep the processor busy, few enough for its memory
+PROBE_ROWS = 8
+PROBE_TOLERANCE = 1e-4  # of a probability; the same kernels on the same weights differ by rounding at most
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How to optimise. The batch is what matters to the mathematics; how much of it is in memory at once follows.
+
+    Args:
+        output_dir: the adapter folder; while the run lasts, checkpoints are kept in it too.
+        epochs: passes over the training rows.
+        batch_size: rows of an optimizer step, over all processes.
+        micro_batch_size: at most this many rows in memory at once, in each process.
+        micro_batch_tokens: at most this many tokens in memory at once, padding included; without either, a number
+            that suits the device.
+        learning_rate: its peak.
+        weight_decay: of AdamW, on matrices alone, never on norms and biases.
+        warmup: the share of the steps over which the learning rate rises.
+        schedule: what it does then: "linear" or "cosine" to zero, or "constant".
+        max_grad_norm: a longer gradient is cut to this length.
+        eval_every: steps between evaluations and checkpoints; an epoch unless given.
+        patience: stop after this many evaluations in a row without a better score.
+        monitor: the score that decides; the task's own unless given.
+        log_every: steps between two entries of the log.
+        seed: of the order of the rows and of dropout.
+        trackers: names of Accelerate's trackers, for example ("tensorboard",).
+
+    Raises:
+        ValueError: all settings that cannot be, at once.
+    """
+
+    output_dir: str | Path
+    epochs: int = 3
+    batch_size: int = 16
+    micro_batch_size: int | None = None
+    micro_batch_tokens: int | None = None
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.01
+    warmup: float = 0.06
+    schedule: Schedule = "linear"
+    max_grad_norm: float = 1.0
+    eval_every: int | None = None
+    patience: int | None = None
+    monitor: str | None = None
+    log_every: int = 10
+    seed: int = 0
+    trackers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        whole = {"epochs": self.epochs, "batch_size": self.batch_size, "micro_batch_size": self.micro_batch_size,
+                 "micro_batch_tokens": self.micro_batch_tokens, "eval_every": self.eval_every, "patience": self.patience,
+                 "log_every": self.log_every}
+        problems = [f"{name}={value!r}: expected a whole number of at least 1" for name, value in whole.items()
+                    if value is not None and (not isinstance(value, int) or value < 1)]
+        problems += [f"{name}={value!r}: expected a number above 0" for name, value in
+                     {"learning_rate": self.learning_rate, "max_grad_norm": self.max_grad_norm}.items() if not value > 0]
+        if not self.weight_decay >= 0:
+            problems.append(f"weight_decay={self.weight_decay!r}: expected a number of at least 0")
+        if not 0 <= self.warmup < 1:
+            problems.append(f"warmup={self.warmup!r}: expected a share of the steps, from 0 to below 1")
+        if self.schedule not in ("linear", "cosine", "constant"):
+            problems.append(f"schedule={self.schedule!r}: expected 'linear', 'cosine' or 'constant'")
+        if problems:
+            raise ValueError("TrainConfig: " + "; ".join(problems) + ".")
+
+
+class Trainer:
+    """Trains what `attach_lora` or `train_only` opened, and leaves a folder that `load_predictor` reads.
+
+    Raises:
+        ValueError: nothing of the model is trained, or the launcher asks for what this trainer does not do.
+    """
+
+    def __init__(self, model: torch.nn.Module, task: Task, tokenizer: PreTrainedTokenizerBase, config: TrainConfig) -> None:
+        self.accelerator = Accelerator(log_with=list(config.trackers) or None, project_dir=str(config.output_dir))
+        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+            raise ValueError(f"the launcher asks for {self.accelerator.distributed_type.value}, expected plain processes: every process "
+                             "holds the base. If it does not fit, load it with quantize='8bit' or '4bit'.")
+        if self.accelerator.mixed_precision == "fp16":
+            raise ValueError("mixed precision fp16 needs a loss scale, which this trainer does not keep; launch with bf16 or no.")
+        self.parameters = trained_parameters(model)
+        if not self.parameters:
+            raise ValueError("nothing of the model is trained; call attach_lora(model, task) or train_only(model, task, ...) first.")
+        if base_facts(model).quantize is None:
+            model.to(self.accelerator.device)
+        self.model, self.task, self.tokenizer, self.config = model, task, tokenizer, config
+        self.output_dir = Path(config.output_dir)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": [p for p in self.parameters.values() if p.ndim > 1], "weight_decay": config.weight_decay},
+             {"params": [p for p in self.parameters.values() if p.ndim <= 1], "weight_decay": 0.0}], lr=config.learning_rate)
+        self.progress = Progress()
+        self.best: Tensors | None = None
+        self._probe: list[Row] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def fit(self, train_rows: datasets.Dataset | Iterable[Mapping[str, Any]],
+            valid_rows: datasets.Dataset | Iterable[Mapping[str, Any]] | None = None, *, resume: bool = False) -> dict[str, float]:
+        """Train, keep the best adapter by the validation score (the last one without), and save it to `output_dir`.
+
+        Args:
+            train_rows: the rows to learn from.
+            valid_rows: the rows that decide which step was best; never learnt from.
+            resume: go on from the newest checkpoint in `output_dir`, if there is one; the result is the one that the
+                uninterrupted run would have had.
+
+        Returns:
+            The best step's validation scores; empty without validation rows.
+
+        Raises:
+            RowError: rows that cannot be learnt from, before anything is written.
+            FloatingPointError: the loss or a gradient is not finite; the weights are those before that step.
+        """
+        train, valid = as_dataset(train_rows, "train_rows"), None if valid_rows is None else as_dataset(valid_rows, "valid_rows")
+        check_rows(self.task, train, training=True)
+        if valid is not None:
+            check_rows(self.task, valid)
+        table = encode_table(self.task, train, self.tokenizer, base_facts(self.model).fingerprint)
+        self._probe = train.select(range(min(PROBE_ROWS, len(train)))).select_columns(self.task.columns(with_target=False)).to_list()
+        per_epoch = plan.steps_per_epoch(len(train), self.config.batch_size)
+        run = {"task": self.task.to_json(), "training rows": table.fingerprint, "base": base_facts(self.model).fingerprint,
+               "validation rows": None if valid is None else valid._fingerprint,
+               "trained tensors": {name: list(p.shape) for name, p in self.parameters.items()},
+               **{k: v for k, v in dataclasses.asdict(self.config).items() if k not in ("output_dir", "log_every", "trackers")}}
+        self._begin(table, train, resume, run)
+        self._loop(table, valid, per_epoch, run)
+        if self.best is not None:
+            with torch.no_grad():
+                for name, parameter in self.parameters.items():
+                    parameter.copy_(self.best[name])
+        self.save(self.output_dir)
+        if self.accelerator.is_main_process:
+            for checkpoint in find_checkpoints(self.output_dir):
+                shutil.rmtree(checkpoint)
+        self.accelerator.wait_for_everyone()
+        return self.progress.best_scores
+
+    def _begin(self, table: TrainingTable, train: datasets.Dataset, resume: bool, run: dict[str, Any]) -> None:
+        self.progress, self.best = Progress(), None
+        found = find_checkpoints(self.output_dir)
+        if found and not resume:
+            raise ValueError(f"{self.output_dir} holds {found[0].name} of a run that was not finished; go on with resume=True, "
+                             "or remove it.")
+        for parameter in self.parameters.values():  # every process starts from the first one's weights
+            broadcast(parameter.data)
+        if found:
+            self.progress, self.best = read_checkpoint(found[0], self.parameters, self.optimizer, run)
+            self.accelerator.print(f"going on from {found[0].name}")
+        self.accelerator.print(describe_model(self.model))
+        if table.shortened_rows:
+            self.accelerator.print(f"{table.shortened_rows} of {len(train)} rows of {source_name(train)} are longer than "
+                                   f"{getattr(self.task, 'max_length', '')} tokens; their text is shortened at its end.")
+        if self.config.trackers:
+            self.accelerator.init_trackers("peftcls", config={k: str(v) for k, v in dataclasses.asdict(self.config).items()})
+
+    def _loop(self, table: TrainingTable, valid: datasets.Dataset | None, per_epoch: int, run: dict[str, Any]) -> None:
+        config, steps, rows = self.config, per_epoch * self.config.epochs, len(table.lengths)
+        every = config.eval_every or per_epoch
+        bar = tqdm(total=rows * config.epochs, unit="row", disable=not self.accelerator.is_main_process, dynamic_ncols=True,
+                   mininterval=0.2 if sys.stderr.isatty() else 10.0,
+                   initial=sum(len(plan.step_rows(rows, config.batch_size, config.seed, s)) for s in range(self.progress.step)))
+        losses: list[float] = []
+        train_mode(self.model)
+        for step in range(self.progress.step, steps):
+            if config.patience is not None and self.progress.evaluations_since_best >= config.patience:
+                break
+            indices = plan.step_rows(rows, config.batch_size, config.seed, step)
+            losses.append(self._step(table, indices, step, steps))
+            self.progress.step = step + 1
+            bar.update(len(indices))
+            if (step + 1) % config.log_every == 0 or step + 1 == steps:
+                self._log({"step": step + 1, "loss": float(np.mean(losses))}, bar)
+                losses = []
+            if (step + 1) % every == 0 or step + 1 == steps:
+                if valid is not None:
+                    self._judge(self.evaluate(valid), step + 1, bar)
+                    train_mode(self.model)
+                if self.accelerator.is_main_process and step + 1 < steps:
+                    write_checkpoint(self.output_dir, self.progress, self.parameters, self.optimizer, self.best, run)
+                self.accelerator.wait_for_everyone()
+        bar.close()
+        self.model.eval()
+
+    def _step(self, table: TrainingTable, indices: list[int], step: int, steps: int) -> float:
+        """One optimizer step: the gradient of the sum of all losses over the sum of all weights. Returns that loss."""
+        config, process = self.config, self.accelerator.process_index
+        own = plan.share(indices, table.lengths, process, self.accelerator.num_processes)
+        tokens = config.micro_batch_tokens
+        if tokens is None and config.micro_batch_size is None:
+            tokens = MICRO_BATCH_TOKENS.get(self.accelerator.device.type, MICRO_BATCH_TOKENS["cuda"])
+        weight, total = float(table.weights[indices].sum()), 0.0
+        for number, micro in enumerate(plan.micro_batches(own, table.lengths, rows=config.micro_batch_size, tokens=tokens)):
+            torch.manual_seed(int(np.random.SeedSequence((config.seed, step, process, number)).generate_state(1)[0]))
+            features = [table.features[i] for i in micro]
+            batch = {k: v.to(self.accelerator.device) for k, v in self.task.collate(features, self.tokenizer).items()}
+            with self.accelerator.autocast():
+                loss = self.task.loss_sum(self.model, batch) / weight
+            loss.backward()
+            total += float(loss.detach())
+        total = self._sum_gradients(total)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.max_grad_norm)
+        if not math.isfinite(total) or not math.isfinite(float(norm)):
+            self.optimizer.zero_grad()
+            raise FloatingPointError(f"step {step + 1}: the loss is {total} and the gradient's length {float(norm)}, expected finite "
+                                     f"numbers. The step was not taken. Its rows: {sorted(i + 1 for i in indices)}. Lower the learning rate "
+                                     f"(now {config.learning_rate}) or look at these rows.")
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * learning_rate_factor(step, steps, warmup=config.warmup, schedule=config.schedule)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return total
+
+    def _sum_gradients(self, total: float) -> float:
+        """Add up the gradients and losses of all processes; each row has been divided by the whole step's weight."""
+        for parameter in self.parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if self.accelerator.num_processes == 1:
+            return total
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        kind = torch.float64 if any(g.dtype == torch.float64 for g in gradients) else torch.float32
+        flat = torch.cat([g.flatten().to(kind) for g in gradients] + [torch.tensor([total], dtype=kind, device=gradients[0].device)])
+        flat = self.accelerator.reduce(flat, reduction="sum")
+        for gradient, piece in zip(gradients, flat[:-1].split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(piece.view_as(gradient))
+        return float(flat[-1])
+
+    def _judge(self, scores: dict[str, float], step: int, bar: Any) -> None:
+        """Keep these weights if they are the best so far; of equal scores the one with the lower loss is better."""
+        monitor = self.config.monitor or self.task.monitor
+        if monitor not in scores:
+            raise ValueError(f"monitor={monitor!r}: {type(self.task).__name__} has the scores {sorted(scores)}.")
+        seen = self.progress.best_scores
+        sign = -1 if monitor == "loss" else 1
+        rank, best = ((sign * s[monitor], -s.get("loss", 0.0)) if s else (-math.inf, 0.0) for s in (scores, seen))
+        if rank > best:
+            self.best = copy_tensors(self.parameters)
+            self.progress.best_scores, self.progress.best_step, self.progress.evaluations_since_best = scores, step, 0
+        else:
+            self.progress.evaluations_since_best += 1
+        self._log({"step": step, **{f"valid_{name}": value for name, value in scores.items()}}, bar)
+
+    def _log(self, entry: dict[str, float], bar: Any) -> None:
+        self.progress.history.append(entry)
+        monitor = self.config.monitor or self.task.monitor
+        latest = {k: v for e in self.progress.history for k, v in e.items()}
+        shown = {"loss": f"{latest.get('loss', math.nan):.3f}"}
+        if f"valid_{monitor}" in latest:
+            shown[f"valid {monitor}"] = f"{latest[f'valid_{monitor}']:.3f}"
+        bar.set_postfix(shown, refresh=False)
+        if self.config.trackers:
+            self.accelerator.log({k: v for k, v in entry.items() if k != "step"}, step=int(entry["step"]))
+
+    def predict(self, rows: datasets.Dataset | Iterable[Mapping[str, Any]]) -> list[Answer]:
+        """One answer a row, in the rows' order, on every process; each process works on its share."""
+        table, rank, processes = as_dataset(rows), self.accelerator.process_index, self.accelerator.num_processes
+        own = list(range(rank, len(table), processes))
+        predictor = Predictor(self.model, self.task, self.tokenizer)
+        if processes == 1:
+            return predictor.predict(table)
+        check_rows(self.task, table, with_target=False)
+        found = list(zip(own, predictor.predict(table.select(own)) if own else [], strict=True))
+        answers: dict[int, Answer] = dict(gather_object(found))
+        return [answers[i] for i in range(len(table))]
+
+    def evaluate(self, rows: datasets.Dataset | Iterable[Mapping[str, Any]]) -> dict[str, float]:
+        """Scores over all rows, the same on any number of processes."""
+        table = as_dataset(rows)
+        check_rows(self.task, table)
+        return self.task.score(self.predict(table), table)
+
+    def save(self, directory: str | Path) -> Path:
+        """Write the adapter folder, load it onto a fresh base, and compare answers; a difference is an error.
+
+        Raises:
+            RuntimeError: the loaded folder answers otherwise than the model that was saved.
+        """
+        started = time.perf_counter()
+        if self.accelerator.is_main_process:
+            save_adapter(directory, self.model, self.task, self.tokenizer)
+            self._compare_reloaded(Path(directory))
+            print(f"saved to {directory}, loaded again and compared in {time.perf_counter() - started:.1f} s")
+        self.accelerator.wait_for_everyone()
+        return Path(directory)
+
+    def _compare_reloaded(self, directory: Path) -> None:
+        if not self._probe:
+            return
+        loaded = load_predictor(directory, device=self.accelerator.device)
+        width = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+        if width == torch.float64:  # a model that was widened by hand
+            loaded.model.double()
+        for place, (kept, again) in enumerate(zip(Predictor(self.model, self.task, self.tokenizer).predict(self._probe),
+                                                  loaded.predict(self._probe), strict=True)):
+            differences = [abs(p - (again.probabilities or {}).get(n, math.inf)) for n, p in (kept.probabilities or {}).items()]
+            if max(differences, default=0.0) > PROBE_TOLERANCE or (not differences and kept != again):
+                raise RuntimeError(f"{directory} was saved but answers otherwise than the trained model: row {place + 1} gives {again}, "
+                                   f"expected {kept}. Do not use it; please report the model and the settings.")
+
+    def close(self) -> None:
+        """Wait for all processes and end trackers and the process group; nothing can be trained after it."""
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()

@@ -1,0 +1,39 @@
+"""Judge whether a paper is medical (1) or not (0): LoRA instruction tuning on title and abstract.
+
+    accelerate launch recipes/medical_paper_lora.py
+    accelerate launch recipes/medical_paper_lora.py --train papers.csv --valid held_out.csv --model Qwen/Qwen2.5-0.5B
+    accelerate launch recipes/medical_paper_lora.py --predict unlabelled.csv --predictions submission.csv
+
+The files need the columns title, abstract and label.
+"""
+
+from peftcls import Instruction, TrainConfig, Trainer, attach_lora, load_base, read_rows
+from peftcls.recipe import recipe_options, score_table, write_submission
+
+TEMPLATE = "Is this a medical paper? Answer 1 for yes and 0 for no.\nTitle: {title}\nAbstract: {input}\nAnswer: "
+
+
+def main() -> None:
+    options = recipe_options(__doc__, data="papers", out="medical_paper_lora", epochs=8, learning_rate=2e-3)
+    train, valid, test = (None if file is None else read_rows(file) for file in (options.train, options.valid, options.test))
+
+    task = Instruction(template=TEMPLATE, input="abstract", output="label", labels=("0", "1"), max_length=384)
+    model, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
+    model = attach_lora(model, task, rank=16, alpha=32, dropout=0.05, seed=options.seed)
+
+    config = TrainConfig(options.out, epochs=options.epochs, batch_size=16, learning_rate=options.learning_rate, seed=options.seed)
+    with Trainer(model, task, tokenizer, config) as trainer:
+        untrained = trainer.predict(test) if test else []
+        trainer.fit(train, valid, resume=options.resume)
+        if test:
+            systems = {"this run": trainer.predict(test), "the same model, untrained": untrained}
+            trainer.accelerator.print(score_table(task, train, test, systems))
+        if options.predict:
+            rows = read_rows(options.predict)
+            answers = trainer.predict(rows)
+            if trainer.accelerator.is_main_process:
+                write_submission(options.predictions, rows, answers)
+
+
+if __name__ == "__main__":
+    main()
