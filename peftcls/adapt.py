@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from peftcls.models import attention_projections, base_facts, linear_layers
 from peftcls.pooling import unwrapped
@@ -29,7 +30,7 @@ def attach_lora(model: PreTrainedModel, task: Task, *, rank: int = 8, alpha: flo
         task: the one given to `load_base`.
         rank: of the update matrices (r in Hu et al. 2021, section 4.1).
         alpha: the update is scaled by alpha / rank, or alpha / sqrt(rank) for "rslora".
-        dropout: on the input of the update.
+        dropout: on the input of the update, and of the head; the frozen base has none.
         targets: "attention" (unless given), "all-linear" in the backbone, or endings of module names.
         layers: numbers of the layers that get adapters, from 0; negative numbers count from the top.
         method: "lora", "dora" (Liu et al. 2024), "rslora" (Kalajdzievski 2023) or "pissa" (Meng et al. 2024).
@@ -52,7 +53,11 @@ def attach_lora(model: PreTrainedModel, task: Task, *, rank: int = 8, alpha: flo
                          "try targets='all-linear'.")
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, task_type=task.peft_type,  # type: ignore[arg-type]
                         modules_to_save=list(facts.heads) or None, base_model_name_or_path=model.name_or_path, revision=facts.revision,
-                        **methods[method])
+                        fan_in_fan_out=all(isinstance(model.get_submodule(name), Conv1D) for name in names), **methods[method])
+    for _, child in _above_backbone(model):
+        for module in child.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = dropout
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return wrap_adapter(model, config)
@@ -134,9 +139,13 @@ def train_mode(model: torch.nn.Module) -> None:
         own = list(module.parameters())
         if isinstance(module, BaseTunerLayer) or (own and all(p.requires_grad for p in own)):
             module.train()
-    for name, child in inner.named_children():
-        if name != inner.base_model_prefix:  # the head, and the dropout in front of it
-            child.train()
+    for _, child in _above_backbone(inner):
+        child.train()
+
+
+def _above_backbone(model: PreTrainedModel) -> list[tuple[str, torch.nn.Module]]:
+    """The head, and the dropout in front of it."""
+    return [(name, child) for name, child in model.named_children() if name != model.base_model_prefix]
 
 
 def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

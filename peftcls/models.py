@@ -1,7 +1,9 @@
 """The base model: loading it, and finding its parts by structure."""
 
+import contextlib
 import dataclasses
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,9 +71,7 @@ def load_base(name: str | Path, task: Task, *, quantize: Quantize | None = None,
     if quantize:
         settings["quantization_config"] = _quantization(task, config, quantize, dtype)
         settings["device_map"] = {"": _own_device()}
-    if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(seed)
         model, report = task.auto_model.from_pretrained(source, config=config, revision=revision, dtype=dtype, use_safetensors=True,
                                                         trust_remote_code=False, output_loading_info=True, **settings)
@@ -82,7 +82,7 @@ def load_base(name: str | Path, task: Task, *, quantize: Quantize | None = None,
     if heads and not task.new_head:
         raise ValueError(f"{source} has no weights for {', '.join(heads)}, so it is not a pretrained {type(model).__name__}; "
                          f"{type(task).__name__} needs one.")
-    if model.generation_config is not None:
+    if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     causal = _reads_causally(model, task)
     if causal or not task.new_head:
@@ -90,6 +90,19 @@ def load_base(name: str | Path, task: Task, *, quantize: Quantize | None = None,
     model.base_facts = BaseFacts(str(name), getattr(config, "_commit_hash", None) or revision, fingerprint_base(source, revision),
                                  quantize, str(dtype).removeprefix("torch."), tuple(heads), causal)
     return model, tokenizer
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No report of missing weights, which are dealt with here, and no progress bar where nobody watches it."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
 
 
 def _own_device() -> int | str:

@@ -5,7 +5,7 @@ import csv
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import datasets
@@ -16,15 +16,17 @@ from sklearn.pipeline import make_pipeline
 
 from peftcls.demo import sample
 from peftcls.metrics import interval
-from peftcls.models import load_base
+from peftcls.models import base_facts, load_base
 from peftcls.predictor import Predictor
-from peftcls.rows import source_name
+from peftcls.rows import RowError, read_rows, source_name
 from peftcls.tasks.base import Answer, Task
+from peftcls.trainer import Trainer
 
 BASELINE_KEYWORDS = 5
 
 
-def recipe_options(description: str | None, *, data: str, out: str, epochs: int, learning_rate: float) -> argparse.Namespace:
+def recipe_options(description: str | None, *, data: str, out: str, epochs: int, learning_rate: float,
+                   **choices: list[str]) -> argparse.Namespace:
     """The command line of a recipe.
 
     Args:
@@ -33,6 +35,7 @@ def recipe_options(description: str | None, *, data: str, out: str, epochs: int,
         out: the adapter folder unless given.
         epochs: unless given.
         learning_rate: unless given.
+        choices: options of this recipe alone, each with its values, the first of them unless given.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", help="rows to learn from (csv, tsv, json, jsonl, parquet, hub id); sample data unless given")
@@ -47,6 +50,8 @@ def recipe_options(description: str | None, *, data: str, out: str, epochs: int,
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
     parser.add_argument("--predict", help="a file of rows without labels to answer when trained")
     parser.add_argument("--predictions", default="predictions.csv", help="where the answers go (predictions.csv)")
+    for name, values in choices.items():
+        parser.add_argument(f"--{name}", choices=values, default=values[0], help=f"({values[0]})")
     options = parser.parse_args()
     if options.train is None:
         options.train, given = str(sample(f"{data}_train.csv")), options.valid or options.test
@@ -56,7 +61,15 @@ def recipe_options(description: str | None, *, data: str, out: str, epochs: int,
     return options
 
 
-def score_table(task: Task, train: datasets.Dataset, test: datasets.Dataset, systems: dict[str, Sequence[Answer]]) -> str:
+def find_columns(rows: datasets.Dataset, *wanted: str) -> list[str]:
+    """The rows' own names of the wanted columns, which may differ from them in upper and lower case."""
+    own = {name.casefold(): name for name in rows.column_names}
+    if missing := [name for name in wanted if name.casefold() not in own]:
+        raise RowError(f"{source_name(rows)} has no column {missing[0]!r}; it has {rows.column_names}. This recipe needs {list(wanted)}.")
+    return [own[name.casefold()] for name in wanted]
+
+
+def score_table(task: Task, train: datasets.Dataset, test: datasets.Dataset, systems: Mapping[str, Sequence[Answer]]) -> str:
     """Scores on the test rows with 95 % bootstrap intervals: the given systems, and two that need no transformer.
 
     For labels the baselines are the commonest label, and logistic regression on TF-IDF; for lists of keywords the
@@ -64,18 +77,35 @@ def score_table(task: Task, train: datasets.Dataset, test: datasets.Dataset, sys
     """
     systems = {**systems, **_baselines(task, train, test)}
     names = [task.monitor] if task.monitor in ("f1", "exact_match") else ["accuracy", "f1_macro"]
-    rows = []
+    rows, table = [], test.to_list()
     for system, answers in systems.items():
         row = {"system": system}
         for name in names:
             def score(chosen: Sequence[int], answers: Sequence[Answer] = answers, name: str = name) -> float:
-                return task.score([answers[i] for i in chosen], test.select(chosen))[name]
+                return task.score([answers[i] for i in chosen], [table[i] for i in chosen])[name]
             every = list(range(len(test)))
             low, high = interval(score, every, resamples=200 if len(test) > 500 else 500)
             row[name] = f"{100 * score(every):5.1f}"
             row[f"95 % interval of {name}"] = f"{100 * low:.1f} to {100 * high:.1f}"
         rows.append(row)
     return f"{len(test)} rows of {source_name(test)}\n" + pd.DataFrame(rows).to_string(index=False)
+
+
+def finish_recipe(trainer: Trainer, options: argparse.Namespace, train: datasets.Dataset, test: datasets.Dataset | None,
+                  others: dict[str, list[Answer] | None]) -> None:
+    """Print the table of scores on the test rows, and answer the unlabelled file if there is one."""
+    if test is not None:
+        answers = trainer.predict(test)
+        systems = {"this run": answers, **{name: found for name, found in others.items() if found}}
+        if trainer.accelerator.is_main_process:
+            print(score_table(trainer.task, train, test, systems))
+            print("this run: " + ", ".join(f"{name} {value:.4f}" for name, value in trainer.task.score(answers, test).items()))
+    if options.predict:
+        rows = read_rows(options.predict)
+        answers = trainer.predict(rows)
+        if trainer.accelerator.is_main_process:
+            write_submission(options.predictions, rows, answers)
+            print(f"{len(rows)} answers written to {options.predictions}")
 
 
 def _baselines(task: Task, train: datasets.Dataset, test: datasets.Dataset) -> dict[str, list[Answer]]:
@@ -92,18 +122,21 @@ def _baselines(task: Task, train: datasets.Dataset, test: datasets.Dataset) -> d
     names = [label for (label,) in gold]
     regression = make_pipeline(TfidfVectorizer(sublinear_tf=True), LogisticRegression(C=10, max_iter=2000)).fit(texts, names)
     shares = {label: names.count(label) / len(names) for label in task.labels}  # type: ignore[attr-defined]
-    scored = [{**dict.fromkeys(shares, 0.0), **dict(zip(regression.classes_, row, strict=True))} for row in regression.predict_proba(unseen)]
+    scored = [{**dict.fromkeys(shares, 0.0), **dict(zip(regression.classes_, row, strict=True))}
+              for row in regression.predict_proba(unseen)]
     return {"TF-IDF + logistic regression": [Answer(label=max(p, key=lambda n: p[n]), probabilities=p) for p in scored],
             "majority": [Answer(label=max(shares, key=lambda n: shares[n]), probabilities=shares)] * len(test)}
 
 
-def ask_untrained(name: str, task: Task, rows: datasets.Dataset) -> list[Answer] | None:
+def ask_untrained(name: str, task: Task, rows: datasets.Dataset | None) -> list[Answer] | None:
     """Zero-shot answers of a base model that is only asked by prompt; None where it is not a causal language model."""
+    if rows is None:
+        return None
     try:
         model, tokenizer = load_base(name, task)
     except ValueError:
         return None
-    return Predictor(model, task, tokenizer).predict(rows) if model.base_facts.causal else None
+    return Predictor(model, task, tokenizer).predict(rows) if base_facts(model).causal else None
 
 
 def write_submission(path: str | Path, rows: datasets.Dataset, answers: Sequence[Answer]) -> None:

@@ -239,8 +239,8 @@ class Trainer:
         if not math.isfinite(total) or not math.isfinite(float(norm)):
             self.optimizer.zero_grad()
             raise FloatingPointError(f"step {step + 1}: the loss is {total} and the gradient's length {float(norm)}, expected finite "
-                                     f"numbers. The step was not taken. Its rows: {sorted(i + 1 for i in indices)}. Lower the learning rate "
-                                     f"(now {config.learning_rate}) or look at these rows.")
+                                     f"numbers. The step was not taken. Its rows: {sorted(i + 1 for i in indices)}. "
+                                     f"Lower the learning rate (now {config.learning_rate}) or look at these rows.")
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * learning_rate_factor(step, steps, warmup=config.warmup, schedule=config.schedule)
         self.optimizer.step()

@@ -8,13 +8,13 @@ The files need the columns title, abstract and label.
 """
 
 from peftcls import Instruction, TrainConfig, Trainer, attach_lora, load_base, read_rows
-from peftcls.recipe import recipe_options, score_table, write_submission
+from peftcls.recipe import finish_recipe, recipe_options
 
 TEMPLATE = "Is this a medical paper? Answer 1 for yes and 0 for no.\nTitle: {title}\nAbstract: {input}\nAnswer: "
 
 
 def main() -> None:
-    options = recipe_options(__doc__, data="papers", out="medical_paper_lora", epochs=8, learning_rate=2e-3)
+    options = recipe_options(__doc__, data="papers", out="runs/medical_paper_lora", epochs=8, learning_rate=2e-3)
     train, valid, test = (None if file is None else read_rows(file) for file in (options.train, options.valid, options.test))
 
     task = Instruction(template=TEMPLATE, input="abstract", output="label", labels=("0", "1"), max_length=384)
@@ -25,14 +25,7 @@ def main() -> None:
     with Trainer(model, task, tokenizer, config) as trainer:
         untrained = trainer.predict(test) if test else []
         trainer.fit(train, valid, resume=options.resume)
-        if test:
-            systems = {"this run": trainer.predict(test), "the same model, untrained": untrained}
-            trainer.accelerator.print(score_table(task, train, test, systems))
-        if options.predict:
-            rows = read_rows(options.predict)
-            answers = trainer.predict(rows)
-            if trainer.accelerator.is_main_process:
-                write_submission(options.predictions, rows, answers)
+        finish_recipe(trainer, options, train, test, {"the same model, untrained": untrained})
 
 
 if __name__ == "__main__":

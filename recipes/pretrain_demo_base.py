@@ -51,7 +51,8 @@ if __name__ == "__main__":
         parser.add_argument(f"--{name}", type=type(value), default=value)
     a = parser.parse_args()
     torch.manual_seed(a.seed)
-    lines = [line.strip() for f in sorted(a.text.glob("*.txt.gz")) for line in gzip.decompress(f.read_bytes()).decode().split("\n") if line.strip()]
+    texts = [gzip.decompress(file.read_bytes()).decode() for file in sorted(a.text.glob("*.txt.gz"))]
+    lines = [line.strip() for text in texts for line in text.split("\n") if line.strip()]
     held_out, lines = lines[::100], [line for i, line in enumerate(lines) if i % 100]
     tokenizer = train_tokenizer(lines, a.vocabulary)
     unseen = pack(held_out, tokenizer, a.length)

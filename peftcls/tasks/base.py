@@ -2,7 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import datasets
@@ -96,7 +96,7 @@ class Task(ABC):
         """The answers to a batch encoded without targets, in its order."""
 
     @abstractmethod
-    def score(self, answers: Sequence[Answer], rows: datasets.Dataset) -> dict[str, float]:
+    def score(self, answers: Sequence[Answer], rows: Iterable[Row]) -> dict[str, float]:
         """Scores by name, `monitor` among them."""
 
     def to_json(self) -> dict[str, Any]:

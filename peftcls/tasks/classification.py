@@ -199,8 +199,8 @@ class Classification(Task):
             probabilities = {name: p / total for name, p in probabilities.items()}
         return Answer(label=max(probabilities, key=lambda name: probabilities[name]), probabilities=probabilities)
 
-    def score(self, answers: Sequence[Answer], rows: datasets.Dataset) -> dict[str, float]:
-        gold = [self._names(value) for value in rows[self.label]]
+    def score(self, answers: Sequence[Answer], rows: Iterable[Row]) -> dict[str, float]:
+        gold = [self.gold_of(row) for row in rows]
         if self.multi_label:
             return metrics.label_set_scores(gold, [a.labels or () for a in answers], self._labels)
         names = [name for (name,) in gold]

@@ -1,7 +1,7 @@
 """An instruction and an input get a text for an answer, or one of a closed set of labels, from a causal LM."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import datasets
@@ -186,7 +186,8 @@ class Instruction(Task):
         parts = text if isinstance(text, list) else str(text).split(self.separator)
         return tuple(dict.fromkeys(p.strip() for p in parts if p and p.strip()))
 
-    def score(self, answers: Sequence[Answer], rows: datasets.Dataset) -> dict[str, float]:
+    def score(self, answers: Sequence[Answer], rows: Iterable[Row]) -> dict[str, float]:
+        rows = list(rows)
         gold = [self.gold_of(row) for row in rows]
         if self.labels:
             names = [name for (name,) in gold]

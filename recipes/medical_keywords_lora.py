@@ -1,0 +1,32 @@
+"""Write the keywords of a paper: LoRA instruction tuning on title and abstract.
+
+    accelerate launch recipes/medical_keywords_lora.py
+    accelerate launch recipes/medical_keywords_lora.py --train papers.csv --valid held_out.csv --model Qwen/Qwen2.5-0.5B
+    accelerate launch recipes/medical_keywords_lora.py --predict unlabelled.csv --predictions submission.csv
+
+The files need the columns title, abstract and Keywords, the keywords with ';' between them.
+"""
+
+from peftcls import Instruction, TrainConfig, Trainer, attach_lora, load_base, read_rows
+from peftcls.recipe import finish_recipe, recipe_options
+
+TEMPLATE = "List the keywords of this paper, separated by semicolons.\nTitle: {title}\nAbstract: {input}\nKeywords: "
+
+
+def main() -> None:
+    options = recipe_options(__doc__, data="papers", out="runs/medical_keywords_lora", epochs=8, learning_rate=2e-3)
+    train, valid, test = (None if file is None else read_rows(file) for file in (options.train, options.valid, options.test))
+
+    task = Instruction(template=TEMPLATE, input="abstract", output="Keywords", separator=";", max_length=448, max_new_tokens=96)
+    model, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
+    model = attach_lora(model, task, rank=16, alpha=32, dropout=0.05, seed=options.seed)
+
+    config = TrainConfig(options.out, epochs=options.epochs, batch_size=16, learning_rate=options.learning_rate, seed=options.seed)
+    with Trainer(model, task, tokenizer, config) as trainer:
+        untrained = trainer.predict(test) if test else []
+        trainer.fit(train, valid, resume=options.resume)
+        finish_recipe(trainer, options, train, test, {"the same model, untrained": untrained})
+
+
+if __name__ == "__main__":
+    main()

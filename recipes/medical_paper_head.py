@@ -1,0 +1,34 @@
+"""Judge whether a paper is medical (1) or not (0): a classification head with LoRA in an encoder or a decoder.
+
+    accelerate launch recipes/medical_paper_head.py
+    accelerate launch recipes/medical_paper_head.py --train papers.csv --valid held_out.csv --model FacebookAI/roberta-base
+    accelerate launch recipes/medical_paper_head.py --loss bce --predict unlabelled.csv --predictions submission.csv
+
+The files need the columns title, abstract and label; the head reads title and abstract as a pair.
+"""
+
+from peftcls import Classification, Instruction, TrainConfig, Trainer, attach_lora, load_base, read_rows
+from peftcls.recipe import ask_untrained, finish_recipe, recipe_options
+
+QUESTION = "Is this a medical paper? Answer 1 for yes and 0 for no.\nTitle: {title}\nAbstract: {input}\nAnswer: "
+
+
+def main() -> None:
+    options = recipe_options(__doc__, data="papers", out="runs/medical_paper_head", epochs=8, learning_rate=1e-3,
+                             loss=["cross_entropy", "bce"])
+    train, valid, test = (None if file is None else read_rows(file) for file in (options.train, options.valid, options.test))
+
+    task = Classification(text=("title", "abstract"), label="label", loss=options.loss, max_length=384).learn(train)
+    model, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
+    model = attach_lora(model, task, rank=8, alpha=16, dropout=0.05, seed=options.seed)
+
+    config = TrainConfig(options.out, epochs=options.epochs, batch_size=16, learning_rate=options.learning_rate, seed=options.seed)
+    with Trainer(model, task, tokenizer, config) as trainer:
+        trainer.fit(train, valid, resume=options.resume)
+        asked = Instruction(template=QUESTION, input="abstract", output="label", labels=task.labels, max_length=384)
+        zero_shot = ask_untrained(options.model, asked, test)
+        finish_recipe(trainer, options, train, test, {"the same model, untrained, asked by prompt": zero_shot})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Turn a GPT into a spam classifier: a two-way head on the last token of a decoder, and LoRA in its attention.
+
+    accelerate launch recipes/spam_gpt_head.py
+    accelerate launch recipes/spam_gpt_head.py --train train.csv --valid validation.csv --test test.csv --model openai-community/gpt2
+    accelerate launch recipes/spam_gpt_head.py --part last_block --predict unlabelled.csv --predictions answers.csv
+
+The files need the columns text and label, in upper or lower case. An encoder works as well.
+"""
+
+from peftcls import Classification, Instruction, TrainConfig, Trainer, attach_lora, load_base, read_rows, train_only
+from peftcls.recipe import ask_untrained, find_columns, finish_recipe, recipe_options
+
+QUESTION = "Message: {input}\nIs this message spam or ham? It is "
+
+
+def main() -> None:
+    options = recipe_options(__doc__, data="messages", out="runs/spam_gpt_head", epochs=6, learning_rate=2e-3,
+                             part=["lora", "head", "last_block", "last_two_blocks", "all"])
+    train, valid, test = (None if file is None else read_rows(file) for file in (options.train, options.valid, options.test))
+
+    text, label = find_columns(train, "text", "label")
+    task = Classification(text=text, label=label, max_length=256).learn(train)
+    model, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
+    if options.part == "lora":
+        model = attach_lora(model, task, rank=16, alpha=32, dropout=0.05, seed=options.seed)
+    else:
+        model = train_only(model, task, options.part)
+
+    config = TrainConfig(options.out, epochs=options.epochs, batch_size=16, learning_rate=options.learning_rate, seed=options.seed)
+    with Trainer(model, task, tokenizer, config) as trainer:
+        trainer.fit(train, valid, resume=options.resume)
+        asked = Instruction(template=QUESTION, input=text, output=label, labels=task.labels, max_length=384)
+        zero_shot = ask_untrained(options.model, asked, test)
+        finish_recipe(trainer, options, train, test, {"the same model, untrained, asked by prompt": zero_shot})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""The training loop: the batch matters, how it is cut does not; interrupted equals uninterrupted."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import peftcls
+from peftcls.checkpoint import find_checkpoints
+from peftcls.schedule import learning_rate_factor
+
+TEMPLATE = "Text: {input}\nAnswer: "
+
+
+def build(base: str, out: Path, rows: list, *, dropout: float = 0.0, double: bool = False, instruction: bool = False, **config):
+    if instruction:
+        task = peftcls.Instruction(template=TEMPLATE, input="text", output="label", labels=("no", "yes"), max_length=64, max_new_tokens=16)
+    else:
+        task = peftcls.Classification(max_length=64, pooling=None).learn(peftcls.rows.as_dataset(rows))
+    model, tokenizer = peftcls.load_base(base, task)
+    model = peftcls.attach_lora(model, task, rank=4, dropout=dropout)
+    if double:
+        model.double()
+    settings = {"epochs": 2, "batch_size": 6, "learning_rate": 1e-2, **config}
+    return peftcls.Trainer(model, task, tokenizer, peftcls.TrainConfig(out, **settings))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("base", ["bert", "gpt2", "llama"])
+@pytest.mark.parametrize("instruction", [False, True])
+def test_the_size_of_a_micro_batch_does_not_change_the_weights(base, instruction, request, tmp_path, text_rows):
+    if base == "bert" and instruction:
+        pytest.skip("an encoder does not generate")
+    found = []
+    for name, micro in {"one": {"micro_batch_size": 1}, "four": {"micro_batch_size": 4}, "tokens": {"micro_batch_tokens": 30}}.items():
+        trainer = build(request.getfixturevalue(base), tmp_path / name, text_rows, double=True, instruction=instruction, **micro)
+        trainer.fit(text_rows)
+        found.append({name: p.detach().clone() for name, p in trainer.parameters.items()})
+    for other in found[1:]:
+        assert max(float((found[0][name] - other[name]).abs().max()) for name in found[0]) < 1e-7
+    assert any("lora_B" in name and float(tensor.abs().max()) > 1e-4 for name, tensor in found[0].items()), "nothing was trained"
+
+
+class Killed(Exception):
+    """Stands for a process that ends."""
+
+
+@pytest.mark.parametrize("killed_at", [1, 2, 4, 5])
+def test_interrupted_equals_uninterrupted_bit_for_bit_with_dropout(bert, tmp_path, text_rows, killed_at, monkeypatch):
+    settings = {"dropout": 0.3, "eval_every": 2, "micro_batch_size": 2}
+    build(bert, tmp_path / "whole", text_rows, **settings).fit(text_rows, text_rows)
+
+    trainer = build(bert, tmp_path / "cut", text_rows, **settings)
+    step = trainer._step
+
+    def step_until_killed(table, indices, number, steps):
+        if number == killed_at:
+            raise Killed
+        return step(table, indices, number, steps)
+
+    monkeypatch.setattr(trainer, "_step", step_until_killed)
+    with pytest.raises(Killed):
+        trainer.fit(text_rows, text_rows)
+    assert bool(find_checkpoints(tmp_path / "cut")) == (killed_at >= 2)
+    build(bert, tmp_path / "cut", text_rows, **settings).fit(text_rows, text_rows, resume=True)
+
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert not find_checkpoints(tmp_path / "cut"), "a finished run leaves its adapter alone"
+
+
+def interrupt(trainer, rows, monkeypatch, at=3):
+    step = trainer._step
+    monkeypatch.setattr(trainer, "_step", lambda t, i, n, s: step(t, i, n, s) if n < at else (_ for _ in ()).throw(Killed()))
+    with pytest.raises(Killed):
+        trainer.fit(rows)
+
+
+def test_a_changed_setting_is_refused_on_resume_with_the_difference(bert, tmp_path, text_rows, monkeypatch):
+    interrupt(build(bert, tmp_path, text_rows), text_rows, monkeypatch)
+    with pytest.raises(ValueError, match=r"learning_rate was 0\.01, is 0\.02"):
+        build(bert, tmp_path, text_rows, learning_rate=2e-2).fit(text_rows, resume=True)
+    with pytest.raises(ValueError, match="training rows was"):
+        build(bert, tmp_path, text_rows).fit(text_rows[:-1], resume=True)
+    with pytest.raises(ValueError, match="was not finished; go on with resume=True, or remove it"):
+        build(bert, tmp_path, text_rows).fit(text_rows)
+
+
+def test_a_checkpoint_holds_no_weight_of_the_base(bert, tmp_path, text_rows, monkeypatch):
+    trainer = build(bert, tmp_path, text_rows)
+    interrupt(trainer, text_rows, monkeypatch)
+    names = {key.split("/")[-1] for key in load_file(find_checkpoints(tmp_path)[0] / "tensors.safetensors")}
+    assert names == set(trainer.parameters)
+
+
+def test_a_damaged_checkpoint_is_named(bert, tmp_path, text_rows, monkeypatch):
+    interrupt(build(bert, tmp_path, text_rows), text_rows, monkeypatch)
+    file = find_checkpoints(tmp_path)[0] / "tensors.safetensors"
+    file.write_bytes(file.read_bytes()[:-7])
+    with pytest.raises(ValueError, match=r"tensors\.safetensors is damaged: its SHA-256"):
+        build(bert, tmp_path, text_rows).fit(text_rows, resume=True)
+
+
+def test_the_best_step_is_kept_and_patience_ends_the_run(bert, tmp_path, text_rows, monkeypatch):
+    trainer = build(bert, tmp_path, text_rows, epochs=9, patience=2)
+    scores = iter([0.5, 0.9, 0.8, 0.7, 1.0])
+    kept = []
+
+    def evaluate(rows):
+        kept.append({name: p.detach().clone() for name, p in trainer.parameters.items()})
+        return {"f1_macro": next(scores), "loss": 1.0}
+
+    monkeypatch.setattr(trainer, "evaluate", evaluate)
+    assert trainer.fit(text_rows, text_rows)["f1_macro"] == 0.9
+    assert len(kept) == 4
+    assert all(torch.equal(p, kept[1][name]) for name, p in trainer.parameters.items())
+
+
+def test_training_learns_and_the_loaded_folder_answers_as_the_trainer_did(bert, tmp_path, text_rows):
+    trainer = build(bert, tmp_path, text_rows, epochs=15)
+    assert trainer.fit(text_rows, text_rows)["accuracy"] == 1.0
+    kept, loaded = trainer.predict(text_rows), peftcls.load_predictor(tmp_path)
+    again = loaded.predict([row["text"] for row in text_rows])
+    assert loaded.label_names == ("no", "yes")
+    assert [a.label for a in again] == [row["label"] for row in text_rows]
+    assert all(abs(a.probabilities["yes"] - b.probabilities["yes"]) < 1e-5 for a, b in zip(kept, again, strict=True))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_rows(bert, tmp_path, text_rows):
+    trainer = build(bert, tmp_path, text_rows)
+    before = {name: p.detach().clone() for name, p in trainer.parameters.items()}
+    weight = trainer.model.get_base_model().get_submodule("bert.embeddings.word_embeddings").weight
+    weight.data[:] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"step 1: the loss is nan .* The step was not taken\. Its rows: \["):
+        trainer.fit(text_rows)
+    assert all(torch.equal(p, before[name]) for name, p in trainer.parameters.items())
+
+
+def test_a_folder_that_answers_otherwise_fails_the_run(bert, tmp_path, text_rows, monkeypatch):
+    trainer = build(bert, tmp_path, text_rows)
+    save = peftcls.adapters.trained_tensors
+    monkeypatch.setattr(peftcls.adapters, "trained_tensors", lambda model: {k: v + 0.5 for k, v in save(model).items()})
+    with pytest.raises(RuntimeError, match="was saved but answers otherwise than the trained model"):
+        trainer.fit(text_rows)
+
+
+def test_the_folder_holds_the_trained_tensors_and_nothing_of_the_base(bert, tmp_path, text_rows):
+    build(bert, tmp_path / "out", text_rows).fit(text_rows)
+    files = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert files == ["adapter_config.json", "adapter_model.safetensors", "peftcls.json", "tokenizer.json", "tokenizer_config.json"]
+    assert all("lora_" in name or ".classifier." in name for name in weights(tmp_path / "out"))
+    manifest = json.loads((tmp_path / "out" / "peftcls.json").read_text())
+    assert manifest["task"]["labels"] == ["no", "yes"]
+    assert manifest["base"]["name"] == bert
+
+
+def test_two_seeded_runs_give_the_same_bytes(bert, tmp_path, text_rows):
+    for name in ("a", "b"):
+        build(bert, tmp_path / name, text_rows, dropout=0.2).fit(text_rows)
+    assert (tmp_path / "a/adapter_model.safetensors").read_bytes() == (tmp_path / "b/adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("part", ["head", "last_block", "last_two_blocks", "all"])
+def test_a_trained_part_is_saved_alone_and_loaded_again(bert, tmp_path, text_rows, part):
+    task = peftcls.Classification(max_length=64).learn(peftcls.rows.as_dataset(text_rows))
+    model, tokenizer = peftcls.load_base(bert, task)
+    model = peftcls.train_only(model, task, part)
+    trainer = peftcls.Trainer(model, task, tokenizer, peftcls.TrainConfig(tmp_path, epochs=1, batch_size=8, learning_rate=1e-3))
+    trainer.fit(text_rows)
+    assert set(load_file(tmp_path / "trained_part.safetensors")) == set(trainer.parameters)
+    kept, again = trainer.predict(text_rows), peftcls.load_predictor(tmp_path).predict(text_rows)
+    assert all(abs(a.probabilities["yes"] - b.probabilities["yes"]) < 1e-6 for a, b in zip(kept, again, strict=True))
+
+
+def test_all_wrong_settings_are_told_at_once(tmp_path):
+    with pytest.raises(ValueError, match=r"epochs=0: expected .*; learning_rate=-1: expected .*; schedule='step': expected"):
+        peftcls.TrainConfig(tmp_path, epochs=0, learning_rate=-1, schedule="step")
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_learning_rate_rises_to_its_peak_and_falls_towards_zero(schedule):
+    rates = [learning_rate_factor(step, 100, warmup=0.1, schedule=schedule) for step in range(100)]
+    assert max(rates) == rates[10] == 1.0
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0 < rates[-1] < 0.02
