@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import shutil
 import sys
 import time
@@ -105,7 +106,12 @@ class Trainer:
     """
 
     def __init__(self, model: torch.nn.Module, task: Task, tokenizer: PreTrainedTokenizerBase, config: TrainConfig) -> None:
-        self.accelerator = Accelerator(log_with=list(config.trackers) or None, project_dir=str(config.output_dir))
+        # Accelerate looks for other processes on a machine without an accelerator only when it is told that there is none.
+        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), log_with=list(config.trackers) or None,
+                                       project_dir=str(config.output_dir))
+        if (started := int(os.environ.get("WORLD_SIZE", 1))) != self.accelerator.num_processes:
+            raise ValueError(f"the launcher started {started} processes, but Accelerate sees {self.accelerator.num_processes}; on a machine "
+                             "without a GPU start them with torchrun --nproc-per-node.")
         if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
             raise ValueError(f"the launcher asks for {self.accelerator.distributed_type.value}, expected plain processes: every process "
                              "holds the base. If it does not fit, load it with quantize='8bit' or '4bit'.")

@@ -1,0 +1,52 @@
+"""Real processes: one, two and three give the same weights and scores, and a killed run is taken up exactly."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+PROGRAMS = Path(__file__).parent / "programs"
+
+
+@pytest.fixture
+def rows_file(tmp_path, text_rows):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in text_rows))
+    return path
+
+
+def run(*command: object) -> subprocess.CompletedProcess:
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.parametrize("kind", ["head", "instruction"])
+def test_one_two_and_three_processes_train_the_same_weights(kind, gpt2, tmp_path, rows_file):
+    found = {}
+    for processes in (1, 2, 3):
+        out = tmp_path / str(processes)
+        ended = run(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes,
+                    PROGRAMS / "train_on_processes.py", gpt2, out, rows_file, processes, kind)
+        assert ended.returncode == 0, ended.stderr[-3000:]
+        found[processes] = load_file(out / "double.safetensors"), json.loads((out / "scores.json").read_text())
+    tensors, scores = found[1]
+    assert any("lora_B" in name and float(tensor.abs().max()) > 1e-4 for name, tensor in tensors.items())
+    for other, other_scores in (found[2], found[3]):
+        assert max(float((tensors[name] - other[name]).abs().max()) for name in tensors) < 1e-7
+        assert other_scores[1] == scores[1]
+        assert other_scores[0] == pytest.approx(scores[0])
+
+
+def test_a_killed_process_is_taken_up_bit_for_bit(bert, tmp_path, rows_file):
+    program = PROGRAMS / "train_until_killed.py"
+    assert run(sys.executable, program, bert, tmp_path / "whole", rows_file, -1).returncode == 0
+    for killed_at in (5, 7):
+        assert run(sys.executable, program, bert, tmp_path / "cut", rows_file, killed_at).returncode == -9
+        assert any((tmp_path / "cut").glob("checkpoint-*"))
+        assert not (tmp_path / "cut" / "peftcls.json").exists()
+    assert run(sys.executable, program, bert, tmp_path / "cut", rows_file, -1).returncode == 0
+    whole, cut = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)

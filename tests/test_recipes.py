@@ -1,0 +1,83 @@
+"""Every recipe, from its command line to its predictions, on a few rows and the bundled base model."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import peftcls
+from peftcls.demo import BASE_FOLDER, sample
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def some_rows(name: str, path: Path, count: int, *, drop: str | None = None) -> Path:
+    with sample(name).open(newline="") as file:
+        rows = list(csv.DictReader(file))[:count]
+    names = [n for n in rows[0] if n != drop]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def run(recipe: str, *arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(RECIPES / f"{recipe}.py"), *map(str, arguments)], capture_output=True, text=True,
+                          timeout=400, check=False)
+
+
+@pytest.mark.parametrize(("recipe", "data", "answer"), [
+    ("medical_paper_lora", "papers", "label"), ("medical_keywords_lora", "papers", "Keywords"),
+    ("medical_paper_head", "papers", "label"), ("spam_gpt_head", "messages", "label")])
+def test_a_recipe_trains_prints_its_table_and_answers_a_file(recipe, data, answer, tmp_path):
+    train = some_rows(f"{data}_train.csv", tmp_path / "train.csv", 24)
+    valid = some_rows(f"{data}_validation.csv", tmp_path / "valid.csv", 10)
+    unlabelled = some_rows(f"{data}_test.csv", tmp_path / "unlabelled.csv", 6, drop=answer)
+    out, predictions = tmp_path / "out", tmp_path / "predictions.csv"
+    ended = run(recipe, "--train", train, "--valid", valid, "--out", out, "--epochs", 1, "--predict", unlabelled,
+                "--predictions", predictions)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    for expected in ("this run", "untrained", "TF-IDF", "95 % interval", "10 rows of valid.csv"):
+        assert expected in ended.stdout
+    with predictions.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["uuid", "Keywords", "label"]
+    assert len(rows) == 6
+    if answer == "label":
+        names = peftcls.load_predictor(out).label_names
+        assert {row["label"] for row in rows} <= set(names)
+    if data == "papers":
+        wanted = [row["uuid"] for row in peftcls.read_rows(unlabelled)]
+        assert [row["uuid"] for row in rows] == wanted
+    base_bytes = (BASE_FOLDER / "model.safetensors").stat().st_size
+    assert sum(file.stat().st_size for file in out.rglob("*")) < min(3_000_000, base_bytes)
+
+
+def test_a_recipe_tells_what_it_takes():
+    ended = run("medical_paper_head", "--help")
+    assert ended.returncode == 0
+    for option in ("--train", "--valid", "--test", "--model", "--out", "--quantize", "--epochs", "--resume", "--predict", "--loss"):
+        assert option in ended.stdout
+
+
+def test_the_sample_papers_are_fixed_disjoint_and_balanced():
+    tables = {name: peftcls.read_rows(sample(f"papers_{name}.csv")) for name in ("train", "validation", "test")}
+    assert {name: len(rows) for name, rows in tables.items()} == {"train": 264, "validation": 60, "test": 120}
+    titles = [title for rows in tables.values() for title in rows["title"]]
+    assert len(set(titles)) == len(titles) >= 400
+    for rows in tables.values():
+        assert rows["label"].count("1") * 2 == len(rows)
+        assert all(";" in keywords for keywords in rows["Keywords"])
+
+
+def test_the_bundled_base_is_small_and_whole():
+    task = peftcls.Instruction(template="{input} ", input="text", output="answer", max_length=64, max_new_tokens=8)
+    model, tokenizer = peftcls.load_base("demo", task)
+    assert (BASE_FOLDER / "model.safetensors").stat().st_size <= 14_000_000
+    assert 4_000_000 <= model.num_parameters() <= 7_000_000
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    text = "Zürich: 12,345 patients (57 %) — naïve café 😀\n\ttabs"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
