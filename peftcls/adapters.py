@@ -85,8 +85,13 @@ def load_adapter(directory: str | Path, *, base: str | Path | None = None,
     if (name := manifest["task"].get("name")) not in kinds:
         raise ValueError(f"{directory / MANIFEST} names the task {name!r}, expected one of {sorted(kinds)}.")
     task = kinds[name].from_json(manifest["task"])
-    facts = BaseFacts(**{**manifest["base"], "heads": tuple(manifest["base"]["heads"])})
-    model, _ = load_base(base or facts.name, task, quantize=quantize or facts.quantize, dtype=getattr(torch, facts.dtype),
+    try:
+        facts = BaseFacts(**{**manifest["base"], "heads": tuple(manifest["base"]["heads"])})
+        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}[facts.dtype]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{directory / MANIFEST} does not describe a base model ({type(error).__name__}: {error}); copy the folder "
+                         "again.") from None
+    model, _ = load_base(base or facts.name, task, quantize=quantize or facts.quantize, dtype=dtype,
                          revision=None if base else facts.revision)
     if (found := base_facts(model).fingerprint) != facts.fingerprint:
         raise ValueError(f"{base or facts.name} is not the base of {directory}: expected weights with the fingerprint "

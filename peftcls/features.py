@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from importlib.metadata import version
 
 import datasets
 import numpy as np
@@ -40,7 +41,8 @@ def encode_table(task: Task, rows: datasets.Dataset, tokenizer: PreTrainedTokeni
     Raises:
         RowError: a row cannot be encoded; the message names it.
     """
-    parts = [rows._fingerprint, json.dumps(task.to_json(), sort_keys=True), base_fingerprint]
+    parts = [rows._fingerprint, json.dumps(task.to_json(), sort_keys=True), base_fingerprint, tokenizer.backend_tokenizer.to_str(),
+             version("peftcls")]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     source, columns = source_name(rows), task.columns(with_target=True)
 

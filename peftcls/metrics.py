@@ -27,8 +27,9 @@ def label_loss(gold: Sequence[str], probabilities: Sequence[dict[str, float]], l
 def label_set_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], labels: Sequence[str]) -> dict[str, float]:
     """Micro- and macro-averaged F1 and the share of rows with exactly the right set of labels."""
     truth, found = (np.array([[label in row for label in labels] for row in rows], dtype=int) for rows in (gold, predicted))
-    return {"f1_macro": float(sk.f1_score(truth, found, average="macro", zero_division=0)),
-            "f1_micro": float(sk.f1_score(truth, found, average="micro", zero_division=0)),
+    by_label = [float(sk.f1_score(truth[:, i], found[:, i], zero_division=0)) for i in range(len(labels))]
+    return {"f1_macro": float(np.mean(by_label)),
+            "f1_micro": float(sk.f1_score(truth.ravel(), found.ravel(), zero_division=0)),
             "accuracy": float((truth == found).all(axis=1).mean())}
 
 
@@ -41,7 +42,7 @@ def keyword_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[s
     """
     sums: dict[str, list[float]] = {}
     for wanted, found, text in zip(gold, predicted, texts, strict=True):
-        truth, listed, lower = set(_folded(wanted)), _folded(found), text.casefold()
+        truth, listed, lower = set(_folded(wanted)), _folded(found), " ".join(text.casefold().split())
         for name, guess in (("", listed), ("_at_5", listed[:5]), ("_at_10", listed[:10])):
             hits = len(truth & set(guess))
             precision, recall = hits / max(len(guess), 1), hits / max(len(truth), 1)

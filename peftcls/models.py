@@ -57,7 +57,8 @@ def load_base(name: str | Path, task: Task, *, quantize: Quantize | None = None,
         raise ValueError(f"quantize={quantize!r}: expected None, '8bit' or '4bit'.")
     if Path(source).is_dir() and (Path(source) / "peftcls.json").is_file():
         raise ValueError(f"{source} is an adapter folder, expected a base model; load it with load_predictor({source!r}).")
-    config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, **task.model_settings())
+    with _quiet():  # the labels of another task, which a base may bring, are not ours
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, **task.model_settings())
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise ValueError(f"{source} has no fast tokenizer (tokenizer.json), which is needed to know where a token stands in its text.")
@@ -74,9 +75,15 @@ def load_base(name: str | Path, task: Task, *, quantize: Quantize | None = None,
     with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(seed)
         model, report = task.auto_model.from_pretrained(source, config=config, revision=revision, dtype=dtype, use_safetensors=True,
-                                                        trust_remote_code=False, output_loading_info=True, **settings)
+                                                        trust_remote_code=False, output_loading_info=True,
+                                                        ignore_mismatched_sizes=task.new_head, **settings)
     model.requires_grad_(False).eval()
+    for module in model.modules():  # bitsandbytes would repack 4-bit weights on some CPUs, in a layout without a gradient
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     heads = head_modules(model) if task.new_head else []
+    if unfit := sorted(key for key, *_ in report["mismatched_keys"] if not any(key.startswith(f"{head}.") for head in heads)):
+        raise ValueError(f"{source}: {unfit[0]} has another shape in its safetensors than by its config.json; copy the model again.")
     fresh = {key.rpartition(".")[0] for key in report["missing_keys"]}
     heads += sorted(m for m in fresh if not any(m == h or m.startswith(h + ".") for h in heads))
     if heads and not task.new_head:
@@ -131,9 +138,16 @@ def _reads_causally(model: PreTrainedModel, task: Task) -> bool:
     if not decoder and (pooling not in (None, "cls") or not causal):
         raise ValueError(f"pooling={pooling!r}, causal={causal} with {type(model).__name__}: its head reads its own token and has no "
                          "causal mask; leave both out.")
-    if not causal and not sees_later_tokens(backbone, vocabulary, causal=False):
+    if not causal and not _can_look_ahead(backbone, vocabulary):
         raise ValueError(f"causal=False with {type(model).__name__}: this architecture keeps its causal mask; leave it out.")
     return decoder
+
+
+def _can_look_ahead(backbone: torch.nn.Module, vocabulary: int) -> bool:
+    try:
+        return sees_later_tokens(backbone, vocabulary, causal=False)
+    except (RuntimeError, ValueError, IndexError):  # it builds on a mask of two dimensions (Bloom)
+        return False
 
 
 def head_modules(model: PreTrainedModel) -> list[str]:

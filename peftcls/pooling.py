@@ -13,13 +13,16 @@ def class_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor], pooling
                  causal: bool = True) -> torch.Tensor:
     """Logits of shape (rows, labels), the same for a row alone, in a batch, left- or right-padded.
 
-    An encoder's own head knows which token it reads. A decoder's stock head guesses the last token from the padding
-    id, which fails where padding and end of text share one; here the mask decides, and the head sees that state alone.
+    An encoder's own head knows which token it reads where the padding is on the side it expects, so it is put there. A
+    decoder's stock head guesses the last token from the padding id, which fails where padding and end of text share
+    one; here the mask decides, and the head sees that state alone.
     """
     inner = unwrapped(model)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
     if not inner.base_facts.causal:
-        return model(**inputs).logits
+        text_first = getattr(inner.config, "summary_type", "first") != "last"  # XLNet's head reads the last token there is
+        order = inputs["attention_mask"].argsort(dim=1, descending=text_first, stable=True)
+        return model(**{name: values.gather(1, order) for name, values in inputs.items()}).logits
     states = decoder_states(inner.base_model, inputs["input_ids"], inputs["attention_mask"], causal=causal)
     return inner.get_submodule(inner.base_facts.heads[0])(pool(states, inputs["attention_mask"], pooling or "last"))
 

@@ -63,7 +63,7 @@ class Predictor:
         listed = list(rows)
         if not listed:
             return datasets.Dataset.from_dict({})
-        return as_dataset(listed if isinstance(listed[0], Mapping) else self.task.rows_of(listed))
+        return as_dataset(listed if all(isinstance(row, Mapping) for row in listed) else self.task.rows_of(listed))
 
     @torch.inference_mode()
     def _answers(self, rows: list[Row], source: str, first: int, batch_size: int | None) -> list[Answer]:

@@ -5,13 +5,17 @@ import contextlib
 import csv
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
+import pyarrow as pa
+
+from peftcls.schema import KindError, feature_of, merge_kind, shape_value
 
 Row: TypeAlias = dict[str, Any]
+Parser: TypeAlias = Callable[[Path, str, Sequence[str] | None], Iterator[Row]]
 READERS = {".csv", ".tsv", ".json", ".jsonl", ".parquet"}
 WIDEST_FIELD_CHARACTERS = 16 * 1024 * 1024
 
@@ -41,13 +45,8 @@ def read_rows(source: str | Path, *, split: str | None = None, encoding: str | N
     path = Path(source)
     if path.suffix.lower() not in READERS or not path.is_file():
         return _read_hub(str(source), split, path)
-    if path.suffix.lower() == ".parquet":
-        rows = datasets.Dataset.from_parquet(str(path))
-    else:
-        with _quiet():
-            rows = _read_text(path, encoding or "utf-8-sig", columns)
-    if len(rows) == 0:
-        raise RowError(f"{path.name} has no rows: expected at least one below the header.")
+    with _quiet():
+        rows = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_text(path, _with_mark(encoding), columns)
     return name_source(rows, path.name)
 
 
@@ -59,7 +58,10 @@ def as_dataset(rows: datasets.Dataset | Iterable[Mapping[str, Any]], name: str =
     if not listed or not all(isinstance(row, Mapping) for row in listed):
         raise RowError(f"expected a datasets.Dataset or a list of mappings such as {{'text': '...'}}, found {str(rows)[:80]!r}.")
     names = list(dict.fromkeys(column for row in listed for column in row))
-    return name_source(datasets.Dataset.from_dict({n: [row.get(n) for row in listed] for n in names}), name)
+    try:
+        return name_source(datasets.Dataset.from_dict({n: [row.get(n) for row in listed] for n in names}), name)
+    except (pa.ArrowException, UnicodeError, OverflowError) as error:
+        raise RowError(f"{name} cannot be made a table: {error}; write each column in one kind of value.") from None
 
 
 def name_source(rows: datasets.Dataset, name: str) -> datasets.Dataset:
@@ -86,42 +88,57 @@ def _read_hub(name: str, split: str | None, path: Path) -> datasets.Dataset:
     if path.exists() or path.suffix.lower() in READERS or name.startswith((".", "/", "~")):
         found = "a folder" if path.is_dir() else "a file of another kind" if path.exists() else "nothing there"
         raise RowError(f"cannot read {name}: expected a file ending in {', '.join(sorted(READERS))}, found {found}.")
-    found = datasets.load_dataset(name, split=split)
+    try:
+        found = datasets.load_dataset(name, split=split)
+    except (OSError, ValueError) as error:
+        raise RowError(f"cannot read {name}: there is no such file here, and as a data set on the hub: {error}") from None
     if not isinstance(found, datasets.Dataset):
         raise RowError(f"{name} has the splits {sorted(found)}; choose one: read_rows({name!r}, split=...).")
     return name_source(found, name if split is None else f"{name} ({split})")
 
 
 def _read_text(path: Path, encoding: str, columns: Sequence[str] | None) -> datasets.Dataset:
-    parse = {".csv": _csv, ".tsv": _tsv, ".json": _json, ".jsonl": _jsonl}[path.suffix.lower()]
-    kinds: dict[str, tuple[type, int]] = {}
-    names: dict[str, None] = {}
+    parse: Parser = {".csv": _csv, ".tsv": _tsv, ".json": _json, ".jsonl": _jsonl}[path.suffix.lower()]
+    kinds: dict[str, Any] = {}
+    number = 0
     for number, row in enumerate(parse(path, encoding, columns), 1):
-        _check_kinds(row, kinds, number, path)
-        names.update(dict.fromkeys(row))
+        for name, value in row.items():
+            try:
+                kinds[name] = merge_kind(kinds.get(name), value)
+            except KindError as error:
+                raise RowError(f"row {number} of {path.name} has in column {name!r} {error}; write the column in one way.") from None
+    if not number or not kinds:
+        raise RowError(f"{path.name} has no rows: expected at least one with a column.")
     # The key stands for content and reading, so that an edited file is never answered from the cache.
-    key = hashlib.sha256(repr((path.suffix, encoding, columns, sorted(kinds))).encode())
+    key = hashlib.sha256(repr((path.suffix, encoding, columns, kinds)).encode())
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             key.update(block)
 
     def generate() -> Iterator[Row]:
         for row in parse(path, encoding, columns):
-            yield {name: row.get(name) for name in names}
+            yield {name: shape_value(row.get(name), kind) for name, kind in kinds.items()}
 
-    features = None
-    if path.suffix.lower() in {".csv", ".tsv"}:
-        features = datasets.Features({name: datasets.Value("string") for name in names})
+    features = datasets.Features({name: feature_of(kind) for name, kind in kinds.items()})
     return datasets.Dataset.from_generator(generate, features=features, fingerprint=key.hexdigest()[:32])
 
 
-def _check_kinds(row: Row, kinds: dict[str, tuple[type, int]], number: int, path: Path) -> None:
-    for name, value in row.items():
-        kind = float if isinstance(value, int) and not isinstance(value, bool) else type(value)
-        if value is not None and (seen := kinds.setdefault(name, (kind, number)))[0] is not kind:
-            spoken = {float: "a number", str: "text", bool: "true or false", list: "a list", dict: "an object"}
-            raise RowError(f"row {number} of {path.name} has {spoken[kind]} in column {name!r}, where row {seen[1]} has "
-                           f"{spoken[seen[0]]}; write the column in one way.")
+def _read_parquet(path: Path) -> datasets.Dataset:
+    try:
+        rows = datasets.Dataset.from_parquet(str(path))
+    except (pa.ArrowException, datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
+        raise RowError(f"{path.name} is not a parquet file: {error.__cause__ or error}") from None
+    if len(rows) == 0:
+        raise RowError(f"{path.name} has no rows: expected at least one with a column.")
+    return rows
+
+
+def _with_mark(encoding: str | None) -> str:
+    """The encoding, where UTF-8 also takes the byte order mark that spreadsheets write before it."""
+    try:
+        return "utf-8-sig" if encoding is None or codecs.lookup(encoding).name == "utf-8" else encoding
+    except LookupError:
+        raise RowError(f"encoding={encoding!r} is not the name of an encoding; try 'utf-8', 'latin-1' or 'cp1252'.") from None
 
 
 @contextlib.contextmanager
@@ -138,8 +155,8 @@ def _open(path: Path, encoding: str) -> Iterator[Iterator[str]]:
         raise RowError(f"line {line} of {path.name} has the byte 0x{error.object[error.start]:02x}, which is not "
                        f"{encoding.removesuffix('-sig').upper()}; save the file as UTF-8 or pass its encoding, "
                        "for example encoding='latin-1'.") from None
-    except LookupError:
-        raise RowError(f"encoding={encoding!r} is not the name of an encoding; try 'utf-8', 'latin-1' or 'cp1252'.") from None
+    except UnicodeError as error:
+        raise RowError(f"{path.name} is not {encoding.upper()}: {error}; pass its encoding.") from None
 
 
 def _line_of_bad_byte(path: Path, encoding: str) -> int:
@@ -181,12 +198,28 @@ def _csv(path: Path, encoding: str, columns: Sequence[str] | None) -> Iterator[R
 
 
 def _tsv(path: Path, encoding: str, columns: Sequence[str] | None) -> Iterator[Row]:
-    with _open(path, encoding) as lines:  # one malformed quote means that the quotes are text (as in SMS Spam)
-        fields = (field for line in lines for field in line.rstrip("\r\n").split("\t") if '"' in field)
-        quoted = [len(f) > 1 and f[0] == f[-1] == '"' and '"' not in f[1:-1].replace('""', "") for f in fields]
-    if quoted and all(quoted):
-        return _table(path, encoding, columns, delimiter="\t")
-    return _table(path, encoding, columns, delimiter="\t", quoting=csv.QUOTE_NONE)
+    quoting: Any = csv.QUOTE_MINIMAL if _is_quoted(path, encoding) else csv.QUOTE_NONE
+    return _table(path, encoding, columns, delimiter="\t", quoting=quoting)
+
+
+def _is_quoted(path: Path, encoding: str) -> bool:
+    """Whether a writer of quoted tables could have written the file; otherwise its quotes are text (as in SMS Spam)."""
+    with _open(path, encoding) as lines:
+        record: list[str] = []
+        reader = csv.reader((record.append(line) or line for line in lines), delimiter="\t", strict=True)  # type: ignore[func-returns-value]
+        try:
+            for fields in reader:
+                raw = "".join(record).rstrip("\r\n")
+                record.clear()
+                for field in fields:
+                    quoted = '"' + field.replace('"', '""') + '"'
+                    written = quoted if raw.startswith(quoted) else field
+                    if not raw.startswith(written) or (written is field and '"' in field) or raw[len(written):][:1] not in ("", "\t"):
+                        return False
+                    raw = raw[len(written) + 1:]
+        except csv.Error:
+            return False
+    return True
 
 
 def _jsonl(path: Path, encoding: str, columns: Sequence[str] | None) -> Iterator[Row]:
@@ -198,9 +231,9 @@ def _jsonl(path: Path, encoding: str, columns: Sequence[str] | None) -> Iterator
             number += 1
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise RowError(f"row {number} of {path.name} (line {line_number}) is not JSON: {error.msg} at character "
-                               f"{error.pos + 1}; expected one object a line.") from None
+            except (ValueError, RecursionError) as error:
+                raise RowError(f"row {number} of {path.name} (line {line_number}) is not JSON: {_json_fault(error)}; "
+                               "expected one object a line.") from None
             if not isinstance(row, dict):
                 raise RowError(f"row {number} of {path.name} (line {line_number}) is {_spoken(row)}, expected an object "
                                'such as {"text": "..."}.')
@@ -212,30 +245,38 @@ def _json(path: Path, encoding: str, columns: Sequence[str] | None) -> Iterator[
         text = "".join(lines)
     try:
         found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RowError(f"{path.name} is not JSON: {error.msg} in line {error.lineno}; if it holds one object a line, "
-                       "name it .jsonl.") from None
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"{path.name} is not JSON: {_json_fault(error)}; if it holds one object a line, name it .jsonl.") from None
     found = found["data"] if isinstance(found, dict) and "data" in found else found
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise RowError(f"{path.name} is {_spoken(found)}, expected a list of objects or the SQuAD form.")
     return _squad(found, path) if found and "paragraphs" in found[0] else iter(found)
 
 
+def _json_fault(error: ValueError | RecursionError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} in line {error.lineno} at character {error.colno}"
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error).partition(";")[0]
+
+
 def _squad(articles: list[Row], path: Path) -> Iterator[Row]:
     """One row a question, over all articles and paragraphs; the columns are those of the Hub's `squad`."""
-    for a, article in enumerate(articles):
-        for p, paragraph in enumerate(article["paragraphs"]):
-            for q, question in enumerate(paragraph.get("qas", [])):
-                try:
+    place = ""
+    try:
+        for a, article in enumerate(articles, 1):
+            place = f"article {a}"
+            for p, paragraph in enumerate(article["paragraphs"], 1):
+                place = f"article {a}, paragraph {p}"
+                for q, question in enumerate(paragraph.get("qas", []), 1):
+                    place = f"article {a}, paragraph {p}, question {q}"
                     answers = question.get("answers") or []
                     yield {"id": str(question["id"]), "title": article.get("title", ""), "context": paragraph["context"],
                            "question": question["question"],
                            "answers": {"text": [answer["text"] for answer in answers],
                                        "answer_start": [int(answer["answer_start"]) for answer in answers]}}
-                except (KeyError, TypeError, ValueError) as error:
-                    raise RowError(f"article {a + 1}, paragraph {p + 1}, question {q + 1} of {path.name} is not in the SQuAD "
-                                   f"form ({type(error).__name__}: {error}); expected id, question and answers with text and "
-                                   "answer_start, and a context in the paragraph.") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RowError(f"{place} of {path.name} is not in the SQuAD form ({type(error).__name__}: {error}); expected paragraphs "
+                       "with a context and qas, and in each of these id, question and answers with text and answer_start.") from None
 
 
 def _spoken(value: Any) -> str:

@@ -88,8 +88,8 @@ class TrainConfig:
                     if value is not None and (not isinstance(value, int) or value < 1)]
         problems += [f"{name}={value!r}: expected a number above 0" for name, value in
                      {"learning_rate": self.learning_rate, "max_grad_norm": self.max_grad_norm}.items() if not value > 0]
-        if not self.weight_decay >= 0:
-            problems.append(f"weight_decay={self.weight_decay!r}: expected a number of at least 0")
+        problems += [f"{name}={value!r}: expected a number of at least 0" for name, value in
+                     {"weight_decay": self.weight_decay, "seed": self.seed}.items() if not value >= 0]
         if not 0 <= self.warmup < 1:
             problems.append(f"warmup={self.warmup!r}: expected a share of the steps, from 0 to below 1")
         if self.schedule not in ("linear", "cosine", "constant"):
@@ -110,8 +110,8 @@ class Trainer:
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), log_with=list(config.trackers) or None,
                                        project_dir=str(config.output_dir))
         if (started := int(os.environ.get("WORLD_SIZE", 1))) != self.accelerator.num_processes:
-            raise ValueError(f"the launcher started {started} processes, but Accelerate sees {self.accelerator.num_processes}; on a machine "
-                             "without a GPU start them with torchrun --nproc-per-node.")
+            raise ValueError(f"the launcher started {started} processes, but Accelerate sees {self.accelerator.num_processes}; on a "
+                             "machine without a GPU start them with torchrun --nproc-per-node.")
         if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
             raise ValueError(f"the launcher asks for {self.accelerator.distributed_type.value}, expected plain processes: every process "
                              "holds the base. If it does not fit, load it with quantize='8bit' or '4bit'.")
@@ -158,6 +158,11 @@ class Trainer:
         check_rows(self.task, train, training=True)
         if valid is not None:
             check_rows(self.task, valid)
+            encode_table(self.task, valid, self.tokenizer, base_facts(self.model).fingerprint)
+        elif self.config.patience is not None or self.config.monitor is not None:
+            raise ValueError("patience and monitor need a score on validation rows; give fit(train_rows, valid_rows), or leave both out.")
+        if self.config.monitor is not None and self.config.monitor not in self.task.score_names:
+            raise ValueError(f"monitor={self.config.monitor!r}: expected one of {list(self.task.score_names)}.")
         table = encode_table(self.task, train, self.tokenizer, base_facts(self.model).fingerprint)
         self._probe = train.select(range(min(PROBE_ROWS, len(train)))).select_columns(self.task.columns(with_target=False)).to_list()
         per_epoch = plan.steps_per_epoch(len(train), self.config.batch_size)
@@ -271,10 +276,8 @@ class Trainer:
     def _judge(self, scores: dict[str, float], step: int, bar: Any) -> None:
         """Keep these weights if they are the best so far; of equal scores the one with the lower loss is better."""
         monitor = self.config.monitor or self.task.monitor
-        if monitor not in scores:
-            raise ValueError(f"monitor={monitor!r}: {type(self.task).__name__} has the scores {sorted(scores)}.")
         seen = self.progress.best_scores
-        sign = -1 if monitor == "loss" else 1
+        sign = -1 if monitor in ("loss", "unusable") else 1
         rank, best = ((sign * s[monitor], -s.get("loss", 0.0)) if s else (-math.inf, 0.0) for s in (scores, seen))
         if rank > best:
             self.best = copy_tensors(self.parameters)

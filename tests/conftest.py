@@ -13,6 +13,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+torch.set_num_threads(1)  # models this small lose more to the waiting of threads than they gain
 WORDS = ["the patient was given a new drug and recovered", "stock prices fell after the bank raised rates", "yes no maybe",
          "a galaxy far away emits radio waves", "Answer: 1 0 2", "free prize, call now!", "see you at lunch", "label one two three"]
 SIZES = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256, "max_position_embeddings": 256}

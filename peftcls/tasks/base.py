@@ -68,7 +68,7 @@ class Task(ABC):
 
     @abstractmethod
     def rows_of(self, texts: Sequence[Any]) -> list[Row]:
-        """Rows made from bare texts, for prediction without column names."""
+        """Rows made from bare texts, for prediction without column names. Raises RowError where they are not texts."""
 
     @abstractmethod
     def text_of(self, row: Row) -> str:
@@ -94,6 +94,11 @@ class Task(ABC):
     def answers(self, model: torch.nn.Module, batch: Batch, features: Sequence[Feature],
                 tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
         """The answers to a batch encoded without targets, in its order."""
+
+    @property
+    @abstractmethod
+    def score_names(self) -> tuple[str, ...]:
+        """The names of the scores that `score` gives and that a run can be judged by."""
 
     @abstractmethod
     def score(self, answers: Sequence[Answer], rows: Iterable[Row]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """One text, or a pair of texts, gets one label or several, through a classification head."""
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
@@ -12,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from peftcls import metrics
 from peftcls.pooling import Pooling, class_logits
-from peftcls.rows import Row, require_columns
+from peftcls.rows import Row, RowError, require_columns
 from peftcls.tasks.base import Answer, Batch, Feature, Task, pad_inputs
 
 FOCUS = 2.0  # gamma of Lin et al. 2017, "Focal Loss for Dense Object Detection", section 3.2
@@ -20,13 +21,24 @@ FOCUS = 2.0  # gamma of Lin et al. 2017, "Focal Loss for Dense Object Detection"
 
 def label_name(value: Any) -> str:
     """The name of a label, however the table spells it: 1, 1.0 and "1" are the same label."""
-    return str(int(value)) if isinstance(value, bool | float) and value == int(value) else str(value).strip()
+    whole = isinstance(value, bool) or (isinstance(value, float) and value.is_integer())
+    return str(int(value)) if whole else str(value).strip()
+
+
+def label_setting_problem(labels: Any) -> str | None:
+    """What is wrong with the names of a closed set of labels, if anything."""
+    if not isinstance(labels, list | tuple):
+        return f"labels={labels!r}: expected a tuple of names such as ('no', 'yes')"
+    names = [label_name(label) for label in labels]
+    if not all(names) or len(set(names)) < len(names):
+        return f"labels={labels!r}: expected different names, none of them empty"
+    return None
 
 
 def label_order(names: Iterable[str]) -> tuple[str, ...]:
     """Label names in an order that does not depend on the rows': numbers by value, other names by alphabet."""
     found = set(names)
-    return tuple(sorted(found, key=float) if all(n.lstrip("+-").isdigit() for n in found) else sorted(found))
+    return tuple(sorted(found, key=float) if all(re.fullmatch(r"[+-]?[0-9]+", n) for n in found) else sorted(found))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +81,17 @@ class Classification(Task):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loss", self.loss or ("bce" if self.multi_label else "cross_entropy"))
-        if self.labels is not None:
-            object.__setattr__(self, "labels", tuple(label_name(label) for label in self.labels))
         problems = []
+        if self.labels is not None:
+            if problem := label_setting_problem(self.labels):
+                problems.append(problem)
+            object.__setattr__(self, "labels", tuple(label_name(label) for label in self.labels))
+        if not isinstance(self.text, str) and len(self.text) != 2:
+            problems.append(f"text={self.text!r}: expected one column or two")
+        if isinstance(self.class_weight, str) and self.class_weight != "balanced":
+            problems.append(f"class_weight={self.class_weight!r}: expected 'balanced' or a weight for each label")
+        if isinstance(self.class_weight, Mapping) and self.labels and (odd := sorted(set(self.class_weight) - set(self.labels))):
+            problems.append(f"class_weight names the label {odd[0]!r}, expected some of {list(self.labels)}")
         if self.loss not in ("cross_entropy", "bce", "focal"):
             problems.append(f"loss={self.loss!r}: expected 'cross_entropy', 'bce' or 'focal'")
         if self.multi_label and self.loss != "bce":
@@ -103,7 +123,7 @@ class Classification(Task):
         return dataclasses.replace(self, labels=labels, class_weight=weight)
 
     def _names(self, value: Any) -> list[str]:
-        if value is None or value == "":
+        if value is None or value == "" or value != value:  # an empty cell, or a number that is none
             return []
         values = [value] if not self.multi_label else value if isinstance(value, list) else str(value).split(";")
         return [name for v in values if (name := label_name(v))]
@@ -136,7 +156,14 @@ class Classification(Task):
 
     def rows_of(self, texts: Sequence[Any]) -> list[Row]:
         names = self.columns(with_target=False)
-        return [dict(zip(names, [text] if isinstance(text, str) else text, strict=True)) for text in texts]
+        wanted = "a text" if len(names) == 1 else "a pair of texts"
+        rows = []
+        for number, text in enumerate(texts, 1):
+            parts = [text] if len(names) == 1 else list(text) if isinstance(text, list | tuple) else []
+            if len(parts) != len(names) or not all(isinstance(part, str) for part in parts):
+                raise RowError(f"text {number} of {len(texts)} is {str(text)[:80]!r}, expected {wanted}.")
+            rows.append(dict(zip(names, parts, strict=True)))
+        return rows
 
     def text_of(self, row: Row) -> str:
         return "\n".join(row[column] for column in self.columns(with_target=False))
@@ -198,6 +225,10 @@ class Classification(Task):
             total = sum(probabilities.values())
             probabilities = {name: p / total for name, p in probabilities.items()}
         return Answer(label=max(probabilities, key=lambda name: probabilities[name]), probabilities=probabilities)
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        return ("f1_macro", "f1_micro", "accuracy") if self.multi_label else ("accuracy", "f1_macro", "loss")
 
     def score(self, answers: Sequence[Answer], rows: Iterable[Row]) -> dict[str, float]:
         gold = [self.gold_of(row) for row in rows]

@@ -14,7 +14,7 @@ from peftcls.pooling import unwrapped
 from peftcls.rows import Row, RowError
 from peftcls.tasks.base import Answer, Batch, Feature, Task, pad, pad_inputs
 from peftcls.tasks.choices import Choices
-from peftcls.tasks.classification import label_name
+from peftcls.tasks.classification import label_name, label_setting_problem
 from peftcls.tasks.prompt import fit_document, placeholders, render, split_cue, tokenize_answered
 
 TEMPLATE = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
@@ -54,13 +54,17 @@ class Instruction(Task):
     def __post_init__(self) -> None:
         problems = []
         if self.labels is not None:
+            if problem := label_setting_problem(self.labels):
+                problems.append(problem)
             object.__setattr__(self, "labels", tuple(label_name(label) for label in self.labels))
-            if len(set(self.labels or ())) < max(2, len(self.labels or ())):
+            if len(self.labels) < 2:
                 problems.append(f"labels={self.labels}: expected two or more different labels")
             if self.separator is not None:
                 problems.append("labels and separator: an answer is one of a closed set or a list, not both")
-        if not self.template.strip():
-            problems.append("template is empty: expected a text with {input}")
+        if self.separator == "":
+            problems.append("separator='': expected a text such as ';'")
+        if not self.template.strip() or self.template.count("{input}") > 1:
+            problems.append(f"template has {{input}} {self.template.count('{input}')} times: expected a text that has it once")
         if self.max_new_tokens < 2 or self.max_length <= self.max_new_tokens:
             problems.append(f"max_length={self.max_length} and max_new_tokens={self.max_new_tokens}: expected at least 2 tokens "
                             "for the answer and more for both together")
@@ -78,8 +82,9 @@ class Instruction(Task):
         return [*inputs, self.output] if with_target else inputs
 
     def problem(self, row: Row, *, with_target: bool) -> str | None:
-        if "{input}" in self.template and not str(row[self.input] or "").strip():
-            return f"has no text in column {self.input!r}; fill it in or leave the row out"
+        inputs = [self.input] if "{input}" in self.template else self.columns(with_target=False)
+        if inputs and not any(str(row[column] or "").strip() for column in inputs):
+            return f"has no text in column {inputs[0]!r}; fill it in or leave the row out"
         if not with_target:
             return None
         if row[self.output] is None or not str(row[self.output]).strip():
@@ -98,10 +103,13 @@ class Instruction(Task):
         if self.columns(with_target=False) != [self.input]:
             raise RowError(f"bare texts are not enough: the template needs the columns {self.columns(with_target=False)}; "
                            "give rows such as {'column': value}.")
+        for number, text in enumerate(texts, 1):
+            if not isinstance(text, str):
+                raise RowError(f"text {number} of {len(texts)} is {str(text)[:80]!r}, expected a text.")
         return [{self.input: text} for text in texts]
 
     def text_of(self, row: Row) -> str:
-        return render(self.template, {**row, "instruction": "", "input": row.get(self.input)})
+        return "\n".join(str(row[column] or "") for column in self.columns(with_target=False))
 
     def gold_of(self, row: Row) -> tuple[str, ...]:
         if self.separator is not None:
@@ -117,7 +125,9 @@ class Instruction(Task):
         if not with_target:
             ids, _ = tokenize_answered(tokenizer, prompt, space + (self.labels[0] if self.labels else "x"))
             return {"input_ids": ids, "shortened": shortened}
-        answer = label_name(row[self.output]) if self.labels else str(row[self.output]).strip()
+        given = row[self.output]
+        listed = f"{self.separator} ".join(self._parts(given)) if isinstance(given, list) else str(given).strip()
+        answer = label_name(given) if self.labels else listed
         ids, target = tokenize_answered(tokenizer, prompt, space + answer)
         if choices and tuple(target) != choices[self._labels.index(answer)]:
             raise RowError(f"has the label {answer!r} in other tokens than alone: the template must end in a space or a new line")
@@ -185,6 +195,13 @@ class Instruction(Task):
     def _parts(self, text: Any) -> tuple[str, ...]:
         parts = text if isinstance(text, list) else str(text).split(self.separator)
         return tuple(dict.fromkeys(p.strip() for p in parts if p and p.strip()))
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        if self.labels:
+            return ("accuracy", "f1_macro", "loss")
+        sets = tuple(part + name for name in ("", "_at_5", "_at_10") for part in ("precision", "recall", "f1"))
+        return ((*sets, "recall_present", "recall_absent") if self.separator is not None else ("exact_match",)) + ("unusable",)
 
     def score(self, answers: Sequence[Answer], rows: Iterable[Row]) -> dict[str, float]:
         rows = list(rows)

@@ -1,0 +1,83 @@
+"""The kinds of values that the columns of a json file hold, so that a table of any length gets one type a column."""
+
+from typing import Any
+
+import datasets
+
+Kind = Any  # None (only gaps so far), "bool", "int", "float", "text", ("list", Kind) or {"name": Kind}
+WIDEST = 2**63
+SPOKEN = {"bool": "true or false", "int": "a number", "float": "a number", "text": "text"}
+
+
+class KindError(ValueError):
+    """Two kinds of values in one place, or one that no column can hold."""
+
+
+def merge_kind(seen: Kind, value: Any) -> Kind:
+    """The kind that holds all values seen so far and this one.
+
+    Raises:
+        KindError: there is none; the message continues `row 17 of train.jsonl has ...`.
+    """
+    kind = _kind(value, seen)
+    if seen is None or kind is None or kind == seen:
+        return seen if kind is None else kind
+    if {seen, kind} == {"int", "float"} if isinstance(seen, str) and isinstance(kind, str) else False:
+        return "float"
+    if type(seen) is type(kind) and not isinstance(seen, str):
+        return kind  # a list or an object, already merged with what was seen
+    raise KindError(f"{spoken(kind)} where rows before have {spoken(seen)}")
+
+
+def _kind(value: Any, seen: Kind) -> Kind:
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int):
+        if not -WIDEST <= value < WIDEST:
+            raise KindError("a number of more than 64 bits")
+        return "int"
+    if isinstance(value, float):
+        return "float"
+    if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+            raise KindError("half of a surrogate pair, which is not a character")
+        return "text"
+    if isinstance(value, list):
+        inner = seen[1] if isinstance(seen, tuple) else None
+        for item in value:
+            inner = merge_kind(inner, item)
+        return ("list", inner)
+    known = seen if isinstance(seen, dict) else {}
+    return known | {_name(name): merge_kind(known.get(name), item) for name, item in value.items()}
+
+
+def _name(name: str) -> str:
+    _kind(name, None)
+    return name
+
+
+def spoken(kind: Kind) -> str:
+    """The kind in the words of a message."""
+    return "a list" if isinstance(kind, tuple) else "an object" if isinstance(kind, dict) else SPOKEN[kind]
+
+
+def feature_of(kind: Kind) -> Any:
+    """The kind as a type of the `datasets` library; gaps alone are text."""
+    if isinstance(kind, tuple):
+        return datasets.List(feature_of(kind[1]))
+    if isinstance(kind, dict):
+        return {name: feature_of(inner) for name, inner in kind.items()}
+    return datasets.Value({"bool": "bool", "int": "int64", "float": "float64", "text": "string", None: "string"}[kind])
+
+
+def shape_value(value: Any, kind: Kind) -> Any:
+    """The value as its column holds it: whole numbers among fractions become fractions, missing fields gaps."""
+    if value is None:
+        return None
+    if isinstance(kind, tuple):
+        return [shape_value(item, kind[1]) for item in value]
+    if isinstance(kind, dict):
+        return {name: shape_value(value.get(name), inner) for name, inner in kind.items()}
+    return float(value) if kind == "float" else value
