@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,7 +114,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _own_device() -> int | str:
-    return torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+    """The GPU of this process, by its number on this machine: quantized weights cannot be moved once they are loaded."""
+    return int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else "cpu"
 
 
 def _quantization(task: Task, config: Any, quantize: Quantize, dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import functools
 import os
 import tempfile
 from collections import Counter
@@ -23,6 +24,7 @@ from peftcls.tasks.base import Answer, Task
 from peftcls.trainer import Trainer
 
 BASELINE_KEYWORDS = 5
+RESAMPLES = 500
 
 
 def recipe_options(description: str | None, *, data: str, out: str, epochs: int, learning_rate: float,
@@ -78,14 +80,16 @@ def score_table(task: Task, train: datasets.Dataset, test: datasets.Dataset, sys
     systems = {**systems, **_baselines(task, train, test)}
     names = [task.monitor] if task.monitor in ("f1", "exact_match") else ["accuracy", "f1_macro"]
     rows, table = [], test.to_list()
+    every = tuple(range(len(test)))
     for system, answers in systems.items():
+        @functools.cache  # all scores are asked of the same resamples
+        def scores(chosen: tuple[int, ...], answers: Sequence[Answer] = answers) -> dict[str, float]:
+            return task.score([answers[i] for i in chosen], [table[i] for i in chosen])
+
         row = {"system": system}
         for name in names:
-            def score(chosen: Sequence[int], answers: Sequence[Answer] = answers, name: str = name) -> float:
-                return task.score([answers[i] for i in chosen], [table[i] for i in chosen])[name]
-            every = list(range(len(test)))
-            low, high = interval(score, every, resamples=200 if len(test) > 500 else 500)
-            row[name] = f"{100 * score(every):5.1f}"
+            low, high = interval(lambda chosen, name=name, scores=scores: scores(tuple(chosen))[name], every, resamples=RESAMPLES)
+            row[name] = f"{100 * scores(every)[name]:5.1f}"
             row[f"95 % interval of {name}"] = f"{100 * low:.1f} to {100 * high:.1f}"
         rows.append(row)
     return f"{len(test)} rows of {source_name(test)}\n" + pd.DataFrame(rows).to_string(index=False)
