@@ -89,8 +89,7 @@ def load_adapter(directory: str | Path, *, base: str | Path | None = None,
         facts = BaseFacts(**{**manifest["base"], "heads": tuple(manifest["base"]["heads"])})
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}[facts.dtype]
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{directory / MANIFEST} does not describe a base model ({type(error).__name__}: {error}); copy the folder "
-                         "again.") from None
+        raise ValueError(f"{directory / MANIFEST} is damaged ({type(error).__name__}: {error}); copy the folder again.") from None
     model, _ = load_base(base or facts.name, task, quantize=quantize or facts.quantize, dtype=dtype,
                          revision=None if base else facts.revision)
     if (found := base_facts(model).fingerprint) != facts.fingerprint:

@@ -2,26 +2,18 @@
 
 import codecs
 import contextlib
-import csv
 import hashlib
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import datasets
 import pyarrow as pa
 
+from peftcls.parsers import PARSERS, Row, RowError
 from peftcls.schema import KindError, feature_of, merge_kind, shape_value
 
-Row: TypeAlias = dict[str, Any]
-Parser: TypeAlias = Callable[[Path, str, Sequence[str] | None], Iterator[Row]]
-READERS = {".csv", ".tsv", ".json", ".jsonl", ".parquet"}
-WIDEST_FIELD_CHARACTERS = 16 * 1024 * 1024
-
-
-class RowError(ValueError):
-    """Something is wrong with a row, a column or a whole table; the message says what, where and what to do."""
+READERS = {*PARSERS, ".parquet"}
 
 
 def read_rows(source: str | Path, *, split: str | None = None, encoding: str | None = None,
@@ -98,17 +90,23 @@ def _read_hub(name: str, split: str | None, path: Path) -> datasets.Dataset:
 
 
 def _read_text(path: Path, encoding: str, columns: Sequence[str] | None) -> datasets.Dataset:
-    parse: Parser = {".csv": _csv, ".tsv": _tsv, ".json": _json, ".jsonl": _jsonl}[path.suffix.lower()]
+    parse = PARSERS[path.suffix.lower()]
     kinds: dict[str, Any] = {}
-    number = 0
+    first: dict[str, int] = {}
     for number, row in enumerate(parse(path, encoding, columns), 1):
         for name, value in row.items():
             try:
+                merge_kind("text", name)  # a name is a text that can be written
                 kinds[name] = merge_kind(kinds.get(name), value)
             except KindError as error:
-                raise RowError(f"row {number} of {path.name} has in column {name!r} {error}; write the column in one way.") from None
-    if not number or not kinds:
-        raise RowError(f"{path.name} has no rows: expected at least one with a column.")
+                before = f", where row {first.get(name, number)} has {error.seen}" if error.seen else ""
+                raise RowError(f"row {number} of {path.name} has {error.found} in column {name!r}{before}; "
+                               "write the column in one way.") from None
+            if value is not None:
+                first.setdefault(name, number)
+    if not kinds:
+        below = "below the header" if path.suffix.lower() in {".csv", ".tsv"} else "with a column"
+        raise RowError(f"{path.name} has no rows: expected at least one {below}.")
     # The key stands for content and reading, so that an edited file is never answered from the cache.
     key = hashlib.sha256(repr((path.suffix, encoding, columns, kinds)).encode())
     with path.open("rb") as file:
@@ -139,148 +137,6 @@ def _with_mark(encoding: str | None) -> str:
         return "utf-8-sig" if encoding is None or codecs.lookup(encoding).name == "utf-8" else encoding
     except LookupError:
         raise RowError(f"encoding={encoding!r} is not the name of an encoding; try 'utf-8', 'latin-1' or 'cp1252'.") from None
-
-
-@contextlib.contextmanager
-def _open(path: Path, encoding: str) -> Iterator[Iterator[str]]:
-    """The lines of a text file; a byte that is not in `encoding` is a RowError with its line."""
-    start = path.read_bytes()[:4]
-    if encoding == "utf-8-sig" and start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise RowError(f"{path.name} is in UTF-16, expected UTF-8; pass encoding='utf-16'.")
-    try:
-        with path.open(encoding=encoding, newline="") as file:
-            yield file
-    except UnicodeDecodeError as error:
-        line = _line_of_bad_byte(path, encoding)
-        raise RowError(f"line {line} of {path.name} has the byte 0x{error.object[error.start]:02x}, which is not "
-                       f"{encoding.removesuffix('-sig').upper()}; save the file as UTF-8 or pass its encoding, "
-                       "for example encoding='latin-1'.") from None
-    except UnicodeError as error:
-        raise RowError(f"{path.name} is not {encoding.upper()}: {error}; pass its encoding.") from None
-
-
-def _line_of_bad_byte(path: Path, encoding: str) -> int:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode(encoding)
-            except UnicodeDecodeError:
-                return number
-    return 1
-
-
-def _table(path: Path, encoding: str, columns: Sequence[str] | None, **dialect: Any) -> Iterator[Row]:
-    csv.field_size_limit(WIDEST_FIELD_CHARACTERS)
-    with _open(path, encoding) as lines:
-        reader = csv.reader(lines, strict=True, **dialect)
-        try:
-            header = list(columns) if columns else next(reader, None)
-            if not header:
-                raise RowError(f"{path.name} is empty: expected a line with the names of the columns.")
-            if doubled := [name for name in header if header.count(name) > 1]:
-                raise RowError(f"{path.name} has the column {doubled[0]!r} {header.count(doubled[0])} times; name each once.")
-            number = 0
-            for fields in reader:
-                if not fields:  # an empty line
-                    continue
-                number += 1
-                if len(fields) != len(header):
-                    raise RowError(f"row {number} of {path.name} (line {reader.line_num}) has {len(fields)} fields, expected "
-                                   f"{len(header)} ({', '.join(header)[:200]}); put quotes around a text that holds a separator.")
-                yield dict(zip(header, fields, strict=True))
-        except csv.Error as error:
-            raise RowError(f"line {reader.line_num} of {path.name} is not valid {path.suffix[1:]}: {error}; "
-                           "a quote inside a quoted text is written twice.") from None
-
-
-def _csv(path: Path, encoding: str, columns: Sequence[str] | None) -> Iterator[Row]:
-    return _table(path, encoding, columns)
-
-
-def _tsv(path: Path, encoding: str, columns: Sequence[str] | None) -> Iterator[Row]:
-    quoting: Any = csv.QUOTE_MINIMAL if _is_quoted(path, encoding) else csv.QUOTE_NONE
-    return _table(path, encoding, columns, delimiter="\t", quoting=quoting)
-
-
-def _is_quoted(path: Path, encoding: str) -> bool:
-    """Whether a writer of quoted tables could have written the file; otherwise its quotes are text (as in SMS Spam)."""
-    with _open(path, encoding) as lines:
-        record: list[str] = []
-        reader = csv.reader((record.append(line) or line for line in lines), delimiter="\t", strict=True)  # type: ignore[func-returns-value]
-        try:
-            for fields in reader:
-                raw = "".join(record).rstrip("\r\n")
-                record.clear()
-                for field in fields:
-                    quoted = '"' + field.replace('"', '""') + '"'
-                    written = quoted if raw.startswith(quoted) else field
-                    if not raw.startswith(written) or (written is field and '"' in field) or raw[len(written):][:1] not in ("", "\t"):
-                        return False
-                    raw = raw[len(written) + 1:]
-        except csv.Error:
-            return False
-    return True
-
-
-def _jsonl(path: Path, encoding: str, columns: Sequence[str] | None) -> Iterator[Row]:
-    with _open(path, encoding) as lines:
-        number = 0
-        for line_number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            number += 1
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise RowError(f"row {number} of {path.name} (line {line_number}) is not JSON: {_json_fault(error)}; "
-                               "expected one object a line.") from None
-            if not isinstance(row, dict):
-                raise RowError(f"row {number} of {path.name} (line {line_number}) is {_spoken(row)}, expected an object "
-                               'such as {"text": "..."}.')
-            yield row
-
-
-def _json(path: Path, encoding: str, columns: Sequence[str] | None) -> Iterator[Row]:
-    with _open(path, encoding) as lines:
-        text = "".join(lines)
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise RowError(f"{path.name} is not JSON: {_json_fault(error)}; if it holds one object a line, name it .jsonl.") from None
-    found = found["data"] if isinstance(found, dict) and "data" in found else found
-    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-        raise RowError(f"{path.name} is {_spoken(found)}, expected a list of objects or the SQuAD form.")
-    return _squad(found, path) if found and "paragraphs" in found[0] else iter(found)
-
-
-def _json_fault(error: ValueError | RecursionError) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} in line {error.lineno} at character {error.colno}"
-    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error).partition(";")[0]
-
-
-def _squad(articles: list[Row], path: Path) -> Iterator[Row]:
-    """One row a question, over all articles and paragraphs; the columns are those of the Hub's `squad`."""
-    place = ""
-    try:
-        for a, article in enumerate(articles, 1):
-            place = f"article {a}"
-            for p, paragraph in enumerate(article["paragraphs"], 1):
-                place = f"article {a}, paragraph {p}"
-                for q, question in enumerate(paragraph.get("qas", []), 1):
-                    place = f"article {a}, paragraph {p}, question {q}"
-                    answers = question.get("answers") or []
-                    yield {"id": str(question["id"]), "title": article.get("title", ""), "context": paragraph["context"],
-                           "question": question["question"],
-                           "answers": {"text": [answer["text"] for answer in answers],
-                                       "answer_start": [int(answer["answer_start"]) for answer in answers]}}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RowError(f"{place} of {path.name} is not in the SQuAD form ({type(error).__name__}: {error}); expected paragraphs "
-                       "with a context and qas, and in each of these id, question and answers with text and answer_start.") from None
-
-
-def _spoken(value: Any) -> str:
-    return {list: "a list", dict: "an object", str: "a text", int: "a number", float: "a number"}.get(type(value), repr(value))
 
 
 @contextlib.contextmanager

@@ -4,29 +4,40 @@ from typing import Any
 
 import datasets
 
-Kind = Any  # None (only gaps so far), "bool", "int", "float", "text", ("list", Kind) or {"name": Kind}
+Kind = Any  # None (only gaps so far), "bool", "int", "wide", "float", "text", ("list", Kind) or {"name": Kind}
 WIDEST = 2**63
-SPOKEN = {"bool": "true or false", "int": "a number", "float": "a number", "text": "text"}
+EXACT = 2**53  # beyond it a whole number is no longer a fraction's equal
+SPOKEN = {"bool": "true or false", "int": "a number", "wide": "a number of more than 53 bits", "float": "a number", "text": "text"}
+WIDER = {frozenset(("int", "float")): "float", frozenset(("int", "wide")): "wide"}
 
 
 class KindError(ValueError):
-    """Two kinds of values in one place, or one that no column can hold."""
+    """Two kinds of values in one place, or one that no column can hold.
+
+    Args:
+        found: the value's kind, in the words of a message.
+        seen: the kind of the values before it; None where the value alone is at fault.
+    """
+
+    def __init__(self, found: str, seen: str | None = None) -> None:
+        super().__init__(found)
+        self.found, self.seen = found, seen
 
 
 def merge_kind(seen: Kind, value: Any) -> Kind:
     """The kind that holds all values seen so far and this one.
 
     Raises:
-        KindError: there is none; the message continues `row 17 of train.jsonl has ...`.
+        KindError: there is none.
     """
     kind = _kind(value, seen)
     if seen is None or kind is None or kind == seen:
         return seen if kind is None else kind
-    if {seen, kind} == {"int", "float"} if isinstance(seen, str) and isinstance(kind, str) else False:
-        return "float"
+    if isinstance(seen, str) and isinstance(kind, str) and (wider := WIDER.get(frozenset((seen, kind)))):
+        return wider
     if type(seen) is type(kind) and not isinstance(seen, str):
         return kind  # a list or an object, already merged with what was seen
-    raise KindError(f"{spoken(kind)} where rows before have {spoken(seen)}")
+    raise KindError(spoken(kind), spoken(seen))
 
 
 def _kind(value: Any, seen: Kind) -> Kind:
@@ -37,7 +48,7 @@ def _kind(value: Any, seen: Kind) -> Kind:
     if isinstance(value, int):
         if not -WIDEST <= value < WIDEST:
             raise KindError("a number of more than 64 bits")
-        return "int"
+        return "int" if -EXACT <= value <= EXACT else "wide"
     if isinstance(value, float):
         return "float"
     if isinstance(value, str):
@@ -69,7 +80,7 @@ def feature_of(kind: Kind) -> Any:
         return datasets.List(feature_of(kind[1]))
     if isinstance(kind, dict):
         return {name: feature_of(inner) for name, inner in kind.items()}
-    return datasets.Value({"bool": "bool", "int": "int64", "float": "float64", "text": "string", None: "string"}[kind])
+    return datasets.Value({"bool": "bool", "int": "int64", "wide": "int64", "float": "float64", "text": "string", None: "string"}[kind])
 
 
 def shape_value(value: Any, kind: Kind) -> Any:

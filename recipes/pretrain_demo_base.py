@@ -50,12 +50,11 @@ if __name__ == "__main__":
     optimizers = [torch.optim.Muon(matrices, lr=a.muon, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
                   torch.optim.AdamW(others, lr=a.adam, betas=(0.9, 0.95), weight_decay=0.0)]
     loss_of, fall = torch.compile(next_token_loss, dynamic=False), round(a.steps * (1 - FALL_SHARE))
-    marked, epoch_rows, started = None, [], time.time()
+    marked, epoch_rows, started = False, [], time.time()
     for step in range(a.start, a.steps):
         factor = min(1.0, (step - a.start + 1) / RISE_STEPS, (a.steps - step) / (a.steps - fall))
-        if step >= fall and marked is None:
-            marked = lines = add_keywords(lines)
-            epoch_rows = []
+        if step >= fall and not marked:
+            lines, marked, epoch_rows = add_keywords(lines), True, []
         if len(epoch_rows) < a.batch:  # a new epoch: lines in a new order, cut at new places
             order = torch.randperm(len(lines), generator=torch.Generator().manual_seed(a.seed + step)).tolist()
             epoch_rows = list(pack([lines[i] for i in order], tokenizer, a.length))

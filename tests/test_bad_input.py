@@ -316,7 +316,8 @@ def test_classification_settings_that_would_do_something_else_in_silence_are_ref
 @pytest.mark.parametrize(("settings", "sentence"), [
     ({"labels": ("a",)}, "labels=('a',): expected two or more different labels."),
     ({"labels": ()}, "labels=(): expected two or more different labels."),
-    ({"labels": ("a", "a ")}, "labels=('a', 'a'): expected two or more different labels."),
+    ({"labels": ("a", "a ")}, "labels=('a', 'a '): expected different names, none of them empty."),
+    ({"template": "a {input} b {input} c: "}, "template has {input} 2 times: expected a text that has it once."),
     ({"labels": ("a", "b"), "separator": ";"}, "labels and separator: an answer is one of a closed set or a list, not both."),
     ({"template": " \n"}, "template is empty: expected a text with {input}."),
     ({"max_length": 10, "max_new_tokens": 10},

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = [
-    {"rows", "schema", "metrics", "plan", "schedule", "demo", "fingerprint"},
+    {"rows", "parsers", "schema", "metrics", "plan", "schedule", "demo", "fingerprint"},
     {"pooling", "tasks", "check", "features"},
     {"models", "adapt", "adapters", "summary"},
     {"predictor", "checkpoint", "trainer"},

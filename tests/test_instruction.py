@@ -119,7 +119,7 @@ def test_only_the_document_is_ever_shortened(tokenizer, max_length, document, wi
         assert len(tokenizer(text[: len(text) - len(tail)] + document[len(kept):] + tail)["input_ids"]) > len(ids)
 
 
-@pytest.mark.parametrize("template", ["{input} Answer: ", "Answer: {input}", "{input}", "{input}\n", "a {input} b {input} c: "])
+@pytest.mark.parametrize("template", ["{input} Answer: ", "Answer: {input}", "{input}", "{input}\n"])
 def test_the_document_is_shortened_wherever_it_stands(tokenizer, template):
     task = Instruction(template=template, output="answer", max_length=60, max_new_tokens=6)
     document = "the patient was given a new drug and " * 30

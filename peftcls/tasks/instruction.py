@@ -63,7 +63,9 @@ class Instruction(Task):
                 problems.append("labels and separator: an answer is one of a closed set or a list, not both")
         if self.separator == "":
             problems.append("separator='': expected a text such as ';'")
-        if not self.template.strip() or self.template.count("{input}") > 1:
+        if not self.template.strip():
+            problems.append("template is empty: expected a text with {input}")
+        if self.template.count("{input}") > 1:
             problems.append(f"template has {{input}} {self.template.count('{input}')} times: expected a text that has it once")
         if self.max_new_tokens < 2 or self.max_length <= self.max_new_tokens:
             problems.append(f"max_length={self.max_length} and max_new_tokens={self.max_new_tokens}: expected at least 2 tokens "

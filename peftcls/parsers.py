@@ -1,0 +1,166 @@
+"""The text formats of a table: a file in, one mapping a row out, and the place of what is wrong."""
+
+import codecs
+import contextlib
+import csv
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+Row: TypeAlias = dict[str, Any]
+Parser: TypeAlias = Callable[[Path, str, Sequence[str] | None], Iterator[Row]]
+WIDEST_FIELD_CHARACTERS = 16 * 1024 * 1024
+
+
+class RowError(ValueError):
+    """Something is wrong with a row, a column or a whole table; the message says what, where and what to do."""
+
+
+@contextlib.contextmanager
+def _open(path: Path, encoding: str) -> Iterator[Iterator[str]]:
+    """The lines of a text file; a byte that is not in `encoding` is a RowError with its line."""
+    start = path.read_bytes()[:4]
+    if encoding == "utf-8-sig" and start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise RowError(f"{path.name} is in UTF-16, expected UTF-8; pass encoding='utf-16'.")
+    try:
+        with path.open(encoding=encoding, newline="") as file:
+            yield file
+    except UnicodeDecodeError as error:
+        line = _line_of_bad_byte(path, encoding)
+        raise RowError(f"line {line} of {path.name} has the byte 0x{error.object[error.start]:02x}, which is not "
+                       f"{encoding.removesuffix('-sig').upper()}; save the file as UTF-8 or pass its encoding, "
+                       "for example encoding='latin-1'.") from None
+    except LookupError:
+        raise RowError(f"encoding={encoding!r} is not the name of an encoding; try 'utf-8', 'latin-1' or 'cp1252'.") from None
+    except UnicodeError as error:
+        raise RowError(f"{path.name} is not {encoding.upper()}: {error}; pass its encoding.") from None
+
+
+def _line_of_bad_byte(path: Path, encoding: str) -> int:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode(encoding)
+            except UnicodeDecodeError:
+                return number
+    return 1
+
+
+def _table(path: Path, encoding: str, columns: Sequence[str] | None, **dialect: Any) -> Iterator[Row]:
+    csv.field_size_limit(WIDEST_FIELD_CHARACTERS)
+    with _open(path, encoding) as lines:
+        reader = csv.reader(lines, strict=True, **dialect)
+        try:
+            header = list(columns) if columns else next(reader, None)
+            if not header:
+                raise RowError(f"{path.name} is empty: expected a line with the names of the columns.")
+            if doubled := [name for name in header if header.count(name) > 1]:
+                raise RowError(f"{path.name} has the column {doubled[0]!r} {header.count(doubled[0])} times; name each once.")
+            number = 0
+            for fields in reader:
+                if not fields:  # an empty line
+                    continue
+                number += 1
+                if len(fields) != len(header):
+                    raise RowError(f"row {number} of {path.name} (line {reader.line_num}) has {len(fields)} fields, expected "
+                                   f"{len(header)} ({', '.join(header)[:200]}); put quotes around a text that holds a separator.")
+                yield dict(zip(header, fields, strict=True))
+        except csv.Error as error:
+            raise RowError(f"line {reader.line_num} of {path.name} is not valid {path.suffix[1:]}: {error}; "
+                           "a quote inside a quoted text is written twice.") from None
+
+
+def _csv(path: Path, encoding: str, columns: Sequence[str] | None) -> Iterator[Row]:
+    return _table(path, encoding, columns)
+
+
+def _tsv(path: Path, encoding: str, columns: Sequence[str] | None) -> Iterator[Row]:
+    quoting: Any = csv.QUOTE_MINIMAL if _is_quoted(path, encoding) else csv.QUOTE_NONE
+    return _table(path, encoding, columns, delimiter="\t", quoting=quoting)
+
+
+def _is_quoted(path: Path, encoding: str) -> bool:
+    """Whether a writer of quoted tables could have written the file; otherwise its quotes are text (as in SMS Spam)."""
+    with _open(path, encoding) as lines:
+        record: list[str] = []
+        reader = csv.reader((record.append(line) or line for line in lines), delimiter="\t", strict=True)  # type: ignore[func-returns-value]
+        try:
+            for fields in reader:
+                raw = "".join(record).rstrip("\r\n")
+                record.clear()
+                for field in fields:
+                    quoted = '"' + field.replace('"', '""') + '"'
+                    written = quoted if raw.startswith(quoted) else field
+                    if not raw.startswith(written) or (written is field and '"' in field) or raw[len(written):][:1] not in ("", "\t"):
+                        return False
+                    raw = raw[len(written) + 1:]
+        except csv.Error:
+            return False
+    return True
+
+
+def _jsonl(path: Path, encoding: str, columns: Sequence[str] | None) -> Iterator[Row]:
+    with _open(path, encoding) as lines:
+        number = 0
+        for line_number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            number += 1
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                fault = _json_fault(error, f"at character {getattr(error, 'colno', 0)}")
+                raise RowError(f"row {number} of {path.name} (line {line_number}) is not JSON: {fault}; "
+                               "expected one object a line.") from None
+            if not isinstance(row, dict):
+                raise RowError(f"row {number} of {path.name} (line {line_number}) is {_spoken(row)}, expected an object "
+                               'such as {"text": "..."}.')
+            yield row
+
+
+def _json(path: Path, encoding: str, columns: Sequence[str] | None) -> Iterator[Row]:
+    with _open(path, encoding) as lines:
+        text = "".join(lines)
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        fault = _json_fault(error, f"in line {getattr(error, 'lineno', 0)}")
+        raise RowError(f"{path.name} is not JSON: {fault}; if it holds one object a line, name it .jsonl.") from None
+    found = found["data"] if isinstance(found, dict) and "data" in found else found
+    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+        raise RowError(f"{path.name} is {_spoken(found)}, expected a list of objects or the SQuAD form.")
+    return _squad(found, path) if found and "paragraphs" in found[0] else iter(found)
+
+
+def _json_fault(error: ValueError | RecursionError, place: str) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} {place}"
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error).partition(";")[0]
+
+
+def _squad(articles: list[Row], path: Path) -> Iterator[Row]:
+    """One row a question, over all articles and paragraphs; the columns are those of the Hub's `squad`."""
+    place = ""
+    try:
+        for a, article in enumerate(articles, 1):
+            place = f"article {a}"
+            for p, paragraph in enumerate(article["paragraphs"], 1):
+                place = f"article {a}, paragraph {p}"
+                for q, question in enumerate(paragraph.get("qas", []), 1):
+                    place = f"article {a}, paragraph {p}, question {q}"
+                    answers = question.get("answers") or []
+                    yield {"id": str(question["id"]), "title": article.get("title", ""), "context": paragraph["context"],
+                           "question": question["question"],
+                           "answers": {"text": [answer["text"] for answer in answers],
+                                       "answer_start": [int(answer["answer_start"]) for answer in answers]}}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RowError(f"{place} of {path.name} is not in the SQuAD form ({type(error).__name__}: {error}); expected paragraphs "
+                       "with a context and qas, and in each of these id, question and answers with text and answer_start.") from None
+
+
+def _spoken(value: Any) -> str:
+    return {list: "a list", dict: "an object", str: "a text", int: "a number", float: "a number"}.get(type(value), repr(value))
+
+
+PARSERS: dict[str, Parser] = {".csv": _csv, ".tsv": _tsv, ".json": _json, ".jsonl": _jsonl}
