@@ -14,6 +14,7 @@ import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, broadcast, gather_object
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -106,6 +107,8 @@ class Trainer:
     """
 
     def __init__(self, model: torch.nn.Module, task: Task, tokenizer: PreTrainedTokenizerBase, config: TrainConfig) -> None:
+        if absent := sorted(set(config.trackers) - (here := {str(t) for t in get_available_trackers()})):
+            raise ValueError(f"trackers names {absent[0]!r}, expected some of {sorted(here)}: those of Accelerate that are installed here.")
         # Accelerate looks for other processes on a machine without an accelerator only when it is told that there is none.
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), log_with=list(config.trackers) or None,
                                        project_dir=str(config.output_dir))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing import event_accumulator
 
 import peftcls
 from peftcls.checkpoint import find_checkpoints
@@ -190,3 +191,18 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_towards_zero(schedule):
     assert rates[:11] == sorted(rates[:11])
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert 0 < rates[-1] < 0.02
+
+
+def test_a_tracker_that_is_not_installed_is_refused(bert, tmp_path, text_rows):
+    sentence = r"trackers names 'notebook', expected some of \['.*'\]: those of Accelerate that are installed here"
+    with pytest.raises(ValueError, match=sentence):
+        build(bert, tmp_path, text_rows, trackers=("notebook",))
+
+
+def test_a_tracker_gets_losses_and_scores(bert, tmp_path, text_rows):
+    with build(bert, tmp_path, text_rows, trackers=("tensorboard",), log_every=1) as trainer:
+        trainer.fit(text_rows, text_rows)
+    events = event_accumulator.EventAccumulator(str(tmp_path / "peftcls"))
+    events.Reload()
+    assert len(events.Scalars("loss")) == 6
+    assert len(events.Scalars("valid_f1_macro")) == 2
