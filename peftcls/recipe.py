@@ -132,7 +132,7 @@ def _baselines(task: Task, train: datasets.Dataset, test: datasets.Dataset) -> d
             "majority": [Answer(label=max(shares, key=lambda n: shares[n]), probabilities=shares)] * len(test)}
 
 
-def ask_untrained(name: str, task: Task, rows: datasets.Dataset | None) -> list[Answer] | None:
+def ask_untrained(trainer: Trainer, name: str, task: Task, rows: datasets.Dataset | None) -> list[Answer] | None:
     """Zero-shot answers of a base model that is only asked by prompt; None where it is not a causal language model."""
     if rows is None:
         return None
@@ -140,7 +140,7 @@ def ask_untrained(name: str, task: Task, rows: datasets.Dataset | None) -> list[
         model, tokenizer = load_base(name, task)
     except ValueError:
         return None
-    return Predictor(model, task, tokenizer).predict(rows) if base_facts(model).causal else None
+    return Predictor(model.to(trainer.accelerator.device), task, tokenizer).predict(rows) if base_facts(model).causal else None
 
 
 def write_submission(path: str | Path, rows: datasets.Dataset, answers: Sequence[Answer]) -> None:

@@ -14,7 +14,7 @@ TEMPLATE = "List the keywords of this paper, separated by semicolons.\nTitle: {t
 
 
 def main() -> None:
-    options = recipe_options(__doc__, data="papers", out="runs/medical_keywords_lora", epochs=8, learning_rate=2e-3)
+    options = recipe_options(__doc__, data="papers", out="runs/medical_keywords_lora", epochs=10, learning_rate=3e-3)
     train, valid, test = (None if file is None else read_rows(file) for file in (options.train, options.valid, options.test))
 
     task = Instruction(template=TEMPLATE, input="abstract", output="Keywords", separator=";", max_length=448, max_new_tokens=96)

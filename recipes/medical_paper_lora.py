@@ -14,7 +14,7 @@ TEMPLATE = "Is this a medical paper? Answer 1 for yes and 0 for no.\nTitle: {tit
 
 
 def main() -> None:
-    options = recipe_options(__doc__, data="papers", out="runs/medical_paper_lora", epochs=8, learning_rate=2e-3)
+    options = recipe_options(__doc__, data="papers", out="runs/medical_paper_lora", epochs=10, learning_rate=3e-3)
     train, valid, test = (None if file is None else read_rows(file) for file in (options.train, options.valid, options.test))
 
     task = Instruction(template=TEMPLATE, input="abstract", output="label", labels=("0", "1"), max_length=384)

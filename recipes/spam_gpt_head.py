@@ -30,7 +30,7 @@ def main() -> None:
     with Trainer(model, task, tokenizer, config) as trainer:
         trainer.fit(train, valid, resume=options.resume)
         asked = Instruction(template=QUESTION, input=text, output=label, labels=task.labels, max_length=384)
-        zero_shot = ask_untrained(options.model, asked, test)
+        zero_shot = ask_untrained(trainer, options.model, asked, test)
         finish_recipe(trainer, options, train, test, {"the same model, untrained, asked by prompt": zero_shot})
 
 

@@ -206,3 +206,22 @@ def test_a_tracker_gets_losses_and_scores(bert, tmp_path, text_rows):
     events.Reload()
     assert len(events.Scalars("loss")) == 6
     assert len(events.Scalars("valid_f1_macro")) == 2
+
+
+@pytest.mark.parametrize("method", ["dora", "rslora", "pissa"])
+def test_every_kind_of_lora_answers_alike_when_loaded_again(method, bert, tmp_path, text_rows):
+    task = peftcls.Classification(max_length=64).learn(peftcls.rows.as_dataset(text_rows))
+    model, tokenizer = peftcls.load_base(bert, task)
+    model = peftcls.attach_lora(model, task, rank=4, method=method)
+    trainer = peftcls.Trainer(model, task, tokenizer, peftcls.TrainConfig(tmp_path, epochs=2, batch_size=4, learning_rate=1e-2))
+    trainer.fit(text_rows)
+    kept, again = trainer.predict(text_rows), peftcls.load_predictor(tmp_path).predict(text_rows)
+    assert all(abs(a.probabilities["yes"] - b.probabilities["yes"]) < 1e-5 for a, b in zip(kept, again, strict=True))
+
+
+def test_only_the_chosen_layers_get_adapters(bert, text_rows):
+    task = peftcls.Classification(max_length=64).learn(peftcls.rows.as_dataset(text_rows))
+    model = peftcls.attach_lora(peftcls.load_base(bert, task)[0], task, layers=[-1])
+    trained = [name for name, p in model.named_parameters() if p.requires_grad and "lora_" in name]
+    assert trained
+    assert all("layer.1." in name for name in trained)
