@@ -18,14 +18,14 @@ def main() -> None:
                              loss=["cross_entropy", "bce"])
     train, valid, test = (None if file is None else read_rows(file) for file in (options.train, options.valid, options.test))
 
-    task = Classification(text=("title", "abstract"), label="label", loss=options.loss, max_length=384).learn(train)
+    task = Classification(text=("title", "abstract"), label="label", loss=options.loss, max_length=288).learn(train)
     model, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
     model = attach_lora(model, task, rank=8, alpha=16, dropout=0.05, seed=options.seed)
 
     config = TrainConfig(options.out, epochs=options.epochs, batch_size=16, learning_rate=options.learning_rate, seed=options.seed)
     with Trainer(model, task, tokenizer, config) as trainer:
         trainer.fit(train, valid, resume=options.resume)
-        asked = Instruction(template=QUESTION, input="abstract", output="label", labels=task.labels, max_length=384)
+        asked = Instruction(template=QUESTION, input="abstract", output="label", labels=task.labels, max_length=288)
         zero_shot = ask_untrained(trainer, options.model, asked, test)
         finish_recipe(trainer, options, train, test, {"the same model, untrained, asked by prompt": zero_shot})
 

@@ -17,7 +17,7 @@ def main() -> None:
     options = recipe_options(__doc__, data="papers", out="runs/medical_paper_lora", epochs=10, learning_rate=3e-3)
     train, valid, test = (None if file is None else read_rows(file) for file in (options.train, options.valid, options.test))
 
-    task = Instruction(template=TEMPLATE, input="abstract", output="label", labels=("0", "1"), max_length=384)
+    task = Instruction(template=TEMPLATE, input="abstract", output="label", labels=("0", "1"), max_length=288)
     model, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
     model = attach_lora(model, task, rank=16, alpha=32, dropout=0.05, seed=options.seed)
 
