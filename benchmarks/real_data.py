@@ -71,9 +71,10 @@ if __name__ == "__main__":
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     machine = {"commit": commit, "processor": platform.processor() or platform.machine(), "python": platform.python_version(),
                **{name: version(name) for name in ("torch", "transformers", "peft", "accelerate")}}
-    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     for name in options.only:
         for seed in options.seeds:
-            results[f"{name} seed {seed}"] = {**measure(name, options.data, seed, more), **machine}
+            found = {**measure(name, options.data, seed, more), **machine}
             RESULTS.parent.mkdir(exist_ok=True)
+            results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}  # another run may have written since
+            results[f"{name} seed {seed}"] = found
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
