@@ -4,6 +4,8 @@ import logging
 
 # bitsandbytes warns on every import that an optional kernel from a hub is not there; nothing here needs it.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# In 8 bits every layer would say at every step that it narrows its inputs, which is what 8 bits are.
+logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 from peftcls.adapt import attach_lora, train_only
 from peftcls.check import check_rows

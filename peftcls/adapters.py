@@ -26,6 +26,8 @@ from peftcls.tasks.instruction import Instruction
 MANIFEST = "peftcls.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"  # the name that PEFT looks for
 PART_WEIGHTS = "trained_part.safetensors"
+FORMAT = 1
+READABLE = 0o644  # temporary files are their owner's alone; an adapter is handed on
 TASKS: tuple[type[Task], ...] = (Classification, Instruction)
 
 
@@ -53,14 +55,15 @@ def save_adapter(directory: str | Path, model: torch.nn.Module, task: Task, toke
         if isinstance(model, PeftModel):
             model.peft_config["default"].save_pretrained(str(beside))
         tokenizer.save_pretrained(str(beside))
-        manifest = {"format": 1, "task": task.to_json(), "base": dataclasses.asdict(base_facts(model)),
+        manifest = {"format": FORMAT, "task": task.to_json(), "base": dataclasses.asdict(base_facts(model)),
                     "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
                     "files": {file.name: _sum(file) for file in sorted(beside.iterdir())}}
-        (beside / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (beside / MANIFEST).write_text(json.dumps(seal(manifest), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         (directory / MANIFEST).unlink(missing_ok=True)
         for file in sorted(beside.iterdir(), key=lambda file: file.name == MANIFEST):
             with file.open("rb") as written:
                 os.fsync(written.fileno())
+            file.chmod(READABLE)
             os.replace(file, directory / file.name)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -107,15 +110,26 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise ValueError(f"{directory} has no {MANIFEST}, so it is not an adapter folder of peftcls or was not saved to its end.")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-        sums, _, _ = dict(manifest["files"]), manifest["task"]["name"], manifest["base"]["name"]
+        sums, _, _, written = dict(manifest["files"]), manifest["task"]["name"], manifest["base"]["name"], manifest["sum"]
+        if seal(manifest)["sum"] != written:
+            raise ValueError("its own SHA-256 is another")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged ({type(error).__name__}: {error}); copy the folder again.") from None
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"{file} has the format {manifest['format']!r}, expected {FORMAT}; load it with the version of peftcls "
+                         "that wrote it.")
     for name, expected in sums.items():
         if Path(name).name != name or not (directory / name).is_file():
             raise ValueError(f"{directory} has no file {name}, which its {MANIFEST} lists; copy the folder again.")
         if _sum(directory / name) != expected:
             raise ValueError(f"{name} in {directory} is damaged: its SHA-256 is not the one in {MANIFEST}; copy the folder again.")
     return manifest
+
+
+def seal(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest with the sum of its own content, so that a changed label or length is noticed."""
+    content = json.dumps({key: value for key, value in manifest.items() if key != "sum"}, sort_keys=True)
+    return {**manifest, "sum": hashlib.sha256(content.encode()).hexdigest()}
 
 
 def _put_weights(model: Any, directory: Path) -> torch.nn.Module:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
@@ -50,17 +51,18 @@ def load_base(name: str | Path, task: Task, *, quantize: Quantize | None = None,
         seed: for the weights of a new head.
 
     Raises:
-        ValueError: the model cannot do the task; the message says what is missing.
-        OSError: there is no such model, or it has no safetensors.
+        ValueError: there is no such model, it is damaged or has no safetensors, or it cannot do the task.
     """
     source = str(BASE_FOLDER) if str(name) == "demo" else str(name)
     if quantize not in (None, "8bit", "4bit"):
         raise ValueError(f"quantize={quantize!r}: expected None, '8bit' or '4bit'.")
     if Path(source).is_dir() and (Path(source) / "peftcls.json").is_file():
         raise ValueError(f"{source} is an adapter folder, expected a base model; load it with load_predictor({source!r}).")
-    with _quiet():  # the labels of another task, which a base may bring, are not ours
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, **task.model_settings())
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    settings: dict[str, Any] = task.model_settings()
+    _look_at_folder(source)
+    with _quiet(), _told(source):  # the labels of another task, which a base may bring, are not ours
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, **settings)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise ValueError(f"{source} has no fast tokenizer (tokenizer.json), which is needed to know where a token stands in its text.")
     if tokenizer.pad_token_id is None:
@@ -69,11 +71,11 @@ def load_base(name: str | Path, task: Task, *, quantize: Quantize | None = None,
         tokenizer.pad_token = tokenizer.eos_token
     config.pad_token_id = tokenizer.pad_token_id
     dtype = dtype or torch.float32
-    settings: dict[str, Any] = {}
+    settings = {}
     if quantize:
         settings["quantization_config"] = _quantization(task, config, quantize, dtype)
         settings["device_map"] = {"": _own_device()}
-    with torch.random.fork_rng(devices=[]), _quiet():
+    with torch.random.fork_rng(devices=[]), _quiet(), _told(source):
         torch.manual_seed(seed)
         model, report = task.auto_model.from_pretrained(source, config=config, revision=revision, dtype=dtype, use_safetensors=True,
                                                         trust_remote_code=False, output_loading_info=True,
@@ -98,6 +100,30 @@ def load_base(name: str | Path, task: Task, *, quantize: Quantize | None = None,
     model.base_facts = BaseFacts(str(name), getattr(config, "_commit_hash", None) or revision, fingerprint_base(source, revision),
                                  quantize, str(dtype).removeprefix("torch."), tuple(heads), causal)
     return model, tokenizer
+
+
+def _look_at_folder(source: str) -> None:
+    """Say at once what a local folder lacks, before anything is asked of a hub."""
+    folder = Path(source)
+    if not folder.is_dir():
+        if folder.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1 or folder.exists():
+            raise ValueError(f"there is no folder {source}, expected one with a base model, the name of a model on the hub, or 'demo'.")
+        return
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{source} has no config.json, so it is not a base model.")
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(f"{source} has no *.safetensors file; other weight files can run code when they are read, so they are not. "
+                         "Save the model again with save_pretrained.")
+
+
+@contextlib.contextmanager
+def _told(source: str) -> Iterator[None]:
+    """A library's failure to read a model, in one sentence that names it."""
+    try:
+        yield
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise ValueError(f"cannot load the base model {source}: {type(error).__name__}: {first}") from None
 
 
 @contextlib.contextmanager

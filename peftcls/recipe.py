@@ -15,6 +15,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
+from peftcls.adapters import READABLE
+from peftcls.check import check_rows
 from peftcls.demo import sample
 from peftcls.metrics import interval
 from peftcls.models import base_facts, load_base
@@ -71,6 +73,21 @@ def find_columns(rows: datasets.Dataset, *wanted: str) -> list[str]:
     return [own[name.casefold()] for name in wanted]
 
 
+def check_first(task: Task, options: argparse.Namespace, test: datasets.Dataset | None) -> None:
+    """What would fail after the training is refused before it: test rows, and the file to answer.
+
+    Raises:
+        RowError: a test row has no text or an unknown label, or the file to answer lacks a column.
+        ValueError: the predictions cannot be written where they should go.
+    """
+    if test is not None:
+        check_rows(task, test)
+    if options.predict:
+        check_rows(task, read_rows(options.predict), with_target=False)
+        if (path := Path(options.predictions)).is_dir() or not path.absolute().parent.is_dir():
+            raise ValueError(f"--predictions {path}: expected a file in a folder that exists.")
+
+
 def score_table(task: Task, train: datasets.Dataset, test: datasets.Dataset, systems: Mapping[str, Sequence[Answer]]) -> str:
     """Scores on the test rows with 95 % bootstrap intervals: the given systems, and two that need no transformer.
 
@@ -124,12 +141,16 @@ def _baselines(task: Task, train: datasets.Dataset, test: datasets.Dataset) -> d
     if not getattr(task, "labels", None) or getattr(task, "multi_label", False):
         return {}
     names = [label for (label,) in gold]
-    regression = make_pipeline(TfidfVectorizer(sublinear_tf=True), LogisticRegression(C=10, max_iter=2000)).fit(texts, names)
     shares = {label: names.count(label) / len(names) for label in task.labels}  # type: ignore[attr-defined]
+    majority = {"majority": [Answer(label=max(shares, key=lambda n: shares[n]), probabilities=shares)] * len(test)}
+    regression = make_pipeline(TfidfVectorizer(sublinear_tf=True), LogisticRegression(C=10, max_iter=2000))
+    try:
+        regression.fit(texts, names)
+    except ValueError:  # texts without a word (signs and emoji alone) have no TF-IDF
+        return majority
     scored = [{**dict.fromkeys(shares, 0.0), **dict(zip(regression.classes_, row, strict=True))}
               for row in regression.predict_proba(unseen)]
-    return {"TF-IDF + logistic regression": [Answer(label=max(p, key=lambda n: p[n]), probabilities=p) for p in scored],
-            "majority": [Answer(label=max(shares, key=lambda n: shares[n]), probabilities=shares)] * len(test)}
+    return {"TF-IDF + logistic regression": [Answer(label=max(p, key=lambda n: p[n]), probabilities=p) for p in scored], **majority}
 
 
 def ask_untrained(trainer: Trainer, name: str, task: Task, rows: datasets.Dataset | None) -> list[Answer] | None:
@@ -152,4 +173,5 @@ def write_submission(path: str | Path, rows: datasets.Dataset, answers: Sequence
         for number, (row, answer) in enumerate(zip(rows, answers, strict=True), 1):
             keywords = "; ".join(answer.labels) if answer.labels is not None else row.get("Keywords") or ""
             writer.writerow([row.get("uuid", number), keywords, answer.label or row.get("label") or ""])
+    os.chmod(beside.name, READABLE)
     os.replace(beside.name, path)

@@ -78,6 +78,8 @@ def require_columns(rows: datasets.Dataset, columns: Iterable[str], reader: str)
 
 def _read_hub(name: str, split: str | None, path: Path) -> datasets.Dataset:
     if path.exists() or path.suffix.lower() in READERS or name.startswith((".", "/", "~")):
+        if not path.exists() and path.suffix.lower() in READERS:
+            raise RowError(f"there is no file {name}; check the path, which starts from {Path.cwd()} where it is not absolute.")
         found = "a folder" if path.is_dir() else "a file of another kind" if path.exists() else "nothing there"
         raise RowError(f"cannot read {name}: expected a file ending in {', '.join(sorted(READERS))}, found {found}.")
     try:

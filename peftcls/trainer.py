@@ -127,6 +127,9 @@ class Trainer:
             model.to(self.accelerator.device)
         self.model, self.task, self.tokenizer, self.config = model, task, tokenizer, config
         self.output_dir = Path(config.output_dir)
+        above = next(path for path in (self.output_dir, *self.output_dir.absolute().parents) if path.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise ValueError(f"output_dir={str(self.output_dir)!r}: {above} is not a folder that can be written to; choose another.")
         self.optimizer = torch.optim.AdamW(
             [{"params": [p for p in self.parameters.values() if p.ndim > 1], "weight_decay": config.weight_decay},
              {"params": [p for p in self.parameters.values() if p.ndim <= 1], "weight_decay": 0.0}], lr=config.learning_rate)
@@ -174,7 +177,11 @@ class Trainer:
                "trained tensors": {name: list(p.shape) for name, p in self.parameters.items()},
                **{k: v for k, v in dataclasses.asdict(self.config).items() if k not in ("output_dir", "log_every", "trackers")}}
         self._begin(table, train, resume, run)
-        self._loop(table, valid, per_epoch, run)
+        try:
+            self._loop(table, valid, per_epoch, run)
+        except KeyboardInterrupt:
+            self.accelerator.print(f"\ninterrupted at step {self.progress.step}; go on with fit(..., resume=True), or a recipe's --resume.")
+            raise
         if self.best is not None:
             with torch.no_grad():
                 for name, parameter in self.parameters.items():
@@ -293,7 +300,7 @@ class Trainer:
         self.progress.history.append(entry)
         monitor = self.config.monitor or self.task.monitor
         latest = {k: v for e in self.progress.history for k, v in e.items()}
-        shown = {"loss": f"{latest.get('loss', math.nan):.3f}"}
+        shown = {"loss": f"{latest['loss']:.3f}"} if "loss" in latest else {}
         if f"valid_{monitor}" in latest:
             shown[f"valid {monitor}"] = f"{latest[f'valid_{monitor}']:.3f}"
         bar.set_postfix(shown, refresh=False)

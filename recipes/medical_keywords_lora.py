@@ -8,7 +8,7 @@ The files need the columns title, abstract and Keywords, the keywords with ';' b
 """
 
 from peftcls import Instruction, TrainConfig, Trainer, attach_lora, load_base, read_rows
-from peftcls.recipe import finish_recipe, recipe_options
+from peftcls.recipe import check_first, finish_recipe, recipe_options
 
 TEMPLATE = "List the keywords of this paper, separated by semicolons.\nTitle: {title}\nAbstract: {input}\nKeywords: "
 
@@ -18,6 +18,7 @@ def main() -> None:
     train, valid, test = (None if file is None else read_rows(file) for file in (options.train, options.valid, options.test))
 
     task = Instruction(template=TEMPLATE, input="abstract", output="Keywords", separator=";", max_length=448, max_new_tokens=96)
+    check_first(task, options, test)
     model, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
     model = attach_lora(model, task, rank=16, alpha=32, dropout=0.05, seed=options.seed)
 

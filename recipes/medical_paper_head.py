@@ -8,7 +8,7 @@ The files need the columns title, abstract and label; the head reads title and a
 """
 
 from peftcls import Classification, Instruction, TrainConfig, Trainer, attach_lora, load_base, read_rows
-from peftcls.recipe import ask_untrained, finish_recipe, recipe_options
+from peftcls.recipe import ask_untrained, check_first, finish_recipe, recipe_options
 
 QUESTION = "Is this a medical paper? Answer 1 for yes and 0 for no.\nTitle: {title}\nAbstract: {input}\nAnswer: "
 
@@ -19,6 +19,7 @@ def main() -> None:
     train, valid, test = (None if file is None else read_rows(file) for file in (options.train, options.valid, options.test))
 
     task = Classification(text=("title", "abstract"), label="label", loss=options.loss, max_length=288).learn(train)
+    check_first(task, options, test)
     model, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
     model = attach_lora(model, task, rank=8, alpha=16, dropout=0.05, seed=options.seed)
 

@@ -8,7 +8,7 @@ The files need the columns title, abstract and label.
 """
 
 from peftcls import Instruction, TrainConfig, Trainer, attach_lora, load_base, read_rows
-from peftcls.recipe import finish_recipe, recipe_options
+from peftcls.recipe import check_first, finish_recipe, recipe_options
 
 TEMPLATE = "Is this a medical paper? Answer 1 for yes and 0 for no.\nTitle: {title}\nAbstract: {input}\nAnswer: "
 
@@ -18,6 +18,7 @@ def main() -> None:
     train, valid, test = (None if file is None else read_rows(file) for file in (options.train, options.valid, options.test))
 
     task = Instruction(template=TEMPLATE, input="abstract", output="label", labels=("0", "1"), max_length=288)
+    check_first(task, options, test)
     model, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
     model = attach_lora(model, task, rank=16, alpha=32, dropout=0.05, seed=options.seed)
 

@@ -8,7 +8,7 @@ The files need the columns text and label, in upper or lower case. An encoder wo
 """
 
 from peftcls import Classification, Instruction, TrainConfig, Trainer, attach_lora, load_base, read_rows, train_only
-from peftcls.recipe import ask_untrained, find_columns, finish_recipe, recipe_options
+from peftcls.recipe import ask_untrained, check_first, find_columns, finish_recipe, recipe_options
 
 QUESTION = "Message: {input}\nIs this message spam or ham? It is "
 
@@ -20,6 +20,7 @@ def main() -> None:
 
     text, label = find_columns(train, "text", "label")
     task = Classification(text=text, label=label, max_length=256).learn(train)
+    check_first(task, options, test)
     model, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
     if options.part == "lora":
         model = attach_lora(model, task, rank=16, alpha=32, dropout=0.05, seed=options.seed)

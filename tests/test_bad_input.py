@@ -110,7 +110,12 @@ def test_a_file_that_is_not_in_the_encoding_that_was_named_is_told(write, encodi
 FORMS = ".csv, .json, .jsonl, .parquet, .tsv"
 
 
-@pytest.mark.parametrize(("name", "found"), [("missing.csv", "nothing there"), ("missing", "nothing there"), ("folder", "a folder"),
+def test_a_file_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(RowError, match=f"there is no file {re.escape(str(tmp_path / 'missing.csv'))}; check the path"):
+        read_rows(tmp_path / "missing.csv")
+
+
+@pytest.mark.parametrize(("name", "found"), [("missing", "nothing there"), ("folder", "a folder"),
                                              ("folder.csv", "a folder"), ("t.xlsx", "a file of another kind"), ("t.txt", "a file of another kind")])  # noqa: E501
 def test_what_cannot_be_read_is_told_with_what_is_there(tmp_path, name, found):
     (tmp_path / "folder").mkdir()
@@ -501,7 +506,7 @@ def change(folder: Path, **parts) -> None:
     manifest = manifest_of(folder)
     for part, fields in parts.items():
         manifest[part].update(fields)
-    (folder / "peftcls.json").write_text(json.dumps(manifest))
+    (folder / "peftcls.json").write_text(json.dumps(peftcls.adapters.seal(manifest)))
 
 
 def test_an_unknown_task_is_told(copy):
@@ -540,3 +545,48 @@ def test_a_list_of_rows_is_not_changed_by_being_checked():
     rows = [dict(row) for row in GOOD]
     peftcls.check_rows(CLASSIFIER, as_dataset(rows), training=True)
     assert rows == GOOD
+
+
+def test_a_folder_whose_labels_were_swapped_is_refused(copy):
+    text = (copy / "peftcls.json").read_text()
+    labels = json.loads(text)["task"]["labels"]
+    (copy / "peftcls.json").write_text(json.dumps({**json.loads(text), "task": {**json.loads(text)["task"], "labels": labels[::-1]}}))
+    with pytest.raises(ValueError, match=r"peftcls\.json is damaged \(ValueError: its own SHA-256 is another\); copy the folder again"):
+        peftcls.load_predictor(copy)
+
+
+def test_a_folder_of_another_format_is_refused(copy):
+    (copy / "peftcls.json").write_text(json.dumps(peftcls.adapters.seal({**manifest_of(copy), "format": 9})))
+    with pytest.raises(ValueError, match=r"has the format 9, expected 1; load it with the version of peftcls that wrote it"):
+        peftcls.load_predictor(copy)
+
+
+def base_task() -> peftcls.Classification:
+    return peftcls.Classification(labels=("a", "b"))
+
+
+@pytest.mark.parametrize(("spoil", "sentence"), [
+    (lambda folder: (folder / "config.json").unlink(), "has no config.json, so it is not a base model"),
+    (lambda folder: (folder / "config.json").write_text("{"), "cannot load the base model .*: OSError: "),
+    (lambda folder: (folder / "config.json").write_text("{}"), "cannot load the base model .*: ValueError: Unrecognized model"),
+    (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "has no .*safetensors file; other weight files"),
+    (lambda folder: (folder / "model.safetensors").write_bytes(b"cut"), "cannot load the base model .*: SafetensorError: "),
+])
+def test_a_damaged_base_is_told_in_one_sentence(bert, tmp_path, spoil, sentence):
+    shutil.copytree(bert, tmp_path / "base")
+    spoil(tmp_path / "base")
+    with pytest.raises(ValueError, match=sentence):
+        peftcls.load_base(tmp_path / "base", base_task())
+
+
+def test_a_base_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(ValueError, match=f"there is no folder {re.escape(str(tmp_path / 'nope'))}, expected one with a base model"):
+        peftcls.load_base(tmp_path / "nope", base_task())
+
+
+def test_an_output_directory_that_is_a_file_is_refused_before_training(bert, tmp_path, text_rows):
+    (tmp_path / "taken").write_text("mine")
+    model, tokenizer = peftcls.load_base(bert, task := peftcls.Classification().learn(text_rows))
+    with pytest.raises(ValueError, match="is not a folder that can be written to; choose another"):
+        peftcls.Trainer(peftcls.attach_lora(model, task), task, tokenizer, peftcls.TrainConfig(tmp_path / "taken" / "out"))
+    assert (tmp_path / "taken").read_text() == "mine"

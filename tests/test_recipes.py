@@ -56,6 +56,20 @@ def test_a_recipe_trains_prints_its_table_and_answers_a_file(recipe, data, answe
     assert sum(file.stat().st_size for file in out.rglob("*")) < min(3_000_000, base_bytes)
 
 
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    (["--test", "unknown.csv"], "row 1 of unknown.csv has the label '7', expected one of ['0', '1']"),
+    (["--predict", "nope.csv"], "there is no file nope.csv"),
+    (["--predict", "train.csv", "--predictions", "nowhere/p.csv"], "expected a file in a folder that exists")])
+def test_what_would_fail_after_the_training_is_refused_before_it(arguments, sentence, tmp_path):
+    some_rows("papers_train.csv", tmp_path / "train.csv", 8)
+    (tmp_path / "unknown.csv").write_text("title,abstract,label\na,b,7\n")
+    ended = subprocess.run([sys.executable, str(RECIPES / "medical_paper_head.py"), "--train", "train.csv", *arguments], cwd=tmp_path,
+                           capture_output=True, text=True, timeout=400, check=False)
+    assert ended.returncode == 1
+    assert sentence in ended.stderr.splitlines()[-1]
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_recipe_tells_what_it_takes():
     ended = run("medical_paper_head", "--help")
     assert ended.returncode == 0

@@ -50,7 +50,7 @@ class Task(ABC):
     def columns(self, *, with_target: bool) -> list[str]:
         """The columns that a row must have."""
 
-    def learn(self, rows: datasets.Dataset) -> Self:
+    def learn(self, rows: datasets.Dataset | Iterable[Mapping[str, Any]]) -> Self:
         """A copy with what the rows determine filled in; itself where nothing is missing."""
         return self
 

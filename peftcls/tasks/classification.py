@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from peftcls import metrics
 from peftcls.pooling import Pooling, class_logits
-from peftcls.rows import Row, RowError, require_columns
+from peftcls.rows import Row, RowError, as_dataset, require_columns
 from peftcls.tasks.base import Answer, Batch, Feature, Task, pad_inputs
 
 FOCUS = 2.0  # gamma of Lin et al. 2017, "Focal Loss for Dense Object Detection", section 3.2
@@ -113,7 +113,8 @@ class Classification(Task):
         texts = [self.text] if isinstance(self.text, str) else list(self.text)
         return [*texts, self.label] if with_target else texts
 
-    def learn(self, rows: datasets.Dataset) -> Self:
+    def learn(self, rows: datasets.Dataset | Iterable[Mapping[str, Any]]) -> Self:
+        rows = as_dataset(rows)
         require_columns(rows, self.columns(with_target=True), "Classification")
         counts = Counter(name for value in rows[self.label] for name in self._names(value))
         labels = self.labels or label_order(counts)
@@ -177,7 +178,7 @@ class Classification(Task):
             texts = [texts[0], "\n" + texts[1]]  # a tokenizer without a separator would run the two into one another
         encoded = tokenizer(*texts, truncation=True, max_length=self.max_length)
         feature: Feature = {"input_ids": encoded["input_ids"]}
-        whole = sum(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
+        whole = sum(len(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
         feature["shortened"] = whole + tokenizer.num_special_tokens_to_add(pair=len(texts) == 2) > len(encoded["input_ids"])
         if "token_type_ids" in encoded:
             feature["token_type_ids"] = encoded["token_type_ids"]

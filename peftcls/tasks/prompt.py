@@ -33,7 +33,7 @@ def split_cue(template: str) -> tuple[str, str]:
 
 def tokenize_answered(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> tuple[list[int], list[int]]:
     """Prompt and answer tokenized in one go and parted where the first token of the answer begins."""
-    found = tokenizer(prompt + answer, return_offsets_mapping=True, return_special_tokens_mask=True)
+    found = tokenizer(prompt + answer, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
     ids, special = list(found["input_ids"]), found["special_tokens_mask"]
     while special and special[-1]:  # an end mark of the tokenizer's own; the task adds its own after the answer
         ids, special = ids[:-1], special[:-1]
@@ -51,7 +51,7 @@ def fit_document(tokenizer: PreTrainedTokenizerBase, template: str, values: dict
     prompt, shortened = render(template, values), False
     head = render(template[: max(template.find("{" + document + "}"), 0)], values)
     while True:
-        found = tokenizer(prompt, return_offsets_mapping=True)
+        found = tokenizer(prompt, return_offsets_mapping=True, verbose=False)
         excess = len(found["input_ids"]) - limit_tokens
         if excess <= 0:
             return prompt, shortened
