@@ -14,7 +14,7 @@ QUESTION = "Message: {input}\nIs this message spam or ham? It is "
 
 
 def main() -> None:
-    options = recipe_options(__doc__, data="messages", out="runs/spam_gpt_head", epochs=6, learning_rate=2e-3,
+    options = recipe_options(__doc__, data="messages", out="runs/spam_gpt_head", epochs=6, learning_rate=1e-3,
                              part=["lora", "head", "last_block", "last_two_blocks", "all"])
     train, valid, test = (None if file is None else read_rows(file) for file in (options.train, options.valid, options.test))
 
