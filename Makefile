@@ -8,7 +8,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 demo: .venv/ready
 	$(OFFLINE) $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		recipes/medical_paper_lora.py --resume
+		--num_cpu_threads_per_process $$(nproc) recipes/medical_paper_lora.py --resume
 
 test: .venv/ready
 	$(OFFLINE) $(BIN)/python -m pytest
