@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from peftcls.methods import METHOD, Method, method_config
 from peftcls.models import attention_projections, base_facts, linear_layers
 from peftcls.pooling import unwrapped
 from peftcls.tasks.base import Task
 
-Method = Literal["lora", "dora", "rslora", "pissa"]
 Part = Literal["head", "last_block", "last_two_blocks", "all"]
 
 
@@ -28,22 +28,18 @@ def attach_lora(model: PreTrainedModel, task: Task, *, rank: int = 8, alpha: flo
     Args:
         model: from `load_base`.
         task: the one given to `load_base`.
-        rank: of the update matrices (r in Hu et al. 2021, section 4.1).
+        rank: of the update matrices (r in Hu et al. 2021, section 4.1); on average, for "adalora"; "ia3" has none.
         alpha: the update is scaled by alpha / rank, or alpha / sqrt(rank) for "rslora".
         dropout: on the input of the update, and of the head; the frozen base has none.
         targets: "attention" (unless given), "all-linear" in the backbone, or endings of module names.
         layers: numbers of the layers that get adapters, from 0; negative numbers count from the top.
-        method: "lora", "dora" (Liu et al. 2024), "rslora" (Kalajdzievski 2023) or "pissa" (Meng et al. 2024).
+        method: "lora", "lora+" (Hayou et al. 2024), "dora" (Liu et al. 2024), "rslora" (Kalajdzievski 2023), "pissa" (Meng
+            et al. 2024), "adalora" (Zhang et al. 2023) or "ia3" (Liu et al. 2022; it scales what the targets give).
         seed: for the new weights.
 
     Raises:
         ValueError: no module fits, or the method is not known.
     """
-    methods: dict[str, dict[str, Any]] = {"lora": {}, "dora": {"use_dora": True}, "rslora": {"use_rslora": True},
-                                          "pissa": {"init_lora_weights": "pissa"}}
-    if method not in methods:
-        near = difflib.get_close_matches(method, methods, 1)
-        raise ValueError(f"method={method!r}: expected one of {sorted(methods)}" + (f"; did you mean {near[0]!r}?" if near else "."))
     facts = base_facts(model)
     names = _targets(model, targets)
     if layers is not None:
@@ -51,16 +47,18 @@ def attach_lora(model: PreTrainedModel, task: Task, *, rank: int = 8, alpha: flo
     if not names:
         raise ValueError(f"no module of {type(model).__name__} fits targets={targets!r}, layers={layers!r}; "
                          "try targets='all-linear'.")
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, task_type=task.peft_type,  # type: ignore[arg-type]
-                        modules_to_save=list(facts.heads) or None, base_model_name_or_path=model.name_or_path, revision=facts.revision,
-                        fan_in_fan_out=all(isinstance(model.get_submodule(name), Conv1D) for name in names), **methods[method])
+    config = method_config(method, names, rank=rank, alpha=alpha, dropout=dropout, task_type=task.peft_type,
+                           modules_to_save=list(facts.heads) or None, base_model_name_or_path=model.name_or_path, revision=facts.revision,
+                           fan_in_fan_out=all(isinstance(model.get_submodule(name), Conv1D) for name in names))
     for _, child in _above_backbone(model):
         for module in child.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = dropout
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return wrap_adapter(model, config)
+        wrapped = wrap_adapter(model, config)
+    vars(wrapped)[METHOD] = method
+    return wrapped
 
 
 def wrap_adapter(model: Any, config: PeftConfig) -> PeftModel:

@@ -22,13 +22,14 @@ from peftcls.pooling import unwrapped
 from peftcls.tasks.base import Task
 from peftcls.tasks.classification import Classification
 from peftcls.tasks.instruction import Instruction
+from peftcls.tasks.regression import Regression
 
 MANIFEST = "peftcls.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"  # the name that PEFT looks for
 PART_WEIGHTS = "trained_part.safetensors"
 FORMAT = 1
 READABLE = 0o644  # temporary files are their owner's alone; an adapter is handed on
-TASKS: tuple[type[Task], ...] = (Classification, Instruction)
+TASKS: tuple[type[Task], ...] = (Classification, Regression, Instruction)
 
 
 def trained_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -94,7 +95,7 @@ def load_adapter(directory: str | Path, *, base: str | Path | None = None,
     except (KeyError, TypeError) as error:
         raise ValueError(f"{directory / MANIFEST} is damaged ({type(error).__name__}: {error}); copy the folder again.") from None
     model, _ = load_base(base or facts.name, task, quantize=quantize or facts.quantize, dtype=dtype,
-                         revision=None if base else facts.revision)
+                         revision=None if base else facts.revision, pretrained=facts.random_seed is None, seed=facts.random_seed or 0)
     if (found := base_facts(model).fingerprint) != facts.fingerprint:
         raise ValueError(f"{base or facts.name} is not the base of {directory}: expected weights with the fingerprint "
                          f"{facts.fingerprint[:12]}, found {found[:12]}; pass base=... with the model the adapter was trained on.")

@@ -34,10 +34,11 @@ def copy_tensors(parameters: dict[str, torch.nn.Parameter]) -> Tensors:
 
 
 def write_checkpoint(folder: Path, progress: Progress, parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer,
-                     best: Tensors | None, run: dict[str, Any]) -> None:
+                     best: Tensors | None, method: Tensors, run: dict[str, Any]) -> None:
     """Write `folder`/checkpoint-STEP beside and rename it when it is whole; then remove the ones before it.
 
     Args:
+        method: what the adapter's method knows beside the parameters.
         run: what must be the same when the run is taken up again, as JSON values.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,6 +46,7 @@ def write_checkpoint(folder: Path, progress: Progress, parameters: dict[str, tor
     try:
         tensors = {f"model/{name}": tensor for name, tensor in copy_tensors(parameters).items()}
         tensors |= {f"best/{name}": tensor for name, tensor in (best or {}).items()}
+        tensors |= {f"method/{name}": tensor.detach().cpu().clone() for name, tensor in method.items()}
         for name, parameter in parameters.items():
             for key, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{key}/{name}"] = value.detach().cpu().clone()
@@ -72,8 +74,8 @@ def find_checkpoints(folder: Path) -> list[Path]:
 
 
 def read_checkpoint(checkpoint: Path, parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer,
-                    run: dict[str, Any]) -> tuple[Progress, Tensors | None]:
-    """Put a checkpoint's tensors back and return how far it was, and the best tensors.
+                    run: dict[str, Any]) -> tuple[Progress, Tensors | None, Tensors]:
+    """Put a checkpoint's tensors back and return how far it was, the best tensors, and what the method knew.
 
     Raises:
         ValueError: the checkpoint is damaged, or belongs to a run with other settings, rows or base.
@@ -100,5 +102,6 @@ def read_checkpoint(checkpoint: Path, parameters: dict[str, torch.nn.Parameter],
                  if (parts := key.split("/", 2))[0] == "optimizer" and parts[2] == name}
         if found:  # Adam counts its steps in a tensor on the CPU
             optimizer.state[parameter] = {k: v if v.ndim == 0 else v.to(parameter.device) for k, v in found.items()}
-    best = {key.removeprefix("best/"): value for key, value in tensors.items() if key.startswith("best/")}
-    return Progress(**state["progress"]), best or None
+    best, method = ({key.removeprefix(kind): value for key, value in tensors.items() if key.startswith(kind)}
+                    for kind in ("best/", "method/"))
+    return Progress(**state["progress"]), best or None, method

@@ -31,6 +31,7 @@ class TrainingTable:
     features: datasets.Dataset
     lengths: np.ndarray
     weights: np.ndarray
+    strata: np.ndarray | None
     shortened_rows: int
     fingerprint: str
 
@@ -58,4 +59,5 @@ def encode_table(task: Task, rows: datasets.Dataset, tokenizer: PreTrainedTokeni
     finally:
         if shown:
             datasets.enable_progress_bars()
-    return TrainingTable(table, np.array(table["length"]), np.array(table["weight"]), sum(table["shortened"]), key)
+    strata = np.array(table["stratum"]) if "stratum" in table.column_names else None
+    return TrainingTable(table, np.array(table["length"]), np.array(table["weight"]), strata, sum(table["shortened"]), key)

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from huggingface_hub import snapshot_download
 
 SAMPLE_BYTES = 1024
@@ -24,6 +26,15 @@ def fingerprint_base(source: str, revision: str | None = None) -> str:
         folder = Path(snapshot_download(source, revision=revision, allow_patterns=["*.safetensors"], local_files_only=True))
     lines = sorted(line for file in sorted(folder.glob("*.safetensors")) for line in _tensor_lines(file))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def fingerprint_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names and values of tensors in memory, for weights that were drawn and not read."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def _tensor_lines(file: Path) -> list[str]:

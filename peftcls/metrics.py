@@ -10,10 +10,56 @@ from sklearn import metrics as sk
 Interval = tuple[float, float]
 
 
-def label_scores(gold: Sequence[str], predicted: Sequence[str]) -> dict[str, float]:
-    """Accuracy and macro-averaged F1 over the labels that occur in `gold` or `predicted`."""
-    return {"accuracy": float(sk.accuracy_score(gold, predicted)),
-            "f1_macro": float(sk.f1_score(gold, predicted, average="macro", zero_division=0))}
+LOWER_IS_BETTER = ("loss", "ece", "rmse", "unusable")
+LABEL_SCORES = ("accuracy", "f1_macro", "loss", "ece")
+LABEL_SET_SCORES = ("f1_macro", "f1_micro", "accuracy", "ece")
+NUMBER_SCORES = ("pearson", "spearman", "rmse")
+BINS = 15
+
+
+def label_scores(gold: Sequence[str], predicted: Sequence[str | None]) -> dict[str, float]:
+    """Accuracy and macro-averaged F1 over the labels that occur; None, an abstention, is never right.
+
+    Where there are abstentions, `coverage` is the share of rows that were answered, and `accuracy_answered` the share
+    of those that are right (0 where none was answered).
+    """
+    named = [str(name) if name is not None else None for name in predicted]
+    labels = sorted({*gold, *(name for name in named if name is not None)})
+    place = {name: i for i, name in enumerate(labels)} | {None: -1}
+    truth, found = (np.array([place[name] for name in names]) for names in (gold, named))
+    scores = {"accuracy": float(sk.accuracy_score(truth, found)),
+              "f1_macro": float(sk.f1_score(truth, found, average="macro", labels=list(range(len(labels))), zero_division=0))}
+    if (answered := found >= 0).all():
+        return scores
+    return {**scores, "coverage": float(answered.mean()), "accuracy_answered": float((truth == found).sum() / max(answered.sum(), 1))}
+
+
+def calibration_error(confidence: Sequence[float], right: Sequence[bool]) -> float:
+    """Expected calibration error: how far confidence is from accuracy, in 15 bins of equal width, weighted by their rows.
+
+    Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3.
+    """
+    sure, hits = np.array(confidence, dtype=np.float64), np.array(right, dtype=np.float64)
+    bins = np.ceil(sure * BINS).clip(1, BINS).astype(int)
+    return float(sum(abs(hits[bins == b].sum() - sure[bins == b].sum()) for b in np.unique(bins)) / len(sure))
+
+
+def closed_set_scores(gold: Sequence[str], predicted: Sequence[str | None], probabilities: Sequence[dict[str, float]],
+                      labels: Sequence[str]) -> dict[str, float]:
+    """All scores of answers with one label a row, by the names in LABEL_SCORES."""
+    likeliest = [max(row, key=lambda name: row[name]) for row in probabilities]
+    return {**label_scores(gold, predicted), "loss": label_loss(gold, probabilities, labels),
+            "ece": calibration_error([max(row.values()) for row in probabilities],
+                                     [name == right for name, right in zip(likeliest, gold, strict=True)])}
+
+
+def number_scores(gold: Sequence[float], predicted: Sequence[float]) -> dict[str, float]:
+    """Pearson's and Spearman's correlation (0 where one side never varies) and the root of the mean squared error."""
+    truth, found = np.array(gold, dtype=np.float64), np.array(predicted, dtype=np.float64)
+    varied = len(truth) > 1 and np.ptp(truth) > 0 and np.ptp(found) > 0
+    return {"pearson": float(stats.pearsonr(truth, found).statistic) if varied else 0.0,
+            "spearman": float(stats.spearmanr(truth, found).statistic) if varied else 0.0,
+            "rmse": float(np.sqrt(np.mean((truth - found) ** 2)))}
 
 
 def label_loss(gold: Sequence[str], probabilities: Sequence[dict[str, float]], labels: Sequence[str]) -> float:
@@ -31,6 +77,12 @@ def label_set_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence
     return {"f1_macro": float(np.mean(by_label)),
             "f1_micro": float(sk.f1_score(truth.ravel(), found.ravel(), zero_division=0)),
             "accuracy": float((truth == found).all(axis=1).mean())}
+
+
+def label_set_calibration(gold: Sequence[Sequence[str]], probabilities: Sequence[dict[str, float]]) -> float:
+    """Expected calibration error over all yes-or-no questions, one a row and label."""
+    asked = [(p, name in right) for right, row in zip(gold, probabilities, strict=True) for name, p in row.items()]
+    return calibration_error([max(p, 1 - p) for p, _ in asked], [(p >= 0.5) == yes for p, yes in asked])
 
 
 def keyword_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.utils import logging as transformers_logging
 
 from peftcls.demo import BASE_FOLDER
-from peftcls.fingerprint import fingerprint_base
+from peftcls.fingerprint import fingerprint_base, fingerprint_tensors
 from peftcls.pooling import sees_later_tokens, unwrapped
 from peftcls.tasks.base import Task
 
@@ -34,10 +34,11 @@ class BaseFacts:
     dtype: str
     heads: tuple[str, ...]
     causal: bool
+    random_seed: int | None = None
 
 
 def load_base(name: str | Path, task: Task, *, quantize: Quantize | None = None, dtype: torch.dtype | None = None,
-              revision: str | None = None, seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+              revision: str | None = None, seed: int = 0, pretrained: bool = True) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a pretrained model, with the head that the task needs, and its tokenizer; every weight is frozen.
 
     Only safetensors are read, and no code that comes with a model is run.
@@ -49,6 +50,8 @@ def load_base(name: str | Path, task: Task, *, quantize: Quantize | None = None,
         dtype: of the weights; float32 unless given.
         revision: of a model on the hub.
         seed: for the weights of a new head.
+        pretrained: False draws random weights in the same shape from the seed, as a control of what pretraining gave; the
+            folder then holds the seed, and is loaded by drawing them again.
 
     Raises:
         ValueError: there is no such model, it is damaged or has no safetensors, or it cannot do the task.
@@ -72,14 +75,20 @@ def load_base(name: str | Path, task: Task, *, quantize: Quantize | None = None,
     config.pad_token_id = tokenizer.pad_token_id
     dtype = dtype or torch.float32
     settings = {}
+    if quantize and not pretrained:
+        raise ValueError(f"quantize={quantize!r} with pretrained=False: random weights are a control, in full precision.")
     if quantize:
         settings["quantization_config"] = _quantization(task, config, quantize, dtype)
         settings["device_map"] = {"": _own_device()}
     with torch.random.fork_rng(devices=[]), _quiet(), _told(source):
         torch.manual_seed(seed)
-        model, report = task.auto_model.from_pretrained(source, config=config, revision=revision, dtype=dtype, use_safetensors=True,
-                                                        trust_remote_code=False, output_loading_info=True,
-                                                        ignore_mismatched_sizes=task.new_head, **settings)
+        report: dict[str, Any] = {"mismatched_keys": [], "missing_keys": []}
+        if not pretrained:
+            model = task.auto_model.from_config(config, dtype=dtype)
+        else:
+            model, report = task.auto_model.from_pretrained(source, config=config, revision=revision, dtype=dtype, use_safetensors=True,
+                                                            trust_remote_code=False, output_loading_info=True,
+                                                            ignore_mismatched_sizes=task.new_head, **settings)
     model.requires_grad_(False).eval()
     for module in model.modules():  # bitsandbytes would repack 4-bit weights on some CPUs, in a layout without a gradient
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -97,8 +106,9 @@ def load_base(name: str | Path, task: Task, *, quantize: Quantize | None = None,
     causal = _reads_causally(model, task)
     if causal or not task.new_head:
         tokenizer.padding_side = "right"  # positions are then counted from the first token by every model
-    model.base_facts = BaseFacts(str(name), getattr(config, "_commit_hash", None) or revision, fingerprint_base(source, revision),
-                                 quantize, str(dtype).removeprefix("torch."), tuple(heads), causal)
+    fingerprint = fingerprint_base(source, revision) if pretrained else fingerprint_tensors(model.state_dict())
+    model.base_facts = BaseFacts(str(name), getattr(config, "_commit_hash", None) or revision, fingerprint, quantize,
+                                 str(dtype).removeprefix("torch."), tuple(heads), causal, None if pretrained else seed)
     return model, tokenizer
 
 

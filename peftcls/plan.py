@@ -13,15 +13,28 @@ def steps_per_epoch(rows: int, batch_size: int) -> int:
     return -(-rows // batch_size)
 
 
-def step_rows(rows: int, batch_size: int, seed: int, step: int) -> list[int]:
+def step_rows(rows: int, batch_size: int, seed: int, step: int, strata: Sequence[int] | np.ndarray | None = None) -> list[int]:
     """The indices of the rows of one optimizer step, whatever the number of processes.
 
-    Each epoch is a permutation of all rows that depends on (seed, epoch) alone, so a run can be taken up at any step
-    without replaying the ones before it.
+    Each epoch's order depends on (seed, epoch) alone, so a run can be taken up at any step without replaying the ones
+    before it. It is a permutation of all rows, or with `strata`, the stratum of each row, as many rows of each.
     """
     epoch, place = divmod(step, steps_per_epoch(rows, batch_size))
-    order = np.random.default_rng((seed, epoch)).permutation(rows)
+    random = np.random.default_rng((seed, epoch))
+    order = random.permutation(rows if strata is None else _balanced(np.asarray(strata), random))
     return order[place * batch_size : (place + 1) * batch_size].tolist()
+
+
+def _balanced(strata: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """As many indices as there are rows, each stratum equally often, its rows as equally often as numbers allow."""
+    kinds = np.unique(strata)
+    quotas = np.full(len(kinds), len(strata) // len(kinds))
+    quotas[random.permutation(len(kinds))[: len(strata) % len(kinds)]] += 1
+    drawn = []
+    for kind, quota in zip(kinds, quotas, strict=True):
+        own = np.flatnonzero(strata == kind)
+        drawn += [own] * (quota // len(own)) + [random.choice(own, quota % len(own), replace=False)]
+    return np.concatenate(drawn)
 
 
 def micro_batches(indices: Sequence[int], lengths: Lengths, *, rows: int | None = None,

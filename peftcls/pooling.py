@@ -15,8 +15,17 @@ def class_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor], pooling
 
     An encoder's own head knows which token it reads where the padding is on the side it expects, so it is put there. A
     decoder's stock head guesses the last token from the padding id, which fails where padding and end of text share
-    one; here the mask decides, and the head sees that state alone.
+    one; here the mask decides, and the head sees that state alone. Of a row in several windows the logits are averaged.
     """
+    logits = _line_logits(model, batch, pooling, causal=causal)
+    if "windows" not in batch:
+        return logits
+    owner = torch.repeat_interleave(batch["windows"])  # the row that a window is of
+    sums = logits.new_zeros(len(batch["windows"]), logits.shape[1]).index_add(0, owner, logits)
+    return sums / batch["windows"].unsqueeze(1)
+
+
+def _line_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor], pooling: Pooling | None, *, causal: bool) -> torch.Tensor:
     inner = unwrapped(model)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
     if not inner.base_facts.causal:

@@ -25,6 +25,8 @@ from peftcls.adapters import save_adapter
 from peftcls.check import check_rows
 from peftcls.checkpoint import Progress, Tensors, copy_tensors, find_checkpoints, read_checkpoint, write_checkpoint
 from peftcls.features import TrainingTable, encode_table
+from peftcls.methods import METHOD, begin_method, end_method, end_step, method_penalty, method_state, rate_factor, restore_method_state
+from peftcls.metrics import LOWER_IS_BETTER
 from peftcls.models import base_facts
 from peftcls.predictor import Predictor, load_predictor
 from peftcls.rows import Row, as_dataset, source_name
@@ -130,9 +132,11 @@ class Trainer:
         above = next(path for path in (self.output_dir, *self.output_dir.absolute().parents) if path.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
             raise ValueError(f"output_dir={str(self.output_dir)!r}: {above} is not a folder that can be written to; choose another.")
-        self.optimizer = torch.optim.AdamW(
-            [{"params": [p for p in self.parameters.values() if p.ndim > 1], "weight_decay": config.weight_decay},
-             {"params": [p for p in self.parameters.values() if p.ndim <= 1], "weight_decay": 0.0}], lr=config.learning_rate)
+        groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+        for name, p in self.parameters.items():
+            groups.setdefault((config.weight_decay if p.ndim > 1 else 0.0, rate_factor(model, name)), []).append(p)
+        self.optimizer = torch.optim.AdamW([{"params": own, "weight_decay": decay, "factor": factor}
+                                            for (decay, factor), own in groups.items()], lr=config.learning_rate)
         self.progress = Progress()
         self.best: Tensors | None = None
         self._probe: list[Row] = []
@@ -172,11 +176,11 @@ class Trainer:
         table = encode_table(self.task, train, self.tokenizer, base_facts(self.model).fingerprint)
         self._probe = train.select(range(min(PROBE_ROWS, len(train)))).select_columns(self.task.columns(with_target=False)).to_list()
         per_epoch = plan.steps_per_epoch(len(train), self.config.batch_size)
-        run = {"task": self.task.to_json(), "training rows": table.fingerprint, "base": base_facts(self.model).fingerprint,
-               "validation rows": None if valid is None else valid._fingerprint,
+        run = {"task": self.task.to_json(), "method": vars(self.model).get(METHOD), "training rows": table.fingerprint,
+               "base": base_facts(self.model).fingerprint, "validation rows": None if valid is None else valid._fingerprint,
                "trained tensors": {name: list(p.shape) for name, p in self.parameters.items()},
                **{k: v for k, v in dataclasses.asdict(self.config).items() if k not in ("output_dir", "log_every", "trackers")}}
-        self._begin(table, train, resume, run)
+        self._begin(table, train, resume, run, per_epoch * self.config.epochs)
         try:
             self._loop(table, valid, per_epoch, run)
         except KeyboardInterrupt:
@@ -186,6 +190,7 @@ class Trainer:
             with torch.no_grad():
                 for name, parameter in self.parameters.items():
                     parameter.copy_(self.best[name])
+        end_method(self.model)
         self.save(self.output_dir)
         if self.accelerator.is_main_process:
             for checkpoint in find_checkpoints(self.output_dir):
@@ -193,8 +198,9 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         return self.progress.best_scores
 
-    def _begin(self, table: TrainingTable, train: datasets.Dataset, resume: bool, run: dict[str, Any]) -> None:
+    def _begin(self, table: TrainingTable, train: datasets.Dataset, resume: bool, run: dict[str, Any], steps: int) -> None:
         self.progress, self.best = Progress(), None
+        begin_method(self.model, steps)
         found = find_checkpoints(self.output_dir)
         if found and not resume:
             raise ValueError(f"{self.output_dir} holds {found[0].name} of a run that was not finished; go on with resume=True, "
@@ -202,7 +208,8 @@ class Trainer:
         for parameter in self.parameters.values():  # every process starts from the first one's weights
             broadcast(parameter.data)
         if found:
-            self.progress, self.best = read_checkpoint(found[0], self.parameters, self.optimizer, run)
+            self.progress, self.best, method = read_checkpoint(found[0], self.parameters, self.optimizer, run)
+            restore_method_state(self.model, method)
             self.accelerator.print(f"going on from {found[0].name}")
         self.accelerator.print(describe_model(self.model))
         if table.shortened_rows:
@@ -222,7 +229,7 @@ class Trainer:
         for step in range(self.progress.step, steps):
             if config.patience is not None and self.progress.evaluations_since_best >= config.patience:
                 break
-            indices = plan.step_rows(rows, config.batch_size, config.seed, step)
+            indices = plan.step_rows(rows, config.batch_size, config.seed, step, table.strata)
             losses.append(self._step(table, indices, step, steps))
             self.progress.step = step + 1
             bar.update(len(indices))
@@ -234,7 +241,8 @@ class Trainer:
                     self._judge(self.evaluate(valid), step + 1, bar)
                     train_mode(self.model)
                 if self.accelerator.is_main_process and step + 1 < steps:
-                    write_checkpoint(self.output_dir, self.progress, self.parameters, self.optimizer, self.best, run)
+                    write_checkpoint(self.output_dir, self.progress, self.parameters, self.optimizer, self.best,
+                                     method_state(self.model), run)
                 self.accelerator.wait_for_everyone()
         bar.close()
         self.model.eval()
@@ -255,6 +263,9 @@ class Trainer:
                 loss = self.task.loss_sum(self.model, batch) / weight
             loss.backward()
             total += float(loss.detach())
+        if self.accelerator.is_main_process and (penalty := method_penalty(self.model)) is not None:
+            penalty.backward()
+            total += float(penalty.detach())
         total = self._sum_gradients(total)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.max_grad_norm)
         if not math.isfinite(total) or not math.isfinite(float(norm)):
@@ -263,8 +274,10 @@ class Trainer:
                                      f"numbers. The step was not taken. Its rows: {sorted(i + 1 for i in indices)}. "
                                      f"Lower the learning rate (now {config.learning_rate}) or look at these rows.")
         for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * learning_rate_factor(step, steps, warmup=config.warmup, schedule=config.schedule)
+            factor = learning_rate_factor(step, steps, warmup=config.warmup, schedule=config.schedule)
+            group["lr"] = config.learning_rate * group["factor"] * factor
         self.optimizer.step()
+        end_step(self.model, step + 1)
         self.optimizer.zero_grad()
         return total
 
@@ -287,7 +300,7 @@ class Trainer:
         """Keep these weights if they are the best so far; of equal scores the one with the lower loss is better."""
         monitor = self.config.monitor or self.task.monitor
         seen = self.progress.best_scores
-        sign = -1 if monitor in ("loss", "unusable") else 1
+        sign = -1 if monitor in LOWER_IS_BETTER else 1
         rank, best = ((sign * s[monitor], -s.get("loss", 0.0)) if s else (-math.inf, 0.0) for s in (scores, seen))
         if rank > best:
             self.best = copy_tensors(self.parameters)
@@ -325,6 +338,28 @@ class Trainer:
         check_rows(self.task, table)
         return self.task.score(self.predict(table), table)
 
+    def calibrate(self, valid_rows: datasets.Dataset | Iterable[Mapping[str, Any]], *,
+                  min_accuracy: float | None = None) -> tuple[dict[str, float], dict[str, float]]:
+        """Fit temperature and thresholds on rows that were not learnt from, and save the folder again with them.
+
+        Args:
+            valid_rows: never the training rows, of which a model is too sure, and never the test rows.
+            min_accuracy: give no label where rows as unsure as this one are right less often; see `fit_decisions`.
+
+        Returns:
+            The scores on these rows before and after.
+
+        Raises:
+            ValueError: the task gives no probabilities, or no row can be answered with `min_accuracy`.
+        """
+        rows = as_dataset(valid_rows, "valid_rows")
+        check_rows(self.task, rows)
+        answers = self.predict(rows)
+        before = self.task.score(answers, rows)
+        self.task = self.task.calibrated(answers, rows, min_accuracy=min_accuracy)
+        self.save(self.output_dir)
+        return before, self.evaluate(rows)
+
     def save(self, directory: str | Path) -> Path:
         """Write the adapter folder, load it onto a fresh base, and compare answers; a difference is an error.
 
@@ -349,6 +384,8 @@ class Trainer:
         for place, (kept, again) in enumerate(zip(Predictor(self.model, self.task, self.tokenizer).predict(self._probe),
                                                   loaded.predict(self._probe), strict=True)):
             differences = [abs(p - (again.probabilities or {}).get(n, math.inf)) for n, p in (kept.probabilities or {}).items()]
+            if kept.value is not None:
+                differences = [abs(kept.value - (math.inf if again.value is None else again.value)) / max(1.0, abs(kept.value))]
             if max(differences, default=0.0) > PROBE_TOLERANCE or (not differences and kept != again):
                 raise RuntimeError(f"{directory} was saved but answers otherwise than the trained model: row {place + 1} gives {again}, "
                                    f"expected {kept}. Do not use it; please report the model and the settings.")

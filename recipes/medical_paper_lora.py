@@ -14,10 +14,10 @@ TEMPLATE = "Is this a medical paper? Answer 1 for yes and 0 for no.\nTitle: {tit
 
 
 def main() -> None:
-    options = recipe_options(__doc__, data="papers", out="runs/medical_paper_lora", epochs=10, learning_rate=3e-3)
+    options = recipe_options(__doc__, data="papers", out="runs/medical_paper_lora", epochs=8, learning_rate=2e-3)
     train, valid, test = (None if file is None else read_rows(file) for file in (options.train, options.valid, options.test))
 
-    task = Instruction(template=TEMPLATE, input="abstract", output="label", labels=("0", "1"), max_length=288)
+    task = Instruction(template=TEMPLATE, input="abstract", output="label", labels=("0", "1"), max_length=448)
     check_first(task, options, test)
     model, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
     model = attach_lora(model, task, rank=16, alpha=32, dropout=0.05, seed=options.seed)

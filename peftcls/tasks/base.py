@@ -104,6 +104,10 @@ class Task(ABC):
     def score(self, answers: Sequence[Answer], rows: Iterable[Row]) -> dict[str, float]:
         """Scores by name, `monitor` among them."""
 
+    def calibrated(self, answers: Sequence[Answer], rows: Iterable[Row], *, min_accuracy: float | None = None) -> Self:
+        """A copy that decides as suits these answers to rows that were not learnt from; ValueError where nothing is decided."""
+        raise ValueError(f"{type(self).__name__} gives no probabilities of labels here, so there is nothing to calibrate.")
+
     def to_json(self) -> dict[str, Any]:
         """The task's name and fields, for the adapter folder."""
         return {"name": type(self).__name__, **dataclasses.asdict(self)}  # type: ignore[call-overload]

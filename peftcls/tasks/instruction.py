@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import datasets
 import torch
@@ -14,7 +14,8 @@ from peftcls.pooling import unwrapped
 from peftcls.rows import Row, RowError
 from peftcls.tasks.base import Answer, Batch, Feature, Task, pad, pad_inputs
 from peftcls.tasks.choices import Choices
-from peftcls.tasks.classification import label_name, label_setting_problem
+from peftcls.tasks.decisions import PLAIN, Decisions, decisions_setting, fit_decisions
+from peftcls.tasks.labels import label_name, label_setting_problem
 from peftcls.tasks.prompt import fit_document, placeholders, render, split_cue, tokenize_answered
 
 TEMPLATE = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
@@ -36,6 +37,7 @@ class Instruction(Task):
             the beginning of the answer.
         max_length: tokens of prompt and answer together.
         max_new_tokens: tokens of a generated answer, its end mark included.
+        decisions: with `labels`, temperature, thresholds and abstention; fitted by `Trainer.calibrate`.
     """
 
     instruction: str = "instruction"
@@ -46,12 +48,14 @@ class Instruction(Task):
     template: str = TEMPLATE
     max_length: int = 1024
     max_new_tokens: int = 128
+    decisions: Decisions = PLAIN
 
     new_head: ClassVar[bool] = False
     auto_model: ClassVar[Any] = AutoModelForCausalLM
     peft_type: ClassVar[str] = "CAUSAL_LM"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "decisions", decisions_setting(self.decisions, self.labels))
         problems = []
         if self.labels is not None:
             if problem := label_setting_problem(self.labels):
@@ -175,9 +179,9 @@ class Instruction(Task):
             read = _logits(model, batch, pad(marks, 0, tokenizer.padding_side).bool().to(device))
             by_depth = read.view(len(prompts), len(depths), -1)
             logits |= {run[:depth]: by_depth[:, place] for place, depth in enumerate(sorted(depths))}
-        table = choices.log_probabilities(logits).exp().tolist()
-        return [Answer(label=self._labels[row.index(max(row))], probabilities=dict(zip(self._labels, row, strict=True)))
-                for row in table]
+        table = self.decisions.one_of(choices.log_probabilities(logits)).tolist()
+        named = [dict(zip(self._labels, row, strict=True)) for row in table]
+        return [Answer(label=self.decisions.choose(probabilities), probabilities=probabilities) for probabilities in named]
 
     def _generate(self, model: torch.nn.Module, prompts: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
         batch = {"input_ids": pad(prompts, int(tokenizer.pad_token_id), "left"),
@@ -201,7 +205,7 @@ class Instruction(Task):
     @property
     def score_names(self) -> tuple[str, ...]:
         if self.labels:
-            return ("accuracy", "f1_macro", "loss")
+            return metrics.LABEL_SCORES
         sets = tuple(part + name for name in ("", "_at_5", "_at_10") for part in ("precision", "recall", "f1"))
         return ((*sets, "recall_present", "recall_absent") if self.separator is not None else ("exact_match",)) + ("unusable",)
 
@@ -209,14 +213,20 @@ class Instruction(Task):
         rows = list(rows)
         gold = [self.gold_of(row) for row in rows]
         if self.labels:
-            names = [name for (name,) in gold]
-            return {**metrics.label_scores(names, [str(a.label) for a in answers]),
-                    "loss": metrics.label_loss(names, [a.probabilities or {} for a in answers], self.labels)}
+            return metrics.closed_set_scores([name for (name,) in gold], [a.label for a in answers],
+                                             [a.probabilities or {} for a in answers], self.labels)
         unusable = sum(not a.usable for a in answers) / len(answers)
         if self.separator is not None:
             found = metrics.keyword_scores(gold, [a.labels or () for a in answers], [self.text_of(row) for row in rows])
             return {**found, "unusable": unusable}
         return {"exact_match": sum((a.text,) == g for a, g in zip(answers, gold, strict=True)) / len(gold), "unusable": unusable}
+
+    def calibrated(self, answers: Sequence[Answer], rows: Iterable[Row], *, min_accuracy: float | None = None) -> Self:
+        if not self.labels:
+            return super().calibrated(answers, rows, min_accuracy=min_accuracy)
+        gold = [self.gold_of(row) for row in rows]
+        return dataclasses.replace(self, decisions=fit_decisions(answers, gold, self.labels, self.decisions, several=False,
+                                                                 min_accuracy=min_accuracy))
 
 
 def _logits(model: torch.nn.Module, batch: Batch, marks: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,110 @@
+"""Cross-validation: every row is answered by a model that has not learnt from it, with one base in memory."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from sklearn.model_selection import KFold, StratifiedKFold
+from transformers import PreTrainedTokenizerBase
+
+from peftcls.adapt import trained_parameters
+from peftcls.checkpoint import copy_tensors
+from peftcls.rows import as_dataset
+from peftcls.tasks.base import Answer, Task
+from peftcls.trainer import TrainConfig, Trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class Doubt:
+    """A row whose label the fold that had not seen it finds unlikely."""
+
+    row: int
+    """Its number, from 1."""
+    label: str
+    given: str | None
+    probability: float
+    """Of the row's own label."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossValidation:
+    """The out-of-fold answers, in the rows' order, and what follows from them."""
+
+    answers: list[Answer]
+    fold_of: list[int]
+    """The fold, from 0, that answered each row."""
+    scores: dict[str, float]
+    fold_scores: list[dict[str, float]]
+    doubts: list[Doubt]
+    """All rows that have one label, those that are doubted most first; the place to look for wrong labels."""
+
+
+def cross_validate(model: torch.nn.Module, task: Task, tokenizer: PreTrainedTokenizerBase, config: TrainConfig,
+                   rows: datasets.Dataset | Iterable[Mapping[str, Any]], *, folds: int = 5) -> CrossValidation:
+    """Train once a fold, each time from the model's present weights, and answer the rows that were left out.
+
+    The base stays where it is; only the trained parameters are put back between folds, and at the end. The held-out
+    rows choose nothing (no best step, no early stopping), so the scores are not too kind. The adapter of each fold is
+    saved in `output_dir`/fold-NUMBER.
+
+    Args:
+        model: from `attach_lora` or `train_only`.
+        task: with its labels learnt from all rows.
+        tokenizer: from `load_base`.
+        config: of each fold's training; its seed also cuts the folds.
+        rows: at least one for each fold, labels spread over the folds alike.
+        folds: how many parts the rows are cut into.
+
+    Raises:
+        ValueError: there are fewer rows than folds, or fewer than two folds.
+        RowError: rows that cannot be learnt from.
+    """
+    table = as_dataset(rows)
+    if not 2 <= folds <= len(table):
+        raise ValueError(f"folds={folds}: expected at least 2 and at most the {len(table)} rows.")
+    parameters = trained_parameters(model)
+    start = copy_tensors(parameters)
+    answers: dict[int, Answer] = {}
+    fold_of, fold_scores = [0] * len(table), []
+    try:
+        for fold, held in enumerate(_parts(task, table, folds, config.seed)):
+            _put_back(parameters, start)
+            left = sorted(set(range(len(table))) - set(held))
+            trainer = Trainer(model, task, tokenizer, dataclasses.replace(config, output_dir=Path(config.output_dir) / f"fold-{fold}"))
+            trainer.fit(table.select(left))
+            found = trainer.predict(table.select(held))
+            answers |= zip(held, found, strict=True)
+            fold_scores.append(task.score(found, table.select(held)))
+            for row in held:
+                fold_of[row] = fold
+    finally:
+        _put_back(parameters, start)
+    ordered = [answers[i] for i in range(len(table))]
+    return CrossValidation(ordered, fold_of, task.score(ordered, table), fold_scores, _doubts(task, ordered, table))
+
+
+def _parts(task: Task, table: datasets.Dataset, folds: int, seed: int) -> list[list[int]]:
+    labelled = bool(getattr(task, "labels", None)) and not getattr(task, "multi_label", False)
+    gold = [task.gold_of(row) for row in table] if labelled else []
+    counts = [gold.count(label) for label in set(gold)]
+    cut = StratifiedKFold if labelled and min(counts, default=0) >= folds else KFold
+    places = list(range(len(table)))
+    return [held.tolist() for _, held in cut(folds, shuffle=True, random_state=seed).split(places, [name for (name,) in gold] or None)]
+
+
+def _put_back(parameters: dict[str, torch.nn.Parameter], start: dict[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(start[name])
+
+
+def _doubts(task: Task, answers: list[Answer], table: datasets.Dataset) -> list[Doubt]:
+    found = []
+    for number, (answer, row) in enumerate(zip(answers, table, strict=True), 1):
+        gold = task.gold_of(row)
+        if answer.probabilities and answer.labels is None and len(gold) == 1:
+            found.append(Doubt(number, gold[0], answer.label, answer.probabilities[gold[0]]))
+    return sorted(found, key=lambda doubt: doubt.probability)

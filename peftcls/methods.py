@@ -1,0 +1,109 @@
+"""Adapter methods: PEFT's own configuration of each, and what a method asks of the training loop."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any, Literal, cast, get_args
+
+import torch
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftConfig
+from peft.tuners.adalora import AdaLoraModel
+
+METHOD = "adapter_method"  # the attribute of a model that says how its adapter learns
+Method = Literal["lora", "lora+", "dora", "rslora", "pissa", "adalora", "ia3"]
+LORA_PLUS_RATIO = 16.0  # Hayou et al. 2024, "LoRA+", section 4.2: B learns 2^4 times faster than A
+WARM_SHARE, FINAL_SHARE = 0.1, 0.3  # of AdaLoRA's steps: before ranks fall, and after (Zhang et al. 2023, appendix)
+EXTRA_RANK = 1.5  # where AdaLoRA's ranks start, in units of where they end (Zhang et al. 2023, section 4)
+ALLOCATIONS = 100  # at most this often are ranks dealt out anew
+
+
+def method_config(method: Method, targets: Sequence[str], *, rank: int, alpha: float, dropout: float, **common: Any) -> PeftConfig:
+    """PEFT's configuration of a method on the given modules. Raises ValueError for a name that is no method."""
+    if method not in get_args(Method):
+        near = difflib.get_close_matches(method, get_args(Method), 1)
+        raise ValueError(f"method={method!r}: expected one of {sorted(get_args(Method))}"
+                         + (f"; did you mean {near[0]!r}?" if near else "."))
+    names = list(targets)
+    if method == "ia3":
+        return IA3Config(target_modules=names, feedforward_modules=[], **common)
+    if method == "adalora":  # the number of steps is known when the training starts
+        return AdaLoraConfig(target_modules=names, target_r=rank, init_r=round(EXTRA_RANK * rank), lora_alpha=int(alpha),
+                             lora_dropout=dropout, total_step=1, **common)
+    settings: dict[str, dict[str, Any]] = {"dora": {"use_dora": True}, "rslora": {"use_rslora": True},
+                                           "pissa": {"init_lora_weights": "pissa"}}
+    return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, **settings.get(method, {}), **common)  # type: ignore[arg-type]
+
+
+def rate_factor(model: torch.nn.Module, name: str) -> float:
+    """What the learning rate of a trained parameter is multiplied by."""
+    return LORA_PLUS_RATIO if vars(model).get(METHOD) == "lora+" and ".lora_B." in name else 1.0
+
+
+def begin_method(model: torch.nn.Module, steps: int) -> None:
+    """Tell a method how many steps there will be, and that none is done."""
+    if (adalora := _adalora(model)) is not None:
+        config = _settings(adalora)
+        config.total_step, config.rank_pattern = steps, None
+        config.tinit, config.tfinal = int(WARM_SHARE * steps), int(FINAL_SHARE * steps)
+        config.deltaT = max(1, steps // ALLOCATIONS)
+        adalora.rankallocator.reset_ipt()
+
+
+def method_penalty(model: torch.nn.Module) -> torch.Tensor | None:
+    """What a method adds to the loss of a step; None where it adds nothing.
+
+    AdaLoRA keeps its singular vectors orthogonal (Zhang et al. 2023, equation 4, as PEFT weighs it); PEFT would add
+    this to a loss that the model computes, and ours is computed outside.
+    """
+    if (adalora := _adalora(model)) is None:
+        return None
+    parts = []
+    for name, p in adalora.model.named_parameters():
+        if ".lora_A." in name or ".lora_B." in name:
+            product = p @ p.T if ".lora_A." in name else p.T @ p
+            parts.append(torch.linalg.matrix_norm(product - torch.eye(len(product), dtype=p.dtype, device=p.device)))
+    return _settings(adalora).orth_reg_weight * torch.stack(parts).mean()
+
+
+def end_step(model: torch.nn.Module, step: int) -> None:
+    """After step number `step` (from 1), before its gradients are cleared: AdaLoRA deals out its ranks."""
+    if (adalora := _adalora(model)) is not None:
+        adalora.update_and_allocate(step)
+
+
+def end_method(model: torch.nn.Module) -> None:
+    """After the last step: AdaLoRA's dropped ranks stay as zeros; PEFT would cut them out and scale the rest anew."""
+    if (adalora := _adalora(model)) is not None:
+        _settings(adalora).rank_pattern = None
+
+
+def method_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What a method knows beside the trained parameters, for a checkpoint; empty for most."""
+    if (adalora := _adalora(model)) is None:
+        return {}
+    ranks = adalora.rankallocator
+    state = {f"{kind}/{name}": tensor for kind in ("ipt", "exp_avg_ipt", "exp_avg_unc") for name, tensor in getattr(ranks, kind).items()}
+    pattern = _settings(adalora).rank_pattern or {}
+    return state | {f"rank_pattern/{name}": torch.tensor(kept) for name, kept in pattern.items()}
+
+
+def restore_method_state(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Put back what `method_state` gave."""
+    if (adalora := _adalora(model)) is None:
+        return
+    device = next(adalora.model.parameters()).device
+    for key, tensor in state.items():
+        kind, name = key.split("/", 1)
+        if kind == "rank_pattern":
+            config = _settings(adalora)
+            config.rank_pattern = {**(config.rank_pattern or {}), name: tensor.tolist()}
+        else:
+            getattr(adalora.rankallocator, kind)[name] = tensor.to(device)
+
+
+def _adalora(model: torch.nn.Module) -> AdaLoraModel | None:
+    tuner = getattr(model, "base_model", None)
+    return tuner if isinstance(tuner, AdaLoraModel) else None
+
+
+def _settings(adalora: AdaLoraModel) -> AdaLoraConfig:
+    return cast(AdaLoraConfig, adalora.peft_config["default"])

@@ -1,0 +1,155 @@
+"""One text, or a pair of texts, gets a number, through a head with one output."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import datasets
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+
+from peftcls import metrics
+from peftcls.pooling import Pooling, class_logits
+from peftcls.rows import Row, as_dataset, require_columns
+from peftcls.tasks.base import Answer, Batch, Feature, Task
+from peftcls.tasks.texts import (
+    LongText,
+    TextColumns,
+    collate_texts,
+    encode_texts,
+    rows_from_texts,
+    text_columns,
+    text_problem,
+    text_setting_problems,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Regression(Task):
+    """A head that predicts a number, trained on the squared error.
+
+    The head works on numbers of mean 0 and deviation 1; `Answer.value` is in the units of the table.
+
+    Args:
+        text: the column with the text, or two columns that are read as a pair.
+        target: the column with the number.
+        mean: of the training rows' numbers; learnt unless given.
+        deviation: their standard deviation; learnt unless given.
+        pooling: as in `Classification`.
+        causal: as in `Classification`.
+        max_length: tokens that are read at once.
+        long_text: "truncate" or "windows", as in `Classification`; the windows' numbers are averaged.
+
+    Raises:
+        ValueError: settings that cannot be.
+    """
+
+    text: TextColumns = "text"
+    target: str = "score"
+    mean: float | None = None
+    deviation: float | None = None
+    pooling: Pooling | None = None
+    causal: bool = True
+    max_length: int = 512
+    long_text: LongText = "truncate"
+
+    monitor: ClassVar[str] = "pearson"
+    new_head: ClassVar[bool] = True
+    auto_model: ClassVar[Any] = AutoModelForSequenceClassification
+    peft_type: ClassVar[str] = "SEQ_CLS"
+
+    def __post_init__(self) -> None:
+        problems = text_setting_problems(self.text, self.max_length, self.long_text)
+        if self.pooling not in (None, "cls", "first", "last", "mean"):
+            problems.append(f"pooling={self.pooling!r}: expected 'cls', 'first', 'last' or 'mean'")
+        if self.deviation is not None and not self.deviation > 0:
+            problems.append(f"deviation={self.deviation!r}: expected a number above 0")
+        if problems:
+            raise ValueError("; ".join(problems) + ".")
+
+    def columns(self, *, with_target: bool) -> list[str]:
+        return [*text_columns(self.text), self.target] if with_target else text_columns(self.text)
+
+    def learn(self, rows: datasets.Dataset | Iterable[Mapping[str, Any]]) -> Self:
+        rows = as_dataset(rows)
+        require_columns(rows, self.columns(with_target=True), "Regression")
+        numbers = [number for value in rows[self.target] if (number := _number(value)) is not None]
+        if (self.mean is not None and self.deviation is not None) or not numbers:
+            return self
+        return dataclasses.replace(self, mean=float(np.mean(numbers)), deviation=float(np.std(numbers)) or 1.0)
+
+    def problem(self, row: Row, *, with_target: bool) -> str | None:
+        if problem := text_problem(row, text_columns(self.text)):
+            return problem
+        if with_target and _number(row[self.target]) is None:
+            return f"has {row[self.target]!r} in column {self.target!r}, expected a number"
+        return None
+
+    def table_problem(self, rows: datasets.Dataset) -> str | None:
+        found = {_number(value) for value in rows[self.target]}
+        if len(found) < 2:
+            return f"has the same number in column {self.target!r} of every row; there is nothing to learn"
+        return None
+
+    def model_settings(self) -> dict[str, Any]:
+        _ = self._scale  # a head whose outputs nobody can read is not built
+        return {"num_labels": 1, "problem_type": "regression"}
+
+    def rows_of(self, texts: Sequence[Any]) -> list[Row]:
+        return rows_from_texts(texts, text_columns(self.text))
+
+    def text_of(self, row: Row) -> str:
+        return "\n".join(row[column] for column in text_columns(self.text))
+
+    def gold_of(self, row: Row) -> tuple[str, ...]:
+        return (str(_number(row[self.target])),)
+
+    def encode(self, row: Row, tokenizer: PreTrainedTokenizerBase, *, with_target: bool) -> Feature:
+        feature = encode_texts([row[column] for column in text_columns(self.text)], tokenizer, max_length=self.max_length,
+                               long_text=self.long_text)
+        if with_target:
+            mean, deviation = self._scale
+            feature["target"] = (float(row[self.target]) - mean) / deviation
+            feature["weight"] = 1.0
+        return feature
+
+    @property
+    def _scale(self) -> tuple[float, float]:
+        if self.mean is None or self.deviation is None:
+            raise ValueError("the mean and deviation of the numbers are not known yet: use task = task.learn(rows).")
+        return self.mean, self.deviation
+
+    def collate(self, features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> Batch:
+        batch = collate_texts(features, tokenizer)
+        if "target" in features[0]:
+            batch["target"] = torch.tensor([f["target"] for f in features])
+        return batch
+
+    def loss_sum(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        found = class_logits(model, batch, self.pooling, causal=self.causal)[:, 0]
+        found = found.float() if found.dtype in (torch.bfloat16, torch.float16) else found
+        return ((found - batch["target"].to(found.dtype)) ** 2).sum()
+
+    def answers(self, model: torch.nn.Module, batch: Batch, features: Sequence[Feature],
+                tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
+        mean, deviation = self._scale
+        found = class_logits(model, batch, self.pooling, causal=self.causal)[:, 0].double() * deviation + mean
+        return [Answer(value=value) for value in found.tolist()]
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        return metrics.NUMBER_SCORES
+
+    def score(self, answers: Sequence[Answer], rows: Iterable[Row]) -> dict[str, float]:
+        return metrics.number_scores([float(row[self.target]) for row in rows], [float(a.value or 0.0) for a in answers])
+
+
+def _number(value: Any) -> float | None:
+    """The number in a cell, as a number or as text; None where there is none that is finite."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
