@@ -5,19 +5,17 @@ import csv
 import functools
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import datasets
 import pandas as pd
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
 
 from peftcls.adapters import READABLE
+from peftcls.baselines import baselines
 from peftcls.check import check_rows
 from peftcls.demo import sample
+from peftcls.evaluation import evaluate_answers
 from peftcls.metrics import interval
 from peftcls.models import base_facts, load_base
 from peftcls.predictor import Predictor
@@ -25,7 +23,6 @@ from peftcls.rows import RowError, read_rows, source_name
 from peftcls.tasks.base import Answer, Task
 from peftcls.trainer import Trainer
 
-BASELINE_KEYWORDS = 5
 RESAMPLES = 500
 
 
@@ -89,13 +86,9 @@ def check_first(task: Task, options: argparse.Namespace, test: datasets.Dataset 
 
 
 def score_table(task: Task, train: datasets.Dataset, test: datasets.Dataset, systems: Mapping[str, Sequence[Answer]]) -> str:
-    """Scores on the test rows with 95 % bootstrap intervals: the given systems, and two that need no transformer.
-
-    For labels the baselines are the commonest label, and logistic regression on TF-IDF; for lists of keywords the
-    commonest keywords of the training rows, and the terms of the highest TF-IDF in each text.
-    """
-    systems = {**systems, **_baselines(task, train, test)}
-    names = [task.monitor] if task.monitor in ("f1", "exact_match") else ["accuracy", "f1_macro"]
+    """Two scores on the test rows with 95 % bootstrap intervals: the given systems, and those that need no transformer."""
+    systems = {**systems, **baselines(task, train, test)}
+    names = task.score_names[:2]
     rows, table = [], test.to_list()
     every = tuple(range(len(test)))
     for system, answers in systems.items():
@@ -120,37 +113,13 @@ def finish_recipe(trainer: Trainer, options: argparse.Namespace, train: datasets
         systems = {"this run": answers, **{name: found for name, found in others.items() if found}}
         if trainer.accelerator.is_main_process:
             print(score_table(trainer.task, train, test, systems))
-            print("this run: " + ", ".join(f"{name} {value:.4f}" for name, value in trainer.task.score(answers, test).items()))
+            print(f"\nthis run: {evaluate_answers(trainer.task, answers, test, resamples=RESAMPLES)}")
     if options.predict:
         rows = read_rows(options.predict)
         answers = trainer.predict(rows)
         if trainer.accelerator.is_main_process:
             write_submission(options.predictions, rows, answers)
             print(f"{len(rows)} answers written to {options.predictions}")
-
-
-def _baselines(task: Task, train: datasets.Dataset, test: datasets.Dataset) -> dict[str, list[Answer]]:
-    texts, unseen = ([task.text_of(row) for row in rows] for rows in (train, test))
-    gold = [task.gold_of(row) for row in train]
-    if getattr(task, "separator", None) is not None:
-        common = tuple(k for k, _ in Counter(k for row in gold for k in row).most_common(BASELINE_KEYWORDS))
-        terms = TfidfVectorizer(stop_words="english", ngram_range=(1, 3), sublinear_tf=True).fit(texts)
-        names, table = terms.get_feature_names_out(), terms.transform(unseen)
-        best = [tuple(names[i] for i in row.toarray()[0].argsort()[::-1][:BASELINE_KEYWORDS]) for row in table]
-        return {"commonest keywords": [Answer(labels=common)] * len(test), "highest TF-IDF": [Answer(labels=b) for b in best]}
-    if not getattr(task, "labels", None) or getattr(task, "multi_label", False):
-        return {}
-    names = [label for (label,) in gold]
-    shares = {label: names.count(label) / len(names) for label in task.labels}  # type: ignore[attr-defined]
-    majority = {"majority": [Answer(label=max(shares, key=lambda n: shares[n]), probabilities=shares)] * len(test)}
-    regression = make_pipeline(TfidfVectorizer(sublinear_tf=True), LogisticRegression(C=10, max_iter=2000))
-    try:
-        regression.fit(texts, names)
-    except ValueError:  # texts without a word (signs and emoji alone) have no TF-IDF
-        return majority
-    scored = [{**dict.fromkeys(shares, 0.0), **dict(zip(regression.classes_, row, strict=True))}
-              for row in regression.predict_proba(unseen)]
-    return {"TF-IDF + logistic regression": [Answer(label=max(p, key=lambda n: p[n]), probabilities=p) for p in scored], **majority}
 
 
 def ask_untrained(trainer: Trainer, name: str, task: Task, rows: datasets.Dataset | None) -> list[Answer] | None:

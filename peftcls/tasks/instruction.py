@@ -206,7 +206,7 @@ class Instruction(Task):
     def score_names(self) -> tuple[str, ...]:
         if self.labels:
             return metrics.LABEL_SCORES
-        sets = tuple(part + name for name in ("", "_at_5", "_at_10") for part in ("precision", "recall", "f1"))
+        sets = tuple(part + name for part in ("f1", "precision", "recall") for name in ("", "_at_5", "_at_10"))
         return ((*sets, "recall_present", "recall_absent") if self.separator is not None else ("exact_match",)) + ("unusable",)
 
     def score(self, answers: Sequence[Answer], rows: Iterable[Row]) -> dict[str, float]:
