@@ -31,7 +31,7 @@ def run(recipe: str, *arguments: object) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize(("recipe", "data", "answer"), [
     ("medical_paper_lora", "papers", "label"), ("medical_keywords_lora", "papers", "Keywords"),
-    ("medical_paper_head", "papers", "label"), ("spam_gpt_head", "messages", "label")])
+    ("medical_paper_head", "papers", "label"), ("spam_gpt_head", "messages", "label"), ("mrpc_pairs_head", "pairs", "label")])
 def test_a_recipe_trains_prints_its_table_and_answers_a_file(recipe, data, answer, tmp_path):
     train = some_rows(f"{data}_train.csv", tmp_path / "train.csv", 24)
     valid = some_rows(f"{data}_validation.csv", tmp_path / "valid.csv", 10)
