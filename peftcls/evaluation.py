@@ -82,12 +82,13 @@ def evaluate_answers(task: Task, answers: Sequence[Answer], rows: Rows, *, resam
     several = answers[0].labels is not None
     given = [(a.labels or ()) if several else (a.label or NO_ANSWER,) for a in answers]
     truth, found = (np.array([[name in row for name in names] for row in sets], dtype=int) for sets in (gold, given))
-    precision, recall, f1, support = precision_recall_fscore_support(truth, found, average=None, zero_division=0)
+    alone = [precision_recall_fscore_support(truth[:, i], found[:, i], average="binary", zero_division=0)[:3] for i in range(len(names))]
+    precision, recall, f1 = zip(*alone, strict=True)
     spans = [interval(lambda t, f: float(2 * np.dot(t, f) / max(np.sum(t) + np.sum(f), 1)), truth[:, i].tolist(), found[:, i].tolist(),
                       resamples=resamples)
              for i in range(len(names))]
     by_label = pd.DataFrame({"precision": precision, "recall": recall, "f1": f1, "f1 from": [low for low, _ in spans],
-                             "f1 to": [high for _, high in spans], "rows": support}, index=pd.Index(names, name="label"))
+                             "f1 to": [high for _, high in spans], "rows": truth.sum(0)}, index=pd.Index(names, name="label"))
     if several:
         return Evaluation(len(table), scores, intervals, by_label, None)
     shown = [*names, NO_ANSWER] if any(g == (NO_ANSWER,) for g in given) else names
@@ -139,7 +140,14 @@ def _listed(rows: Rows, answers: Sequence[Answer]) -> list[Row]:
 
 
 def _scorer(task: Task, answers: Sequence[Answer], table: Sequence[Row]) -> Any:
+    def of(chosen: Sequence[int]) -> dict[str, float]:
+        found = task.score([answers[i] for i in chosen], [table[i] for i in chosen])
+        everything = {"coverage": 1.0, "accuracy_answered": found["accuracy"]} if "accuracy" in found else {}
+        return {**everything, **found}  # without abstentions all rows are answered
+
+    whole = of(range(len(table)))
+
     @functools.cache  # all scores are asked of the same resamples
     def scores(chosen: tuple[int, ...]) -> dict[str, float]:
-        return task.score([answers[i] for i in chosen], [table[i] for i in chosen])
+        return {**whole, **of(chosen)}  # a resample without the rows that a score is about says nothing else
     return scores

@@ -42,8 +42,8 @@ def encode_table(task: Task, rows: datasets.Dataset, tokenizer: PreTrainedTokeni
     Raises:
         RowError: a row cannot be encoded; the message names it.
     """
-    parts = [rows._fingerprint, json.dumps(task.to_json(), sort_keys=True), base_fingerprint, tokenizer.backend_tokenizer.to_str(),
-             version("peftcls")]
+    kept = {k: v for k, v in json.loads(tokenizer.backend_tokenizer.to_str()).items() if k not in ("truncation", "padding")}  # its last use
+    parts = [rows._fingerprint, json.dumps(task.to_json(), sort_keys=True), base_fingerprint, json.dumps(kept), version("peftcls")]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     source, columns = source_name(rows), task.columns(with_target=True)
 

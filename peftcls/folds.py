@@ -43,7 +43,7 @@ class CrossValidation:
 
 
 def cross_validate(model: torch.nn.Module, task: Task, tokenizer: PreTrainedTokenizerBase, config: TrainConfig,
-                   rows: datasets.Dataset | Iterable[Mapping[str, Any]], *, folds: int = 5) -> CrossValidation:
+                   rows: datasets.Dataset | Iterable[Mapping[str, Any]], *, folds: int = 5, resume: bool = False) -> CrossValidation:
     """Train once a fold, each time from the model's present weights, and answer the rows that were left out.
 
     The base stays where it is; only the trained parameters are put back between folds, and at the end. The held-out
@@ -57,14 +57,15 @@ def cross_validate(model: torch.nn.Module, task: Task, tokenizer: PreTrainedToke
         config: of each fold's training; its seed also cuts the folds.
         rows: at least one for each fold, labels spread over the folds alike.
         folds: how many parts the rows are cut into.
+        resume: go on within a fold that was interrupted; finished folds are trained again.
 
     Raises:
         ValueError: there are fewer rows than folds, or fewer than two folds.
         RowError: rows that cannot be learnt from.
     """
     table = as_dataset(rows)
-    if not 2 <= folds <= len(table):
-        raise ValueError(f"folds={folds}: expected at least 2 and at most the {len(table)} rows.")
+    if not isinstance(folds, int) or not 2 <= folds <= len(table):
+        raise ValueError(f"folds={folds!r}: expected a whole number of at least 2 and at most the {len(table)} rows.")
     parameters = trained_parameters(model)
     start = copy_tensors(parameters)
     answers: dict[int, Answer] = {}
@@ -74,7 +75,7 @@ def cross_validate(model: torch.nn.Module, task: Task, tokenizer: PreTrainedToke
             _put_back(parameters, start)
             left = sorted(set(range(len(table))) - set(held))
             trainer = Trainer(model, task, tokenizer, dataclasses.replace(config, output_dir=Path(config.output_dir) / f"fold-{fold}"))
-            trainer.fit(table.select(left))
+            trainer.fit(table.select(left), resume=resume)
             found = trainer.predict(table.select(held))
             answers |= zip(held, found, strict=True)
             fold_scores.append(task.score(found, table.select(held)))

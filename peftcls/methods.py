@@ -66,8 +66,25 @@ def method_penalty(model: torch.nn.Module) -> torch.Tensor | None:
 
 def end_step(model: torch.nn.Module, step: int) -> None:
     """After step number `step` (from 1), before its gradients are cleared: AdaLoRA deals out its ranks."""
-    if (adalora := _adalora(model)) is not None:
-        adalora.update_and_allocate(step)
+    if (adalora := _adalora(model)) is None:
+        return
+    config = _settings(adalora)
+    settling = step - (int(config.total_step or 0) - config.tfinal)
+    if settling < 0 or (settling == 0 and adalora.rankallocator.exp_avg_ipt) or (settling > 0 and config.rank_pattern):
+        adalora.update_and_allocate(step)  # in a run of one step nothing is known to deal out by
+
+
+def has_settled(model: torch.nn.Module, step: int) -> bool:
+    """Whether the adapter has its final form after step number `step`: before, AdaLoRA has more ranks than were asked for."""
+    if (adalora := _adalora(model)) is None:
+        return True
+    config = _settings(adalora)
+    return step >= int(config.total_step or 0) - config.tfinal
+
+
+def decays(name: str, parameter: torch.nn.Parameter) -> bool:
+    """Whether weight decay is meant for a parameter: for matrices, not for norms, biases and the scales of IA3."""
+    return parameter.ndim > 1 and ".ia3_l." not in name
 
 
 def end_method(model: torch.nn.Module) -> None:

@@ -46,7 +46,9 @@ def calibration_error(confidence: Sequence[float], right: Sequence[bool]) -> flo
 
 def closed_set_scores(gold: Sequence[str], predicted: Sequence[str | None], probabilities: Sequence[dict[str, float]],
                       labels: Sequence[str]) -> dict[str, float]:
-    """All scores of answers with one label a row, by the names in LABEL_SCORES."""
+    """All scores of answers with one label a row, by the names in LABEL_SCORES; without probabilities only those of labels."""
+    if not all(probabilities):  # answers of a system that gives none
+        return label_scores(gold, predicted)
     likeliest = [max(row, key=lambda name: row[name]) for row in probabilities]
     return {**label_scores(gold, predicted), "loss": label_loss(gold, probabilities, labels),
             "ece": calibration_error([max(row.values()) for row in probabilities],

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import bitsandbytes as bnb
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +22,7 @@ from peftcls.pooling import sees_later_tokens, unwrapped
 from peftcls.tasks.base import Task
 
 Quantize = Literal["8bit", "4bit"]
+QUANTIZED_LAYERS = (bnb.nn.Linear8bitLt, bnb.nn.Linear4bit)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,21 +76,20 @@ def load_base(name: str | Path, task: Task, *, quantize: Quantize | None = None,
         tokenizer.pad_token = tokenizer.eos_token
     config.pad_token_id = tokenizer.pad_token_id
     dtype = dtype or torch.float32
-    settings = {}
     if quantize and not pretrained:
         raise ValueError(f"quantize={quantize!r} with pretrained=False: random weights are a control, in full precision.")
-    if quantize:
-        settings["quantization_config"] = _quantization(task, config, quantize, dtype)
-        settings["device_map"] = {"": _own_device()}
     with torch.random.fork_rng(devices=[]), _quiet(), _told(source):
         torch.manual_seed(seed)
-        report: dict[str, Any] = {"mismatched_keys": [], "missing_keys": []}
+        model, report = _load_weights(source, task, config, revision, dtype, quantize, [])
+        fresh = {key.rpartition(".")[0] for key in report["missing_keys"]}
+        if quantize and (unread := [name for name in fresh if isinstance(model.get_submodule(name), QUANTIZED_LAYERS)]):
+            torch.manual_seed(seed)  # new weights cannot be trained in 8 or 4 bits
+            model, report = _load_weights(source, task, config, revision, dtype, quantize, unread)
         if not pretrained:
+            torch.manual_seed(seed)
             model = task.auto_model.from_config(config, dtype=dtype)
-        else:
-            model, report = task.auto_model.from_pretrained(source, config=config, revision=revision, dtype=dtype, use_safetensors=True,
-                                                            trust_remote_code=False, output_loading_info=True,
-                                                            ignore_mismatched_sizes=task.new_head, **settings)
+    if quantize and not any(isinstance(module, QUANTIZED_LAYERS) for module in model.modules()):
+        raise ValueError(f"quantize={quantize!r} with {type(model).__name__}: none of its layers can be held in 8 or 4 bits; leave it out.")
     model.requires_grad_(False).eval()
     for module in model.modules():  # bitsandbytes would repack 4-bit weights on some CPUs, in a layout without a gradient
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -96,7 +97,6 @@ def load_base(name: str | Path, task: Task, *, quantize: Quantize | None = None,
     heads = head_modules(model) if task.new_head else []
     if unfit := sorted(key for key, *_ in report["mismatched_keys"] if not any(key.startswith(f"{head}.") for head in heads)):
         raise ValueError(f"{source}: {unfit[0]} has another shape in its safetensors than by its config.json; copy the model again.")
-    fresh = {key.rpartition(".")[0] for key in report["missing_keys"]}
     heads += sorted(m for m in fresh if not any(m == h or m.startswith(h + ".") for h in heads))
     if heads and not task.new_head:
         raise ValueError(f"{source} has no weights for {', '.join(heads)}, so it is not a pretrained {type(model).__name__}; "
@@ -110,6 +110,18 @@ def load_base(name: str | Path, task: Task, *, quantize: Quantize | None = None,
     model.base_facts = BaseFacts(str(name), getattr(config, "_commit_hash", None) or revision, fingerprint, quantize,
                                  str(dtype).removeprefix("torch."), tuple(heads), causal, None if pretrained else seed)
     return model, tokenizer
+
+
+def _load_weights(source: str, task: Task, config: Any, revision: str | None, dtype: torch.dtype, quantize: Quantize | None,
+                  in_full: list[str]) -> tuple[Any, dict[str, Any]]:
+    """The model, and what its files lacked or held in another shape; some modules stay in full precision."""
+    settings: dict[str, Any] = {}
+    if quantize:
+        settings = {"quantization_config": _quantization(task, config, quantize, dtype, in_full), "device_map": {"": _own_device()}}
+    found: tuple[Any, dict[str, Any]] = task.auto_model.from_pretrained(
+        source, config=config, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
+        ignore_mismatched_sizes=task.new_head, **settings)
+    return found
 
 
 def _look_at_folder(source: str) -> None:
@@ -154,10 +166,10 @@ def _own_device() -> int | str:
     return int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else "cpu"
 
 
-def _quantization(task: Task, config: Any, quantize: Quantize, dtype: torch.dtype) -> BitsAndBytesConfig:
+def _quantization(task: Task, config: Any, quantize: Quantize, dtype: torch.dtype, in_full: list[str]) -> BitsAndBytesConfig:
     with torch.device("meta"):  # the structure alone, without weights
         skeleton = task.auto_model.from_config(config)
-    skip = get_keys_to_not_convert(skeleton) + (head_modules(skeleton) if task.new_head else [])
+    skip = get_keys_to_not_convert(skeleton) + (head_modules(skeleton) if task.new_head else []) + in_full
     if quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
     return BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=skip, bnb_4bit_quant_type="nf4",

@@ -25,7 +25,18 @@ from peftcls.adapters import save_adapter
 from peftcls.check import check_rows
 from peftcls.checkpoint import Progress, Tensors, copy_tensors, find_checkpoints, read_checkpoint, write_checkpoint
 from peftcls.features import TrainingTable, encode_table
-from peftcls.methods import METHOD, begin_method, end_method, end_step, method_penalty, method_state, rate_factor, restore_method_state
+from peftcls.methods import (
+    METHOD,
+    begin_method,
+    decays,
+    end_method,
+    end_step,
+    has_settled,
+    method_penalty,
+    method_state,
+    rate_factor,
+    restore_method_state,
+)
 from peftcls.metrics import LOWER_IS_BETTER
 from peftcls.models import base_facts
 from peftcls.predictor import Predictor, load_predictor
@@ -134,7 +145,7 @@ class Trainer:
             raise ValueError(f"output_dir={str(self.output_dir)!r}: {above} is not a folder that can be written to; choose another.")
         groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
         for name, p in self.parameters.items():
-            groups.setdefault((config.weight_decay if p.ndim > 1 else 0.0, rate_factor(model, name)), []).append(p)
+            groups.setdefault((config.weight_decay if decays(name, p) else 0.0, rate_factor(model, name)), []).append(p)
         self.optimizer = torch.optim.AdamW([{"params": own, "weight_decay": decay, "factor": factor}
                                             for (decay, factor), own in groups.items()], lr=config.learning_rate)
         self.progress = Progress()
@@ -302,7 +313,9 @@ class Trainer:
         seen = self.progress.best_scores
         sign = -1 if monitor in LOWER_IS_BETTER else 1
         rank, best = ((sign * s[monitor], -s.get("loss", 0.0)) if s else (-math.inf, 0.0) for s in (scores, seen))
-        if rank > best:
+        if not has_settled(self.model, step):
+            pass
+        elif rank > best:
             self.best = copy_tensors(self.parameters)
             self.progress.best_scores, self.progress.best_step, self.progress.evaluations_since_best = scores, step, 0
         else:

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from peftcls import metrics
 from peftcls.pooling import Pooling, class_logits
-from peftcls.rows import Row, as_dataset, require_columns
+from peftcls.rows import Row, RowError, as_dataset, require_columns, source_name
 from peftcls.tasks.base import Answer, Batch, Feature, Task
 from peftcls.tasks.decisions import PLAIN, Decisions, decisions_setting, fit_decisions
 from peftcls.tasks.labels import Shares, label_name, label_order, label_setting_problem, label_shares
@@ -79,7 +79,7 @@ class Classification(Task):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loss", self.loss or ("bce" if self.multi_label else "cross_entropy"))
-        object.__setattr__(self, "decisions", decisions_setting(self.decisions, self.labels))
+        object.__setattr__(self, "decisions", decisions_setting(self.decisions, self.labels, several=self.multi_label))
         problems = text_setting_problems(self.text, self.max_length, self.long_text)
         if self.labels is not None:
             if problem := label_setting_problem(self.labels):
@@ -87,6 +87,10 @@ class Classification(Task):
             object.__setattr__(self, "labels", tuple(label_name(label) for label in self.labels))
         if isinstance(self.class_weight, str) and self.class_weight != "balanced":
             problems.append(f"class_weight={self.class_weight!r}: expected 'balanced' or a weight for each label")
+        if isinstance(self.class_weight, Mapping):
+            object.__setattr__(self, "class_weight", {label_name(name): weight for name, weight in self.class_weight.items()})
+            if wrong := [w for w in self.class_weight.values() if not isinstance(w, int | float) or not 0 < w < float("inf")]:
+                problems.append(f"class_weight has {wrong[0]!r}, expected numbers above 0")
         if isinstance(self.class_weight, Mapping) and self.labels and (odd := sorted(set(self.class_weight) - set(self.labels))):
             problems.append(f"class_weight names the label {odd[0]!r}, expected some of {list(self.labels)}")
         if self.loss not in ("cross_entropy", "bce", "focal"):
@@ -117,8 +121,11 @@ class Classification(Task):
         rows = as_dataset(rows)
         require_columns(rows, self.columns(with_target=True), "Classification")
         counts: Counter[str] = Counter()
-        for value in rows[self.label]:
-            counts.update(self._shares(value))
+        for number, value in enumerate(rows[self.label], 1):
+            try:
+                counts.update(self._shares(value))
+            except ValueError as error:
+                raise RowError(f"row {number} of {source_name(rows)} {error} in column {self.label!r}.") from None
         labels = self.labels or label_order(counts)
         weight = self.class_weight
         if weight == "balanced":

@@ -37,10 +37,10 @@ class Decisions:
     abstain_below: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < float("inf"):
+        if not isinstance(self.temperature, int | float) or not 0 < self.temperature < float("inf"):
             raise ValueError(f"temperature={self.temperature!r}: expected a number above 0.")
         for name, value in [*(self.thresholds or {}).items(), ("abstain_below", self.abstain_below)]:
-            if value is not None and not 0 < value < 1:
+            if value is not None and (not isinstance(value, int | float) or not 0 < value < 1):
                 raise ValueError(f"the threshold {value!r} for {name!r}: expected a probability between 0 and 1.")
 
     def one_of(self, log_probabilities: torch.Tensor) -> torch.Tensor:
@@ -68,11 +68,15 @@ class Decisions:
 PLAIN = Decisions()
 
 
-def decisions_setting(value: Decisions | Mapping[str, Any] | None, labels: Sequence[str] | None) -> Decisions:
-    """Decisions as a task holds them, also when they come from a folder. Raises ValueError for unknown labels."""
+def decisions_setting(value: Decisions | Mapping[str, Any] | None, labels: Sequence[str] | None, *, several: bool = False) -> Decisions:
+    """Decisions as a task holds them, also when they come from a folder. Raises ValueError for what the task cannot do."""
+    if isinstance(value, Mapping) and (unknown := sorted(set(value) - {f.name for f in dataclasses.fields(Decisions)})):
+        raise ValueError(f"Decisions has no {unknown}; the folder was written by another version of peftcls.")
     found = value if isinstance(value, Decisions) else Decisions(**(value or {}))
     if labels is not None and (odd := sorted(set(found.thresholds or {}) - set(labels))):
         raise ValueError(f"thresholds name the label {odd[0]!r}, expected some of {list(labels)}.")
+    if several and found.abstain_below is not None:
+        raise ValueError("abstain_below with multi_label=True: a row may have no label at all there; set thresholds instead.")
     return found
 
 
@@ -94,8 +98,12 @@ def fit_decisions(answers: Sequence[Answer], gold: Sequence[Sequence[str]], labe
         min_accuracy: the accuracy below which it is better to say nothing; no abstention unless given.
 
     Raises:
-        ValueError: no bar reaches `min_accuracy`.
+        ValueError: no bar reaches `min_accuracy`, or the rows can have several labels and one is asked for.
     """
+    if several and min_accuracy is not None:
+        raise ValueError(f"min_accuracy={min_accuracy} with multi_label=True: a row may have no label at all there; leave it out.")
+    if min_accuracy is not None and not 0 < min_accuracy <= 1:
+        raise ValueError(f"min_accuracy={min_accuracy}: expected a share of right answers, above 0 and at most 1.")
     table = np.array([[(a.probabilities or {})[label] for label in labels] for a in answers], dtype=np.float64)
     truth = np.array([[label in row for label in labels] for row in gold])
     soft = 0.5 / (len(truth) + 1)
@@ -115,7 +123,10 @@ def fit_decisions(answers: Sequence[Answer], gold: Sequence[Sequence[str]], labe
         scaled = 1 / (1 + np.exp(-logits / temperature))
         return Decisions(temperature, {label: _best_threshold(truth[:, i], scaled[:, i]) for i, label in enumerate(labels)})
     scaled = np.exp(logits / temperature - logsumexp(logits / temperature, axis=1, keepdims=True))
-    bar = None if min_accuracy is None else _lowest_bar(truth[np.arange(len(truth)), scaled.argmax(1)], scaled.max(1), min_accuracy)
+    bar = None
+    if min_accuracy is not None:
+        every, given = np.arange(len(truth)), (scaled / [before.threshold(label) for label in labels]).argmax(1)
+        bar = _lowest_bar(truth[every, given], scaled[every, given], min_accuracy)
     return Decisions(temperature, before.thresholds, bar)
 
 

@@ -76,9 +76,10 @@ class Regression(Task):
         rows = as_dataset(rows)
         require_columns(rows, self.columns(with_target=True), "Regression")
         numbers = [number for value in rows[self.target] if (number := _number(value)) is not None]
-        if (self.mean is not None and self.deviation is not None) or not numbers:
+        if not numbers:
             return self
-        return dataclasses.replace(self, mean=float(np.mean(numbers)), deviation=float(np.std(numbers)) or 1.0)
+        return dataclasses.replace(self, mean=float(np.mean(numbers)) if self.mean is None else self.mean,
+                                   deviation=float(np.std(numbers)) or 1.0 if self.deviation is None else self.deviation)
 
     def problem(self, row: Row, *, with_target: bool) -> str | None:
         if problem := text_problem(row, text_columns(self.text)):
