@@ -4,13 +4,13 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.utils import logging as transformers_logging
@@ -89,6 +89,10 @@ def load_base(name: str | Path, task: Task, *, quantize: Quantize | None = None,
             model, report = task.auto_model.from_pretrained(source, config=config, revision=revision, dtype=dtype, use_safetensors=True,
                                                             trust_remote_code=False, output_loading_info=True,
                                                             ignore_mismatched_sizes=task.new_head, **settings)
+            if _is_lost(model, report["missing_keys"]):  # some classes look for their backbone under a name that no file has
+                backbone, report = AutoModel.from_pretrained(source, config=config, revision=revision, dtype=dtype, use_safetensors=True,
+                                                             trust_remote_code=False, output_loading_info=True, **settings)
+                setattr(model, model.base_model_prefix, backbone)
     model.requires_grad_(False).eval()
     for module in model.modules():  # bitsandbytes would repack 4-bit weights on some CPUs, in a layout without a gradient
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -110,6 +114,12 @@ def load_base(name: str | Path, task: Task, *, quantize: Quantize | None = None,
     model.base_facts = BaseFacts(str(name), getattr(config, "_commit_hash", None) or revision, fingerprint, quantize,
                                  str(dtype).removeprefix("torch."), tuple(heads), causal, None if pretrained else seed)
     return model, tokenizer
+
+
+def _is_lost(model: PreTrainedModel, missing: Iterable[str]) -> bool:
+    """Whether most of the backbone's weights were not found: Llama's class for question answering calls it otherwise."""
+    prefix = f"{model.base_model_prefix}."
+    return 2 * sum(key.startswith(prefix) for key in missing) > len(model.base_model.state_dict())
 
 
 def _look_at_folder(source: str) -> None:
