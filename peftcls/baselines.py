@@ -25,7 +25,8 @@ def baselines(task: Task, train: datasets.Dataset, test: datasets.Dataset) -> di
     """Answers of systems that need no transformer, by name; empty where the task has none.
 
     For labels the commonest label, and logistic regression on TF-IDF; for numbers their mean, and ridge regression on
-    TF-IDF; for spans the sentence that is nearest to the question; for lists of keywords the commonest of the training rows, and the terms of the highest TF-IDF in each text.
+    TF-IDF, of a pair the cosine of its TF-IDF; for spans the sentence that is nearest to the question; for lists of
+    keywords the commonest of the training rows, and the terms of the highest TF-IDF in each text.
     """
     if isinstance(task, Regression):
         return _numbers(task, train, test)

@@ -10,7 +10,18 @@ and answers. `--ask` answers from every page of --train with the adapter in --ou
 from a saved folder, with a share of the rows of `--replay` so that the old pages are not forgotten.
 """
 
-from peftcls import ExtractiveQA, TrainConfig, Trainer, attach_lora, learn_on, load_base, load_predictor, read_rows, side_by_side, with_replay
+from peftcls import (
+    ExtractiveQA,
+    TrainConfig,
+    Trainer,
+    attach_lora,
+    learn_on,
+    load_base,
+    load_predictor,
+    read_rows,
+    side_by_side,
+    with_replay,
+)
 from peftcls.recipe import check_first, finish_recipe, recipe_options
 
 PAGES_SHOWN, AROUND = 3, 60  # pages, and characters on both sides of an answer
