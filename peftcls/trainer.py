@@ -35,7 +35,7 @@ from peftcls.schedule import Schedule, learning_rate_factor
 from peftcls.summary import describe_model
 from peftcls.tasks.base import Answer, Task
 
-MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}  # enough rows to keep the processor busy, few enough for its memory
+MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}  # enough rows to keep the processor busy, few enough for its memory
 PROBE_ROWS = 8
 
 
