@@ -58,7 +58,8 @@ def test_a_recipe_trains_prints_its_table_and_answers_a_file(recipe, data, answe
 
 def test_the_help_desk_is_trained_asked_and_taught_new_pages(tmp_path):
     out = tmp_path / "desk"
-    ended = run("diabetes_qa", "--out", out, "--epochs", 1, "--predict", sample("diabetes_new_pages.json"), "--predictions", tmp_path / "a.csv")
+    data = sample("diabetes_new_pages.json")
+    ended = run("diabetes_qa", "--out", out, "--epochs", 1, "--predict", data, "--predictions", tmp_path / "a.csv")
     assert ended.returncode == 0, ended.stderr[-3000:]
     for expected in ("this run", "nearest sentence by TF-IDF", "exact_match", "45 rows of diabetes_test.json", "40 answers written"):
         assert expected in ended.stdout
