@@ -10,6 +10,7 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from peftcls.methods import METHOD, Method, method_config
@@ -50,15 +51,20 @@ def attach_lora(model: PreTrainedModel, task: Task, *, rank: int = 8, alpha: flo
     config = method_config(method, names, rank=rank, alpha=alpha, dropout=dropout, task_type=task.peft_type,
                            modules_to_save=list(facts.heads) or None, base_model_name_or_path=model.name_or_path, revision=facts.revision,
                            fan_in_fan_out=all(isinstance(model.get_submodule(name), Conv1D) for name in names))
-    for _, child in _above_backbone(model):
-        for module in child.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = dropout
+    set_head_dropout(model, dropout)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         wrapped = wrap_adapter(model, config)
     vars(wrapped)[METHOD] = method
     return wrapped
+
+
+def set_head_dropout(model: PreTrainedModel, dropout: float) -> None:
+    """The head drops what the adapter drops, whatever the base was pretrained with."""
+    for _, child in _above_backbone(model):
+        for module in child.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = dropout
 
 
 def wrap_adapter(model: Any, config: PeftConfig) -> PeftModel:
@@ -135,10 +141,23 @@ def train_mode(model: torch.nn.Module) -> None:
     inner = unwrapped(model)
     for module in inner.modules():
         own = list(module.parameters())
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True  # of the layer alone: it is asked before the layer decides to checkpoint
         if isinstance(module, BaseTunerLayer) or (own and all(p.requires_grad for p in own)):
             module.train()
     for _, child in _above_backbone(inner):
         child.train()
+
+
+def checkpoint_layers(model: torch.nn.Module, wanted: bool) -> None:
+    """Switch gradient checkpointing on where it is wanted. Raises ValueError where the architecture has none."""
+    inner = unwrapped(model)
+    if not wanted:
+        return
+    if not inner.supports_gradient_checkpointing:
+        raise ValueError(f"gradient_checkpointing=True: {type(inner).__name__} does not support it; leave it out.")
+    switch = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable  # its older name
+    switch({"use_reentrant": False})  # the reentrant kind wants gradients from the embeddings on, below the lowest trained layer
 
 
 def _above_backbone(model: PreTrainedModel) -> list[tuple[str, torch.nn.Module]]:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from peftcls.adapt import trained_parameters, wrap_adapter
+from peftcls.adapt import set_head_dropout, trained_parameters, wrap_adapter
+from peftcls.methods import METHOD
 from peftcls.models import BaseFacts, Quantize, base_facts, load_base
 from peftcls.pooling import unwrapped
 from peftcls.tasks.base import Task
 from peftcls.tasks.classification import Classification
+from peftcls.tasks.extractive_qa import ExtractiveQA
 from peftcls.tasks.instruction import Instruction
 from peftcls.tasks.regression import Regression
 
@@ -28,8 +31,9 @@ MANIFEST = "peftcls.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"  # the name that PEFT looks for
 PART_WEIGHTS = "trained_part.safetensors"
 FORMAT = 1
+LINEAGE = "lineage"  # the attribute of a model that says which folders it comes from, oldest first
 READABLE = 0o644  # temporary files are their owner's alone; an adapter is handed on
-TASKS: tuple[type[Task], ...] = (Classification, Regression, Instruction)
+TASKS: tuple[type[Task], ...] = (Classification, Regression, ExtractiveQA, Instruction)
 
 
 def trained_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -57,6 +61,7 @@ def save_adapter(directory: str | Path, model: torch.nn.Module, task: Task, toke
             model.peft_config["default"].save_pretrained(str(beside))
         tokenizer.save_pretrained(str(beside))
         manifest = {"format": FORMAT, "task": task.to_json(), "base": dataclasses.asdict(base_facts(model)),
+                    "method": vars(model).get(METHOD), "lineage": vars(model).get(LINEAGE, []),
                     "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
                     "files": {file.name: _sum(file) for file in sorted(beside.iterdir())}}
         (beside / MANIFEST).write_text(json.dumps(seal(manifest), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -71,14 +76,16 @@ def save_adapter(directory: str | Path, model: torch.nn.Module, task: Task, toke
     return directory
 
 
-def load_adapter(directory: str | Path, *, base: str | Path | None = None,
-                 quantize: Quantize | None = None) -> tuple[torch.nn.Module, Task, PreTrainedTokenizerBase]:
-    """Load the base that a folder names and put the folder's weights on it.
+def load_adapter(directory: str | Path, *, base: str | Path | None = None, quantize: Quantize | None = None, seed: int = 0,
+                 grow: Callable[[Task], Task] | None = None) -> tuple[torch.nn.Module, Task, PreTrainedTokenizerBase]:
+    """Load the base that a folder names and put the folder's weights on it, ready to be trained on.
 
     Args:
         directory: written by `save_adapter` or `Trainer.save`.
         base: where the base model is now, if not where it was; its fingerprint must be the same.
         quantize: as at training unless given.
+        seed: for the head's rows of labels that `grow` adds.
+        grow: makes the folder's task able to learn other rows as well; the head then grows.
 
     Raises:
         ValueError: the folder is incomplete or damaged, or the base is another one.
@@ -89,18 +96,23 @@ def load_adapter(directory: str | Path, *, base: str | Path | None = None,
     if (name := manifest["task"].get("name")) not in kinds:
         raise ValueError(f"{directory / MANIFEST} names the task {name!r}, expected one of {sorted(kinds)}.")
     task = kinds[name].from_json(manifest["task"])
+    before, task = task, task if grow is None else grow(task)
     try:
         facts = BaseFacts(**{**manifest["base"], "heads": tuple(manifest["base"]["heads"])})
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}[facts.dtype]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{directory / MANIFEST} is damaged ({type(error).__name__}: {error}); copy the folder again.") from None
     model, _ = load_base(base or facts.name, task, quantize=quantize or facts.quantize, dtype=dtype,
-                         revision=None if base else facts.revision, pretrained=facts.random_seed is None, seed=facts.random_seed or 0)
+                         revision=None if base else facts.revision, pretrained=facts.random_seed is None,
+                         seed=seed if facts.random_seed is None else facts.random_seed)
     if (found := base_facts(model).fingerprint) != facts.fingerprint:
         raise ValueError(f"{base or facts.name} is not the base of {directory}: expected weights with the fingerprint "
                          f"{facts.fingerprint[:12]}, found {found[:12]}; pass base=... with the model the adapter was trained on.")
     tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
-    return _put_weights(model, directory), task, tokenizer
+    loaded = _put_weights(model, directory, len(getattr(before, "labels", None) or ()))
+    vars(loaded)[METHOD] = manifest.get("method")
+    vars(loaded)[LINEAGE] = [*manifest.get("lineage", []), {"folder": directory.name, "sum": manifest["sum"], "task": before.to_json()}]
+    return loaded, task, tokenizer
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -133,12 +145,14 @@ def seal(manifest: dict[str, Any]) -> dict[str, Any]:
     return {**manifest, "sum": hashlib.sha256(content.encode()).hexdigest()}
 
 
-def _put_weights(model: Any, directory: Path) -> torch.nn.Module:
+def _put_weights(model: Any, directory: Path, labels: int) -> torch.nn.Module:
+    """Put a folder's tensors on a base; those of its head become the first rows of a head with more labels."""
     peft = (directory / ADAPTER_WEIGHTS).is_file()
     if peft:
         with torch.random.fork_rng(devices=[]):
             config = PeftConfig.from_pretrained(str(directory))
             config.base_model_name_or_path, config.inference_mode = model.name_or_path, False
+            set_head_dropout(model, getattr(config, "lora_dropout", 0.0))
             model = wrap_adapter(model, config)
     file = directory / (ADAPTER_WEIGHTS if peft else PART_WEIGHTS)
     try:
@@ -147,6 +161,10 @@ def _put_weights(model: Any, directory: Path) -> torch.nn.Module:
         raise ValueError(f"{file} is not a whole safetensors file ({error}); copy the folder again.") from None
     places = get_peft_model_state_dict(model, save_embedding_layers=False) if peft else dict(unwrapped(model).named_parameters())
     expected = places if peft else {name: places[name] for name in tensors if name in places}
+    heads = base_facts(model).heads
+    for name, tensor in tensors.items():
+        if name in expected and any(f".{head}." in f".{name}" for head in heads) and 0 < labels == len(tensor) < len(expected[name]):
+            tensors[name] = torch.cat([tensor, expected[name].detach()[labels:].to(tensor)])
     if wrong := sorted(set(tensors) ^ set(expected)) or [n for n in tensors if tensors[n].shape != expected[n].shape]:
         raise ValueError(f"{file} does not fit the base: {wrong[0]} and {len(wrong) - 1} more are missing, unknown or of another shape.")
     if peft:
@@ -155,6 +173,7 @@ def _put_weights(model: Any, directory: Path) -> torch.nn.Module:
         for name, tensor in tensors.items():
             parameter = expected[name]
             parameter.data = tensor.to(parameter.device)
+            parameter.requires_grad_(True)
     return model
 
 

@@ -1,7 +1,9 @@
 """Systems without a transformer, that every score should be seen beside."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import datasets
@@ -12,6 +14,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 
 from peftcls.tasks.base import Answer, Task
+from peftcls.tasks.extractive_qa import ExtractiveQA
 from peftcls.tasks.regression import Regression
 from peftcls.tasks.texts import text_columns
 
@@ -22,10 +25,13 @@ def baselines(task: Task, train: datasets.Dataset, test: datasets.Dataset) -> di
     """Answers of systems that need no transformer, by name; empty where the task has none.
 
     For labels the commonest label, and logistic regression on TF-IDF; for numbers their mean, and ridge regression on
-    TF-IDF; for lists of keywords the commonest of the training rows, and the terms of the highest TF-IDF in each text.
+    TF-IDF, of a pair the cosine of its TF-IDF; for spans the sentence that is nearest to the question; for lists of
+    keywords the commonest of the training rows, and the terms of the highest TF-IDF in each text.
     """
     if isinstance(task, Regression):
         return _numbers(task, train, test)
+    if isinstance(task, ExtractiveQA):
+        return {"nearest sentence by TF-IDF": _nearest_sentences(task, train, test)}
     if getattr(task, "separator", None) is not None:
         return _keywords(task, train, test)
     if not (labels := getattr(task, "labels", None)):
@@ -96,6 +102,19 @@ def _numbers(task: Regression, train: datasets.Dataset, test: datasets.Dataset) 
             found = {"TF-IDF + ridge regression": [Answer(value=float(v)) for v in ridge.predict(unseen)], **found}
     except ValueError:
         pass
+    return found
+
+
+def _nearest_sentences(task: ExtractiveQA, train: datasets.Dataset, test: datasets.Dataset) -> list[Answer]:
+    terms = TfidfVectorizer(sublinear_tf=True).fit([*train[task.context], *test[task.context], *test[task.question]])
+    found = []
+    for row in test:
+        context = row[task.context]
+        ends = [0, *(match.end() for match in re.finditer(r"[.!?]\s+", context)), len(context)]
+        spans = [(a, b) for a, b in pairwise(ends) if context[a:b].strip()]
+        near = terms.transform([context[a:b] for a, b in spans]) @ terms.transform([row[task.question]]).T
+        a, b = spans[int(near.toarray().argmax())]
+        found.append(Answer(text=context[a:b].strip(), start=a, end=b))
     return found
 
 

@@ -21,11 +21,13 @@ def check_rows(task: Task, rows: datasets.Dataset, *, with_target: bool = True, 
     require_columns(rows, columns, type(task).__name__)
     found: list[str] = []
     count = 0
-    for number, row in enumerate(rows.select_columns(columns), 1):
+    marks = [name for name in task.place_columns if name in rows.column_names and name not in columns]
+    for number, row in enumerate(rows.select_columns([*columns, *marks]), 1):
         if problem := task.problem(row, with_target=with_target):
             count += 1
             if len(found) < SHOWN:
-                found.append(f"row {number} of {source_name(rows)} {problem}.")
+                place = f" ({', '.join(f'{name} {row[name]!r}' for name in marks)})" if marks else ""
+                found.append(f"row {number} of {source_name(rows)}{place} {problem}.")
     if count > SHOWN:
         found.append(f"({count - SHOWN} more rows have such problems.)")
     if not found and training and (problem := task.table_problem(rows)):

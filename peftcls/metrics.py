@@ -1,5 +1,8 @@
 """Names for scores; the arithmetic is scikit-learn's and SciPy's."""
 
+import re
+import string
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +16,7 @@ Interval = tuple[float, float]
 LOWER_IS_BETTER = ("loss", "ece", "rmse", "unusable")
 LABEL_SCORES = ("accuracy", "f1_macro", "loss", "ece")
 LABEL_SET_SCORES = ("f1_macro", "f1_micro", "accuracy", "ece")
+SPAN_SCORES = ("f1", "exact_match")
 NUMBER_SCORES = ("pearson", "spearman", "rmse")
 BINS = 15
 
@@ -85,6 +89,32 @@ def label_set_calibration(gold: Sequence[Sequence[str]], probabilities: Sequence
     """Expected calibration error over all yes-or-no questions, one a row and label."""
     asked = [(p, name in right) for right, row in zip(gold, probabilities, strict=True) for name, p in row.items()]
     return calibration_error([max(p, 1 - p) for p, _ in asked], [(p >= 0.5) == yes for p, yes in asked])
+
+
+def span_scores(gold: Sequence[Sequence[str]], predicted: Sequence[str]) -> dict[str, float]:
+    """F1 and exact match as the official SQuAD scripts define them: the best over a row's right answers, then the mean.
+
+    Case, punctuation, articles and white space do not count. No answer is the empty text, right only where the gold is
+    empty too (Rajpurkar et al. 2016, section 6.1, and 2018, section 5).
+    """
+    pairs = list(zip(predicted, gold, strict=True))
+    return {"f1": float(np.mean([span_f1(text, right) for text, right in pairs])),
+            "exact_match": float(np.mean([any(_plain(text) == _plain(r) for r in right) for text, right in pairs]))}
+
+
+def span_f1(text: str, gold: Sequence[str]) -> float:
+    """The F1 of the words of an answer and of the right one that it is nearest to."""
+    def of(one: list[str], two: list[str]) -> float:
+        if not one or not two:
+            return float(one == two)
+        shared = (Counter(one) & Counter(two)).total()
+        return 2 * shared / (len(one) + len(two))
+    return max(of(_plain(text), _plain(right)) for right in gold)
+
+
+def _plain(text: str) -> list[str]:
+    bare = "".join(c for c in text.lower() if c not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
 
 
 def keyword_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import bitsandbytes as bnb
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.utils import logging as transformers_logging
@@ -118,10 +118,16 @@ def _load_weights(source: str, task: Task, config: Any, revision: str | None, dt
     settings: dict[str, Any] = {}
     if quantize:
         settings = {"quantization_config": _quantization(task, config, quantize, dtype, in_full), "device_map": {"": _own_device()}}
-    found: tuple[Any, dict[str, Any]] = task.auto_model.from_pretrained(
-        source, config=config, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
-        ignore_mismatched_sizes=task.new_head, **settings)
-    return found
+    common = {"config": config, "revision": revision, "dtype": dtype, "use_safetensors": True, "trust_remote_code": False,
+              "output_loading_info": True, **settings}
+    model, report = task.auto_model.from_pretrained(source, ignore_mismatched_sizes=task.new_head, **common)
+    prefix = model.base_model_prefix
+    if 2 * sum(key.startswith(f"{prefix}.") for key in report["missing_keys"]) > len(model.base_model.state_dict()):
+        # Llama's class for question answering, and others, look for their backbone under a name that no file has.
+        backbone, report = AutoModel.from_pretrained(source, **common)
+        setattr(model, prefix, backbone)
+        report["missing_keys"] = {f"{prefix}.{key}" for key in report["missing_keys"]}
+    return model, report
 
 
 def _look_at_folder(source: str) -> None:

@@ -140,7 +140,7 @@ def _json_fault(error: ValueError | RecursionError, place: str) -> str:
 
 
 def _squad(articles: list[Row], path: Path) -> Iterator[Row]:
-    """One row a question, over all articles and paragraphs; the columns are those of the Hub's `squad`."""
+    """One row a question, over all articles and paragraphs; the columns are those of the Hub's `squad`, and the paragraph."""
     place = ""
     try:
         for a, article in enumerate(articles, 1):
@@ -150,7 +150,7 @@ def _squad(articles: list[Row], path: Path) -> Iterator[Row]:
                 for q, question in enumerate(paragraph.get("qas", []), 1):
                     place = f"article {a}, paragraph {p}, question {q}"
                     answers = question.get("answers") or []
-                    yield {"id": str(question["id"]), "title": article.get("title", ""), "context": paragraph["context"],
+                    yield {"id": str(question["id"]), "title": article.get("title", ""), "paragraph": p, "context": paragraph["context"],
                            "question": question["question"],
                            "answers": {"text": [answer["text"] for answer in answers],
                                        "answer_start": [int(answer["answer_start"]) for answer in answers]}}

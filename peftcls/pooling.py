@@ -36,6 +36,24 @@ def _line_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor], pooling
     return inner.get_submodule(inner.base_facts.heads[0])(pool(states, inputs["attention_mask"], pooling or "last"))
 
 
+def end_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of an answer's first and last token, each of shape (lines, tokens), whatever side the padding is on."""
+    inner = unwrapped(model)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
+    order = inputs["attention_mask"].argsort(dim=1, descending=True, stable=True)  # positions are counted from the first token
+    moved = {name: values.gather(1, order) for name, values in inputs.items()}
+    if inner.base_facts.causal:
+        states = decoder_states(inner.base_model, moved["input_ids"], moved["attention_mask"], causal=True)
+        start, end = inner.get_submodule(inner.base_facts.heads[0])(states).split(1, dim=2)
+        found = (start.squeeze(2), end.squeeze(2))
+    else:
+        output = model(**moved)
+        found = (output.start_logits, output.end_logits)
+    back = order.argsort(dim=1)
+    start, end = (logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits for logits in found)
+    return start.gather(1, back), end.gather(1, back)
+
+
 def unwrapped(model: torch.nn.Module) -> Any:
     """The transformers model inside a PEFT model; itself where there is none around it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]

@@ -74,7 +74,7 @@ class Predictor:
         for batch in plan.micro_batches(range(len(features)), lengths, rows=batch_size, tokens=BATCH_TOKENS):
             chosen = [features[i] for i in batch]
             inputs = {name: tensor.to(device) for name, tensor in self.task.collate(chosen, self.tokenizer).items()}
-            answers |= zip(batch, self.task.answers(self.model, inputs, chosen, self.tokenizer), strict=True)
+            answers |= zip(batch, self.task.decode(self.model, inputs, chosen, self.tokenizer), strict=True)
         return [answers[i] for i in range(len(features))]
 
 

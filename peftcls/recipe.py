@@ -21,13 +21,14 @@ from peftcls.models import base_facts, load_base
 from peftcls.predictor import Predictor
 from peftcls.rows import RowError, read_rows, source_name
 from peftcls.tasks.base import Answer, Task
+from peftcls.tasks.extractive_qa import ExtractiveQA
 from peftcls.trainer import Trainer
 
 RESAMPLES = 500
 
 
-def recipe_options(description: str | None, *, data: str, out: str, epochs: int, learning_rate: float,
-                   **choices: list[str]) -> argparse.Namespace:
+def recipe_options(description: str | None, *, data: str, out: str, epochs: int, learning_rate: float, kind: str = "csv",
+                   **more: list[str] | str) -> argparse.Namespace:
     """The command line of a recipe.
 
     Args:
@@ -36,7 +37,8 @@ def recipe_options(description: str | None, *, data: str, out: str, epochs: int,
         out: the adapter folder unless given.
         epochs: unless given.
         learning_rate: unless given.
-        choices: options of this recipe alone, each with its values, the first of them unless given.
+        kind: the ending of the sample files.
+        more: options of this recipe alone: a list of values, the first of them unless given, or the help of a free text.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", help="rows to learn from (csv, tsv, json, jsonl, parquet, hub id); sample data unless given")
@@ -51,13 +53,16 @@ def recipe_options(description: str | None, *, data: str, out: str, epochs: int,
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
     parser.add_argument("--predict", help="a file of rows without labels to answer when trained")
     parser.add_argument("--predictions", default="predictions.csv", help="where the answers go (predictions.csv)")
-    for name, values in choices.items():
-        parser.add_argument(f"--{name}", choices=values, default=values[0], help=f"({values[0]})")
+    for name, values in more.items():
+        if isinstance(values, str):
+            parser.add_argument(f"--{name}", help=values)
+        else:
+            parser.add_argument(f"--{name}", choices=values, default=values[0], help=f"({values[0]})")
     options = parser.parse_args()
     if options.train is None:
-        options.train, given = str(sample(f"{data}_train.csv")), options.valid or options.test
-        options.valid = options.valid or str(sample(f"{data}_validation.csv"))
-        options.test = options.test or (options.valid if given else str(sample(f"{data}_test.csv")))
+        options.train, given = str(sample(f"{data}_train.{kind}")), options.valid or options.test
+        options.valid = options.valid or str(sample(f"{data}_validation.{kind}"))
+        options.test = options.test or (options.valid if given else str(sample(f"{data}_test.{kind}")))
     options.test = options.test or options.valid
     return options
 
@@ -118,7 +123,8 @@ def finish_recipe(trainer: Trainer, options: argparse.Namespace, train: datasets
         rows = read_rows(options.predict)
         answers = trainer.predict(rows)
         if trainer.accelerator.is_main_process:
-            write_submission(options.predictions, rows, answers)
+            write = write_spans if isinstance(trainer.task, ExtractiveQA) else write_submission
+            write(options.predictions, rows, answers)
             print(f"{len(rows)} answers written to {options.predictions}")
 
 
@@ -135,12 +141,23 @@ def ask_untrained(trainer: Trainer, name: str, task: Task, rows: datasets.Datase
 
 def write_submission(path: str | Path, rows: datasets.Dataset, answers: Sequence[Answer]) -> None:
     """Write `uuid,Keywords,label` for every row: what was answered, and what the file already held of the other."""
-    path = Path(path)
+    lines = []
+    for number, (row, answer) in enumerate(zip(rows, answers, strict=True), 1):
+        keywords = "; ".join(answer.labels) if answer.labels is not None else row.get("Keywords") or ""
+        lines.append([row.get("uuid", number), keywords, answer.label or row.get("label") or ""])
+    _write_csv(Path(path), ["uuid", "Keywords", "label"], lines)
+
+
+def write_spans(path: str | Path, rows: datasets.Dataset, answers: Sequence[Answer]) -> None:
+    """Write `id,text,start,end,probability` for every question; text, start and end are empty where there is no answer."""
+    _write_csv(Path(path), ["id", "text", "start", "end", "probability"],
+               [[row.get("id", number), a.text, a.start, a.end, a.probability] for number, (row, a) in
+                enumerate(zip(rows, answers, strict=True), 1)])
+
+
+def _write_csv(path: Path, header: Sequence[str], lines: Sequence[Sequence[object]]) -> None:
+    """Beside first, then in place, so that no half of a file is ever there."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, newline="", encoding="utf-8") as beside:
-        writer = csv.writer(beside, lineterminator="\n")
-        writer.writerow(["uuid", "Keywords", "label"])
-        for number, (row, answer) in enumerate(zip(rows, answers, strict=True), 1):
-            keywords = "; ".join(answer.labels) if answer.labels is not None else row.get("Keywords") or ""
-            writer.writerow([row.get("uuid", number), keywords, answer.label or row.get("label") or ""])
+        csv.writer(beside, lineterminator="\n").writerows([header, *lines])
     os.chmod(beside.name, READABLE)
     os.replace(beside.name, path)

@@ -12,7 +12,7 @@ FLOORS = [
     {"rows", "parsers", "schema", "metrics", "plan", "schedule", "demo", "fingerprint"},
     {"pooling", "tasks", "check", "features", "evaluation"},
     {"models", "methods", "adapt", "adapters", "summary"},
-    {"predictor", "checkpoint", "trainer", "folds"},
+    {"predictor", "checkpoint", "trainer", "folds", "learning_on", "reload_check"},
     {"baselines", "recipe", "cli"},
     {"", "__main__"},  # the package itself, which only hands names on
 ]

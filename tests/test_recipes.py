@@ -56,6 +56,27 @@ def test_a_recipe_trains_prints_its_table_and_answers_a_file(recipe, data, answe
     assert sum(file.stat().st_size for file in out.rglob("*")) < min(3_000_000, base_bytes)
 
 
+def test_the_help_desk_is_trained_asked_and_taught_new_pages(tmp_path):
+    out = tmp_path / "desk"
+    data = sample("diabetes_new_pages.json")
+    ended = run("diabetes_qa", "--out", out, "--epochs", 1, "--predict", data, "--predictions", tmp_path / "a.csv")
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    for expected in ("this run", "nearest sentence by TF-IDF", "exact_match", "45 rows of diabetes_test.json", "40 answers written"):
+        assert expected in ended.stdout
+    with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
+        written = list(csv.DictReader(file))
+    contexts = {row["id"]: row["context"] for row in peftcls.read_rows(sample("diabetes_new_pages.json"))}
+    assert [row["id"] for row in written] == list(contexts)
+    assert all(row["text"] == contexts[row["id"]][int(row["start"]) : int(row["end"])] for row in written if row["text"])
+    asked = run("diabetes_qa", "--out", out, "--ask", "When is the clinic open?")
+    assert asked.returncode == 0, asked.stderr[-3000:]
+    assert asked.stdout.strip()
+    ended = run("diabetes_qa", "--train", sample("diabetes_new_pages.json"), "--start", out, "--replay", sample("diabetes_train.json"),
+                "--out", tmp_path / "next", "--epochs", 1)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert all(name in ended.stdout for name in ("old rows", "new rows", "before", "after"))
+
+
 @pytest.mark.parametrize(("arguments", "sentence"), [
     (["--test", "unknown.csv"], "row 1 of unknown.csv has the label '7', expected one of ['0', '1']"),
     (["--predict", "nope.csv"], "there is no file nope.csv"),

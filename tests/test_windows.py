@@ -126,7 +126,7 @@ def test_the_number_of_a_long_text_is_the_mean_of_its_windows_numbers(base, requ
     text = f"{FILLER} see you at lunch {FILLER}"
     windows = windows_of(task.encode({"text": text}, found.tokenizer, with_target=False))
     assert len(windows) > 2
-    values = [task.answers(found.model, task.collate([{"input_ids": window}], found.tokenizer), [], found.tokenizer)[0].value
+    values = [task.decode(found.model, task.collate([{"input_ids": window}], found.tokenizer), [], found.tokenizer)[0].value
               for window in windows]
     assert max(values) - min(values) > 1e-4
     assert found.predict(["the patient", text])[1].value == pytest.approx(sum(values) / len(values))

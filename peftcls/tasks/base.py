@@ -27,6 +27,8 @@ class Answer:
     start: int | None = None
     end: int | None = None
     probability: float | None = None
+    n_best: tuple["Answer", ...] = ()
+    null_probability: float | None = None
     usable: bool = True
 
 
@@ -45,6 +47,8 @@ class Task(ABC):
     """The transformers Auto class that builds the model."""
     peft_type: ClassVar[str]
     """The task type that PEFT writes into its own configuration."""
+    place_columns: ClassVar[tuple[str, ...]] = ()
+    """Columns that, where they are there, say where a row stands in its file."""
 
     @abstractmethod
     def columns(self, *, with_target: bool) -> list[str]:
@@ -54,6 +58,10 @@ class Task(ABC):
         """A copy with what the rows determine filled in; itself where nothing is missing."""
         return self
 
+    def extended(self, rows: datasets.Dataset) -> Self:
+        """A copy that can also learn these rows when it has learnt others: new labels are added behind its own."""
+        return self
+
     @abstractmethod
     def problem(self, row: Row, *, with_target: bool) -> str | None:
         """What is wrong with a row, in the words that follow `row 17 of train.csv`; None where nothing is."""
@@ -61,6 +69,10 @@ class Task(ABC):
     def table_problem(self, rows: datasets.Dataset) -> str | None:
         """What is wrong with the training rows as a whole, in the words that follow the file's name."""
         return None
+
+    def remarks(self, rows: datasets.Dataset) -> list[str]:
+        """What should be known about rows that can be learnt from, a sentence each."""
+        return []
 
     def model_settings(self) -> dict[str, Any]:
         """Settings of the model's configuration that the task decides."""
@@ -91,8 +103,8 @@ class Task(ABC):
         """The sum of the losses of a batch's targets, in float32 or wider; no mean is taken here."""
 
     @abstractmethod
-    def answers(self, model: torch.nn.Module, batch: Batch, features: Sequence[Feature],
-                tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
+    def decode(self, model: torch.nn.Module, batch: Batch, features: Sequence[Feature],
+               tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
         """The answers to a batch encoded without targets, in its order."""
 
     @property

@@ -132,6 +132,11 @@ class Classification(Task):
             weight = {label: sum(counts.values()) / (len(labels) * counts[label]) for label in labels if counts[label]}
         return dataclasses.replace(self, labels=labels, class_weight=weight)
 
+    def extended(self, rows: datasets.Dataset) -> Self:
+        require_columns(rows, self.columns(with_target=True), "Classification")
+        new = {name for value in rows[self.label] for name in self._shares(value)} - set(self._labels)
+        return dataclasses.replace(self, labels=(*self._labels, *label_order(new)), decisions=PLAIN)
+
     def _shares(self, value: Any) -> Shares:
         return label_shares(value, several=self.multi_label)
 
@@ -211,8 +216,8 @@ class Classification(Task):
                 row_losses = (1 - torch.exp(-row_losses)) ** FOCUS * row_losses
         return (row_losses * batch["weight"].to(logits.dtype)).sum()
 
-    def answers(self, model: torch.nn.Module, batch: Batch, features: Sequence[Feature],
-                tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
+    def decode(self, model: torch.nn.Module, batch: Batch, features: Sequence[Feature],
+               tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
         logits = class_logits(model, batch, self.pooling, causal=self.causal).double()
         if self.multi_label:
             table = self.decisions.any_of(logits)

@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 
 from peftcls import metrics
 from peftcls.pooling import unwrapped
-from peftcls.rows import Row, RowError
+from peftcls.rows import Row, RowError, require_columns
 from peftcls.tasks.base import Answer, Batch, Feature, Task, pad, pad_inputs
 from peftcls.tasks.choices import Choices
 from peftcls.tasks.decisions import PLAIN, Decisions, decisions_setting, fit_decisions
-from peftcls.tasks.labels import label_name, label_setting_problem
+from peftcls.tasks.labels import label_name, label_order, label_setting_problem
 from peftcls.tasks.prompt import fit_document, placeholders, render, split_cue, tokenize_answered
 
 TEMPLATE = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
@@ -86,6 +86,11 @@ class Instruction(Task):
         own = {"instruction": self.instruction, "input": self.input}
         inputs = list(dict.fromkeys(own.get(name, name) for name in placeholders(self.template)))
         return [*inputs, self.output] if with_target else inputs
+
+    def extended(self, rows: datasets.Dataset) -> Self:
+        require_columns(rows, self.columns(with_target=True), "Instruction")
+        new = {label_name(value) for value in rows[self.output] if value is not None} - {""} - set(self._labels) if self.labels else set()
+        return dataclasses.replace(self, labels=(*self._labels, *label_order(new)) if self.labels else None, decisions=PLAIN)
 
     def problem(self, row: Row, *, with_target: bool) -> str | None:
         inputs = [self.input] if "{input}" in self.template else self.columns(with_target=False)
@@ -163,8 +168,8 @@ class Instruction(Task):
         target = batch["input_ids"].roll(-1, dims=1)[batch["supervised"]]
         return F.cross_entropy(_logits(model, batch, batch["supervised"]), target, reduction="sum")
 
-    def answers(self, model: torch.nn.Module, batch: Batch, features: Sequence[Feature],
-                tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
+    def decode(self, model: torch.nn.Module, batch: Batch, features: Sequence[Feature],
+               tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
         prompts = [f["input_ids"] for f in features]
         return self._choose(model, prompts, tokenizer) if self.labels else self._generate(model, prompts, tokenizer)
 

@@ -133,8 +133,8 @@ class Regression(Task):
         found = found.float() if found.dtype in (torch.bfloat16, torch.float16) else found
         return ((found - batch["target"].to(found.dtype)) ** 2).sum()
 
-    def answers(self, model: torch.nn.Module, batch: Batch, features: Sequence[Feature],
-                tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
+    def decode(self, model: torch.nn.Module, batch: Batch, features: Sequence[Feature],
+               tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
         mean, deviation = self._scale
         found = class_logits(model, batch, self.pooling, causal=self.causal)[:, 0].double() * deviation + mean
         return [Answer(value=value) for value in found.tolist()]

@@ -62,7 +62,7 @@ def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, ma
     Raises:
         RowError: a window of a pair has no room beside the shorter text.
     """
-    if len(texts) == 2 and tokenizer.num_special_tokens_to_add(pair=True) == tokenizer.num_special_tokens_to_add():
+    if len(texts) == 2 and not has_separator(tokenizer):
         texts = [texts[0], "\n" + texts[1]]  # a tokenizer without a separator would run the two into one another
     if long_text == "truncate":
         encoded = tokenizer(*texts, truncation=True, max_length=max_length)
@@ -86,6 +86,11 @@ def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, ma
     if "token_type_ids" in encoded:
         feature["token_type_ids"] = [i for ids in encoded["token_type_ids"] for i in ids]
     return feature
+
+
+def has_separator(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a pair of texts gets special tokens between them."""
+    return bool(tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add())
 
 
 def collate_texts(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> Batch:

@@ -1,0 +1,83 @@
+"""How much is forgotten when an adapter learns new labels, with and without a share of its old rows.
+
+    python benchmarks/learning_on.py --data DATA --seeds 0 1 2
+
+DATA holds the folder open_text (one text a line, a file a source), which is not part of the project. The task is to tell
+from a passage which source it is from: two sources are learnt first, the other two afterwards, from the saved folder.
+Results go to benchmarks/results/learning_on.json; a seed that is there is not run again.
+"""
+
+import argparse
+import gzip
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from peftcls import Classification, TrainConfig, Trainer, attach_lora, compare_answers, learn_on, load_base, side_by_side, with_replay
+from peftcls.metrics import interval
+from peftcls.rows import as_dataset
+
+RESULTS = Path(__file__).parent / "results" / "learning_on.json"
+OLD, NEW = ("wikipedia_paragraphs", "biomedical_sentences"), ("paper_titles", "covid_papers")
+TRAIN_ROWS, TEST_ROWS, WORDS = 150, 150, 60
+SHARE = 0.5
+
+
+def passages(data: Path, sources: tuple[str, ...], seed: int) -> tuple[Any, Any]:
+    """Training and test rows of some sources, cut at a number of words so that length tells little."""
+    random, train, test = np.random.default_rng(seed), [], []
+    for source in sources:
+        with gzip.open(data / "open_text" / f"{source}.txt.gz", "rt", encoding="utf-8") as file:
+            lines = [line.strip() for line in file if line.strip()]
+        chosen = random.permutation(len(lines))[: TRAIN_ROWS + TEST_ROWS]
+        rows = [{"text": " ".join(lines[i].split()[:WORDS]), "label": source} for i in chosen]
+        train, test = [*train, *rows[:TRAIN_ROWS]], [*test, *rows[TRAIN_ROWS:]]
+    return as_dataset(train, "train"), as_dataset(test, "test")
+
+
+def measure(data: Path, seed: int) -> dict[str, Any]:
+    """Accuracy on the old and new sources before and after the second run, with and without replay."""
+    (old_train, old_test), (new_train, new_test) = passages(data, OLD, seed), passages(data, NEW, seed)
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        task = Classification(max_length=128).learn(old_train)
+        model, tokenizer = load_base("demo", task, seed=seed)
+        model = attach_lora(model, task, rank=8, alpha=16, dropout=0.05, seed=seed)
+        first = Trainer(model, task, tokenizer, TrainConfig(Path(folder) / "first", epochs=4, learning_rate=1e-3, seed=seed))
+        first.fit(old_train)
+        start = first.predict(old_test)
+        for how, rows in (("without replay", new_train), ("with replay", with_replay(new_train, old_train, share=SHARE, seed=seed))):
+            model, task, tokenizer = learn_on(Path(folder) / "first", new_train, seed=seed)
+            trainer = Trainer(model, task, tokenizer, TrainConfig(Path(folder) / how, epochs=4, learning_rate=1e-3, seed=seed))
+            before = {"old sources": trainer.evaluate(old_test), "new sources": trainer.evaluate(new_test)}
+            trainer.fit(rows)
+            answers = trainer.predict(old_test)
+            after = {"old sources": trainer.task.score(answers, old_test), "new sources": trainer.evaluate(new_test)}
+            print(how, side_by_side(before, after, scores=["accuracy"]), sep="\n")
+            paired = compare_answers(trainer.task, answers, start, old_test, score="accuracy")
+            right = [float(a.label == label) for a, label in zip(answers, old_test["label"], strict=True)]
+            found[how] = {"old before": before["old sources"]["accuracy"], "old after": after["old sources"]["accuracy"],
+                          "old after, interval": interval(lambda x: float(np.mean(x)), right),
+                          "old change": [paired.difference, *paired.interval], "new after": after["new sources"]["accuracy"]}
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    options = parser.parse_args()
+    if not (options.data / "open_text").is_dir():
+        sys.exit(f"there is no folder {options.data / 'open_text'}; give --data the folder that holds open_text.")
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True,
+                            check=False).stdout.strip()
+    for seed in options.seeds:
+        results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+        if f"seed {seed}" not in results:
+            results[f"seed {seed}"] = {**measure(options.data, seed), "share of old rows": SHARE, "commit": commit}
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")

@@ -1,0 +1,89 @@
+"""Learning on from a saved folder: more rows, new labels, some of the old rows again, and what was forgotten."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from peftcls.adapters import load_adapter
+from peftcls.metrics import LOWER_IS_BETTER
+from peftcls.models import Quantize
+from peftcls.rows import RowError, as_dataset, name_source, source_name
+from peftcls.tasks.base import Task
+
+
+def learn_on(directory: str | Path, rows: datasets.Dataset | Iterable[Mapping[str, Any]], *, base: str | Path | None = None,
+             quantize: Quantize | None = None, seed: int = 0) -> tuple[torch.nn.Module, Task, PreTrainedTokenizerBase]:
+    """Load a saved folder as the start of a new run; what `Trainer` gets from it is what `attach_lora` would have given.
+
+    Labels that the folder does not know are added behind its own: the head grows, its old rows are kept. Decisions that
+    were fitted (temperature, thresholds) are forgotten, since they belong to the old weights; calibrate again. The new
+    folder names the old one in its lineage.
+
+    Args:
+        directory: written by `Trainer.fit`, `Trainer.save` or `Trainer.calibrate`.
+        rows: that will be learnt from; looked at for labels alone.
+        base: where the base model is now, if it moved.
+        quantize: as at the first training unless given.
+        seed: for the head's rows of new labels.
+
+    Raises:
+        ValueError: the folder is incomplete or damaged, or the base is not the one it was trained on.
+        RowError: the rows lack a column that the folder's task reads.
+    """
+    table = as_dataset(rows)
+    return load_adapter(directory, base=base, quantize=quantize, grow=lambda task: task.extended(table), seed=seed)
+
+
+def with_replay(new_rows: datasets.Dataset | Iterable[Mapping[str, Any]], old_rows: datasets.Dataset | Iterable[Mapping[str, Any]], *,
+                share: float = 0.3, seed: int = 0) -> datasets.Dataset:
+    """New rows and a sample of old ones, so that the old are not forgotten (Rolnick et al. 2019, "Experience Replay").
+
+    Args:
+        new_rows: all of them are taken.
+        old_rows: a sample of them is taken, without repetition.
+        share: of the result that is old, as far as there are enough old rows.
+        seed: of the sample.
+
+    Raises:
+        ValueError: the share is not at least 0 and below 1.
+        RowError: the two tables have no column in common.
+    """
+    new, old = as_dataset(new_rows, "new_rows"), as_dataset(old_rows, "old_rows")
+    if not 0 <= share < 1:
+        raise ValueError(f"share={share}: expected a share of at least 0 and below 1.")
+    columns = [name for name in new.column_names if name in old.column_names]
+    if not columns:
+        raise RowError(f"{source_name(new)} has the columns {new.column_names} and {source_name(old)} {old.column_names}; expected some "
+                       "in common.")
+    count = min(len(old), round(share / (1 - share) * len(new)))
+    chosen = np.random.default_rng(seed).permutation(len(old))[:count].tolist()
+    try:
+        mixed = datasets.concatenate_datasets([new.select_columns(columns), old.select(chosen).select_columns(columns)])
+    except (ValueError, TypeError) as error:
+        raise RowError(f"{source_name(new)} and {source_name(old)} hold other kinds of values in a column: {error}") from None
+    return name_source(mixed, f"{source_name(new)} and {count} rows of {source_name(old)}")
+
+
+def side_by_side(before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]], *,
+                 scores: Sequence[str] | None = None) -> str:
+    """A table of scores before and after a run, a line for each table of rows, so that forgetting is seen.
+
+    Args:
+        before: the scores by the name of their rows, for example {"old": trainer.evaluate(old), "new": ...}.
+        after: likewise.
+        scores: the names of the scores that are shown; all unless given.
+    """
+    lines = []
+    for name, found in after.items():
+        for score in scores or found:
+            old, new = before.get(name, {}).get(score), found[score]
+            worse = old is not None and (new > old if score in LOWER_IS_BETTER else new < old)
+            lines.append({"rows": name, "score": score, "before": "" if old is None else f"{old:.4f}", "after": f"{new:.4f}",
+                          "difference": "" if old is None else f"{new - old:+.4f}", "": "worse" if worse else ""})
+    return pd.DataFrame(lines).to_string(index=False)

@@ -1,0 +1,33 @@
+"""What is saved is what was trained: a saved folder is loaded onto a fresh base and asked the same."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from peftcls.predictor import Predictor, load_predictor
+from peftcls.rows import Row
+
+TOLERANCE = 1e-4  # of a probability; the same kernels on the same weights differ by rounding at most
+
+
+def compare_reloaded(directory: Path, trained: Predictor, probe: Sequence[Row]) -> None:
+    """Load a folder onto a fresh base and compare its answers to a few rows with those of the model that was saved.
+
+    Raises:
+        RuntimeError: the loaded folder answers otherwise.
+    """
+    if not probe:
+        return
+    loaded = load_predictor(directory, device=next(trained.model.parameters()).device)
+    if next(p.dtype for p in trained.model.parameters() if p.is_floating_point()) == torch.float64:  # a model that was widened by hand
+        loaded.model.double()
+    for place, (kept, again) in enumerate(zip(trained.predict(list(probe)), loaded.predict(list(probe)), strict=True), 1):
+        differences = [abs(p - (again.probabilities or {}).get(n, math.inf)) for n, p in (kept.probabilities or {}).items()]
+        for own, other in ((kept.value, again.value), (kept.probability, again.probability)):
+            if own is not None:
+                differences.append(abs(own - (math.inf if other is None else other)) / max(1.0, abs(own)))
+        if max(differences, default=0.0) > TOLERANCE or (not differences and kept != again):
+            raise RuntimeError(f"{directory} was saved but answers otherwise than the trained model: row {place} gives {again}, "
+                               f"expected {kept}. Do not use it; please report the model and the settings.")

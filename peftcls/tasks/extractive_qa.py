@@ -1,0 +1,280 @@
+"""A question and a context get the place of the answer in the context, or none."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import datasets
+import torch
+from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
+
+from peftcls import metrics
+from peftcls.pooling import end_logits
+from peftcls.rows import Row, RowError, as_dataset, require_columns
+from peftcls.tasks.base import Answer, Batch, Feature, Task, pad, pad_inputs
+from peftcls.tasks.spans import (
+    best_spans,
+    cuts_a_word,
+    find_answers,
+    gold_answers,
+    row_logsumexp,
+    stands_elsewhere,
+    was_moved,
+)
+from peftcls.tasks.texts import has_separator, text_problem
+
+LEAST_CONTEXT_TOKENS = 16
+FLAGS = ("allowed", "null", "starts", "ends")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtractiveQA(Task):
+    """Finds the answer to a question in a context; trained on both of its ends.
+
+    A context that does not fit beside its question is read in windows. The probabilities of a row's ends are normalised
+    over all of its windows (Clark & Gardner 2018, "Simple and Effective Multi-Paragraph Reading Comprehension", section
+    3.4), so that spans of different windows can be compared; padding, question and special tokens are never candidates.
+
+    Args:
+        question: the column with the question.
+        context: the column with the text that holds the answer.
+        answers: the column with the right answers: {"text": [...], "answer_start": [...]} as in SQuAD, a list of such
+            objects, or a text that occurs once in the context; without a text the question has no answer there.
+        max_length: tokens of a window, question included.
+        stride: tokens that two windows share, at most half of their room for the context; a longer answer may be whole in
+            no window.
+        max_answer_tokens: a longer span is never predicted.
+        n_best: spans that are given with their probabilities.
+        unanswerable: whether a question may have no answer; learnt from the training rows unless given.
+        null_threshold: the probability of there being no answer above which none is given; fitted by `Trainer.calibrate`.
+
+    Raises:
+        ValueError: settings that cannot be.
+    """
+
+    question: str = "question"
+    context: str = "context"
+    answers: str = "answers"
+    max_length: int = 384
+    stride: int = 128
+    max_answer_tokens: int = 30
+    n_best: int = 5
+    unanswerable: bool | None = None
+    null_threshold: float = 0.5
+
+    monitor: ClassVar[str] = "f1"
+    new_head: ClassVar[bool] = True
+    auto_model: ClassVar[Any] = AutoModelForQuestionAnswering
+    peft_type: ClassVar[str] = "QUESTION_ANS"
+    place_columns: ClassVar[tuple[str, ...]] = ("title", "paragraph", "id")
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.max_length < 2 * LEAST_CONTEXT_TOKENS:
+            problems.append(f"max_length={self.max_length}: expected at least {2 * LEAST_CONTEXT_TOKENS} tokens")
+        if self.stride < 0:
+            problems.append(f"stride={self.stride}: expected at least 0")
+        problems += [f"{name}={value}: expected at least 1" for name, value in
+                     (("max_answer_tokens", self.max_answer_tokens), ("n_best", self.n_best)) if value < 1]
+        if not 0 < self.null_threshold < 1:
+            problems.append(f"null_threshold={self.null_threshold}: expected a probability between 0 and 1")
+        if problems:
+            raise ValueError("; ".join(problems) + ".")
+
+    def columns(self, *, with_target: bool) -> list[str]:
+        return [self.question, self.context, *([self.answers] if with_target else [])]
+
+    def learn(self, rows: datasets.Dataset | Iterable[Mapping[str, Any]]) -> Self:
+        if self.unanswerable is not None:
+            return self
+        table = as_dataset(rows)
+        require_columns(table, self.columns(with_target=True), "ExtractiveQA")
+        return dataclasses.replace(self, unanswerable=any(not gold_answers(value) for value in table[self.answers]))
+
+    def extended(self, rows: datasets.Dataset) -> Self:
+        require_columns(rows, self.columns(with_target=True), "ExtractiveQA")
+        some = self.unanswerable or any(not gold_answers(value) for value in rows[self.answers])
+        return dataclasses.replace(self, unanswerable=some, null_threshold=0.5)
+
+    def problem(self, row: Row, *, with_target: bool) -> str | None:
+        if (problem := text_problem(row, self.columns(with_target=False))) or not with_target:
+            return problem
+        try:
+            golds = gold_answers(row[self.answers])
+            find_answers(row[self.context], golds)
+        except ValueError as error:
+            return f"{error} (column {self.answers!r})"
+        if not golds and not self.unanswerable:
+            return f"has no answer in column {self.answers!r}; if questions may have none, use unanswerable=True or task.learn(rows)"
+        return None
+
+    def table_problem(self, rows: datasets.Dataset) -> str | None:
+        if "id" in rows.column_names:
+            seen: set[Any] = set()
+            for identity in rows["id"]:
+                if identity in seen:
+                    return f"has the id {identity!r} twice; give each question its own"
+                seen.add(identity)
+        return None
+
+    def remarks(self, rows: datasets.Dataset) -> list[str]:
+        """How many answers were not where the table says, or stand in a doubtful place."""
+        moved = cut = elsewhere = total = 0
+        for row in rows.select_columns(self.columns(with_target=True)):
+            golds = gold_answers(row[self.answers])
+            total += len(golds)
+            moved += sum(was_moved(row[self.context], gold) for gold in golds)
+            for start, end in find_answers(row[self.context], golds):
+                cut += cuts_a_word(row[self.context], start, end)
+                elsewhere += stands_elsewhere(row[self.context], row[self.question], start, end)
+        return [f"{count} of {total} answers {what}." for count, what in (
+            (moved, "did not stand at their answer_start; it was put right, since each occurs once in its context"),
+            (cut, "begin or end inside a word"),
+            (elsewhere, "also stand in a sentence that shares more words with the question; their answer_start is doubtful")) if count]
+
+    def rows_of(self, texts: Sequence[Any]) -> list[Row]:
+        for number, pair in enumerate(texts, 1):
+            if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+                raise RowError(f"text {number} of {len(texts)} is {str(pair)[:80]!r}, expected a pair of question and context.")
+        return [{self.question: question, self.context: context} for question, context in texts]
+
+    def text_of(self, row: Row) -> str:
+        return f"{row[self.question]}\n{row[self.context]}"
+
+    def gold_of(self, row: Row) -> tuple[str, ...]:
+        return tuple(gold.text for gold in gold_answers(row[self.answers])) or ("",)
+
+    def encode(self, row: Row, tokenizer: PreTrainedTokenizerBase, *, with_target: bool) -> Feature:
+        question, context = row[self.question].strip(), row[self.context]
+        glue = "" if has_separator(tokenizer) else "\n"  # without a separator the two would run into one another
+        special = tokenizer.num_special_tokens_to_add(pair=True)
+        room = self.max_length - special - len(tokenizer(question, add_special_tokens=False, verbose=False)["input_ids"])
+        if room < LEAST_CONTEXT_TOKENS:
+            raise RowError(f"has a question that leaves {max(room, 0)} of {self.max_length} tokens for the context in column "
+                           f"{self.context!r}, expected at least {LEAST_CONTEXT_TOKENS}; shorten it or raise max_length")
+        encoded = tokenizer(question, glue + context, truncation="only_second", max_length=self.max_length, return_offsets_mapping=True,
+                            stride=min(self.stride, room // 2), return_overflowing_tokens=True)
+        spans = find_answers(context, gold_answers(row[self.answers])) if with_target else []
+        feature: Feature = {"input_ids": [], "windows": [], "shortened": False, **{flag: [] for flag in FLAGS}, "offsets": []}
+        if "token_type_ids" in encoded:
+            feature["token_type_ids"] = [i for ids in encoded["token_type_ids"] for i in ids]
+        for line, ids in enumerate(encoded["input_ids"]):
+            parts = encoded.sequence_ids(line)
+            places = [(max(a - len(glue), 0), b - len(glue)) if part == 1 else (0, 0)
+                      for part, (a, b) in zip(parts, encoded["offset_mapping"][line], strict=True)]
+            allowed = [int(part == 1 and b > a) for part, (a, b) in zip(parts, places, strict=True)]
+            ends = _ends(spans, places, allowed)
+            cls = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else len(ids) - 1
+            feature["input_ids"] += ids
+            feature["windows"].append(len(ids))
+            feature["allowed"] += allowed
+            feature["null"] += [int(i == cls) for i in range(len(ids))]
+            feature["starts"] += [int(any(i == first for first, _ in ends)) for i in range(len(ids))]
+            feature["ends"] += [int(any(i == last for _, last in ends)) for i in range(len(ids))]
+            feature["offsets"] += [place for pair in places for place in pair]
+        if spans and not any(feature["starts"]):
+            a, b = spans[0]
+            raise RowError(f"has an answer of {b - a} characters in column {self.answers!r} that is whole in no window of "
+                           f"{self.max_length} tokens; raise max_length, or stride (now {self.stride})")
+        if with_target:
+            del feature["offsets"]
+            feature["weight"] = 1.0
+        else:
+            feature["context"] = context
+            del feature["starts"], feature["ends"]
+        return feature
+
+    def collate(self, features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> Batch:
+        names = [name for name in ("input_ids", "token_type_ids", *FLAGS) if name in features[0]]
+        lines: list[Feature] = []
+        for feature in features:
+            start = 0
+            for tokens in feature["windows"]:
+                lines.append({name: feature[name][start : start + tokens] for name in names})
+                start += tokens
+        flags = {name: pad([line[name] for line in lines], 0, tokenizer.padding_side).bool() for name in FLAGS if name in names}
+        return {**pad_inputs(lines, tokenizer), **flags, "windows": torch.tensor([len(f["windows"]) for f in features])}
+
+    def loss_sum(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        total = torch.zeros(())
+        for logits, gold in zip(end_logits(model, batch), (batch["starts"], batch["ends"]), strict=True):
+            every, right = (row_logsumexp(logits, keep, batch["windows"]) for keep in (batch["allowed"], gold))
+            if self.unanswerable:
+                null = _null(logits, batch)
+                every = torch.logaddexp(every, null)
+                answered = torch.zeros(len(null), device=gold.device).index_add(0, torch.repeat_interleave(batch["windows"]),
+                                                                                gold.any(1).float())
+                right = torch.where(answered > 0, right, null)
+            total = total.to(every) + (every - right).sum() / 2
+        return total
+
+    def decode(self, model: torch.nn.Module, batch: Batch, features: Sequence[Feature],
+               tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
+        start, end = (logits.double().cpu() for logits in end_logits(model, batch))
+        allowed, marks = batch["allowed"].cpu(), {name: batch[name].cpu() for name in ("null", "windows")}
+        nulls = _null(start, marks) + _null(end, marks)
+        found, line = [], 0
+        for number, feature in enumerate(features):
+            lines = slice(line, line := line + len(feature["windows"]))
+            offsets = _padded_offsets(feature, start.shape[1], tokenizer.padding_side)
+            context = feature["context"]
+            spans, null = best_spans(start[lines], end[lines], allowed[lines], offsets, context,
+                                     float(nulls[number]) if self.unanswerable else None, self.max_answer_tokens, self.n_best)
+            best = tuple(Answer(text=context[s.start : s.end], start=s.start, end=s.end, probability=s.probability) for s in spans)
+            found.append(self._answer(best, null))
+        return found
+
+    def _answer(self, best: tuple[Answer, ...], null: float) -> Answer:
+        if not best or null > self.null_threshold:
+            return Answer(text="", probability=null, null_probability=null, n_best=best)
+        return dataclasses.replace(best[0], null_probability=null if self.unanswerable else None, n_best=best)
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        return metrics.SPAN_SCORES
+
+    def score(self, answers: Sequence[Answer], rows: Iterable[Row]) -> dict[str, float]:
+        return metrics.span_scores([self.gold_of(row) for row in rows], [a.text or "" for a in answers])
+
+    def calibrated(self, answers: Sequence[Answer], rows: Iterable[Row], *, min_accuracy: float | None = None) -> Self:
+        if not self.unanswerable or min_accuracy is not None:
+            return super().calibrated(answers, rows, min_accuracy=min_accuracy)
+        gold, null = [self.gold_of(row) for row in rows], [float(a.null_probability or 0.0) for a in answers]
+        said = [metrics.span_f1(a.n_best[0].text or "" if a.n_best else "", g) for a, g in zip(answers, gold, strict=True)]
+        silent = [metrics.span_f1("", g) for g in gold]
+        order = sorted(range(len(null)), key=lambda i: null[i])
+        best, threshold, total = sum(silent), 0.0, sum(silent)
+        for place, i in enumerate(order):  # answer the rows that are least likely to have no answer, one more each time
+            total += said[i] - silent[i]
+            above = null[order[place + 1]] if place + 1 < len(order) else 1.0
+            if total > best and above > null[i]:
+                best, threshold = total, (null[i] + above) / 2
+        return dataclasses.replace(self, null_threshold=min(max(threshold, 1e-6), 1 - 1e-6))
+
+
+def _ends(spans: Sequence[tuple[int, int]], places: Sequence[tuple[int, int]], allowed: Sequence[int]) -> list[tuple[int, int]]:
+    """The first and last token of each span that is whole in a window."""
+    found = []
+    for start, end in spans:
+        first = next((i for i, (a, b) in enumerate(places) if allowed[i] and a <= start < b), None)
+        last = next((i for i, (a, b) in enumerate(places) if allowed[i] and a < end <= b), None)
+        if first is not None and last is not None:
+            found.append((first, last))
+    return found
+
+
+def _null(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """The logit of there being no answer: the mean over a row's windows, shape (rows,)."""
+    by_window = (logits * batch["null"]).sum(1)
+    sums = by_window.new_zeros(len(batch["windows"])).index_add(0, torch.repeat_interleave(batch["windows"]), by_window)
+    return sums / batch["windows"]
+
+
+def _padded_offsets(feature: Feature, width: int, side: str) -> list[list[tuple[int, int]]]:
+    flat, lines, start = feature["offsets"], [], 0
+    for tokens in feature["windows"]:
+        own = [(flat[2 * i], flat[2 * i + 1]) for i in range(start, start + tokens)]
+        gap = [(0, 0)] * (width - tokens)
+        lines.append([*own, *gap] if side == "right" else [*gap, *own])
+        start += tokens
+    return lines

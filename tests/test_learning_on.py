@@ -1,0 +1,149 @@
+"""Learning on from a saved folder: the head grows, old rows are kept, and what was forgotten is seen."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import peftcls
+from peftcls import Classification, Instruction, RowError, TrainConfig, Trainer, attach_lora, learn_on, load_base, load_predictor
+from peftcls.adapt import trained_parameters
+from peftcls.pooling import unwrapped
+
+NEW = [{"text": f"free prize, call now {n}", "label": "spam"} for n in range(6)]
+
+
+def first_run(base: str, folder: Path, rows: list[dict[str, str]], part: str | None = None, **settings: Any) -> Trainer:
+    task = Classification(max_length=32, **settings).learn(rows)
+    model, tokenizer = load_base(base, task)
+    model = attach_lora(model, task, rank=4) if part is None else peftcls.train_only(model, task, part)
+    trainer = Trainer(model, task, tokenizer, TrainConfig(folder, epochs=3, batch_size=8, learning_rate=5e-3))
+    trainer.fit(rows)
+    return trainer
+
+
+@pytest.mark.parametrize("base", ["bert", "gpt2"])
+@pytest.mark.parametrize("part", [None, "head", "last_block"])
+def test_the_start_of_a_new_run_answers_as_the_folder_does(base, part, text_rows, tmp_path, request):
+    trainer = first_run(request.getfixturevalue(base), tmp_path, text_rows, part)
+    model, task, tokenizer = learn_on(tmp_path, text_rows)
+    assert task == trainer.task
+    again = Trainer(model, task, tokenizer, TrainConfig(tmp_path / "next", epochs=1, batch_size=8))
+    assert set(again.parameters) == set(trainer.parameters)
+    for old, new in zip(trainer.predict(text_rows), again.predict(text_rows), strict=True):
+        assert new.probabilities == pytest.approx(old.probabilities, abs=1e-6)
+    again.fit(text_rows)
+    assert load_predictor(tmp_path / "next").label_names == ("no", "yes")
+
+
+def test_the_head_grows_behind_its_old_rows(bert, text_rows, tmp_path):
+    trainer = first_run(bert, tmp_path, text_rows)
+    model, task, tokenizer = learn_on(tmp_path, NEW, seed=3)
+    assert task.labels == ("no", "yes", "spam")
+    old, new = ({name: p for name, p in trained_parameters(m).items() if "classifier" in name} for m in (trainer.model, model))
+    assert old.keys() == new.keys()
+    for name in old:
+        assert torch.equal(new[name][:2], old[name])
+        assert len(new[name]) == 3
+    other, _, _ = learn_on(tmp_path, NEW, seed=4)
+    weight = next(name for name in new if name.endswith("weight"))
+    assert not torch.equal(trained_parameters(other)[weight][2], new[weight][2])
+    again = Trainer(model, task, tokenizer, TrainConfig(tmp_path / "next", epochs=8, batch_size=8, learning_rate=5e-3))
+    again.fit(peftcls.with_replay(NEW, text_rows, share=0.6))
+    predictor = load_predictor(tmp_path / "next")
+    assert predictor.label_names == ("no", "yes", "spam")
+    assert unwrapped(predictor.model).config.id2label == {0: "no", 1: "yes", 2: "spam"}
+    assert predictor.predict(["free prize, call now"])[0].label == "spam"
+
+
+def test_labels_of_an_instruction_grow_without_a_head(llama, tmp_path):
+    rows = [{"instruction": "which?", "input": f"text {n}", "output": ("yes", "no")[n % 2]} for n in range(4)]
+    task = Instruction(labels=("no", "yes"), max_length=64, max_new_tokens=8)
+    model, tokenizer = load_base(llama, task)
+    Trainer(attach_lora(model, task), task, tokenizer, TrainConfig(tmp_path, epochs=1)).fit(rows)
+    model, grown, tokenizer = learn_on(tmp_path, [{**rows[0], "output": "maybe"}])
+    assert grown.labels == ("no", "yes", "maybe")
+    Trainer(model, grown, tokenizer, TrainConfig(tmp_path / "next", epochs=1)).fit([*rows, {**rows[0], "output": "maybe"}])
+    assert set(load_predictor(tmp_path / "next").predict(rows)[0].probabilities) == {"no", "yes", "maybe"}
+
+
+def test_fitted_decisions_are_forgotten_and_the_lineage_is_kept(bert, text_rows, tmp_path):
+    trainer = first_run(bert, tmp_path / "one", text_rows)
+    trainer.calibrate(text_rows)
+    model, task, tokenizer = learn_on(tmp_path / "one", NEW)
+    assert task.decisions == peftcls.Decisions()
+    Trainer(model, task, tokenizer, TrainConfig(tmp_path / "two", epochs=1)).fit([*text_rows, *NEW])
+    model, task, tokenizer = learn_on(tmp_path / "two", NEW)
+    Trainer(model, task, tokenizer, TrainConfig(tmp_path / "three", epochs=1)).fit([*text_rows, *NEW])
+    manifests = {name: json.loads((tmp_path / name / "peftcls.json").read_text()) for name in ("one", "two", "three")}
+    assert manifests["one"]["lineage"] == []
+    assert [old["sum"] for old in manifests["three"]["lineage"]] == [manifests["one"]["sum"], manifests["two"]["sum"]]
+    assert [old["task"]["labels"] for old in manifests["three"]["lineage"]] == [["no", "yes"], ["no", "yes", "spam"]]
+
+
+def test_a_method_is_taken_up_with_its_folder(bert, text_rows, tmp_path):
+    task = Classification(max_length=32).learn(text_rows)
+    model, tokenizer = load_base(bert, task)
+    trainer = Trainer(attach_lora(model, task, method="lora+"), task, tokenizer, TrainConfig(tmp_path, epochs=1, batch_size=8))
+    trainer.fit(text_rows)
+    model, task, tokenizer = learn_on(tmp_path, text_rows)
+    again = Trainer(model, task, tokenizer, TrainConfig(tmp_path / "next"))
+    assert sorted(g["factor"] for g in again.optimizer.param_groups) == sorted(g["factor"] for g in trainer.optimizer.param_groups)
+
+
+def test_replay_mixes_in_the_share_that_was_asked_for(text_rows):
+    mixed = peftcls.with_replay(NEW, text_rows, share=0.4, seed=1)
+    assert len(mixed) == 10
+    assert sum(row["label"] == "spam" for row in mixed) == 6
+    assert mixed.to_list() == peftcls.with_replay(NEW, text_rows, share=0.4, seed=1).to_list()
+    assert mixed.to_list() != peftcls.with_replay(NEW, text_rows, share=0.4, seed=2).to_list()
+    assert len(peftcls.with_replay(NEW, text_rows, share=0.9)) == 6 + 16
+    with pytest.raises(ValueError, match=r"share=1: expected a share of at least 0 and below 1"):
+        peftcls.with_replay(NEW, text_rows, share=1)
+    with pytest.raises(RowError, match="new_rows has the columns \\['a'\\] and old_rows \\['text', 'label'\\]; expected some in common"):
+        peftcls.with_replay([{"a": "x"}], text_rows)
+    with pytest.raises(RowError, match="hold other kinds of values in a column"):
+        peftcls.with_replay(NEW, [{"text": "x", "label": ["a"]}])
+
+
+def test_forgetting_is_seen_side_by_side():
+    table = peftcls.side_by_side({"old": {"accuracy": 0.9, "loss": 0.2}}, {"old": {"accuracy": 0.8, "loss": 0.1}, "new": {"accuracy": 0.7}})
+    lines = [line.split() for line in table.splitlines()]
+    assert lines[1:] == [["old", "accuracy", "0.9000", "0.8000", "-0.1000", "worse"], ["old", "loss", "0.2000", "0.1000", "-0.1000"],
+                         ["new", "accuracy", "0.7000"]]
+
+
+# Memory
+
+
+@pytest.mark.parametrize("base", ["bert", "llama", "gpt2"])
+def test_gradient_checkpointing_trains_the_same_weights(base, text_rows, tmp_path, request):
+    found = []
+    for wanted in (False, True):
+        task = Classification(max_length=32).learn(text_rows)
+        model, tokenizer = load_base(request.getfixturevalue(base), task)
+        model = attach_lora(model, task, rank=4, dropout=0.2, layers=[-1])
+        config = TrainConfig(tmp_path / str(wanted), epochs=2, batch_size=8, learning_rate=1e-2, gradient_checkpointing=wanted)
+        trainer = Trainer(model, task, tokenizer, config)
+        trainer.fit(text_rows)
+        found.append({name: p.detach().clone() for name, p in trainer.parameters.items()})
+    for name, tensor in found[0].items():
+        assert torch.equal(tensor, found[1][name]), name
+
+
+def test_gradient_checkpointing_really_computes_layers_again(llama, text_rows, tmp_path):
+    task = Classification(max_length=32).learn(text_rows)
+    counts = []
+    for wanted in (False, True):
+        model, tokenizer = load_base(llama, task)
+        model = attach_lora(model, task, rank=4)
+        calls: list[int] = []
+        layer = unwrapped(model).base_model.layers[-1].mlp
+        config = TrainConfig(tmp_path / str(wanted), epochs=1, batch_size=16, gradient_checkpointing=wanted)
+        trainer = Trainer(model, task, tokenizer, config)
+        layer.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        trainer.fit(text_rows)
+        counts.append(len(calls))
+    assert counts[1] > counts[0]
