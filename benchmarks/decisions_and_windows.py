@@ -18,13 +18,14 @@ from typing import Any
 
 import datasets
 import numpy as np
+from real_data import minilm_folder
 
 from peftcls import Classification, TrainConfig, Trainer, attach_lora, compare_answers, evaluate_answers, load_base, read_rows
 from peftcls.rows import as_dataset
 from peftcls.tasks.base import Answer, Task
 
 RESULTS = Path(__file__).parent / "results" / "decisions_and_windows.json"
-IMDB_ROWS, IMDB_VALID_ROWS = 1200, 500
+IMDB_ROWS, IMDB_VALID_ROWS = 600, 400
 SPAM_SHARE = 0.05
 TOPICS = {"cardiology": "heart valve artery pulse pacemaker", "oncology": "tumour biopsy cancer metastasis chemotherapy",
           "imaging": "scan radiograph contrast tomography lesion", "nutrition": "diet vitamin calorie meal obesity",
@@ -61,7 +62,7 @@ def windows(data: Path, seed: int) -> dict[str, Any]:
     for how in ("truncate", "windows"):
         task = Classification(max_length=128, long_text=how).learn(train)
         started = time.perf_counter()
-        trainer = trained(task, train, None, "demo", epochs=2, rate=1e-3, seed=seed)
+        trainer = trained(task, train, None, minilm_folder(), epochs=3, rate=2e-3, seed=seed)
         answers[how] = trainer.predict(valid)
         out[how] = {**measured(task, answers[how], valid), "seconds": time.perf_counter() - started}
     paired = compare_answers(task, answers["windows"], answers["truncate"], valid, score="accuracy")

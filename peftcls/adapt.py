@@ -41,6 +41,9 @@ def attach_lora(model: PreTrainedModel, task: Task, *, rank: int = 8, alpha: flo
     Raises:
         ValueError: no module fits, or the method is not known.
     """
+    if not isinstance(rank, int) or rank < 1 or not 0 < alpha < float("inf") or not 0 <= dropout < 1:
+        raise ValueError(f"rank={rank!r}, alpha={alpha!r}, dropout={dropout!r}: expected a whole number of at least 1, a number above 0, "
+                         "and a share of at least 0 and below 1.")
     facts = base_facts(model)
     names = _targets(model, targets)
     if layers is not None:
@@ -115,6 +118,8 @@ def train_only(model: PreTrainedModel, task: Task, part: Part) -> PreTrainedMode
     Args:
         part: "head", "last_block" or "last_two_blocks" (with the norm above them and the head), or "all".
     """
+    if isinstance(model, PeftModel):
+        raise ValueError("this model has an adapter; train_only is for a model from load_base, and instead of attach_lora.")
     facts = base_facts(model)
     if facts.quantize and part != "head":
         raise ValueError(f"train_only({part!r}) on a {facts.quantize} base: quantized weights cannot be trained; use attach_lora.")

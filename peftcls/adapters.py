@@ -21,7 +21,7 @@ from peftcls.adapt import set_head_dropout, trained_parameters, wrap_adapter
 from peftcls.methods import METHOD
 from peftcls.models import BaseFacts, Quantize, base_facts, load_base
 from peftcls.pooling import unwrapped
-from peftcls.tasks.base import Task
+from peftcls.tasks.base import POSITIONS, Task
 from peftcls.tasks.classification import Classification
 from peftcls.tasks.extractive_qa import ExtractiveQA
 from peftcls.tasks.instruction import Instruction
@@ -102,13 +102,15 @@ def load_adapter(directory: str | Path, *, base: str | Path | None = None, quant
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}[facts.dtype]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{directory / MANIFEST} is damaged ({type(error).__name__}: {error}); copy the folder again.") from None
-    model, _ = load_base(base or facts.name, task, quantize=quantize or facts.quantize, dtype=dtype,
+    model, own = load_base(base or facts.name, task, quantize=quantize or facts.quantize, dtype=dtype,
                          revision=None if base else facts.revision, pretrained=facts.random_seed is None,
                          seed=seed if facts.random_seed is None else facts.random_seed)
     if (found := base_facts(model).fingerprint) != facts.fingerprint:
         raise ValueError(f"{base or facts.name} is not the base of {directory}: expected weights with the fingerprint "
                          f"{facts.fingerprint[:12]}, found {found[:12]}; pass base=... with the model the adapter was trained on.")
     tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
+    if POSITIONS in vars(own):
+        vars(tokenizer)[POSITIONS] = vars(own)[POSITIONS]
     loaded = _put_weights(model, directory, len(getattr(before, "labels", None) or ()))
     vars(loaded)[METHOD] = manifest.get("method")
     vars(loaded)[LINEAGE] = [*manifest.get("lineage", []), {"folder": directory.name, "sum": manifest["sum"], "task": before.to_json()}]

@@ -73,6 +73,12 @@ def find_checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{PREFIX}*"), reverse=True)
 
 
+def _flat(run: dict[str, Any]) -> dict[str, Any]:
+    """Settings of settings under names of their own, so that a message can name the one that changed."""
+    inner = {f"{k}: {name}": value for k, v in run.items() if isinstance(v, dict) for name, value in v.items()}
+    return {k: v for k, v in run.items() if not isinstance(v, dict)} | inner
+
+
 def read_checkpoint(checkpoint: Path, parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer,
                     run: dict[str, Any]) -> tuple[Progress, Tensors | None, Tensors]:
     """Put a checkpoint's tensors back and return how far it was, the best tensors, and what the method knew.
@@ -88,8 +94,7 @@ def read_checkpoint(checkpoint: Path, parameters: dict[str, torch.nn.Parameter],
         raise ValueError(f"{checkpoint} is not a whole checkpoint ({type(error).__name__}: {error}); remove it and start again.") from None
     if not whole:
         raise ValueError(f"{checkpoint / TENSORS} is damaged: its SHA-256 is not the one in {STATE}; remove it and start again.")
-    run = json.loads(json.dumps(run))
-    before = state["run"]
+    run, before = _flat(json.loads(json.dumps(run))), _flat(state["run"])
     if changed := [f"{k} was {before.get(k)!r}, is {run.get(k)!r}" for k in sorted(run | before) if run.get(k) != before.get(k)]:
         raise ValueError(f"{checkpoint} belongs to another run: {'; '.join(changed)}. Go on with the same settings and rows, or choose "
                          "another output_dir.")

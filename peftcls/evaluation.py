@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from peftcls.check import check_rows
 from peftcls.metrics import Interval, interval
 from peftcls.rows import Row, as_dataset
 from peftcls.tasks.base import Answer, Task
@@ -71,7 +72,7 @@ def evaluate_answers(task: Task, answers: Sequence[Answer], rows: Rows, *, resam
     Raises:
         ValueError: there are more answers than rows, or fewer.
     """
-    table = _listed(rows, answers)
+    table = _listed(task, rows, answers)
     scores, every = task.score(answers, table), list(range(len(table)))
     of_rows = _scorer(task, answers, table)
     intervals = {name: interval(lambda chosen, name=name: of_rows(tuple(chosen))[name], every, resamples=resamples) for name in scores}
@@ -115,8 +116,8 @@ def compare_answers(task: Task, first: Sequence[Answer], second: Sequence[Answer
     Raises:
         ValueError: the task has no such score, or answers and rows are not as many.
     """
-    table, name = _listed(rows, first), score or task.monitor
-    _listed(rows, second)
+    table, name = _listed(task, rows, first), score or task.monitor
+    _listed(task, rows, second)
     one, two = _scorer(task, first, table), _scorer(task, second, table)
     every = tuple(range(len(table)))
     if name not in one(every):
@@ -132,8 +133,10 @@ def compare_answers(task: Task, first: Sequence[Answer], second: Sequence[Answer
     return Comparison(name, one(every)[name], two(every)[name], one(every)[name] - two(every)[name], found, won)
 
 
-def _listed(rows: Rows, answers: Sequence[Answer]) -> list[Row]:
-    table: list[Row] = as_dataset(rows).to_list()
+def _listed(task: Task, rows: Rows, answers: Sequence[Answer]) -> list[Row]:
+    checked = as_dataset(rows)
+    check_rows(task, checked)
+    table: list[Row] = checked.to_list()
     if len(table) != len(answers):
         raise ValueError(f"there are {len(answers)} answers and {len(table)} rows, expected one answer a row.")
     return table

@@ -1,6 +1,7 @@
 """Cross-validation: every row is answered by a model that has not learnt from it, with one base in memory."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from transformers import PreTrainedTokenizerBase
 
 from peftcls.adapt import trained_parameters
+from peftcls.check import check_rows
 from peftcls.checkpoint import copy_tensors
 from peftcls.rows import as_dataset
 from peftcls.tasks.base import Answer, Task
@@ -19,7 +21,7 @@ from peftcls.trainer import TrainConfig, Trainer
 
 @dataclasses.dataclass(frozen=True)
 class Doubt:
-    """A row whose label the fold that had not seen it finds unlikely."""
+    """How likely the fold that had not seen a row finds the row's own label."""
 
     row: int
     """Its number, from 1."""
@@ -60,18 +62,25 @@ def cross_validate(model: torch.nn.Module, task: Task, tokenizer: PreTrainedToke
         resume: go on within a fold that was interrupted; finished folds are trained again.
 
     Raises:
-        ValueError: there are fewer rows than folds, or fewer than two folds.
+        ValueError: there are fewer rows of a label than folds, or fewer than two folds.
         RowError: rows that cannot be learnt from.
     """
     table = as_dataset(rows)
     if not isinstance(folds, int) or not 2 <= folds <= len(table):
         raise ValueError(f"folds={folds!r}: expected a whole number of at least 2 and at most the {len(table)} rows.")
+    check_rows(task, table, training=True)
+    if labelled := bool(getattr(task, "labels", None)) and not getattr(task, "multi_label", False):
+        counts = Counter(task.gold_of(row)[0] for row in table)
+        label, fewest = min(counts.items(), key=lambda pair: pair[1])
+        if fewest < folds:
+            raise ValueError(f"folds={folds}: only {fewest} rows have the label {label!r}, expected one for each fold at least; use "
+                             "fewer folds, or leave the label out.")
     parameters = trained_parameters(model)
     start = copy_tensors(parameters)
     answers: dict[int, Answer] = {}
     fold_of, fold_scores = [0] * len(table), []
     try:
-        for fold, held in enumerate(_parts(task, table, folds, config.seed)):
+        for fold, held in enumerate(_parts(task, table, folds, config.seed, labelled)):
             _put_back(parameters, start)
             left = sorted(set(range(len(table))) - set(held))
             trainer = Trainer(model, task, tokenizer, dataclasses.replace(config, output_dir=Path(config.output_dir) / f"fold-{fold}"))
@@ -87,11 +96,9 @@ def cross_validate(model: torch.nn.Module, task: Task, tokenizer: PreTrainedToke
     return CrossValidation(ordered, fold_of, task.score(ordered, table), fold_scores, _doubts(task, ordered, table))
 
 
-def _parts(task: Task, table: datasets.Dataset, folds: int, seed: int) -> list[list[int]]:
-    labelled = bool(getattr(task, "labels", None)) and not getattr(task, "multi_label", False)
+def _parts(task: Task, table: datasets.Dataset, folds: int, seed: int, labelled: bool) -> list[list[int]]:
     gold = [task.gold_of(row) for row in table] if labelled else []
-    counts = [gold.count(label) for label in set(gold)]
-    cut = StratifiedKFold if labelled and min(counts, default=0) >= folds else KFold
+    cut = StratifiedKFold if labelled else KFold
     places = list(range(len(table)))
     return [held.tolist() for _, held in cut(folds, shuffle=True, random_state=seed).split(places, [name for (name,) in gold] or None)]
 

@@ -33,6 +33,13 @@ def method_config(method: Method, targets: Sequence[str], *, rank: int, alpha: f
     return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, **settings.get(method, {}), **common)  # type: ignore[arg-type]
 
 
+def method_settings(model: torch.nn.Module) -> dict[str, Any]:
+    """What of a method must be the same when a run is taken up again."""
+    config = getattr(model, "peft_config", {}).get("default")
+    kept = ("r", "target_r", "init_r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora", "init_lora_weights")
+    return {"name": vars(model).get(METHOD), **{name: getattr(config, name) for name in kept if hasattr(config, name)}}
+
+
 def rate_factor(model: torch.nn.Module, name: str) -> float:
     """What the learning rate of a trained parameter is multiplied by."""
     return LORA_PLUS_RATIO if vars(model).get(METHOD) == "lora+" and ".lora_B." in name else 1.0

@@ -19,9 +19,10 @@ from transformers.utils import logging as transformers_logging
 from peftcls.demo import BASE_FOLDER
 from peftcls.fingerprint import fingerprint_base, fingerprint_tensors
 from peftcls.pooling import sees_later_tokens, unwrapped
-from peftcls.tasks.base import Task
+from peftcls.tasks.base import POSITIONS, Task
 
 Quantize = Literal["8bit", "4bit"]
+POSITION_TABLES = ("position_embeddings", "wpe", "embed_positions")
 QUANTIZED_LAYERS = (bnb.nn.Linear8bitLt, bnb.nn.Linear4bit)
 
 
@@ -103,6 +104,8 @@ def load_base(name: str | Path, task: Task, *, quantize: Quantize | None = None,
                          f"{type(task).__name__} needs one.")
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if (positions := _positions(model)) is not None:
+        vars(tokenizer)[POSITIONS] = positions
     causal = _reads_causally(model, task)
     if causal or not task.new_head:
         tokenizer.padding_side = "right"  # positions are then counted from the first token by every model
@@ -128,6 +131,13 @@ def _load_weights(source: str, task: Task, config: Any, revision: str | None, dt
         setattr(model, prefix, backbone)
         report["missing_keys"] = {f"{prefix}.{key}" for key in report["missing_keys"]}
     return model, report
+
+
+def _positions(model: PreTrainedModel) -> int | None:
+    """How many tokens a model with a table of positions can read; None where positions are computed and have no end."""
+    tables = [module for name, module in model.base_model.named_modules()
+              if isinstance(module, torch.nn.Embedding) and name.rpartition(".")[2] in POSITION_TABLES]
+    return min((t.num_embeddings - (getattr(t, "offset", 0) if t.padding_idx is None else t.padding_idx + 1) for t in tables), default=None)
 
 
 def _look_at_folder(source: str) -> None:

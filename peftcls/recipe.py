@@ -4,8 +4,9 @@ import argparse
 import csv
 import functools
 import os
+import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import datasets
@@ -65,6 +66,14 @@ def recipe_options(description: str | None, *, data: str, out: str, epochs: int,
         options.test = options.test or (options.valid if given else str(sample(f"{data}_test.{kind}")))
     options.test = options.test or options.valid
     return options
+
+
+def run_recipe(main: Callable[[], None]) -> None:
+    """Run a recipe; what is wrong with rows or settings is told in its sentence, without a traceback."""
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(str(error))
 
 
 def find_columns(rows: datasets.Dataset, *wanted: str) -> list[str]:

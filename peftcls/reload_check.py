@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from peftcls.adapters import MANIFEST
 from peftcls.predictor import Predictor, load_predictor
 from peftcls.rows import Row
 
@@ -29,5 +30,6 @@ def compare_reloaded(directory: Path, trained: Predictor, probe: Sequence[Row]) 
             if own is not None:
                 differences.append(abs(own - (math.inf if other is None else other)) / max(1.0, abs(own)))
         if max(differences, default=0.0) > TOLERANCE or (not differences and kept != again):
+            (directory / MANIFEST).unlink()  # without it nobody loads the folder
             raise RuntimeError(f"{directory} was saved but answers otherwise than the trained model: row {place} gives {again}, "
                                f"expected {kept}. Do not use it; please report the model and the settings.")

@@ -19,24 +19,12 @@ from accelerate.utils import DistributedType, broadcast, gather_object
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from peftcls import plan
+from peftcls import methods, plan
 from peftcls.adapt import checkpoint_layers, train_mode, trained_parameters
 from peftcls.adapters import save_adapter
 from peftcls.check import check_rows
 from peftcls.checkpoint import Progress, Tensors, copy_tensors, find_checkpoints, read_checkpoint, write_checkpoint
 from peftcls.features import TrainingTable, encode_table
-from peftcls.methods import (
-    METHOD,
-    begin_method,
-    decays,
-    end_method,
-    end_step,
-    has_settled,
-    method_penalty,
-    method_state,
-    rate_factor,
-    restore_method_state,
-)
 from peftcls.metrics import LOWER_IS_BETTER
 from peftcls.models import base_facts
 from peftcls.predictor import Predictor
@@ -149,7 +137,7 @@ class Trainer:
             raise ValueError(f"output_dir={str(self.output_dir)!r}: {above} is not a folder that can be written to; choose another.")
         groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
         for name, p in self.parameters.items():
-            groups.setdefault((config.weight_decay if decays(name, p) else 0.0, rate_factor(model, name)), []).append(p)
+            groups.setdefault((config.weight_decay if methods.decays(name, p) else 0.0, methods.rate_factor(model, name)), []).append(p)
         self.optimizer = torch.optim.AdamW([{"params": own, "weight_decay": decay, "factor": factor}
                                             for (decay, factor), own in groups.items()], lr=config.learning_rate)
         self.progress = Progress()
@@ -191,7 +179,7 @@ class Trainer:
         table = encode_table(self.task, train, self.tokenizer, base_facts(self.model).fingerprint)
         self._probe = train.select(range(min(PROBE_ROWS, len(train)))).select_columns(self.task.columns(with_target=False)).to_list()
         per_epoch = plan.steps_per_epoch(len(train), self.config.batch_size)
-        run = {"task": self.task.to_json(), "method": vars(self.model).get(METHOD), "training rows": table.fingerprint,
+        run = {"task": self.task.to_json(), "method": methods.method_settings(self.model), "training rows": table.fingerprint,
                "base": base_facts(self.model).fingerprint, "validation rows": None if valid is None else valid._fingerprint,
                "trained tensors": {name: list(p.shape) for name, p in self.parameters.items()},
                **{k: v for k, v in dataclasses.asdict(self.config).items() if k not in ("output_dir", "log_every", "trackers")}}
@@ -205,7 +193,7 @@ class Trainer:
             with torch.no_grad():
                 for name, parameter in self.parameters.items():
                     parameter.copy_(self.best[name])
-        end_method(self.model)
+        methods.end_method(self.model)
         self.save(self.output_dir)
         if self.accelerator.is_main_process:
             for checkpoint in find_checkpoints(self.output_dir):
@@ -215,7 +203,7 @@ class Trainer:
 
     def _begin(self, table: TrainingTable, train: datasets.Dataset, resume: bool, run: dict[str, Any], steps: int) -> None:
         self.progress, self.best = Progress(), None
-        begin_method(self.model, steps)
+        methods.begin_method(self.model, steps)
         found = find_checkpoints(self.output_dir)
         if found and not resume:
             raise ValueError(f"{self.output_dir} holds {found[0].name} of a run that was not finished; go on with resume=True, "
@@ -224,7 +212,7 @@ class Trainer:
             broadcast(parameter.data)
         if found:
             self.progress, self.best, method = read_checkpoint(found[0], self.parameters, self.optimizer, run)
-            restore_method_state(self.model, method)
+            methods.restore_method_state(self.model, method)
             self.accelerator.print(f"going on from {found[0].name}")
         self.accelerator.print(describe_model(self.model))
         for remark in self.task.remarks(train):
@@ -259,7 +247,7 @@ class Trainer:
                     train_mode(self.model)
                 if self.accelerator.is_main_process and step + 1 < steps:
                     write_checkpoint(self.output_dir, self.progress, self.parameters, self.optimizer, self.best,
-                                     method_state(self.model), run)
+                                     methods.method_state(self.model), run)
                 self.accelerator.wait_for_everyone()
         bar.close()
         self.model.eval()
@@ -280,7 +268,7 @@ class Trainer:
                 loss = self.task.loss_sum(self.model, batch) / weight
             loss.backward()
             total += float(loss.detach())
-        if self.accelerator.is_main_process and (penalty := method_penalty(self.model)) is not None:
+        if self.accelerator.is_main_process and (penalty := methods.method_penalty(self.model)) is not None:
             penalty.backward()
             total += float(penalty.detach())
         total = self._sum_gradients(total)
@@ -294,7 +282,7 @@ class Trainer:
             factor = learning_rate_factor(step, steps, warmup=config.warmup, schedule=config.schedule)
             group["lr"] = config.learning_rate * group["factor"] * factor
         self.optimizer.step()
-        end_step(self.model, step + 1)
+        methods.end_step(self.model, step + 1)
         self.optimizer.zero_grad()
         return total
 
@@ -319,7 +307,7 @@ class Trainer:
         seen = self.progress.best_scores
         sign = -1 if monitor in LOWER_IS_BETTER else 1
         rank, best = ((sign * s[monitor], -s.get("loss", 0.0)) if s else (-math.inf, 0.0) for s in (scores, seen))
-        if not has_settled(self.model, step):
+        if not methods.has_settled(self.model, step):
             pass
         elif rank > best:
             self.best = copy_tensors(self.parameters)
@@ -363,7 +351,8 @@ class Trainer:
 
         Args:
             valid_rows: never the training rows, of which a model is too sure, and never the test rows.
-            min_accuracy: give no label where rows as unsure as this one are right less often; see `fit_decisions`.
+            min_accuracy: give no label where rows as unsure as this one are likely right less often; see `fit_decisions`. It is
+                an estimate from these rows, the better the more there are, and no promise for others.
 
         Returns:
             The scores on these rows before and after.
@@ -375,8 +364,12 @@ class Trainer:
         check_rows(self.task, rows)
         answers = self.predict(rows)
         before = self.task.score(answers, rows)
-        self.task = self.task.calibrated(answers, rows, min_accuracy=min_accuracy)
-        self.save(self.output_dir)
+        former, self.task = self.task, self.task.calibrated(answers, rows, min_accuracy=min_accuracy)
+        try:
+            self.save(self.output_dir)
+        except BaseException:
+            self.task = former
+            raise
         return before, self.evaluate(rows)
 
     def save(self, directory: str | Path) -> Path:

@@ -22,7 +22,7 @@ from peftcls import (
     side_by_side,
     with_replay,
 )
-from peftcls.recipe import check_first, finish_recipe, recipe_options
+from peftcls.recipe import check_first, finish_recipe, recipe_options, run_recipe
 
 PAGES_SHOWN, AROUND = 3, 60  # pages, and characters on both sides of an answer
 
@@ -64,4 +64,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -8,7 +8,7 @@ The files need the columns title, abstract and Keywords, the keywords with ';' b
 """
 
 from peftcls import Instruction, TrainConfig, Trainer, attach_lora, load_base, read_rows
-from peftcls.recipe import check_first, finish_recipe, recipe_options
+from peftcls.recipe import check_first, finish_recipe, recipe_options, run_recipe
 
 TEMPLATE = "List the keywords of this paper, separated by semicolons.\nTitle: {title}\nAbstract: {input}\nKeywords: "
 
@@ -30,4 +30,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

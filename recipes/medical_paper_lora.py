@@ -8,7 +8,7 @@ The files need the columns title, abstract and label.
 """
 
 from peftcls import Instruction, TrainConfig, Trainer, attach_lora, load_base, read_rows
-from peftcls.recipe import check_first, finish_recipe, recipe_options
+from peftcls.recipe import check_first, finish_recipe, recipe_options, run_recipe
 
 TEMPLATE = "Is this a medical paper? Answer 1 for yes and 0 for no.\nTitle: {title}\nAbstract: {input}\nAnswer: "
 
@@ -30,4 +30,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -10,7 +10,7 @@ has them; the sample pairs are few, and the model that ships with peftcls is too
 
 from peftcls import Classification, Instruction, TrainConfig, Trainer, attach_lora, load_base, read_rows
 from peftcls.baselines import pair_similarity
-from peftcls.recipe import ask_untrained, check_first, finish_recipe, recipe_options
+from peftcls.recipe import ask_untrained, check_first, finish_recipe, recipe_options, run_recipe
 
 PAIR = ("sentence1", "sentence2")
 QUESTION = "First: {sentence1}\nSecond: {input}\nDo the two sentences say the same? Answer 1 for yes and 0 for no: "
@@ -36,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

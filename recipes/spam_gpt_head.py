@@ -8,7 +8,7 @@ The files need the columns text and label, in upper or lower case. An encoder wo
 """
 
 from peftcls import Classification, Instruction, TrainConfig, Trainer, attach_lora, load_base, read_rows, train_only
-from peftcls.recipe import ask_untrained, check_first, find_columns, finish_recipe, recipe_options
+from peftcls.recipe import ask_untrained, check_first, find_columns, finish_recipe, recipe_options, run_recipe
 
 QUESTION = "Message: {input}\nIs this message spam or ham? It is "
 
@@ -36,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -203,8 +203,11 @@ def check_answers(case: Case, sides: Sequence[str]) -> None:
 
 
 def same_answer(one: Answer, other: Answer) -> bool:
-    numbers = [(a.probabilities or {}) | ({"value": a.value} if a.value is not None else {}) for a in (one, other)]
-    rest = [dataclasses.replace(a, probabilities=None, value=None) for a in (one, other)]
+    named = [{"value": a.value, "probability": a.probability, "null": a.null_probability} for a in (one, other)]
+    numbers = [(a.probabilities or {}) | {name: n for name, n in own.items() if n is not None}
+               for a, own in zip((one, other), named, strict=True)]
+    rest = [dataclasses.replace(a, probabilities=None, value=None, probability=None, null_probability=None, n_best=())
+            for a in (one, other)]
     return rest[0] == rest[1] and numbers[0] == pytest.approx(numbers[1], **ALIKE)
 
 

@@ -165,5 +165,6 @@ def test_answers_that_are_not_one_a_row_are_refused(first, second):
 
 
 def test_a_score_that_there_is_not_is_told():
-    with pytest.raises(ValueError, match=r"^score='auc': Classification has \['accuracy', 'ece', 'f1_macro', 'loss'\]\.$"):
+    names = r"\['accuracy', 'accuracy_answered', 'coverage', 'ece', 'f1_macro', 'loss'\]"
+    with pytest.raises(ValueError, match=rf"^score='auc': Classification has {names}\.$"):
         compare_answers(TASK, answers_of("ab"), answers_of("ab"), rows_of("ab"), score="auc")

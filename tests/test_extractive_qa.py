@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from task_checks import check_task
 
 import peftcls
-from peftcls import ExtractiveQA, RowError, TrainConfig, Trainer, attach_lora, check_rows, load_base, load_predictor
+from peftcls import Answer, ExtractiveQA, RowError, TrainConfig, Trainer, attach_lora, check_rows, load_base, load_predictor
 from peftcls.metrics import span_f1, span_scores
 from peftcls.predictor import Predictor
 from peftcls.rows import as_dataset
@@ -32,6 +33,14 @@ ROWS = [row("who was given a drug?", "the patient"), row("what was given?", "a n
 @pytest.fixture(scope="module", params=["bert", "llama", "gpt2"])
 def base(request: pytest.FixtureRequest) -> str:
     return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize("unanswerable", [False, True])
+def test_it_keeps_the_contract_of_tasks(base, unanswerable):
+    longer = [row("what fell after it?", "stock prices", CONTEXT * 2, start=CONTEXT.index("stock")), row("who?", "the patient")]
+    rows = [*ROWS, *longer, *([row("who sang?", None), row("why did it fall?", None)] if unanswerable else [])]
+    check_task(ExtractiveQA(max_length=48, stride=12), base, rows, may_be_empty=unanswerable,
+               right=lambda r: Answer(text="".join(r["answers"]["text"][:1])))
 
 
 # Training

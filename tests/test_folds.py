@@ -146,6 +146,6 @@ def test_the_weights_are_put_back_after_a_failure_too(bert, tmp_path, text_rows,
 def test_folds_that_cannot_be_are_told(folds, bert, tmp_path, text_rows):
     task = Classification(max_length=32).learn(text_rows)
     model, tokenizer = prepared(bert, task)
-    with pytest.raises(ValueError, match=rf"^folds={folds}: expected at least 2 and at most the 16 rows\.$"):
+    with pytest.raises(ValueError, match=rf"^folds={folds}: expected a whole number of at least 2 and at most the 16 rows\.$"):
         cross_validate(model, task, tokenizer, config(tmp_path), text_rows, folds=folds)
     assert not any(tmp_path.iterdir())

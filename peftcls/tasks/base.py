@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from peftcls.rows import Row
 
+POSITIONS = "position_limit"  # the attribute of a tokenizer that says how many positions its model has
 Feature = dict[str, Any]
 Batch = dict[str, torch.Tensor]
 
@@ -131,6 +132,11 @@ class Task(ABC):
         if unknown := set(fields) - known - {"name"}:
             raise ValueError(f"{cls.__name__} has no {sorted(unknown)}; the folder was written by another version of peftcls.")
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items() if k != "name"})
+
+
+def token_limit(tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
+    """The tokens that may be read at once: `max_length`, or fewer where the model has fewer positions (see `load_base`)."""
+    return min(max_length, vars(tokenizer).get(POSITIONS, max_length))
 
 
 def pad(sequences: Sequence[Sequence[int]], value: int, side: str) -> torch.Tensor:

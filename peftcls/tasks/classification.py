@@ -80,12 +80,14 @@ class Classification(Task):
     def __post_init__(self) -> None:
         object.__setattr__(self, "loss", self.loss or ("bce" if self.multi_label else "cross_entropy"))
         object.__setattr__(self, "decisions", decisions_setting(self.decisions, self.labels, several=self.multi_label))
-        problems = text_setting_problems(self.text, self.max_length, self.long_text)
+        problems = text_setting_problems(self.text, self.label, self.max_length, self.long_text)
         if self.labels is not None:
             if problem := label_setting_problem(self.labels):
                 problems.append(problem)
             object.__setattr__(self, "labels", tuple(label_name(label) for label in self.labels))
-        if isinstance(self.class_weight, str) and self.class_weight != "balanced":
+        problems += [f"{name}={value!r}: expected True or False" for name, value in
+                     (("multi_label", self.multi_label), ("causal", self.causal)) if not isinstance(value, bool)]
+        if self.class_weight not in (None, "balanced") and not (isinstance(self.class_weight, Mapping) and self.class_weight):
             problems.append(f"class_weight={self.class_weight!r}: expected 'balanced' or a weight for each label")
         if isinstance(self.class_weight, Mapping):
             object.__setattr__(self, "class_weight", {label_name(name): weight for name, weight in self.class_weight.items()})
@@ -162,10 +164,8 @@ class Classification(Task):
         return None
 
     def model_settings(self) -> dict[str, Any]:
-        if not self.labels:
-            raise ValueError("the label names are not known yet: use task = task.learn(rows), or give labels=(...).")
-        return {"num_labels": len(self.labels), "id2label": dict(enumerate(self.labels)),
-                "label2id": {name: i for i, name in enumerate(self.labels)},
+        return {"num_labels": len(self._labels), "id2label": dict(enumerate(self._labels)),
+                "label2id": {name: i for i, name in enumerate(self._labels)},
                 "problem_type": "multi_label_classification" if self.multi_label else "single_label_classification"}
 
     def rows_of(self, texts: Sequence[Any]) -> list[Row]:
@@ -194,7 +194,8 @@ class Classification(Task):
 
     @property
     def _labels(self) -> tuple[str, ...]:
-        assert self.labels is not None  # model_settings has refused a task without them
+        if not self.labels:
+            raise ValueError("the label names are not known yet: use task = task.learn(rows), or give labels=(...).")
         return self.labels
 
     def collate(self, features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> Batch:

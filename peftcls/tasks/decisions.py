@@ -87,7 +87,8 @@ def fit_decisions(answers: Sequence[Answer], gold: Sequence[Sequence[str]], labe
     The temperature maximises the likelihood of targets that are softened by half a row in all, so that rows without an
     error do not make the model certain (after Platt 1999, section 2.2); it changes no label. For rows with several labels
     each threshold maximises the F1 of its label, halfway between the two probabilities that it divides. `min_accuracy`
-    sets the lowest bar from which the answered rows are right in this share of cases, where there is one.
+    sets the lowest bar from which the answered rows are right in this share of cases by Laplace's rule of succession,
+    (right + 1) / (answered + 2), so that a few lucky rows prove nothing: 0.95 takes 38 right answers in a row.
 
     Args:
         answers: with the probabilities that `before` gave.
@@ -141,11 +142,11 @@ def _best_threshold(truth: np.ndarray, probability: np.ndarray) -> float:
 
 def _lowest_bar(right: np.ndarray, confidence: np.ndarray, accuracy: float) -> float:
     order = np.argsort(-confidence, kind="stable")
-    reached = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
+    reached = (np.cumsum(right[order]) + 1) / (np.arange(1, len(order) + 1) + 2)  # the rule of succession
     ends = np.append(np.diff(confidence[order]) < 0, True)  # rows of equal confidence are answered together
     if not (enough := np.flatnonzero((reached >= accuracy) & ends)).size:
-        raise ValueError(f"min_accuracy={accuracy}: the {len(order)} rows reach {reached[ends].max():.3f} at most, however few are "
-                         "answered; ask for less.")
+        raise ValueError(f"min_accuracy={accuracy}: the {len(order)} rows make {reached[ends].max():.3f} likely at most, however few "
+                         "are answered; ask for less, or give more rows.")
     last = enough[-1]
     below = confidence[order][last + 1] if last + 1 < len(order) else 0.0
     return float(np.clip((confidence[order][last] + below) / 2, 1e-6, 1 - 1e-6))

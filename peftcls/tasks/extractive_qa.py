@@ -11,7 +11,7 @@ from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 from peftcls import metrics
 from peftcls.pooling import end_logits
 from peftcls.rows import Row, RowError, as_dataset, require_columns
-from peftcls.tasks.base import Answer, Batch, Feature, Task, pad, pad_inputs
+from peftcls.tasks.base import Answer, Batch, Feature, Task, pad, pad_inputs, token_limit
 from peftcls.tasks.spans import (
     best_spans,
     cuts_a_word,
@@ -148,11 +148,12 @@ class ExtractiveQA(Task):
         question, context = row[self.question].strip(), row[self.context]
         glue = "" if has_separator(tokenizer) else "\n"  # without a separator the two would run into one another
         special = tokenizer.num_special_tokens_to_add(pair=True)
-        room = self.max_length - special - len(tokenizer(question, add_special_tokens=False, verbose=False)["input_ids"])
+        limit = token_limit(tokenizer, self.max_length)
+        room = limit - special - len(tokenizer(question, add_special_tokens=False, verbose=False)["input_ids"])
         if room < LEAST_CONTEXT_TOKENS:
-            raise RowError(f"has a question that leaves {max(room, 0)} of {self.max_length} tokens for the context in column "
+            raise RowError(f"has a question that leaves {max(room, 0)} of {limit} tokens for the context in column "
                            f"{self.context!r}, expected at least {LEAST_CONTEXT_TOKENS}; shorten it or raise max_length")
-        encoded = tokenizer(question, glue + context, truncation="only_second", max_length=self.max_length, return_offsets_mapping=True,
+        encoded = tokenizer(question, glue + context, truncation="only_second", max_length=limit, return_offsets_mapping=True,
                             stride=min(self.stride, room // 2), return_overflowing_tokens=True)
         spans = find_answers(context, gold_answers(row[self.answers])) if with_target else []
         feature: Feature = {"input_ids": [], "windows": [], "shortened": False, **{flag: [] for flag in FLAGS}, "offsets": []}
@@ -175,7 +176,7 @@ class ExtractiveQA(Task):
         if spans and not any(feature["starts"]):
             a, b = spans[0]
             raise RowError(f"has an answer of {b - a} characters in column {self.answers!r} that is whole in no window of "
-                           f"{self.max_length} tokens; raise max_length, or stride (now {self.stride})")
+                           f"{limit} tokens; raise max_length, or stride (now {self.stride})")
         if with_target:
             del feature["offsets"]
             feature["weight"] = 1.0

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 from peftcls import metrics
 from peftcls.pooling import unwrapped
 from peftcls.rows import Row, RowError, require_columns
-from peftcls.tasks.base import Answer, Batch, Feature, Task, pad, pad_inputs
+from peftcls.tasks.base import Answer, Batch, Feature, Task, pad, pad_inputs, token_limit
 from peftcls.tasks.choices import Choices
 from peftcls.tasks.decisions import PLAIN, Decisions, decisions_setting, fit_decisions
 from peftcls.tasks.labels import label_name, label_order, label_setting_problem
@@ -132,7 +132,8 @@ class Instruction(Task):
         choices = self._label_tokens(tokenizer)
         answer_limit = max(map(len, choices)) + 1 if choices else self.max_new_tokens
         values = {**row, "instruction": row.get(self.instruction), "input": row.get(self.input)}
-        prompt, shortened = fit_document(tokenizer, cue, values, "input", self.max_length - answer_limit)
+        prompt, shortened = fit_document(tokenizer, cue, values, "input",
+                                         token_limit(tokenizer, self.max_length) - answer_limit)
         if not with_target:
             ids, _ = tokenize_answered(tokenizer, prompt, space + (self.labels[0] if self.labels else "x"))
             return {"input_ids": ids, "shortened": shortened}

@@ -1,5 +1,7 @@
 """Names of labels, in one spelling and one order, and the share that each has in a row."""
 
+import contextlib
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -34,16 +36,23 @@ def label_shares(value: Any, *, several: bool) -> Shares:
 
     Args:
         value: a label; with `several` a list of labels or a text with `;` between them, each with the share 1; or a
-            soft target: a mapping of labels to shares or votes. Of one label's votes the sum is made 1; of several
-            labels each share stands for itself.
+            soft target: a mapping of labels to shares or votes, or its JSON text.
+        several: whether a row has any number of labels: each share then stands for itself; of one label's votes the sum
+            is made 1.
 
     Raises:
         ValueError: a share is no number, or not one that a share can be; the text continues the row's number.
     """
+    if isinstance(value, str) and value.lstrip().startswith("{") and value.rstrip().endswith("}"):
+        with contextlib.suppress(ValueError):  # as a csv file has to write it
+            value = json.loads(value)
     if isinstance(value, Mapping):
         return _soft_shares(value, several=several)
     if value is None or value == "" or value != value:  # an empty cell, or a number that is none
         return {}
+    if isinstance(value, list) and (not several or any(v is None or v != v for v in value)):
+        wanted = "one label; multi_label=True is for several" if not several else "labels without gaps"
+        raise ValueError(f"has the labels {str(value)[:80]}, expected {wanted},")
     values = [value] if not several else value if isinstance(value, list) else str(value).split(";")
     return {name: 1.0 for v in values if (name := label_name(v))}
 

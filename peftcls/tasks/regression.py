@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -12,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from peftcls import metrics
 from peftcls.pooling import Pooling, class_logits
-from peftcls.rows import Row, as_dataset, require_columns
+from peftcls.rows import Row, RowError, as_dataset, require_columns, source_name
 from peftcls.tasks.base import Answer, Batch, Feature, Task
 from peftcls.tasks.texts import (
     LongText,
@@ -61,11 +62,13 @@ class Regression(Task):
     peft_type: ClassVar[str] = "SEQ_CLS"
 
     def __post_init__(self) -> None:
-        problems = text_setting_problems(self.text, self.max_length, self.long_text)
+        problems = text_setting_problems(self.text, self.target, self.max_length, self.long_text)
         if self.pooling not in (None, "cls", "first", "last", "mean"):
             problems.append(f"pooling={self.pooling!r}: expected 'cls', 'first', 'last' or 'mean'")
-        if self.deviation is not None and not self.deviation > 0:
-            problems.append(f"deviation={self.deviation!r}: expected a number above 0")
+        if self.mean is not None and not (isinstance(self.mean, int | float) and math.isfinite(self.mean)):
+            problems.append(f"mean={self.mean!r}: expected a finite number")
+        if self.deviation is not None and not (isinstance(self.deviation, int | float) and 0 < self.deviation < math.inf):
+            problems.append(f"deviation={self.deviation!r}: expected a finite number above 0")
         if problems:
             raise ValueError("; ".join(problems) + ".")
 
@@ -77,7 +80,7 @@ class Regression(Task):
         require_columns(rows, self.columns(with_target=True), "Regression")
         numbers = [number for value in rows[self.target] if (number := _number(value)) is not None]
         if not numbers:
-            return self
+            raise RowError(f"{source_name(rows)} has no number in column {self.target!r}; Regression learns from numbers.")
         return dataclasses.replace(self, mean=float(np.mean(numbers)) if self.mean is None else self.mean,
                                    deviation=float(np.std(numbers)) or 1.0 if self.deviation is None else self.deviation)
 
@@ -149,6 +152,8 @@ class Regression(Task):
 
 def _number(value: Any) -> float | None:
     """The number in a cell, as a number or as text; None where there is none that is finite."""
+    if isinstance(value, bool) or (isinstance(value, str) and not re.fullmatch(r"[-+0-9.eE ]+", value)):
+        return None
     try:
         number = float(value)
     except (TypeError, ValueError):

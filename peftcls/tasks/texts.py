@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from peftcls.rows import Row, RowError
-from peftcls.tasks.base import Batch, Feature, pad_inputs
+from peftcls.tasks.base import Batch, Feature, pad_inputs, token_limit
 
 TextColumns = str | tuple[str, str]
 LongText = Literal["truncate", "windows"]
@@ -20,12 +20,16 @@ def text_columns(text: TextColumns) -> list[str]:
     return [text] if isinstance(text, str) else list(text)
 
 
-def text_setting_problems(text: Any, max_length: int, long_text: str) -> list[str]:
+def text_setting_problems(text: Any, target: str, max_length: int, long_text: str) -> list[str]:
     """What is wrong with the settings that all tasks on texts share."""
     problems = []
-    if not isinstance(text, str) and len(text) != 2:
+    if not isinstance(text, str) and (not isinstance(text, list | tuple) or len(text) != 2):
         problems.append(f"text={text!r}: expected one column or two")
-    if max_length < LEAST_TOKENS:
+    elif len({target, *(columns := text_columns(text if isinstance(text, str) else tuple(text)))}) <= len(columns):
+        problems.append(f"text={text!r} with the target {target!r}: expected different columns")
+    if not isinstance(max_length, int):
+        problems.append(f"max_length={max_length!r}: expected a whole number of tokens")
+    elif max_length < LEAST_TOKENS:
         problems.append(f"max_length={max_length}: expected at least {LEAST_TOKENS} tokens")
     if long_text not in ("truncate", "windows"):
         problems.append(f"long_text={long_text!r}: expected 'truncate' or 'windows'")
@@ -62,6 +66,7 @@ def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, ma
     Raises:
         RowError: a window of a pair has no room beside the shorter text.
     """
+    max_length = token_limit(tokenizer, max_length)
     if len(texts) == 2 and not has_separator(tokenizer):
         texts = [texts[0], "\n" + texts[1]]  # a tokenizer without a separator would run the two into one another
     if long_text == "truncate":
