@@ -37,7 +37,7 @@ def method_settings(model: torch.nn.Module) -> dict[str, Any]:
     """What of a method must be the same when a run is taken up again."""
     config = getattr(model, "peft_config", {}).get("default")
     kept = ("r", "target_r", "init_r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora", "init_lora_weights")
-    return {"name": vars(model).get(METHOD), **{name: getattr(config, name) for name in kept if hasattr(config, name)}}
+    return {name: getattr(config, name) for name in kept if hasattr(config, name)}
 
 
 def rate_factor(model: torch.nn.Module, name: str) -> float:

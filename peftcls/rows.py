@@ -99,6 +99,8 @@ def _read_text(path: Path, encoding: str, columns: Sequence[str] | None) -> data
         for name, value in row.items():
             try:
                 merge_kind("text", name)  # a name is a text that can be written
+                if "\0" in name:
+                    raise RowError(f"{path.name} has a column name with a NUL character in it: {name!r}; it is not a table of text.")
                 kinds[name] = merge_kind(kinds.get(name), value)
             except KindError as error:
                 before = f", where row {first.get(name, number)} has {error.seen}" if error.seen else ""

@@ -179,7 +179,8 @@ class Trainer:
         table = encode_table(self.task, train, self.tokenizer, base_facts(self.model).fingerprint)
         self._probe = train.select(range(min(PROBE_ROWS, len(train)))).select_columns(self.task.columns(with_target=False)).to_list()
         per_epoch = plan.steps_per_epoch(len(train), self.config.batch_size)
-        run = {"task": self.task.to_json(), "method": methods.method_settings(self.model), "training rows": table.fingerprint,
+        run = {"task": self.task.to_json(), "method": vars(self.model).get(methods.METHOD),
+               "adapter": methods.method_settings(self.model), "training rows": table.fingerprint,
                "base": base_facts(self.model).fingerprint, "validation rows": None if valid is None else valid._fingerprint,
                "trained tensors": {name: list(p.shape) for name, p in self.parameters.items()},
                **{k: v for k, v in dataclasses.asdict(self.config).items() if k not in ("output_dir", "log_every", "trackers")}}

@@ -304,7 +304,7 @@ def test_nothing_to_train_is_told(bert, tmp_path):
     ({"label_smoothing": 1.0}, "label_smoothing=1.0: expected a share of at least 0 and below 1."),
     ({"pooling": "max"}, "pooling='max': expected 'cls', 'first', 'last' or 'mean'."),
     ({"max_length": 7}, "max_length=7: expected at least 8 tokens."),
-    ({"pooling": "max", "max_length": 0}, "pooling='max': expected 'cls', 'first', 'last' or 'mean'; max_length=0: expected at least 8 tokens."),  # noqa: E501
+    ({"pooling": "max", "max_length": 0}, "max_length=0: expected at least 8 tokens; pooling='max': expected 'cls', 'first', 'last' or 'mean'."),  # noqa: E501
 ])
 def test_classification_settings_that_cannot_be_are_told(settings, sentence):
     with pytest.raises(ValueError, match=exactly(sentence)):
@@ -364,8 +364,9 @@ def test_a_seed_that_cannot_be_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(("settings", "sentence"), [
-    ({"method": "dorra"}, "method='dorra': expected one of ['dora', 'lora', 'pissa', 'rslora']; did you mean 'dora'?"),
-    ({"method": "xyz"}, "method='xyz': expected one of ['dora', 'lora', 'pissa', 'rslora']."),
+    ({"method": "dorra"},
+     "method='dorra': expected one of ['adalora', 'dora', 'ia3', 'lora', 'lora+', 'pissa', 'rslora']; did you mean 'dora'?"),
+    ({"method": "xyz"}, "method='xyz': expected one of ['adalora', 'dora', 'ia3', 'lora', 'lora+', 'pissa', 'rslora']."),
     ({"targets": "q_proj"}, "targets='q_proj': expected 'attention', 'all-linear' or a list of names such as ['q_proj', 'v_proj']."),
     ({"targets": ["qwery"]}, "BertForSequenceClassification has no linear layer 'qwery'; did you mean 'query'?"),
     ({"targets": ["query", "xyz"]}, "BertForSequenceClassification has no linear layer 'xyz'."),

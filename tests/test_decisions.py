@@ -161,12 +161,12 @@ def test_the_answered_rows_reach_the_accuracy_that_was_asked_for(seed, wanted):
     try:
         fitted = task.calibrated(answers_of(task, logits), rows, min_accuracy=wanted)
     except ValueError as error:
-        assert str(error).startswith(f"min_accuracy={wanted}: the 80 rows reach ")  # noqa: PT017
+        assert str(error).startswith(f"min_accuracy={wanted}: the 80 rows make ")  # noqa: PT017
         return
     answers = answers_of(fitted, logits)
     right = [a.label == row["label"] for a, row in zip(answers, rows, strict=True) if a.label is not None]
     assert right
-    assert sum(right) / len(right) >= wanted
+    assert (sum(right) + 1) / (len(right) + 2) >= wanted
     scores = fitted.score(answers, rows)
     assert scores.get("coverage", 1.0) == len(right) / 80
 
@@ -186,7 +186,8 @@ def test_an_accuracy_that_cannot_be_reached_is_told_with_the_best_there_is():
     answers = [Answer(label="a", probabilities={"a": 0.8, "b": 0.1, "c": 0.1})] * 3 \
         + [Answer(label="a", probabilities={"a": 0.6, "b": 0.3, "c": 0.1})]
     rows = [{"text": "x", "label": label} for label in "abba"]
-    with pytest.raises(ValueError, match=r"^min_accuracy=0\.9: the 4 rows reach 0\.500 at most, however few are answered; ask for less\.$"):
+    sentence = r"^min_accuracy=0\.9: the 4 rows make 0\.500 likely at most, however few are answered; ask for less, or give more rows\.$"
+    with pytest.raises(ValueError, match=sentence):
         task.calibrated(answers, rows, min_accuracy=0.9)
 
 
