@@ -11,7 +11,7 @@ demo: .venv/ready
 		--num_cpu_threads_per_process $$(nproc) recipes/medical_paper_lora.py --resume
 
 test: .venv/ready
-	$(OFFLINE) $(BIN)/python -m pytest
+	$(OFFLINE) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -45,6 +45,9 @@ def attach_lora(model: PreTrainedModel, task: Task, *, rank: int = 8, alpha: flo
         raise ValueError(f"rank={rank!r}, alpha={alpha!r}, dropout={dropout!r}: expected a whole number of at least 1, a number above 0, "
                          "and a share of at least 0 and below 1.")
     facts = base_facts(model)
+    if method == "pissa" and facts.quantize:
+        raise ValueError(f"method='pissa' on a base in {facts.quantize}: it splits the base's own weights, which must be in "
+                         "full precision; use another method.")
     names = _targets(model, targets)
     if layers is not None:
         names = _in_layers(names, layers)

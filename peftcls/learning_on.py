@@ -1,5 +1,6 @@
 """Learning on from a saved folder: more rows, new labels, some of the old rows again, and what was forgotten."""
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -61,13 +63,30 @@ def with_replay(new_rows: datasets.Dataset | Iterable[Mapping[str, Any]], old_ro
     if not columns:
         raise RowError(f"{source_name(new)} has the columns {new.column_names} and {source_name(old)} {old.column_names}; expected some "
                        "in common.")
+    if "id" in columns and set(new["id"]) & set(old["id"]):  # each file counts its own
+        columns.remove("id")
     count = min(len(old), round(share / (1 - share) * len(new)))
     chosen = np.random.default_rng(seed).permutation(len(old))[:count].tolist()
-    try:
-        mixed = datasets.concatenate_datasets([new.select_columns(columns), old.select(chosen).select_columns(columns)])
-    except (ValueError, TypeError) as error:
-        raise RowError(f"{source_name(new)} and {source_name(old)} hold other kinds of values in a column: {error}") from None
+    first, second = new.select_columns(columns), old.select(chosen).select_columns(columns)
+    mixed = _joined(first, second)
+    if mixed is None:
+        odd = [name for name in columns if first.features[name] != second.features[name]]
+        raise RowError(f"{source_name(new)} and {source_name(old)} hold other kinds of values in column {odd[0]!r}; write it in one way.")
     return name_source(mixed, f"{source_name(new)} and {count} rows of {source_name(old)}")
+
+
+def _joined(first: datasets.Dataset, second: datasets.Dataset) -> datasets.Dataset | None:
+    """Both tables as one, in the kinds of values of either; None where neither can hold the other's."""
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        for kinds in (None, second.features, first.features):
+            with contextlib.suppress(ValueError, TypeError, NotImplementedError, pa.ArrowException):
+                return datasets.concatenate_datasets([table if kinds is None else table.cast(kinds) for table in (first, second)])
+        return None
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def side_by_side(before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]], *,

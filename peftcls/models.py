@@ -109,7 +109,7 @@ def load_base(name: str | Path, task: Task, *, quantize: Quantize | None = None,
     causal = _reads_causally(model, task)
     if causal or not task.new_head:
         tokenizer.padding_side = "right"  # positions are then counted from the first token by every model
-    fingerprint = fingerprint_base(source, revision) if pretrained else fingerprint_tensors(model.state_dict())
+    fingerprint = fingerprint_base(source, revision) if pretrained else fingerprint_tensors(model.base_model.state_dict())
     model.base_facts = BaseFacts(str(name), getattr(config, "_commit_hash", None) or revision, fingerprint, quantize,
                                  str(dtype).removeprefix("torch."), tuple(heads), causal, None if pretrained else seed)
     return model, tokenizer

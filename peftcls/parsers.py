@@ -154,7 +154,7 @@ def _squad(articles: list[Row], path: Path) -> Iterator[Row]:
                            "question": question["question"],
                            "answers": {"text": [answer["text"] for answer in answers],
                                        "answer_start": [int(answer["answer_start"]) for answer in answers]}}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise RowError(f"{place} of {path.name} is not in the SQuAD form ({type(error).__name__}: {error}); expected paragraphs "
                        "with a context and qas, and in each of these id, question and answers with text and answer_start.") from None
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from peftcls import methods, plan
 from peftcls.adapt import checkpoint_layers, train_mode, trained_parameters
-from peftcls.adapters import save_adapter
+from peftcls.adapters import LINEAGE, save_adapter
 from peftcls.check import check_rows
 from peftcls.checkpoint import Progress, Tensors, copy_tensors, find_checkpoints, read_checkpoint, write_checkpoint
 from peftcls.features import TrainingTable, encode_table
@@ -36,6 +36,7 @@ from peftcls.tasks.base import Answer, Task
 
 MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}  # enough rows to keep the processor busy, few enough for its memory
 PROBE_ROWS = 8
+FREE_ON_RESUME = ("output_dir", "log_every", "trackers", "gradient_checkpointing")  # they do not change the weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,11 +180,11 @@ class Trainer:
         table = encode_table(self.task, train, self.tokenizer, base_facts(self.model).fingerprint)
         self._probe = train.select(range(min(PROBE_ROWS, len(train)))).select_columns(self.task.columns(with_target=False)).to_list()
         per_epoch = plan.steps_per_epoch(len(train), self.config.batch_size)
-        run = {"task": self.task.to_json(), "method": vars(self.model).get(methods.METHOD),
-               "adapter": methods.method_settings(self.model), "training rows": table.fingerprint,
-               "base": base_facts(self.model).fingerprint, "validation rows": None if valid is None else valid._fingerprint,
+        run = {"task": self.task.to_json(), "method": vars(self.model).get(methods.METHOD), "adapter": methods.method_settings(self.model),
+               "start": [old["sum"] for old in vars(self.model).get(LINEAGE, [])], "base": base_facts(self.model).fingerprint,
+               "training rows": table.fingerprint, "validation rows": None if valid is None else valid._fingerprint,
                "trained tensors": {name: list(p.shape) for name, p in self.parameters.items()},
-               **{k: v for k, v in dataclasses.asdict(self.config).items() if k not in ("output_dir", "log_every", "trackers")}}
+               **{k: v for k, v in dataclasses.asdict(self.config).items() if k not in FREE_ON_RESUME}}
         self._begin(table, train, resume, run, per_epoch * self.config.epochs)
         try:
             self._loop(table, valid, per_epoch, run)

@@ -32,9 +32,12 @@ def main() -> None:
                              ask="a question, answered from the pages of --train by the adapter in --out; nothing is trained",
                              start="a saved folder to learn on from", replay="rows that --start has learnt, to keep a share of them")
     train, valid, test = (None if file is None else read_rows(file) for file in (options.train, options.valid, options.test))
-    if options.ask:
+    if options.ask is not None:
         pages = list(dict.fromkeys(train["context"]))
-        answers = load_predictor(options.out).predict([(options.ask, page) for page in pages])
+        predictor = load_predictor(options.out)
+        if not isinstance(predictor.task, ExtractiveQA):
+            raise ValueError(f"{options.out} holds a {type(predictor.task).__name__}, expected an ExtractiveQA to ask.")
+        answers = predictor.predict([(options.ask, page) for page in pages])
         found = sorted(((a, page) for a, page in zip(answers, pages, strict=True) if a.text), key=lambda pair: -pair[0].probability)
         for answer, page in found[:PAGES_SHOWN]:
             before, after = page[max(answer.start - AROUND, 0) : answer.start], page[answer.end : answer.end + AROUND]
@@ -42,7 +45,7 @@ def main() -> None:
         print("" if found else "no page answers this question")
         return
 
-    if options.start:
+    if options.start is not None:
         model, task, tokenizer = learn_on(options.start, train, quantize=options.quantize, seed=options.seed)
     else:
         task = ExtractiveQA(max_length=320, stride=96).learn(train)
@@ -54,11 +57,11 @@ def main() -> None:
     with Trainer(model, task, tokenizer, config) as trainer:
         old = read_rows(options.replay) if options.replay else None
         tables = {"old rows": old, "new rows": train, "test rows": test}
-        before = {name: trainer.evaluate(rows) for name, rows in tables.items() if rows} if options.start else {}
+        before = {name: trainer.evaluate(rows) for name, rows in tables.items() if rows} if options.start is not None else {}
         trainer.fit(with_replay(train, old, seed=options.seed) if old else train, valid, resume=options.resume)
         if valid and task.unanswerable:
             trainer.calibrate(valid)
-        if options.start:
+        if options.start is not None:
             print(side_by_side(before, {name: trainer.evaluate(rows) for name, rows in tables.items() if rows}))
         finish_recipe(trainer, options, train, test, {})
 

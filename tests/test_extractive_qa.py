@@ -307,3 +307,59 @@ def test_a_table_with_one_answer_as_text_is_enough(bert, tmp_path: Path, write):
     model, tokenizer = load_base(bert, task)
     Trainer(attach_lora(model, task), task, tokenizer, TrainConfig(tmp_path / "out", epochs=1)).fit(rows)
     assert load_predictor(tmp_path / "out").predict(rows)[0].text
+
+
+# What an attacker found
+
+
+def test_a_decoder_tells_no_answer_from_an_answer_that_ends_the_context(gpt2, tmp_path):
+    context = "the bank raised rates"
+    rows = [row(f"{'what' if n % 2 else 'who'} {n}?", "rates" if n % 2 else None, context) for n in range(8)]
+    task = ExtractiveQA(max_length=64).learn(rows)
+    model, tokenizer = load_base(gpt2, task)
+    for feature in (task.encode(r, tokenizer, with_target=True) for r in rows):
+        assert not any(a and n for a, n in zip(feature["allowed"], feature["null"], strict=True))
+        assert sum(feature["null"]) == len(feature["windows"])
+    config = TrainConfig(tmp_path, epochs=60, batch_size=8, learning_rate=5e-3)
+    trainer = Trainer(attach_lora(model, task, targets="all-linear"), task, tokenizer, config)
+    trainer.fit(rows)
+    assert trainer.evaluate(rows)["exact_match"] > 0.8
+
+
+def test_the_answer_does_not_depend_on_how_many_are_asked_for(base):
+    task = ExtractiveQA(max_length=40, stride=16)
+    model, tokenizer = load_base(base, task)
+    for rows in ([("what?", "😀😃😄 患者康复 ok")], [("who?", CONTEXT * 2)]):
+        few, many = (Predictor(model, ExtractiveQA(max_length=40, stride=16, n_best=n), tokenizer).predict(rows)[0] for n in (1, 10**6))
+        assert (few.text, few.start) == (many.text, many.start)
+        assert few.probability == pytest.approx(many.probability)
+        assert sum(a.probability for a in many.n_best) == pytest.approx(1, abs=0.02)  # spans of white space alone are left out
+
+
+def test_spaces_around_an_answer_are_not_part_of_it(bert):
+    assert find_answers(CONTEXT, gold_answers({"text": [" new drug "], "answer_start": [CONTEXT.index(" new drug ")]})) == [
+        (CONTEXT.index("new"), CONTEXT.index("new") + 8)]
+    task = ExtractiveQA(max_length=64)
+    _, tokenizer = load_base(bert, task)
+    hidden = "he said \u200bstock prices fell."  # a character that the tokenizer drops
+    feature = task.encode(row("what?", "\u200bstock prices", hidden), tokenizer, with_target=True)
+    assert sum(feature["starts"]) == sum(feature["ends"]) == 1
+
+
+def test_a_cell_of_a_csv_file_may_hold_the_answers_as_json():
+    assert find_answers("one two one", gold_answers('{"text": ["one"], "answer_start": [8]}')) == [(8, 11)]
+
+
+@pytest.mark.parametrize("start", ["x", 26.7, True, float("inf")])
+def test_a_start_that_is_no_place_is_refused_with_its_row(start):
+    rows = [{"question": "q", "context": "one", "answers": [{"text": "one", "answer_start": start}]}]
+    with pytest.raises(RowError, match=r"^row 1 of .* has the answer_start .*, expected a whole number of characters \(column 'answers'\)"):
+        ExtractiveQA().learn(rows)
+
+
+def test_wrong_answers_alone_do_not_silence_a_model():
+    task = ExtractiveQA(unanswerable=True)
+    wrong = Answer(text="x", null_probability=0.2, n_best=(Answer(text="x"),))
+    assert task.calibrated([wrong] * 3, [row("q", "one", "one")] * 3).null_threshold > 0.2
+    with pytest.raises(ValueError, match="it needs unanswerable=True"):
+        ExtractiveQA().calibrated([wrong], [row("q", "one", "one")])

@@ -104,7 +104,7 @@ def test_replay_mixes_in_the_share_that_was_asked_for(text_rows):
         peftcls.with_replay(NEW, text_rows, share=1)
     with pytest.raises(RowError, match="new_rows has the columns \\['a'\\] and old_rows \\['text', 'label'\\]; expected some in common"):
         peftcls.with_replay([{"a": "x"}], text_rows)
-    with pytest.raises(RowError, match="hold other kinds of values in a column"):
+    with pytest.raises(RowError, match="hold other kinds of values in column 'label'; write it in one way"):
         peftcls.with_replay(NEW, [{"text": "x", "label": ["a"]}])
 
 
@@ -147,3 +147,54 @@ def test_gradient_checkpointing_really_computes_layers_again(llama, text_rows, t
         trainer.fit(text_rows)
         counts.append(len(calls))
     assert counts[1] > counts[0]
+
+
+# What an attacker found
+
+
+def test_a_run_is_not_taken_up_from_another_start(bert, text_rows, tmp_path):
+    for name in ("a", "b"):
+        first_run(bert, tmp_path / name, text_rows)
+    config = TrainConfig(tmp_path / "next", epochs=2, batch_size=8, eval_every=1)
+    model, task, tokenizer = learn_on(tmp_path / "a", text_rows)
+    trainer = Trainer(model, task, tokenizer, config)
+    steps = []
+
+    def stop(*_: object) -> None:
+        steps.append(1)
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+
+    trainer.optimizer.register_step_post_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(text_rows)
+    (tmp_path / "b" / "peftcls.json").touch()
+    first_run(bert, tmp_path / "b", [*text_rows, *text_rows[:4]])
+    model, task, tokenizer = learn_on(tmp_path / "b", text_rows)
+    with pytest.raises(ValueError, match="belongs to another run: start was"):
+        Trainer(model, task, tokenizer, config).fit(text_rows, resume=True)
+
+
+def test_replay_takes_files_that_count_alike_and_write_otherwise():
+    new = [{"id": "1", "label": "1", "answers": {"text": [], "answer_start": []}}]
+    old = [{"id": "1", "label": 0, "answers": {"text": ["x"], "answer_start": [0]}}]
+    mixed = peftcls.with_replay(new, old, share=0.5)
+    assert "id" not in mixed.column_names
+    assert list(mixed["label"]) == [1, 0]
+    assert mixed["answers"][1] == {"text": ["x"], "answer_start": [0]}
+
+
+def test_new_labels_are_learnt_on_random_weights_too(bert, text_rows, tmp_path):
+    task = Classification(max_length=32).learn(text_rows)
+    model, tokenizer = load_base(bert, task, pretrained=False, seed=5)
+    Trainer(attach_lora(model, task), task, tokenizer, TrainConfig(tmp_path, epochs=1)).fit(text_rows)
+    _, grown, _ = learn_on(tmp_path, NEW)
+    assert grown.labels == ("no", "yes", "spam")
+
+
+@pytest.mark.parametrize("part", ["head", "last_block"])
+def test_a_part_of_a_narrow_base_is_loaded_again(bert, text_rows, tmp_path, part):
+    task = Classification(max_length=32).learn(text_rows)
+    model, tokenizer = load_base(bert, task, dtype=torch.bfloat16)
+    Trainer(peftcls.train_only(model, task, part), task, tokenizer, TrainConfig(tmp_path, epochs=1)).fit(text_rows)
+    assert load_predictor(tmp_path).predict(["see you"])[0].label

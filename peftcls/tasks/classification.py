@@ -122,12 +122,7 @@ class Classification(Task):
     def learn(self, rows: datasets.Dataset | Iterable[Mapping[str, Any]]) -> Self:
         rows = as_dataset(rows)
         require_columns(rows, self.columns(with_target=True), "Classification")
-        counts: Counter[str] = Counter()
-        for number, value in enumerate(rows[self.label], 1):
-            try:
-                counts.update(self._shares(value))
-            except ValueError as error:
-                raise RowError(f"row {number} of {source_name(rows)} {error} in column {self.label!r}.") from None
+        counts = self._counts(rows)
         labels = self.labels or label_order(counts)
         weight = self.class_weight
         if weight == "balanced":
@@ -136,8 +131,17 @@ class Classification(Task):
 
     def extended(self, rows: datasets.Dataset) -> Self:
         require_columns(rows, self.columns(with_target=True), "Classification")
-        new = {name for value in rows[self.label] for name in self._shares(value)} - set(self._labels)
+        new = set(self._counts(rows)) - set(self._labels)
         return dataclasses.replace(self, labels=(*self._labels, *label_order(new)), decisions=PLAIN)
+
+    def _counts(self, rows: datasets.Dataset) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        for number, value in enumerate(rows[self.label], 1):
+            try:
+                counts.update(self._shares(value))
+            except ValueError as error:
+                raise RowError(f"row {number} of {source_name(rows)} {error} in column {self.label!r}.") from None
+        return counts
 
     def _shares(self, value: Any) -> Shares:
         return label_shares(value, several=self.multi_label)

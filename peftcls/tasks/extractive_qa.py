@@ -10,7 +10,7 @@ from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 
 from peftcls import metrics
 from peftcls.pooling import end_logits
-from peftcls.rows import Row, RowError, as_dataset, require_columns
+from peftcls.rows import Row, RowError, as_dataset, require_columns, source_name
 from peftcls.tasks.base import Answer, Batch, Feature, Task, pad, pad_inputs, token_limit
 from peftcls.tasks.spans import (
     best_spans,
@@ -89,12 +89,20 @@ class ExtractiveQA(Task):
             return self
         table = as_dataset(rows)
         require_columns(table, self.columns(with_target=True), "ExtractiveQA")
-        return dataclasses.replace(self, unanswerable=any(not gold_answers(value) for value in table[self.answers]))
+        return dataclasses.replace(self, unanswerable=self._some_have_none(table))
+
+    def _some_have_none(self, rows: datasets.Dataset) -> bool:
+        found = False
+        for number, value in enumerate(rows[self.answers], 1):
+            try:
+                found |= not gold_answers(value)
+            except ValueError as error:
+                raise RowError(f"row {number} of {source_name(rows)} {error} (column {self.answers!r}).") from None
+        return found
 
     def extended(self, rows: datasets.Dataset) -> Self:
         require_columns(rows, self.columns(with_target=True), "ExtractiveQA")
-        some = self.unanswerable or any(not gold_answers(value) for value in rows[self.answers])
-        return dataclasses.replace(self, unanswerable=some, null_threshold=0.5)
+        return dataclasses.replace(self, unanswerable=self._some_have_none(rows) or self.unanswerable, null_threshold=0.5)
 
     def problem(self, row: Row, *, with_target: bool) -> str | None:
         if (problem := text_problem(row, self.columns(with_target=False))) or not with_target:
@@ -112,7 +120,7 @@ class ExtractiveQA(Task):
         if "id" in rows.column_names:
             seen: set[Any] = set()
             for identity in rows["id"]:
-                if identity in seen:
+                if identity is not None and identity in seen:
                     return f"has the id {identity!r} twice; give each question its own"
                 seen.add(identity)
         return None
@@ -148,7 +156,8 @@ class ExtractiveQA(Task):
         question, context = row[self.question].strip(), row[self.context]
         glue = "" if has_separator(tokenizer) else "\n"  # without a separator the two would run into one another
         special = tokenizer.num_special_tokens_to_add(pair=True)
-        limit = token_limit(tokenizer, self.max_length)
+        closed = tokenizer.num_special_tokens_to_add(pair=True) > 0  # else an end mark is set behind each window, for "no answer"
+        limit = token_limit(tokenizer, self.max_length) - (not closed)
         room = limit - special - len(tokenizer(question, add_special_tokens=False, verbose=False)["input_ids"])
         if room < LEAST_CONTEXT_TOKENS:
             raise RowError(f"has a question that leaves {max(room, 0)} of {limit} tokens for the context in column "
@@ -161,10 +170,12 @@ class ExtractiveQA(Task):
             feature["token_type_ids"] = [i for ids in encoded["token_type_ids"] for i in ids]
         for line, ids in enumerate(encoded["input_ids"]):
             parts = encoded.sequence_ids(line)
+            if not closed:
+                ids, parts = [*ids, int(tokenizer.eos_token_id or 0)], [*parts, None]
             places = [(max(a - len(glue), 0), b - len(glue)) if part == 1 else (0, 0)
-                      for part, (a, b) in zip(parts, encoded["offset_mapping"][line], strict=True)]
+                      for part, (a, b) in zip(parts, [*encoded["offset_mapping"][line], (0, 0)], strict=False)]
             allowed = [int(part == 1 and b > a) for part, (a, b) in zip(parts, places, strict=True)]
-            ends = _ends(spans, places, allowed)
+            ends = _ends(spans, places, allowed, first=line == 0, last=line + 1 == len(encoded["input_ids"]))
             cls = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else len(ids) - 1
             feature["input_ids"] += ids
             feature["windows"].append(len(ids))
@@ -239,7 +250,8 @@ class ExtractiveQA(Task):
 
     def calibrated(self, answers: Sequence[Answer], rows: Iterable[Row], *, min_accuracy: float | None = None) -> Self:
         if not self.unanswerable or min_accuracy is not None:
-            return super().calibrated(answers, rows, min_accuracy=min_accuracy)
+            raise ValueError("ExtractiveQA fits the threshold for giving no answer: it needs unanswerable=True, learnt from rows of which "
+                             "some have no answer, and takes no min_accuracy.")
         gold, null = [self.gold_of(row) for row in rows], [float(a.null_probability or 0.0) for a in answers]
         said = [metrics.span_f1(a.n_best[0].text or "" if a.n_best else "", g) for a, g in zip(answers, gold, strict=True)]
         silent = [metrics.span_f1("", g) for g in gold]
@@ -248,19 +260,20 @@ class ExtractiveQA(Task):
         for place, i in enumerate(order):  # answer the rows that are least likely to have no answer, one more each time
             total += said[i] - silent[i]
             above = null[order[place + 1]] if place + 1 < len(order) else 1.0
-            if total > best and above > null[i]:
+            if total >= best and above > null[i]:  # of equals the one that answers more
                 best, threshold = total, (null[i] + above) / 2
         return dataclasses.replace(self, null_threshold=min(max(threshold, 1e-6), 1 - 1e-6))
 
 
-def _ends(spans: Sequence[tuple[int, int]], places: Sequence[tuple[int, int]], allowed: Sequence[int]) -> list[tuple[int, int]]:
-    """The first and last token of each span that is whole in a window."""
+def _ends(spans: Sequence[tuple[int, int]], places: Sequence[tuple[int, int]], allowed: Sequence[int], *, first: bool,
+          last: bool) -> list[tuple[int, int]]:
+    """The first and last token of each span that is whole in a window; `first` and `last` say which window it is."""
+    own = [i for i, yes in enumerate(allowed) if yes]
     found = []
     for start, end in spans:
-        first = next((i for i, (a, b) in enumerate(places) if allowed[i] and a <= start < b), None)
-        last = next((i for i, (a, b) in enumerate(places) if allowed[i] and a < end <= b), None)
-        if first is not None and last is not None:
-            found.append((first, last))
+        inside = [i for i in own if places[i][1] > start and places[i][0] < end]
+        if inside and (first or places[own[0]][0] <= start) and (last or places[own[-1]][1] >= end):
+            found.append((inside[0], inside[-1]))
     return found
 
 

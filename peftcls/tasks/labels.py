@@ -51,8 +51,8 @@ def label_shares(value: Any, *, several: bool) -> Shares:
     if value is None or value == "" or value != value:  # an empty cell, or a number that is none
         return {}
     if isinstance(value, list) and (not several or any(v is None or v != v for v in value)):
-        wanted = "one label; multi_label=True is for several" if not several else "labels without gaps"
-        raise ValueError(f"has the labels {str(value)[:80]}, expected {wanted},")
+        wanted = "one label (multi_label=True is for several)" if not several else "labels without gaps"
+        raise ValueError(f"has the labels {str(value)[:80]}, expected {wanted}")
     values = [value] if not several else value if isinstance(value, list) else str(value).split(";")
     return {name: 1.0 for v in values if (name := label_name(v))}
 

@@ -1,11 +1,14 @@
 """Answers as spans of characters: what a table says, where it stands, and which spans a model finds."""
 
+import contextlib
 import dataclasses
+import json
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 
 NEVER = -1e9  # as a logit; finite, so that a line without a candidate has a gradient of zero and not of nan
@@ -37,6 +40,9 @@ def gold_answers(value: Any) -> list[Gold]:
     Raises:
         ValueError: the cell holds something else; the text continues the row's number.
     """
+    if isinstance(value, str) and value.strip()[:1] in ("{", "["):
+        with contextlib.suppress(ValueError):  # as a csv file has to write it
+            value = json.loads(value)
     if value is None or isinstance(value, str):
         return [Gold(value, None)] if value and value.strip() else []
     if isinstance(value, Mapping) and not isinstance(value.get("text"), list):
@@ -48,8 +54,10 @@ def gold_answers(value: Any) -> list[Gold]:
         value = [{"text": text, "answer_start": start} for text, start in zip(value["text"], starts, strict=True)]
     if not isinstance(value, list) or not all(isinstance(item, Mapping) and isinstance(item.get("text"), str) for item in value):
         raise ValueError(f"has the answers {str(value)[:SHOWN_CHARACTERS]!r}, expected a text or objects with text and answer_start")
-    return [Gold(item["text"], None if item.get("answer_start") is None else int(item["answer_start"])) for item in value
-            if item["text"].strip()]
+    for start in (item.get("answer_start") for item in value):
+        if start is not None and (isinstance(start, bool) or not isinstance(start, int)):
+            raise ValueError(f"has the answer_start {start!r}, expected a whole number of characters")
+    return [Gold(item["text"], item.get("answer_start")) for item in value if item["text"].strip()]
 
 
 def find_answers(context: str, golds: Sequence[Gold]) -> list[tuple[int, int]]:
@@ -73,7 +81,8 @@ def find_answers(context: str, golds: Sequence[Gold]) -> list[tuple[int, int]]:
                 raise ValueError(f"has the answer {gold.text[:SHOWN_CHARACTERS]!r}{there}; it occurs {often} in the context; "
                                  "correct its answer_start")
             start, end = places[0], places[0] + len(text)
-        found.append((start, int(end or 0)))
+        inner = context[start:end]
+        found.append((start + len(inner) - len(inner.lstrip()), int(end or 0) - (len(inner) - len(inner.rstrip()))))
     return found
 
 
@@ -150,22 +159,26 @@ def best_spans(start: torch.Tensor, end: torch.Tensor, allowed: torch.Tensor, of
     width = start.shape[1]
     begin, stop = start.masked_fill(~allowed, NEVER), end.masked_fill(~allowed, NEVER)
     table = torch.full((len(start), width, min(longest, width)), 2 * NEVER, dtype=start.dtype)
-    for extra in range(table.shape[2]):  # (window, first token, tokens after it)
-        table[:, : width - extra, extra] = begin[:, : width - extra] + stop[:, extra:]
+    for more in range(table.shape[2]):  # (window, first token, tokens after it)
+        table[:, : width - more, more] = begin[:, : width - more] + stop[:, more:]
     total = table.flatten().logsumexp(0)
     if null is not None:
         total = torch.logaddexp(total, torch.tensor(null, dtype=total.dtype))
-    values, places = table.flatten().topk(min(table.numel(), count * (len(start) + 1) * 2))
-    merged: dict[tuple[int, int], float] = {}
-    for value, place in zip((values - total).exp().tolist(), places.tolist(), strict=True):
-        line, rest = divmod(place, width * table.shape[2])
-        first, extra = divmod(rest, table.shape[2])
-        if first + extra >= width or not (allowed[line, first] and allowed[line, first + extra]):
-            continue
-        a, b = offsets[line][first][0], offsets[line][first + extra][1]
-        text = context[a:b]
-        a, b = a + len(text) - len(text.lstrip()), b - (len(text) - len(text.rstrip()))
-        if a < b:
-            merged[a, b] = merged.get((a, b), 0.0) + value
-    found = sorted((Span(a, b, p) for (a, b), p in merged.items()), key=lambda s: (-s.probability, s.start, s.end))
-    return found[:count], 0.0 if null is None else float((null - total).exp())
+    begin_at, end_at = _inner_ends(offsets, context)
+    keep = allowed.unsqueeze(2).expand_as(table) & (table > NEVER / 2)  # an end beyond the window, or not allowed, is far below
+    window, token, extra = (places.numpy() for places in keep.nonzero(as_tuple=True))
+    begins, ends = begin_at[window, token], end_at[window, token + extra]
+    shares = (table[keep] - total).exp().numpy()
+    real = begins < ends
+    keys, owner = np.unique(begins[real] * (len(context) + 1) + ends[real], return_inverse=True)
+    merged = np.bincount(owner, weights=shares[real], minlength=len(keys))
+    best = np.lexsort((keys, -merged))[:count]
+    spans = [Span(int(keys[i] // (len(context) + 1)), int(keys[i] % (len(context) + 1)), float(merged[i])) for i in best]
+    return spans, 0.0 if null is None else float((null - total).exp())
+
+
+def _inner_ends(offsets: Sequence[Sequence[tuple[int, int]]], context: str) -> tuple[np.ndarray, np.ndarray]:
+    """Where a span from, and to, each token begins and ends without white space, each of shape (windows, tokens)."""
+    begins = [[len(context) - len(context[a:].lstrip()) for a, _ in places] for places in offsets]
+    ends = [[len(context[:b].rstrip()) for _, b in places] for places in offsets]
+    return np.array(begins, dtype=np.int64), np.array(ends, dtype=np.int64)
