@@ -46,7 +46,7 @@ def test_a_command_runs(command, folder):
     program, *arguments = shlex.split(command)
     arguments = [str(ROOT / a) if a.startswith("recipes/") else a for a in arguments]
     program = sys.executable if program == "python" else str(BIN / program)
-    ended = subprocess.run([program, *arguments, "--epochs", "1"], capture_output=True, text=True, timeout=400, check=False)
+    ended = subprocess.run([program, *arguments, "--epochs", "1"], capture_output=True, text=True, timeout=900, check=False)
     assert ended.returncode == 0, ended.stderr[-3000:]
 
 

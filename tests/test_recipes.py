@@ -26,7 +26,7 @@ def some_rows(name: str, path: Path, count: int, *, drop: str | None = None) -> 
 
 def run(recipe: str, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, str(RECIPES / f"{recipe}.py"), *map(str, arguments)], capture_output=True, text=True,
-                          timeout=400, check=False)
+                          timeout=900, check=False)
 
 
 @pytest.mark.parametrize(("recipe", "data", "answer"), [
@@ -85,7 +85,7 @@ def test_what_would_fail_after_the_training_is_refused_before_it(arguments, sent
     some_rows("papers_train.csv", tmp_path / "train.csv", 8)
     (tmp_path / "unknown.csv").write_text("title,abstract,label\na,b,7\n")
     ended = subprocess.run([sys.executable, str(RECIPES / "medical_paper_head.py"), "--train", "train.csv", *arguments], cwd=tmp_path,
-                           capture_output=True, text=True, timeout=400, check=False)
+                           capture_output=True, text=True, timeout=900, check=False)
     assert ended.returncode == 1
     assert sentence in ended.stderr.splitlines()[-1]
     assert not (tmp_path / "runs").exists()
