@@ -18,6 +18,17 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
+def runs() -> list[list[str]]:
+    """The commands, and together with those before it a command that asks what they trained."""
+    found: list[list[str]] = []
+    for command in (c for c in commands() if not c.startswith("make ")):
+        if " --ask " in command:
+            found[-1].append(command)
+        else:
+            found.append([command])
+    return found
+
+
 def commands() -> list[str]:
     return [line for block in blocks("sh") for line in block.splitlines()]
 
@@ -41,13 +52,14 @@ def test_the_python_blocks_run_in_order(folder, capsys):
     assert not (folder / "runs" / "bad").exists()
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if not c.startswith("make ")])
-def test_a_command_runs(command, folder):
-    program, *arguments = shlex.split(command)
-    arguments = [str(ROOT / a) if a.startswith("recipes/") else a for a in arguments]
-    program = sys.executable if program == "python" else str(BIN / program)
-    ended = subprocess.run([program, *arguments, "--epochs", "1"], capture_output=True, text=True, timeout=900, check=False)
-    assert ended.returncode == 0, ended.stderr[-3000:]
+@pytest.mark.parametrize("commands", runs(), ids=lambda commands: commands[0])
+def test_a_command_runs(commands, folder):
+    for command in commands:
+        program, *arguments = shlex.split(command)
+        arguments = [str(ROOT / a) if a.startswith("recipes/") else a for a in arguments]
+        program = sys.executable if program == "python" else str(BIN / program)
+        ended = subprocess.run([program, *arguments, "--epochs", "1"], capture_output=True, text=True, timeout=900, check=False)
+        assert ended.returncode == 0, ended.stderr[-3000:]
 
 
 def test_the_makefile_has_the_commands_that_the_readme_names():

@@ -188,7 +188,7 @@ def test_all_articles_and_paragraphs_of_a_squad_file_are_read(write):
         article("Two", ("a galaxy far away", [("4", "galaxy")])))))
     assert rows["id"][:] == ["1", "2", "3", "4"]
     assert rows["title"][:] == ["One", "One", "One", "Two"]
-    assert rows[3] == {"id": "4", "title": "Two", "context": "a galaxy far away", "question": "question 4?",
+    assert rows[3] == {"id": "4", "title": "Two", "paragraph": 1, "context": "a galaxy far away", "question": "question 4?",
                        "answers": {"text": ["galaxy"], "answer_start": [2]}}
     assert all(r["context"][s:].startswith(t) for r in rows for t, s in zip(r["answers"]["text"], r["answers"]["answer_start"], strict=True))  # noqa: E501
 
