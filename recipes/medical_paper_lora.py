@@ -22,7 +22,7 @@ def main() -> None:
     model, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
     model = attach_lora(model, task, rank=16, alpha=32, dropout=0.05, seed=options.seed)
 
-    config = TrainConfig(options.out, epochs=options.epochs, batch_size=16, learning_rate=options.learning_rate, seed=options.seed)
+    config = TrainConfig(options.out, epochs=options.epochs, batch_size=8, learning_rate=options.learning_rate, seed=options.seed)
     with Trainer(model, task, tokenizer, config) as trainer:
         untrained = trainer.predict(test) if test else []
         trainer.fit(train, valid, resume=options.resume)
