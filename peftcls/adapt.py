@@ -157,11 +157,9 @@ def train_mode(model: torch.nn.Module) -> None:
         child.train()
 
 
-def checkpoint_layers(model: torch.nn.Module, wanted: bool) -> None:
-    """Switch gradient checkpointing on where it is wanted. Raises ValueError where the architecture has none."""
+def checkpoint_layers(model: torch.nn.Module) -> None:
+    """Switch gradient checkpointing on. Raises ValueError where the architecture has none."""
     inner = unwrapped(model)
-    if not wanted:
-        return
     if not inner.supports_gradient_checkpointing:
         raise ValueError(f"gradient_checkpointing=True: {type(inner).__name__} does not support it; leave it out.")
     switch = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable  # its older name

@@ -1,9 +1,7 @@
 """Systems without a transformer, that every score should be seen beside."""
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import datasets
@@ -16,6 +14,7 @@ from sklearn.pipeline import make_pipeline
 from peftcls.tasks.base import Answer, Task
 from peftcls.tasks.extractive_qa import ExtractiveQA
 from peftcls.tasks.regression import Regression
+from peftcls.tasks.spans import sentence_spans
 from peftcls.tasks.texts import text_columns
 
 KEYWORDS = 5
@@ -41,17 +40,22 @@ def baselines(task: Task, train: datasets.Dataset, test: datasets.Dataset) -> di
 
 def pair_similarity(task: Task, columns: Sequence[str], train: datasets.Dataset, test: datasets.Dataset) -> list[Answer]:
     """For pairs of texts: logistic regression on how alike the two are, by the cosine of TF-IDF and by shared words."""
-    terms = TfidfVectorizer(sublinear_tf=True).fit([str(row[name]) for row in train for name in columns])
     split = TfidfVectorizer().build_analyzer()
 
     def alike(rows: datasets.Dataset) -> np.ndarray:
-        first, second = (terms.transform([str(row[name]) for row in rows]) for name in columns)
         words = [[set(split(str(row[name]))) for name in columns] for row in rows]
         shared = [len(one & two) / max(len(one | two), 1) for one, two in words]
-        return np.column_stack([np.asarray(first.multiply(second).sum(1)).ravel(), shared])
+        return np.column_stack([_cosines(columns, train, rows), shared])
 
     fitted = LogisticRegression(C=10, max_iter=2000).fit(alike(train), [task.gold_of(row)[0] for row in train])
     return [_answer(dict(zip(fitted.classes_, row, strict=True))) for row in fitted.predict_proba(alike(test))]
+
+
+def _cosines(columns: Sequence[str], train: datasets.Dataset, rows: datasets.Dataset) -> np.ndarray:
+    """The cosine of the TF-IDF of each row's two texts, as the training rows weigh words."""
+    terms = TfidfVectorizer(sublinear_tf=True).fit([str(row[name]) for row in train for name in columns])
+    first, second = (terms.transform([str(row[name]) for row in rows]) for name in columns)
+    return np.asarray(first.multiply(second).sum(1)).ravel()
 
 
 def _labels(task: Task, labels: Sequence[str], train: datasets.Dataset, test: datasets.Dataset) -> dict[str, list[Answer]]:
@@ -94,9 +98,7 @@ def _numbers(task: Regression, train: datasets.Dataset, test: datasets.Dataset) 
     columns = text_columns(task.text)
     try:
         if len(columns) == 2:
-            terms = TfidfVectorizer(sublinear_tf=True).fit([str(row[name]) for row in train for name in columns])
-            one, two = (terms.transform([str(row[name]) for row in test]) for name in columns)
-            found = {"TF-IDF cosine": [Answer(value=float(v)) for v in np.asarray(one.multiply(two).sum(1)).ravel()], **found}
+            found = {"TF-IDF cosine": [Answer(value=float(v)) for v in _cosines(columns, train, test)], **found}
         else:
             ridge = make_pipeline(TfidfVectorizer(sublinear_tf=True), Ridge()).fit(texts, numbers)
             found = {"TF-IDF + ridge regression": [Answer(value=float(v)) for v in ridge.predict(unseen)], **found}
@@ -110,8 +112,7 @@ def _nearest_sentences(task: ExtractiveQA, train: datasets.Dataset, test: datase
     found = []
     for row in test:
         context = row[task.context]
-        ends = [0, *(match.end() for match in re.finditer(r"[.!?]\s+", context)), len(context)]
-        spans = [(a, b) for a, b in pairwise(ends) if context[a:b].strip()]
+        spans = [(a, b) for a, b in sentence_spans(context) if context[a:b].strip()]
         near = terms.transform([context[a:b] for a, b in spans]) @ terms.transform([row[task.question]]).T
         a, b = spans[int(near.toarray().argmax())]
         found.append(Answer(text=context[a:b].strip(), start=a, end=b))

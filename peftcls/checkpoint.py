@@ -33,6 +33,13 @@ def copy_tensors(parameters: dict[str, torch.nn.Parameter]) -> Tensors:
     return {name: p.detach().cpu().clone() for name, p in parameters.items()}
 
 
+def put_tensors(parameters: dict[str, torch.nn.Parameter], tensors: Tensors) -> None:
+    """Put back what `copy_tensors` gave."""
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+
+
 def write_checkpoint(folder: Path, progress: Progress, parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer,
                      best: Tensors | None, method: Tensors, run: dict[str, Any]) -> None:
     """Write `folder`/checkpoint-STEP beside and rename it when it is whole; then remove the ones before it.
@@ -99,9 +106,7 @@ def read_checkpoint(checkpoint: Path, parameters: dict[str, torch.nn.Parameter],
         raise ValueError(f"{checkpoint} belongs to another run: {'; '.join(changed)}. Go on with the same settings and rows, or choose "
                          "another output_dir.")
     tensors = load_file(checkpoint / TENSORS)
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[f"model/{name}"])
+    put_tensors(parameters, {name: tensors[f"model/{name}"] for name in parameters})
     for name, parameter in parameters.items():
         found = {parts[1]: value for key, value in tensors.items()
                  if (parts := key.split("/", 2))[0] == "optimizer" and parts[2] == name}

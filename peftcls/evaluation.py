@@ -116,8 +116,7 @@ def compare_answers(task: Task, first: Sequence[Answer], second: Sequence[Answer
     Raises:
         ValueError: the task has no such score, or answers and rows are not as many.
     """
-    table, name = _listed(task, rows, first), score or task.monitor
-    _listed(task, rows, second)
+    table, name = _listed(task, rows, first, second), score or task.monitor
     one, two = _scorer(task, first, table), _scorer(task, second, table)
     every = tuple(range(len(table)))
     if name not in one(every):
@@ -133,12 +132,13 @@ def compare_answers(task: Task, first: Sequence[Answer], second: Sequence[Answer
     return Comparison(name, one(every)[name], two(every)[name], one(every)[name] - two(every)[name], found, won)
 
 
-def _listed(task: Task, rows: Rows, answers: Sequence[Answer]) -> list[Row]:
+def _listed(task: Task, rows: Rows, *systems: Sequence[Answer]) -> list[Row]:
     checked = as_dataset(rows)
     check_rows(task, checked)
     table: list[Row] = checked.to_list()
-    if len(table) != len(answers):
-        raise ValueError(f"there are {len(answers)} answers and {len(table)} rows, expected one answer a row.")
+    for answers in systems:
+        if len(table) != len(answers):
+            raise ValueError(f"there are {len(answers)} answers and {len(table)} rows, expected one answer a row.")
     return table
 
 

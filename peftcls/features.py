@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from peftcls.rows import Row, RowError, source_name
+from peftcls.rows import Row, RowError, source_name, without_progress_bars
 from peftcls.tasks.base import Feature, Task
 
 
@@ -52,12 +52,7 @@ def encode_table(task: Task, rows: datasets.Dataset, tokenizer: PreTrainedTokeni
         found = list(encode_rows(task, own, tokenizer, source=source, first=numbers[0] + 1, with_target=True))
         return {name: [feature[name] for feature in found] for name in found[0]} | {"length": [len(f["input_ids"]) for f in found]}
 
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
+    with without_progress_bars():
         table = rows.select_columns(columns).map(encode, batched=True, with_indices=True, remove_columns=columns, new_fingerprint=key)
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
     strata = np.array(table["stratum"]) if "stratum" in table.column_names else None
     return TrainingTable(table, np.array(table["length"]), np.array(table["weight"]), strata, sum(table["shortened"]), key)

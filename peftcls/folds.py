@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from peftcls.adapt import trained_parameters
 from peftcls.check import check_rows
-from peftcls.checkpoint import copy_tensors
+from peftcls.checkpoint import copy_tensors, put_tensors
 from peftcls.rows import as_dataset
 from peftcls.tasks.base import Answer, Task
 from peftcls.trainer import TrainConfig, Trainer
@@ -81,7 +81,7 @@ def cross_validate(model: torch.nn.Module, task: Task, tokenizer: PreTrainedToke
     fold_of, fold_scores = [0] * len(table), []
     try:
         for fold, held in enumerate(_parts(task, table, folds, config.seed, labelled)):
-            _put_back(parameters, start)
+            put_tensors(parameters, start)
             left = sorted(set(range(len(table))) - set(held))
             trainer = Trainer(model, task, tokenizer, dataclasses.replace(config, output_dir=Path(config.output_dir) / f"fold-{fold}"))
             trainer.fit(table.select(left), resume=resume)
@@ -91,7 +91,7 @@ def cross_validate(model: torch.nn.Module, task: Task, tokenizer: PreTrainedToke
             for row in held:
                 fold_of[row] = fold
     finally:
-        _put_back(parameters, start)
+        put_tensors(parameters, start)
     ordered = [answers[i] for i in range(len(table))]
     return CrossValidation(ordered, fold_of, task.score(ordered, table), fold_scores, _doubts(task, ordered, table))
 
@@ -101,12 +101,6 @@ def _parts(task: Task, table: datasets.Dataset, folds: int, seed: int, labelled:
     cut = StratifiedKFold if labelled else KFold
     places = list(range(len(table)))
     return [held.tolist() for _, held in cut(folds, shuffle=True, random_state=seed).split(places, [name for (name,) in gold] or None)]
-
-
-def _put_back(parameters: dict[str, torch.nn.Parameter], start: dict[str, torch.Tensor]) -> None:
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(start[name])
 
 
 def _doubts(task: Task, answers: list[Answer], table: datasets.Dataset) -> list[Doubt]:

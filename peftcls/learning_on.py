@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from peftcls.adapters import load_adapter
 from peftcls.metrics import LOWER_IS_BETTER
 from peftcls.models import Quantize
-from peftcls.rows import RowError, as_dataset, name_source, source_name
+from peftcls.rows import RowError, as_dataset, name_source, source_name, without_progress_bars
 from peftcls.tasks.base import Task
 
 
@@ -77,16 +77,11 @@ def with_replay(new_rows: datasets.Dataset | Iterable[Mapping[str, Any]], old_ro
 
 def _joined(first: datasets.Dataset, second: datasets.Dataset) -> datasets.Dataset | None:
     """Both tables as one, in the kinds of values of either; None where neither can hold the other's."""
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
+    with without_progress_bars():
         for kinds in (None, second.features, first.features):
             with contextlib.suppress(ValueError, TypeError, NotImplementedError, pa.ArrowException):
                 return datasets.concatenate_datasets([table if kinds is None else table.cast(kinds) for table in (first, second)])
-        return None
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
+    return None
 
 
 def side_by_side(before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]], *,

@@ -20,9 +20,18 @@ def class_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor], pooling
     logits = _line_logits(model, batch, pooling, causal=causal)
     if "windows" not in batch:
         return logits
-    owner = torch.repeat_interleave(batch["windows"])  # the row that a window is of
-    sums = logits.new_zeros(len(batch["windows"]), logits.shape[1]).index_add(0, owner, logits)
-    return sums / batch["windows"].unsqueeze(1)
+    return mean_of_windows(logits, batch["windows"])
+
+
+def mean_of_windows(values: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
+    """Means over the windows of each row: (windows of all rows, values) and how many each row has give (rows, values)."""
+    owner = torch.repeat_interleave(windows)  # the row that a window is of
+    return values.new_zeros(len(windows), values.shape[1]).index_add(0, owner, values) / windows.unsqueeze(1)
+
+
+def widened(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in float32 or wider: in bf16 a loss has steps of about 0.004."""
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
 def _line_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor], pooling: Pooling | None, *, causal: bool) -> torch.Tensor:
@@ -50,8 +59,8 @@ def end_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[
         output = model(**moved)
         found = (output.start_logits, output.end_logits)
     back = order.argsort(dim=1)
-    start, end = (logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits for logits in found)
-    return start.gather(1, back), end.gather(1, back)
+    start, end = (widened(logits).gather(1, back) for logits in found)
+    return start, end
 
 
 def unwrapped(model: torch.nn.Module) -> Any:

@@ -37,7 +37,7 @@ def read_rows(source: str | Path, *, split: str | None = None, encoding: str | N
     path = Path(source)
     if path.suffix.lower() not in READERS or not path.is_file():
         return _read_hub(str(source), split, path)
-    with _quiet():
+    with without_progress_bars():
         rows = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_text(path, _with_mark(encoding), columns)
     return name_source(rows, path.name)
 
@@ -144,7 +144,7 @@ def _with_mark(encoding: str | None) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def without_progress_bars() -> Iterator[None]:
     """No progress bar for a file that is read in a moment."""
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()

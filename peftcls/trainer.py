@@ -23,7 +23,7 @@ from peftcls import methods, plan
 from peftcls.adapt import checkpoint_layers, train_mode, trained_parameters
 from peftcls.adapters import LINEAGE, save_adapter
 from peftcls.check import check_rows
-from peftcls.checkpoint import Progress, Tensors, copy_tensors, find_checkpoints, read_checkpoint, write_checkpoint
+from peftcls.checkpoint import Progress, Tensors, copy_tensors, find_checkpoints, put_tensors, read_checkpoint, write_checkpoint
 from peftcls.features import TrainingTable, encode_table
 from peftcls.metrics import LOWER_IS_BETTER
 from peftcls.models import base_facts
@@ -131,7 +131,8 @@ class Trainer:
         if base_facts(model).quantize is None:
             model.to(self.accelerator.device)
         self.model, self.task, self.tokenizer, self.config = model, task, tokenizer, config
-        checkpoint_layers(model, config.gradient_checkpointing)
+        if config.gradient_checkpointing:
+            checkpoint_layers(model)
         self.output_dir = Path(config.output_dir)
         above = next(path for path in (self.output_dir, *self.output_dir.absolute().parents) if path.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
@@ -192,9 +193,7 @@ class Trainer:
             self.accelerator.print(f"\ninterrupted at step {self.progress.step}; go on with fit(..., resume=True), or a recipe's --resume.")
             raise
         if self.best is not None:
-            with torch.no_grad():
-                for name, parameter in self.parameters.items():
-                    parameter.copy_(self.best[name])
+            put_tensors(self.parameters, self.best)
         methods.end_method(self.model)
         self.save(self.output_dir)
         if self.accelerator.is_main_process:
@@ -217,8 +216,9 @@ class Trainer:
             methods.restore_method_state(self.model, method)
             self.accelerator.print(f"going on from {found[0].name}")
         self.accelerator.print(describe_model(self.model))
-        for remark in self.task.remarks(train):
-            self.accelerator.print(f"{source_name(train)}: {remark}")
+        if self.accelerator.is_main_process:  # reading all rows again is for the one that prints
+            for remark in self.task.remarks(train):
+                print(f"{source_name(train)}: {remark}")
         if table.shortened_rows:
             self.accelerator.print(f"{table.shortened_rows} of {len(train)} rows of {source_name(train)} are longer than "
                                    f"{getattr(self.task, 'max_length', '')} tokens; their text is shortened at its end.")
@@ -309,12 +309,11 @@ class Trainer:
         seen = self.progress.best_scores
         sign = -1 if monitor in LOWER_IS_BETTER else 1
         rank, best = ((sign * s[monitor], -s.get("loss", 0.0)) if s else (-math.inf, 0.0) for s in (scores, seen))
-        if not methods.has_settled(self.model, step):
-            pass
-        elif rank > best:
+        settled = methods.has_settled(self.model, step)
+        if settled and rank > best:
             self.best = copy_tensors(self.parameters)
             self.progress.best_scores, self.progress.best_step, self.progress.evaluations_since_best = scores, step, 0
-        else:
+        elif settled:
             self.progress.evaluations_since_best += 1
         self._log({"step": step, **{f"valid_{name}": value for name, value in scores.items()}}, bar)
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from peftcls import metrics
-from peftcls.pooling import Pooling, class_logits
+from peftcls.pooling import Pooling, class_logits, widened
 from peftcls.rows import Row, RowError, as_dataset, require_columns, source_name
 from peftcls.tasks.base import Answer, Batch, Feature, Task
 from peftcls.tasks.decisions import PLAIN, Decisions, decisions_setting, fit_decisions
@@ -210,8 +210,7 @@ class Classification(Task):
         return batch
 
     def loss_sum(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        logits = class_logits(model, batch, self.pooling, causal=self.causal)
-        logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        logits = widened(class_logits(model, batch, self.pooling, causal=self.causal))
         target = batch["target"].to(logits.dtype)
         if self.loss == "bce":
             row_losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)

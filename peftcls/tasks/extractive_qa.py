@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 
 from peftcls import metrics
-from peftcls.pooling import end_logits
+from peftcls.pooling import end_logits, mean_of_windows
 from peftcls.rows import Row, RowError, as_dataset, require_columns, source_name
-from peftcls.tasks.base import Answer, Batch, Feature, Task, pad, pad_inputs, token_limit
+from peftcls.tasks.base import Answer, Batch, Feature, Task, pad, token_limit
 from peftcls.tasks.spans import (
     best_spans,
     cuts_a_word,
@@ -21,7 +21,7 @@ from peftcls.tasks.spans import (
     stands_elsewhere,
     was_moved,
 )
-from peftcls.tasks.texts import has_separator, text_problem
+from peftcls.tasks.texts import collate_texts, has_separator, rows_from_texts, split_windows, text_problem
 
 LEAST_CONTEXT_TOKENS = 16
 FLAGS = ("allowed", "null", "starts", "ends")
@@ -141,10 +141,7 @@ class ExtractiveQA(Task):
             (elsewhere, "also stand in a sentence that shares more words with the question; their answer_start is doubtful")) if count]
 
     def rows_of(self, texts: Sequence[Any]) -> list[Row]:
-        for number, pair in enumerate(texts, 1):
-            if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-                raise RowError(f"text {number} of {len(texts)} is {str(pair)[:80]!r}, expected a pair of question and context.")
-        return [{self.question: question, self.context: context} for question, context in texts]
+        return rows_from_texts(texts, self.columns(with_target=False))
 
     def text_of(self, row: Row) -> str:
         return f"{row[self.question]}\n{row[self.context]}"
@@ -156,7 +153,7 @@ class ExtractiveQA(Task):
         question, context = row[self.question].strip(), row[self.context]
         glue = "" if has_separator(tokenizer) else "\n"  # without a separator the two would run into one another
         special = tokenizer.num_special_tokens_to_add(pair=True)
-        closed = tokenizer.num_special_tokens_to_add(pair=True) > 0  # else an end mark is set behind each window, for "no answer"
+        closed = special > 0  # else an end mark is set behind each window, for "no answer"
         limit = token_limit(tokenizer, self.max_length) - (not closed)
         room = limit - special - len(tokenizer(question, add_special_tokens=False, verbose=False)["input_ids"])
         if room < LEAST_CONTEXT_TOKENS:
@@ -197,15 +194,9 @@ class ExtractiveQA(Task):
         return feature
 
     def collate(self, features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> Batch:
-        names = [name for name in ("input_ids", "token_type_ids", *FLAGS) if name in features[0]]
-        lines: list[Feature] = []
-        for feature in features:
-            start = 0
-            for tokens in feature["windows"]:
-                lines.append({name: feature[name][start : start + tokens] for name in names})
-                start += tokens
-        flags = {name: pad([line[name] for line in lines], 0, tokenizer.padding_side).bool() for name in FLAGS if name in names}
-        return {**pad_inputs(lines, tokenizer), **flags, "windows": torch.tensor([len(f["windows"]) for f in features])}
+        flagged = split_windows(features, FLAGS)
+        flags = {name: pad([line[name] for line in flagged], 0, tokenizer.padding_side).bool() for name in flagged[0]}
+        return {**collate_texts(features, tokenizer), **flags}
 
     def loss_sum(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         total = torch.zeros(())
@@ -279,9 +270,7 @@ def _ends(spans: Sequence[tuple[int, int]], places: Sequence[tuple[int, int]], a
 
 def _null(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     """The logit of there being no answer: the mean over a row's windows, shape (rows,)."""
-    by_window = (logits * batch["null"]).sum(1)
-    sums = by_window.new_zeros(len(batch["windows"])).index_add(0, torch.repeat_interleave(batch["windows"]), by_window)
-    return sums / batch["windows"]
+    return mean_of_windows((logits * batch["null"]).sum(1, keepdim=True), batch["windows"])[:, 0]
 
 
 def _padded_offsets(feature: Feature, width: int, side: str) -> list[list[tuple[int, int]]]:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
 
 from peftcls import metrics
-from peftcls.pooling import unwrapped
+from peftcls.pooling import unwrapped, widened
 from peftcls.rows import Row, RowError, require_columns
 from peftcls.tasks.base import Answer, Batch, Feature, Task, pad, pad_inputs, token_limit
 from peftcls.tasks.choices import Choices
@@ -238,4 +238,4 @@ class Instruction(Task):
 def _logits(model: torch.nn.Module, batch: Batch, marks: torch.Tensor) -> torch.Tensor:
     """Logits of shape (marked places, vocabulary), in float32 or wider, row by row."""
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], logits_to_keep=marks, use_cache=False).logits
-    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    return widened(logits)

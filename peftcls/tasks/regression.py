@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from peftcls import metrics
-from peftcls.pooling import Pooling, class_logits
+from peftcls.pooling import Pooling, class_logits, widened
 from peftcls.rows import Row, RowError, as_dataset, require_columns, source_name
 from peftcls.tasks.base import Answer, Batch, Feature, Task
 from peftcls.tasks.texts import (
@@ -132,8 +132,7 @@ class Regression(Task):
         return batch
 
     def loss_sum(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        found = class_logits(model, batch, self.pooling, causal=self.causal)[:, 0]
-        found = found.float() if found.dtype in (torch.bfloat16, torch.float16) else found
+        found = widened(class_logits(model, batch, self.pooling, causal=self.causal))[:, 0]
         return ((found - batch["target"].to(found.dtype)) ** 2).sum()
 
     def decode(self, model: torch.nn.Module, batch: Batch, features: Sequence[Feature],

@@ -108,13 +108,18 @@ def stands_elsewhere(context: str, question: str, start: int, end: int) -> bool:
     if len(places) < 2:
         return False
     wanted = _stems(question)
-    ends = [0, *(found.end() for found in re.finditer(r"[.!?]\s+", context)), len(context)]
+    sentences = sentence_spans(context)
 
     def shared(place: int) -> int:
-        sentence = next(context[a:b] for a, b in pairwise(ends) if a <= place < b)
+        sentence = next(context[a:b] for a, b in sentences if a <= place < b)
         return len(wanted & _stems(sentence.replace(text, " ")))
 
     return max(map(shared, places)) - shared(start) >= NEARER
+
+
+def sentence_spans(text: str) -> list[tuple[int, int]]:
+    """The characters (start, end) of each sentence, by its closing mark and the space behind it."""
+    return list(pairwise([0, *(found.end() for found in re.finditer(r"[.!?]\s+", text)), len(text)]))
 
 
 def _stems(text: str) -> set[str]:

@@ -102,10 +102,16 @@ def collate_texts(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBas
     """The model's inputs, padded; with windows each is a line of its own, and `windows` says how many each row had."""
     if "windows" not in features[0]:
         return pad_inputs(features, tokenizer)
+    lines = split_windows(features, ("input_ids", "token_type_ids"))
+    return {**pad_inputs(lines, tokenizer), "windows": torch.tensor([len(feature["windows"]) for feature in features])}
+
+
+def split_windows(features: Sequence[Feature], names: Sequence[str]) -> list[Feature]:
+    """The windows of all features, one after another, each with its part of the named lists that there are."""
     lines: list[Feature] = []
     for feature in features:
         start = 0
         for tokens in feature["windows"]:
-            lines.append({name: feature[name][start : start + tokens] for name in ("input_ids", "token_type_ids") if name in feature})
+            lines.append({name: feature[name][start : start + tokens] for name in names if name in feature})
             start += tokens
-    return {**pad_inputs(lines, tokenizer), "windows": torch.tensor([len(feature["windows"]) for feature in features])}
+    return lines
