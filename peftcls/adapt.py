@@ -83,11 +83,35 @@ def wrap_adapter(model: Any, config: PeftConfig) -> PeftModel:
     return wrapped.eval()
 
 
-def keep_in_float32(module: torch.nn.Module) -> None:
-    """A small trained module steps in float32; what comes into it is widened on the way."""
-    if any(p.dtype in (torch.bfloat16, torch.float16) for p in module.parameters()):
-        module.float()
-        module.register_forward_pre_hook(lambda _, inputs: tuple(i.float() if i.is_floating_point() else i for i in inputs))
+def keep_in_float32(module: torch.nn.Module, *, inside: bool = False) -> None:
+    """What is trained steps in float32; what comes into it is widened, and inside the base what goes out is narrowed again."""
+    narrow = next((p.dtype for p in module.parameters() if p.dtype in (torch.bfloat16, torch.float16)), None)
+    if narrow is None:
+        return
+    module.float()
+    module.register_forward_pre_hook(lambda _, args, kwargs: (_cast(args, torch.float32), _cast(kwargs, torch.float32)), with_kwargs=True)
+    if inside:
+        module.register_forward_hook(lambda _, args, output: _cast(output, narrow))
+
+
+def widen_trained(model: PreTrainedModel) -> None:
+    """Hold the parts of a model that are trained as they are in float32, each with all that is below it."""
+    waiting: list[tuple[str, torch.nn.Module]] = [("", model)]
+    for name, module in waiting:
+        own = list(module.parameters())
+        if own and all(p.requires_grad for p in own) and not isinstance(module, torch.nn.ModuleList):  # a list is never called itself
+            keep_in_float32(module, inside=name not in ("", *base_facts(model).heads))
+        else:
+            waiting += [(f"{name}.{below}".lstrip("."), child) for below, child in module.named_children()]
+
+
+def _cast(values: Any, dtype: torch.dtype) -> Any:
+    """The tensors of numbers in a layer's arguments or results, however they are nested, in another width."""
+    if isinstance(values, tuple | list):
+        return type(values)(_cast(value, dtype) for value in values)
+    if isinstance(values, dict):
+        return {name: _cast(value, dtype) for name, value in values.items()}
+    return values.to(dtype) if isinstance(values, torch.Tensor) and values.is_floating_point() else values
 
 
 def _targets(model: PreTrainedModel, targets: str | Sequence[str] | None) -> list[str]:
@@ -138,8 +162,7 @@ def train_only(model: PreTrainedModel, task: Task, part: Part) -> PreTrainedMode
         opened += top[-1:] if not any("mbedding" in type(m).__name__ for m in top[-1:]) else []
     for module in opened:
         module.requires_grad_(True)
-    for head in facts.heads:
-        keep_in_float32(model.get_submodule(head))
+    widen_trained(model)
     return model
 
 

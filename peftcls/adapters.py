@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from peftcls.adapt import keep_in_float32, set_head_dropout, trained_parameters, wrap_adapter
+from peftcls.adapt import set_head_dropout, trained_parameters, widen_trained, wrap_adapter
 from peftcls.methods import METHOD
 from peftcls.models import BaseFacts, Quantize, base_facts, load_base
 from peftcls.pooling import unwrapped
@@ -172,12 +172,11 @@ def _put_weights(model: Any, directory: Path, labels: int) -> torch.nn.Module:
     if peft:
         set_peft_model_state_dict(model, tensors)
     else:
-        for head in heads:
-            keep_in_float32(model.get_submodule(head))
+        for name in tensors:
+            expected[name].requires_grad_(True)
+        widen_trained(model)
         for name, tensor in tensors.items():
-            parameter = expected[name]
-            parameter.data = tensor.to(parameter.device)
-            parameter.requires_grad_(True)
+            expected[name].data = tensor.to(expected[name].device)
     return model
 
 

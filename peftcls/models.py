@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from peftcls.demo import BASE_FOLDER
 from peftcls.fingerprint import fingerprint_base, fingerprint_tensors
 from peftcls.pooling import sees_later_tokens, unwrapped
+from peftcls.processor import choose_attention, fast_dtype
 from peftcls.tasks.base import POSITIONS, Task
 
 Quantize = Literal["8bit", "4bit"]
@@ -50,7 +51,8 @@ def load_base(name: str | Path, task: Task, *, quantize: Quantize | None = None,
         name: "demo" (the model that ships with peftcls), a local folder, or the name of a model on the hub.
         task: decides the kind of model, its head and its labels.
         quantize: hold the base in 8 or 4 bits through bitsandbytes; a new head stays in full precision.
-        dtype: of the weights; float32 unless given.
+        dtype: of the frozen weights; what this machine is fastest in unless given (see `fast_dtype`). What is trained is
+            float32 either way, and so is every loss.
         revision: of a model on the hub.
         seed: for the weights of a new head.
         pretrained: False draws random weights in the same shape from the seed, as a control of what pretraining gave; the
@@ -76,7 +78,7 @@ def load_base(name: str | Path, task: Task, *, quantize: Quantize | None = None,
             raise ValueError(f"the tokenizer of {source} has neither a padding token nor an end-of-text token; add one to it.")
         tokenizer.pad_token = tokenizer.eos_token
     config.pad_token_id = tokenizer.pad_token_id
-    dtype = dtype or torch.float32
+    dtype = dtype or fast_dtype(getattr(config.get_text_config(), "hidden_size", 0))
     if quantize and not pretrained:
         raise ValueError(f"quantize={quantize!r} with pretrained=False: random weights are a control, in full precision.")
     with torch.random.fork_rng(devices=[]), _quiet(), _told(source):
@@ -92,6 +94,7 @@ def load_base(name: str | Path, task: Task, *, quantize: Quantize | None = None,
     if quantize and not any(isinstance(module, QUANTIZED_LAYERS) for module in model.modules()):
         raise ValueError(f"quantize={quantize!r} with {type(model).__name__}: none of its layers can be held in 8 or 4 bits; leave it out.")
     model.requires_grad_(False).eval()
+    choose_attention(model)
     for module in model.modules():  # bitsandbytes would repack 4-bit weights on some CPUs, in a layout without a gradient
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False

@@ -37,25 +37,39 @@ def _balanced(strata: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return np.concatenate(drawn)
 
 
-def micro_batches(indices: Sequence[int], lengths: Lengths, *, rows: int | None = None,
-                  tokens: int | None = None) -> list[MicroBatch]:
-    """Cut rows into micro-batches of similar length, longest first.
+def micro_batches(indices: Sequence[int], lengths: Lengths, *, rows: int | None = None, tokens: int | None = None,
+                  shared: int = 0, call_tokens: int = 64) -> list[MicroBatch]:
+    """Cut rows into micro-batches of similar length, longest first, at the least cost there is.
+
+    The cost is that of all tokens, padding included, and of the calls themselves; of all ways to cut the rows in order of
+    length the cheapest is found by dynamic programming. So padding goes without a batch being chosen by its lengths.
 
     Args:
         indices: the rows to cut.
         lengths: tokens of every row of the table; looked up by index.
         rows: at most this many rows in a micro-batch.
         tokens: at most this many tokens in a micro-batch, padding included; a longer row gets a micro-batch of its own.
+        shared: the first tokens of every row that a call reads once for all its rows.
+        call_tokens: what a call of the model costs beyond its tokens, as a number of tokens.
     """
+    ordered = sorted(indices, key=lambda i: (-lengths[i], i))
+    widths = np.array([lengths[i] for i in ordered], dtype=np.int64) - shared
+    costs, firsts = np.zeros(len(ordered) + 1), np.zeros(len(ordered) + 1, dtype=np.int64)  # of the rows up to here; of its last batch
+    for end in range(1, len(ordered) + 1):
+        most = min(end, rows or end, end if tokens is None else max(tokens // max(int(widths[end - 1]), 1), 1))
+        starts = np.arange(end - most, end)
+        padded = widths[starts] * (end - starts)
+        whole = costs[starts] + padded + shared + call_tokens
+        if tokens is not None:
+            whole[:-1][padded[:-1] > tokens] = np.inf
+        firsts[end] = starts[whole.argmin()]
+        costs[end] = whole.min()
     batches: list[MicroBatch] = []
-    for index in sorted(indices, key=lambda i: (-lengths[i], i)):
-        batch = batches[-1] if batches else []
-        full = not batch or (rows is not None and len(batch) >= rows)
-        if full or (tokens is not None and lengths[batch[0]] * (len(batch) + 1) > tokens):
-            batches.append([index])
-        else:
-            batch.append(index)
-    return batches
+    end = len(ordered)
+    while end:
+        batches.append(ordered[firsts[end] : end])
+        end = int(firsts[end])
+    return batches[::-1]
 
 
 def share(indices: Sequence[int], lengths: Lengths, process: int, processes: int) -> list[int]:

@@ -13,6 +13,7 @@ from peftcls.adapters import load_adapter
 from peftcls.check import check_rows
 from peftcls.features import encode_rows
 from peftcls.models import Quantize, base_facts
+from peftcls.processor import call_tokens
 from peftcls.rows import Row, RowError, as_dataset, source_name
 from peftcls.tasks.base import Answer, Task
 
@@ -71,7 +72,9 @@ class Predictor:
         device = next(self.model.parameters()).device
         answers: dict[int, Answer] = {}
         lengths = [len(feature["input_ids"]) for feature in features]
-        for batch in plan.micro_batches(range(len(features)), lengths, rows=batch_size, tokens=BATCH_TOKENS):
+        shared = self.task.shared_tokens(self.model, (feature["input_ids"] for feature in features))
+        for batch in plan.micro_batches(range(len(features)), lengths, rows=batch_size, tokens=BATCH_TOKENS, shared=shared,
+                                        call_tokens=call_tokens(device)):
             chosen = [features[i] for i in batch]
             inputs = {name: tensor.to(device) for name, tensor in self.task.collate(chosen, self.tokenizer).items()}
             answers |= zip(batch, self.task.decode(self.model, inputs, chosen, self.tokenizer), strict=True)

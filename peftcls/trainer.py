@@ -28,6 +28,7 @@ from peftcls.features import TrainingTable, encode_table
 from peftcls.metrics import LOWER_IS_BETTER
 from peftcls.models import base_facts
 from peftcls.predictor import Predictor
+from peftcls.processor import call_tokens
 from peftcls.reload_check import compare_reloaded
 from peftcls.rows import Row, as_dataset, source_name
 from peftcls.schedule import Schedule, learning_rate_factor
@@ -184,7 +185,7 @@ class Trainer:
         run = {"task": self.task.to_json(), "method": vars(self.model).get(methods.METHOD), "adapter": methods.method_settings(self.model),
                "start": [old["sum"] for old in vars(self.model).get(LINEAGE, [])], "base": base_facts(self.model).fingerprint,
                "training rows": table.fingerprint, "validation rows": None if valid is None else valid._fingerprint,
-               "trained tensors": {name: list(p.shape) for name, p in self.parameters.items()},
+               "dtype": base_facts(self.model).dtype, "trained tensors": {name: list(p.shape) for name, p in self.parameters.items()},
                **{k: v for k, v in dataclasses.asdict(self.config).items() if k not in FREE_ON_RESUME}}
         self._begin(table, train, resume, run, per_epoch * self.config.epochs)
         try:
@@ -262,10 +263,12 @@ class Trainer:
         if tokens is None and config.micro_batch_size is None:
             tokens = MICRO_BATCH_TOKENS.get(self.accelerator.device.type, MICRO_BATCH_TOKENS["cuda"])
         weight, total = float(table.weights[indices].sum()), 0.0
-        for number, micro in enumerate(plan.micro_batches(own, table.lengths, rows=config.micro_batch_size, tokens=tokens)):
+        rows = {i: table.features[i] for i in own}
+        shared = self.task.shared_tokens(self.model, (row["input_ids"] for row in rows.values())) if own else 0
+        for number, micro in enumerate(plan.micro_batches(own, table.lengths, rows=config.micro_batch_size, tokens=tokens, shared=shared,
+                                                          call_tokens=call_tokens(self.accelerator.device))):
             torch.manual_seed(int(np.random.SeedSequence((config.seed, step, process, number)).generate_state(1)[0]))
-            features = [table.features[i] for i in micro]
-            batch = {k: v.to(self.accelerator.device) for k, v in self.task.collate(features, self.tokenizer).items()}
+            batch = {k: v.to(self.accelerator.device) for k, v in self.task.collate([rows[i] for i in micro], self.tokenizer).items()}
             with self.accelerator.autocast():
                 loss = self.task.loss_sum(self.model, batch) / weight
             loss.backward()

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = [
     {"rows", "parsers", "schema", "metrics", "plan", "schedule", "demo", "fingerprint"},
-    {"pooling", "tasks", "check", "features", "evaluation"},
+    {"pooling", "processor", "prefix", "tasks", "check", "features", "evaluation"},
     {"models", "methods", "adapt", "adapters", "summary"},
     {"predictor", "checkpoint", "trainer", "folds", "learning_on", "reload_check"},
     {"baselines", "recipe", "cli"},

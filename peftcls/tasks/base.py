@@ -99,6 +99,10 @@ class Task(ABC):
     def collate(self, features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> Batch:
         """Features, padded on the tokenizer's side, as tensors of shape (rows, tokens)."""
 
+    def shared_tokens(self, model: torch.nn.Module, rows: Iterable[Sequence[int]]) -> int:
+        """How many first tokens of these rows, given as token ids, the model reads once for a whole micro-batch."""
+        return 0
+
     @abstractmethod
     def loss_sum(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """The sum of the losses of a batch's targets, in float32 or wider; no mean is taken here."""

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
 
 from peftcls import metrics
-from peftcls.pooling import unwrapped, widened
+from peftcls.pooling import unwrapped
+from peftcls.prefix import Prompts, can_share, common_tokens
 from peftcls.rows import Row, RowError, require_columns
 from peftcls.tasks.base import Answer, Batch, Feature, Task, pad, pad_inputs, token_limit
 from peftcls.tasks.choices import Choices
@@ -165,26 +166,29 @@ class Instruction(Task):
             batch["supervised"] = pad(marks, 0, tokenizer.padding_side).bool()
         return batch
 
+    def shared_tokens(self, model: torch.nn.Module, rows: Iterable[Sequence[int]]) -> int:
+        return common_tokens(rows) if can_share(model) else 0
+
     def loss_sum(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         target = batch["input_ids"].roll(-1, dims=1)[batch["supervised"]]
-        return F.cross_entropy(_logits(model, batch, batch["supervised"]), target, reduction="sum")
+        found = Prompts(model, batch["input_ids"], batch["attention_mask"]).logits(batch["supervised"])
+        return F.cross_entropy(found, target, reduction="sum")
 
     def decode(self, model: torch.nn.Module, batch: Batch, features: Sequence[Feature],
                tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
         prompts = [f["input_ids"] for f in features]
-        return self._choose(model, prompts, tokenizer) if self.labels else self._generate(model, prompts, tokenizer)
+        return self._choose(model, batch, prompts, tokenizer) if self.labels else self._generate(model, prompts, tokenizer)
 
-    def _choose(self, model: torch.nn.Module, prompts: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
+    def _choose(self, model: torch.nn.Module, batch: Batch, prompts: list[list[int]],
+                tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
         choices = Choices.of(self._label_tokens(tokenizer), int(tokenizer.eos_token_id))
-        logits: dict[tuple[int, ...], torch.Tensor] = {}
-        device = next(model.parameters()).device
+        last = pad([[0] * (len(p) - 1) + [1] for p in prompts], 0, tokenizer.padding_side).bool().to(batch["input_ids"].device)
+        read = Prompts(model, batch["input_ids"], batch["attention_mask"], keep=choices.runs != ((),))
+        logits: dict[tuple[int, ...], torch.Tensor] = {(): read.logits(last)}
         for run in choices.runs:
-            batch = {k: v.to(device) for k, v in pad_inputs([{"input_ids": [*p, *run]} for p in prompts], tokenizer).items()}
-            depths = [len(prefix) for prefix in choices.forks if run[: len(prefix)] == prefix]
-            marks = [[0] * (len(p) - 1) + [int(d in depths) for d in range(len(run) + 1)] for p in prompts]
-            read = _logits(model, batch, pad(marks, 0, tokenizer.padding_side).bool().to(device))
-            by_depth = read.view(len(prompts), len(depths), -1)
-            logits |= {run[:depth]: by_depth[:, place] for place, depth in enumerate(sorted(depths))}
+            if depths := [len(prefix) for prefix in choices.forks if prefix and run[: len(prefix)] == prefix]:
+                by_depth = read.read_on(run, depths)
+                logits |= {run[:depth]: by_depth[:, place] for place, depth in enumerate(sorted(depths))}
         table = self.decisions.one_of(choices.log_probabilities(logits)).tolist()
         named = [dict(zip(self._labels, row, strict=True)) for row in table]
         return [Answer(label=self.decisions.choose(probabilities), probabilities=probabilities) for probabilities in named]
@@ -234,8 +238,3 @@ class Instruction(Task):
         return dataclasses.replace(self, decisions=fit_decisions(answers, gold, self.labels, self.decisions, several=False,
                                                                  min_accuracy=min_accuracy))
 
-
-def _logits(model: torch.nn.Module, batch: Batch, marks: torch.Tensor) -> torch.Tensor:
-    """Logits of shape (marked places, vocabulary), in float32 or wider, row by row."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], logits_to_keep=marks, use_cache=False).logits
-    return widened(logits)
