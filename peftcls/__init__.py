@@ -9,6 +9,7 @@ logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 from peftcls.adapt import attach_lora, train_only
 from peftcls.check import check_rows
+from peftcls.config import TrainConfig
 from peftcls.evaluation import compare_answers, evaluate_answers
 from peftcls.folds import cross_validate
 from peftcls.learning_on import learn_on, side_by_side, with_replay
@@ -21,7 +22,7 @@ from peftcls.tasks.decisions import Decisions
 from peftcls.tasks.extractive_qa import ExtractiveQA
 from peftcls.tasks.instruction import Instruction
 from peftcls.tasks.regression import Regression
-from peftcls.trainer import TrainConfig, Trainer
+from peftcls.trainer import Trainer
 
 __version__ = "0.1.0"
 __all__ = ["Answer", "Classification", "Decisions", "ExtractiveQA", "Instruction", "Predictor", "Regression", "RowError", "Task",

@@ -14,9 +14,10 @@ from transformers import PreTrainedTokenizerBase
 from peftcls.adapt import trained_parameters
 from peftcls.check import check_rows
 from peftcls.checkpoint import copy_tensors, put_tensors
+from peftcls.config import TrainConfig
 from peftcls.rows import as_dataset
 from peftcls.tasks.base import Answer, Task
-from peftcls.trainer import TrainConfig, Trainer
+from peftcls.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True)

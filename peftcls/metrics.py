@@ -73,7 +73,7 @@ def number_scores(gold: Sequence[float], predicted: Sequence[float]) -> dict[str
 def label_loss(gold: Sequence[str], probabilities: Sequence[dict[str, float]], labels: Sequence[str]) -> float:
     """Mean negative log-likelihood, in nats, of the right labels."""
     place = {label: i for i, label in enumerate(labels)}
-    table = np.array([[p[label] for label in labels] for p in probabilities], dtype=np.float64)
+    table = np.array([[p.get(label, 0.0) for label in labels] for p in probabilities], dtype=np.float64)
     table /= table.sum(1, keepdims=True)
     right = table[np.arange(len(table)), [place[g] for g in gold]]
     return float(-np.log(right.clip(np.finfo(np.float64).eps)).mean())

@@ -8,7 +8,7 @@ import datasets
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from peftcls import plan
+from peftcls import plan, trunk
 from peftcls.adapters import load_adapter
 from peftcls.check import check_rows
 from peftcls.features import encode_rows
@@ -77,7 +77,8 @@ class Predictor:
                                         call_tokens=call_tokens(device)):
             chosen = [features[i] for i in batch]
             inputs = {name: tensor.to(device) for name, tensor in self.task.collate(chosen, self.tokenizer).items()}
-            answers |= zip(batch, self.task.decode(self.model, inputs, chosen, self.tokenizer), strict=True)
+            with trunk.reading(self.model, inputs):
+                answers |= zip(batch, self.task.decode(self.model, inputs, chosen, self.tokenizer), strict=True)
         return [answers[i] for i in range(len(features))]
 
 

@@ -9,6 +9,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from peftcls.pooling import unwrapped, widened
+from peftcls.trunk import TRUNK
 
 WORTH_TOKENS = 32  # what a second call of the model costs, as a number of tokens
 PROBE_TOKENS = 8
@@ -99,7 +100,7 @@ def _shared_tokens(ids: torch.Tensor, mask: torch.Tensor, marks: torch.Tensor) -
 def can_share(model: torch.nn.Module) -> bool:
     """Whether a model gives the same logits when it reads on from keys and values: asked once, of the model itself."""
     inner = unwrapped(model)
-    if any(getattr(module, "gradient_checkpointing", False) for module in inner.modules()):  # it keeps nothing to read on from
+    if TRUNK in vars(inner) or any(getattr(module, "gradient_checkpointing", False) for module in inner.modules()):  # or it keeps nothing
         return False
     if SHARES not in vars(inner):
         vars(inner)[SHARES] = _reads_on_alike(inner)

@@ -1,12 +1,13 @@
 """The training loop, on one process or many: the same rows, the same sums, the same weights."""
 
+import contextlib
 import dataclasses
 import math
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,11 +20,12 @@ from accelerate.utils import DistributedType, broadcast, gather_object
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from peftcls import methods, plan
+from peftcls import methods, plan, trunk
 from peftcls.adapt import checkpoint_layers, train_mode, trained_parameters
 from peftcls.adapters import LINEAGE, save_adapter
 from peftcls.check import check_rows
 from peftcls.checkpoint import Progress, Tensors, copy_tensors, find_checkpoints, put_tensors, read_checkpoint, write_checkpoint
+from peftcls.config import TrainConfig
 from peftcls.features import TrainingTable, encode_table
 from peftcls.metrics import LOWER_IS_BETTER
 from peftcls.models import base_facts
@@ -31,78 +33,14 @@ from peftcls.predictor import Predictor
 from peftcls.processor import call_tokens
 from peftcls.reload_check import compare_reloaded
 from peftcls.rows import Row, as_dataset, source_name
-from peftcls.schedule import Schedule, learning_rate_factor
+from peftcls.schedule import learning_rate_factor
 from peftcls.summary import describe_model
-from peftcls.tasks.base import Answer, Task
+from peftcls.tasks.base import Answer, Batch, Feature, Task
 
 MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}  # enough rows to keep the processor busy, few enough for its memory
+TRUNK_TOKENS = 4096  # nothing is kept for a way back, so more at once
 PROBE_ROWS = 8
 FREE_ON_RESUME = ("output_dir", "log_every", "trackers", "gradient_checkpointing")  # they do not change the weights
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """How to optimise. The batch is what matters to the mathematics; how much of it is in memory at once follows.
-
-    Args:
-        output_dir: the adapter folder; while the run lasts, checkpoints are kept in it too.
-        epochs: passes over the training rows.
-        batch_size: rows of an optimizer step, over all processes.
-        micro_batch_size: at most this many rows in memory at once, in each process.
-        micro_batch_tokens: at most this many tokens in memory at once, padding included; without either, a number
-            that suits the device.
-        learning_rate: its peak.
-        weight_decay: of AdamW, on matrices alone, never on norms and biases.
-        warmup: the share of the steps over which the learning rate rises.
-        schedule: what it does then: "linear" or "cosine" to zero, or "constant".
-        max_grad_norm: a longer gradient is cut to this length.
-        gradient_checkpointing: hold the states between layers alone and compute the rest again on the way back: less memory,
-            about a third more time, the same weights.
-        eval_every: steps between evaluations and checkpoints; an epoch unless given.
-        patience: stop after this many evaluations in a row without a better score.
-        monitor: the score that decides; the task's own unless given.
-        log_every: steps between two entries of the log.
-        seed: of the order of the rows and of dropout.
-        trackers: names of Accelerate's trackers, for example ("tensorboard",).
-
-    Raises:
-        ValueError: all settings that cannot be, at once.
-    """
-
-    output_dir: str | Path
-    epochs: int = 3
-    batch_size: int = 16
-    micro_batch_size: int | None = None
-    micro_batch_tokens: int | None = None
-    learning_rate: float = 5e-4
-    weight_decay: float = 0.01
-    warmup: float = 0.06
-    schedule: Schedule = "linear"
-    max_grad_norm: float = 1.0
-    gradient_checkpointing: bool = False
-    eval_every: int | None = None
-    patience: int | None = None
-    monitor: str | None = None
-    log_every: int = 10
-    seed: int = 0
-    trackers: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        whole = {"epochs": self.epochs, "batch_size": self.batch_size, "micro_batch_size": self.micro_batch_size,
-                 "micro_batch_tokens": self.micro_batch_tokens, "eval_every": self.eval_every, "patience": self.patience,
-                 "log_every": self.log_every}
-        problems = [f"{name}={value!r}: expected a whole number of at least 1" for name, value in whole.items()
-                    if value is not None and (not isinstance(value, int) or value < 1)]
-        problems += [f"{name}={value!r}: expected a number above 0" for name, value in
-                     {"learning_rate": self.learning_rate, "max_grad_norm": self.max_grad_norm}.items() if not value > 0]
-        problems += [f"{name}={value!r}: expected a number of at least 0" for name, value in
-                     {"weight_decay": self.weight_decay, "seed": self.seed}.items() if not value >= 0]
-        if not 0 <= self.warmup < 1:
-            problems.append(f"warmup={self.warmup!r}: expected a share of the steps, from 0 to below 1")
-        if self.schedule not in ("linear", "cosine", "constant"):
-            problems.append(f"schedule={self.schedule!r}: expected 'linear', 'cosine' or 'constant'")
-        if problems:
-            raise ValueError("TrainConfig: " + "; ".join(problems) + ".")
 
 
 class Trainer:
@@ -174,7 +112,7 @@ class Trainer:
         check_rows(self.task, train, training=True)
         if valid is not None:
             check_rows(self.task, valid)
-            encode_table(self.task, valid, self.tokenizer, base_facts(self.model).fingerprint)
+            held = encode_table(self.task, valid, self.tokenizer, base_facts(self.model).fingerprint)
         elif self.config.patience is not None or self.config.monitor is not None:
             raise ValueError("patience and monitor need a score on validation rows; give fit(train_rows, valid_rows), or leave both out.")
         if self.config.monitor is not None and self.config.monitor not in self.task.score_names:
@@ -189,7 +127,8 @@ class Trainer:
                **{k: v for k, v in dataclasses.asdict(self.config).items() if k not in FREE_ON_RESUME}}
         self._begin(table, train, resume, run, per_epoch * self.config.epochs)
         try:
-            self._loop(table, valid, per_epoch, run)
+            with self._frozen_once([table] if valid is None else [table, held]):
+                self._loop(table, valid, per_epoch, run)
         except KeyboardInterrupt:
             self.accelerator.print(f"\ninterrupted at step {self.progress.step}; go on with fit(..., resume=True), or a recipe's --resume.")
             raise
@@ -225,6 +164,27 @@ class Trainer:
                                    f"{getattr(self.task, 'max_length', '')} tokens; their text is shortened at its end.")
         if self.config.trackers:
             self.accelerator.init_trackers("peftcls", config={k: str(v) for k, v in dataclasses.asdict(self.config).items()})
+
+    @contextlib.contextmanager
+    def _frozen_once(self, tables: Sequence[TrainingTable]) -> Iterator[None]:
+        """Within it the layers below everything that is trained hand out states that were computed once."""
+        if self.config.epochs == 1:
+            yield
+            return
+        rows = self.config.micro_batch_size
+        plans = [(t, micro) for t in tables
+                 for micro in plan.micro_batches(range(len(t.lengths)), t.lengths, tokens=TRUNK_TOKENS, rows=rows)]
+        shown = self.accelerator.is_main_process and sys.stderr.isatty()
+        batches = (self._collate([t.features[i] for i in micro])
+                   for t, micro in tqdm(plans, unit="batch", desc="frozen layers", leave=False, disable=not shown))
+        with trunk.frozen_once(self.model, batches, lambda batch: self.task.loss_sum(self.model, batch), folder=self.output_dir,
+                               tokens=sum(int(t.lengths.sum()) for t in tables)) as remark:
+            if remark:
+                self.accelerator.print(remark)
+            yield
+
+    def _collate(self, features: Sequence[Feature]) -> Batch:
+        return {k: v.to(self.accelerator.device) for k, v in self.task.collate(features, self.tokenizer).items()}
 
     def _loop(self, table: TrainingTable, valid: datasets.Dataset | None, per_epoch: int, run: dict[str, Any]) -> None:
         config, steps, rows = self.config, per_epoch * self.config.epochs, len(table.lengths)
@@ -268,8 +228,8 @@ class Trainer:
         for number, micro in enumerate(plan.micro_batches(own, table.lengths, rows=config.micro_batch_size, tokens=tokens, shared=shared,
                                                           call_tokens=call_tokens(self.accelerator.device))):
             torch.manual_seed(int(np.random.SeedSequence((config.seed, step, process, number)).generate_state(1)[0]))
-            batch = {k: v.to(self.accelerator.device) for k, v in self.task.collate([rows[i] for i in micro], self.tokenizer).items()}
-            with self.accelerator.autocast():
+            batch = self._collate([rows[i] for i in micro])
+            with self.accelerator.autocast(), trunk.reading(self.model, batch):
                 loss = self.task.loss_sum(self.model, batch) / weight
             loss.backward()
             total += float(loss.detach())

@@ -50,7 +50,7 @@ class Trunk:
         return all(key in self.places for key in _keys(batch))
 
     @torch.no_grad()
-    def read(self, batch: Batch, forward: Callable[[], Any]) -> None:
+    def read(self, batch: Batch, forward: Callable[[Batch], Any]) -> None:
         """Keep the states of a batch's lines; `forward` is any use of the model on it."""
         def keep(_: Any, inputs: Any, output: Any) -> None:
             self.in_tuple = isinstance(output, tuple)
@@ -66,7 +66,7 @@ class Trunk:
         hook = self.layers[self.height - 1].register_forward_hook(keep)
         try:
             with contextlib.suppress(_ReachedError):
-                forward()
+                forward(batch)
         finally:
             hook.remove()
 
@@ -127,9 +127,10 @@ def frozen_layers(model: torch.nn.Module) -> tuple[torch.nn.ModuleList, int] | N
     return (layers, height) if height else None
 
 
-def build_trunk(model: torch.nn.Module, batches: Iterable[Batch], forward: Callable[[Batch], torch.Tensor], *, tokens: int,
-                folder: Path) -> tuple[Trunk | None, str]:
-    """Read all batches once and keep what leaves the frozen layers.
+@contextlib.contextmanager
+def frozen_once(model: torch.nn.Module, batches: Iterable[Batch], forward: Callable[[Batch], torch.Tensor], *, tokens: int,
+                folder: Path) -> Iterator[str]:
+    """Read all batches once; within it `reading` hands out what left the frozen layers.
 
     Args:
         model: with its adapter, or with a part of it opened.
@@ -138,30 +139,42 @@ def build_trunk(model: torch.nn.Module, batches: Iterable[Batch], forward: Calla
         tokens: of all lines together.
         folder: for the states, where they are too many for the memory.
 
-    Returns:
-        The trunk, or None and the reason why every layer is computed each time.
+    Yields:
+        A sentence about what was done, or why nothing was; empty where every layer is trained.
     """
     if (found := frozen_layers(model)) is None:
-        return None, ""
+        yield ""
+        return
     layers, height = found
-    width = unwrapped(model).config.get_text_config().hidden_size
-    parameter = next(p for p in layers.parameters() if p.is_floating_point())
-    size = tokens * width * parameter.dtype.itemsize
+    inner = unwrapped(model)
+    width = inner.config.get_text_config().hidden_size
+    dtype = next(p.dtype for p in layers.parameters() if p.is_floating_point())
+    size = tokens * width * dtype.itemsize
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if size > min(LARGEST_BYTES, DISK_SHARE * shutil.disk_usage(above).free):
-        return None, f"the states below layer {height} would take {size / 2**30:.0f} GiB, so they are computed in every epoch."
-    trunk = Trunk(layers, height, tokens, width, parameter.dtype, folder)
-    for number, batch in enumerate(batches):
-        trunk.read(batch, lambda batch=batch: forward(batch))  # type: ignore[misc]
-        if number == 0 and not _stands_in(trunk, batch, forward):
-            trunk.close()
-            return None, f"{type(unwrapped(model)).__name__} does not give the same from kept states, so its frozen layers are computed in every epoch."
-    return trunk, f"layers 0 to {height - 1} of {len(layers)} are frozen: their states were computed once ({size / 2**20:.0f} MiB)."
+        yield f"the states of the {height} frozen layers would take {size / 2**30:.0f} GiB, so they are computed in every epoch."
+        return
+    trunk = Trunk(layers, height, tokens, width, dtype, folder)
+    vars(inner)[TRUNK] = trunk
+    remark = f"{height} of {len(layers)} layers are frozen and below all that is trained; their states, {size / 2**20:.0f} MiB, are kept."
+    try:
+        for number, batch in enumerate(batches):
+            if number:
+                trunk.read(batch, forward)
+            elif not _stands_in(trunk, batch, forward):
+                del vars(inner)[TRUNK]
+                remark = f"{type(inner).__name__} does not go on from kept states: its {height} frozen layers are computed in every epoch."
+                break
+        yield remark
+    finally:
+        vars(inner).pop(TRUNK, None)
+        trunk.close()
 
 
 @torch.no_grad()
 def _stands_in(trunk: Trunk, batch: Batch, forward: Callable[[Batch], torch.Tensor]) -> bool:
     try:
+        trunk.read(batch, forward)
         plain = float(forward(batch))
         with trunk.standing_in(batch):
             short = float(forward(batch))
@@ -173,7 +186,7 @@ def _stands_in(trunk: Trunk, batch: Batch, forward: Callable[[Batch], torch.Tens
 
 @contextlib.contextmanager
 def reading(model: torch.nn.Module, batch: Batch) -> Iterator[None]:
-    """Use the model's trunk for this batch, if it has one that knows it."""
+    """Use the model's kept states for this batch, if there are some of all its lines."""
     trunk = vars(unwrapped(model)).get(TRUNK)
     with trunk.standing_in(batch) if trunk is not None and trunk.knows(batch) else contextlib.nullcontext():
         yield

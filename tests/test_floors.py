@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = [
-    {"rows", "parsers", "schema", "metrics", "plan", "schedule", "demo", "fingerprint"},
-    {"pooling", "processor", "prefix", "tasks", "check", "features", "evaluation"},
+    {"rows", "parsers", "schema", "metrics", "plan", "schedule", "config", "demo", "fingerprint"},
+    {"pooling", "processor", "prefix", "trunk", "tasks", "check", "features", "evaluation"},
     {"models", "methods", "adapt", "adapters", "summary"},
     {"predictor", "checkpoint", "trainer", "folds", "learning_on", "reload_check"},
     {"baselines", "recipe", "cli"},

@@ -1,0 +1,71 @@
+"""How to optimise: the settings of a training run."""
+
+import dataclasses
+from pathlib import Path
+
+from peftcls.schedule import Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How to optimise. The batch is what matters to the mathematics; how much of it is in memory at once follows.
+
+    Args:
+        output_dir: the adapter folder; while the run lasts, checkpoints are kept in it too.
+        epochs: passes over the training rows.
+        batch_size: rows of an optimizer step, over all processes.
+        micro_batch_size: at most this many rows in memory at once, in each process.
+        micro_batch_tokens: at most this many tokens in memory at once, padding included; without either, a number
+            that suits the device.
+        learning_rate: its peak.
+        weight_decay: of AdamW, on matrices alone, never on norms and biases.
+        warmup: the share of the steps over which the learning rate rises.
+        schedule: what it does then: "linear" or "cosine" to zero, or "constant".
+        max_grad_norm: a longer gradient is cut to this length.
+        gradient_checkpointing: hold the states between layers alone and compute the rest again on the way back: less memory,
+            about a third more time, the same weights.
+        eval_every: steps between evaluations and checkpoints; an epoch unless given.
+        patience: stop after this many evaluations in a row without a better score.
+        monitor: the score that decides; the task's own unless given.
+        log_every: steps between two entries of the log.
+        seed: of the order of the rows and of dropout.
+        trackers: names of Accelerate's trackers, for example ("tensorboard",).
+
+    Raises:
+        ValueError: all settings that cannot be, at once.
+    """
+
+    output_dir: str | Path
+    epochs: int = 3
+    batch_size: int = 16
+    micro_batch_size: int | None = None
+    micro_batch_tokens: int | None = None
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.01
+    warmup: float = 0.06
+    schedule: Schedule = "linear"
+    max_grad_norm: float = 1.0
+    gradient_checkpointing: bool = False
+    eval_every: int | None = None
+    patience: int | None = None
+    monitor: str | None = None
+    log_every: int = 10
+    seed: int = 0
+    trackers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        whole = {"epochs": self.epochs, "batch_size": self.batch_size, "micro_batch_size": self.micro_batch_size,
+                 "micro_batch_tokens": self.micro_batch_tokens, "eval_every": self.eval_every, "patience": self.patience,
+                 "log_every": self.log_every}
+        problems = [f"{name}={value!r}: expected a whole number of at least 1" for name, value in whole.items()
+                    if value is not None and (not isinstance(value, int) or value < 1)]
+        problems += [f"{name}={value!r}: expected a number above 0" for name, value in
+                     {"learning_rate": self.learning_rate, "max_grad_norm": self.max_grad_norm}.items() if not value > 0]
+        problems += [f"{name}={value!r}: expected a number of at least 0" for name, value in
+                     {"weight_decay": self.weight_decay, "seed": self.seed}.items() if not value >= 0]
+        if not 0 <= self.warmup < 1:
+            problems.append(f"warmup={self.warmup!r}: expected a share of the steps, from 0 to below 1")
+        if self.schedule not in ("linear", "cosine", "constant"):
+            problems.append(f"schedule={self.schedule!r}: expected 'linear', 'cosine' or 'constant'")
+        if problems:
+            raise ValueError("TrainConfig: " + "; ".join(problems) + ".")

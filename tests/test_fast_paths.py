@@ -1,0 +1,286 @@
+"""Every fast path gives what its plain twin gives: losses, gradients, answers, saved weights."""
+
+import itertools
+import time
+
+import pytest
+import torch
+import transformers
+from conftest import GPT2_SIZES, SIZES, byte_level_tokenizer, save_base, word_piece_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from peftcls import (
+    Classification,
+    ExtractiveQA,
+    Instruction,
+    Predictor,
+    TrainConfig,
+    Trainer,
+    attach_lora,
+    load_base,
+    load_predictor,
+    prefix,
+    processor,
+    train_only,
+    trunk,
+)
+from peftcls.plan import micro_batches
+from peftcls.pooling import unwrapped
+
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+DECODERS = {
+    "llama": (transformers.LlamaForCausalLM, transformers.LlamaConfig(vocab_size=500, **GROUPED)),
+    "gpt2": (transformers.GPT2LMHeadModel, transformers.GPT2Config(vocab_size=500, bos_token_id=0, eos_token_id=0, **GPT2_SIZES)),
+    "qwen3": (transformers.Qwen3ForCausalLM, transformers.Qwen3Config(vocab_size=500, head_dim=32, **GROUPED)),
+    "mistral, a window shorter than the text": (transformers.MistralForCausalLM,
+                                                transformers.MistralConfig(vocab_size=500, sliding_window=8, **GROUPED)),
+    "gpt-neox": (transformers.GPTNeoXForCausalLM, transformers.GPTNeoXConfig(vocab_size=500, bos_token_id=0, eos_token_id=0, **SIZES)),
+    "opt": (transformers.OPTForCausalLM, transformers.OPTConfig(vocab_size=500, hidden_size=128, num_hidden_layers=2, ffn_dim=256,
+                                                                num_attention_heads=4, max_position_embeddings=256,
+                                                                word_embed_proj_dim=128)),
+}
+LABELS = ("yes", "yes please", "no")
+ASKED = Instruction(template="Somebody wrote a text, and a label belongs to it.\n{input}\nThe label: ", input="text", output="label",
+                    labels=("yes", "no"), max_length=200)
+
+
+def gradients(model):
+    found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    model.zero_grad()
+    return found
+
+
+@pytest.fixture(scope="module")
+def bloom(tmp_path_factory):
+    config = transformers.BloomConfig(vocab_size=500, hidden_size=128, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    return save_base(tmp_path_factory.mktemp("bloom"), transformers.BloomForCausalLM, config, byte_level_tokenizer())
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_shared_beginning_gives_the_same_loss_and_gradients(name):
+    torch.manual_seed(0)
+    kind, config = DECODERS[name]
+    model = kind(config).eval().double()
+    ids = torch.randint(3, 500, (4, 40))
+    ids[:, :20] = ids[:1, :20]
+    mask, marks = torch.ones_like(ids), torch.zeros_like(ids).bool()
+    for row, end in enumerate((40, 33, 40, 30)):
+        mask[row, end:], marks[row, end - 4 : end - 1] = 0, True
+    assert prefix.can_share(model)
+    found = []
+    for shares in (True, False):
+        vars(model)[prefix.SHARES] = shares
+        reading = prefix.Prompts(model, ids, mask)
+        logits = reading.logits(marks)
+        torch.nn.functional.cross_entropy(logits, torch.arange(12)).backward()
+        assert (reading.cache is not None) == shares, "the path that was asked for is the one that was taken"
+        found.append((logits.detach(), gradients(model)))
+    (fast, fast_gradients), (plain, plain_gradients) = found
+    assert torch.allclose(fast, plain, atol=1e-7)
+    assert torch.allclose(fast_gradients, plain_gradients, atol=1e-6)
+    assert plain_gradients.abs().max() > 1e-4
+
+
+def test_nothing_before_a_place_that_is_read_and_nothing_but_real_tokens_is_shared():
+    ids = torch.tensor([[5, 6, 7, 8, 9], [5, 6, 7, 8, 0]])
+    mask, marks = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]), torch.zeros(2, 5).bool()
+    assert prefix._shared_tokens(ids, mask, marks) == 3
+    marks[1, 1] = True
+    assert prefix._shared_tokens(ids, mask, marks) == 1
+    assert prefix.common_tokens([[1, 2, 3], [1, 2], [1, 2, 4]]) == 2
+    assert prefix.common_tokens([[1, 2, 3]]) == 3
+
+
+@pytest.mark.parametrize("labels", [("yes", "no"), LABELS, ("label one", "label two", "label three")])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bloom"])
+def test_a_closed_set_of_labels_is_read_on_from_the_prompt_with_the_same_probabilities(name, labels, request, text_rows):
+    task = Instruction(template=ASKED.template, input="text", output="label", labels=labels, max_length=200)
+    model, tokenizer = load_base(request.getfixturevalue(name), task)
+    rows = [{"text": row["text"]} for row in text_rows]
+    found = Predictor(model, task, tokenizer).predict(rows)
+    assert prefix.can_share(model) == (name != "bloom"), "Bloom takes no positions, so it is read from the first token each time"
+    vars(model)[prefix.SHARES] = False
+    for fast, plain in zip(found, Predictor(model, task, tokenizer).predict(rows), strict=True):
+        assert fast.probabilities == pytest.approx(plain.probabilities, abs=1e-5)
+
+
+def test_a_run_with_a_shared_instruction_leaves_the_same_weights(llama, tmp_path, text_rows):
+    weights = []
+    for shares in (True, False):
+        model, tokenizer = load_base(llama, ASKED, dtype=torch.float64)
+        model = attach_lora(model, ASKED, rank=4).double()
+        vars(unwrapped(model))[prefix.SHARES] = shares
+        trainer = Trainer(model, ASKED, tokenizer, TrainConfig(tmp_path / str(shares), epochs=2, batch_size=8, learning_rate=1e-2))
+        trainer.fit(text_rows)
+        weights.append(torch.cat([p.detach().flatten() for p in trainer.parameters.values()]))
+    assert torch.allclose(*weights, atol=1e-7)
+
+
+def test_gradient_checkpointing_reads_every_row_from_its_first_token(llama, tmp_path, text_rows):
+    model, tokenizer = load_base(llama, ASKED)
+    model = attach_lora(model, ASKED, rank=4)
+    assert prefix.can_share(model)
+    Trainer(model, ASKED, tokenizer, TrainConfig(tmp_path, gradient_checkpointing=True))
+    assert not prefix.can_share(model)
+
+
+def test_dropout_of_the_adapter_does_not_decide_whether_a_model_can_share(llama):
+    model, _ = load_base(llama, ASKED)
+    model = attach_lora(model, ASKED, rank=4, dropout=0.5).train()
+    assert prefix.can_share(model)
+    assert model.training, "the model is left as it was"
+
+
+def opened(base, task, how):
+    model, tokenizer = load_base(base, task)
+    return (train_only(model, task, how) if isinstance(how, str) else attach_lora(model, task, rank=4, layers=how)), tokenizer
+
+
+QUESTIONS = [{"question": "who recovered?", "context": "the patient was given a new drug and recovered", "answers":
+              {"text": ["the patient"], "answer_start": [0]}},
+             {"question": "what fell?", "context": "stock prices fell after the bank raised rates", "answers":
+              {"text": ["stock prices"], "answer_start": [0]}}]
+
+
+@pytest.mark.parametrize(("base", "how", "height"), [("bert", [-1], 1), ("gpt2", [-1], 1), ("llama", [1], 1), ("bert", "head", 2),
+                                                     ("gpt2", "head", 2), ("llama", "last_block", 1)])
+@pytest.mark.parametrize("kind", ["label", "windows", "span", "instruction"])
+def test_kept_states_of_frozen_layers_give_the_same_loss_and_gradients(kind, base, how, height, request, tmp_path, text_rows):
+    if kind == "instruction" and (base == "bert" or how == "head"):
+        pytest.skip("an encoder does not generate, and an instruction has no head")
+    rows = QUESTIONS if kind == "span" else text_rows
+    task = {"label": Classification(max_length=32), "windows": Classification(max_length=8, long_text="windows"),
+            "span": ExtractiveQA(max_length=48, stride=8), "instruction": ASKED}[kind].learn(rows)
+    model, tokenizer = opened(request.getfixturevalue(base), task, how)
+    features = [task.encode(row, tokenizer, with_target=True) for row in rows]
+    batches = [task.collate(features[i : i + 3], tokenizer) for i in range(0, len(features), 3)]
+    plain = []
+    for batch in batches:
+        task.loss_sum(model, batch).backward()
+        plain.append(gradients(model))
+    calls, tokens = [], sum(len(f["input_ids"]) for f in features)
+    layers, found = trunk.frozen_layers(model)
+    assert found == height
+    hook = layers[0].register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    with trunk.frozen_once(model, batches, lambda batch: task.loss_sum(model, batch), tokens=tokens, folder=tmp_path) as remark:
+        assert f"{height} of 2 layers are frozen" in remark
+        for batch, expected in zip(batches, plain, strict=True):
+            with trunk.reading(model, batch):
+                task.loss_sum(model, batch).backward()
+            assert torch.allclose(gradients(model), expected, atol=2e-5)
+    hook.remove()
+    assert plain[0].abs().max() > 1e-4
+    assert trunk.TRUNK not in vars(unwrapped(model))
+    assert not any("forward" in vars(layer) for layer in layers), "the layers compute again"
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_was_not_read_before_is_computed(bert, tmp_path, text_rows):
+    task = Classification(max_length=32).learn(text_rows)
+    model, tokenizer = opened(bert, task, [-1])
+    seen, unseen = (task.collate([task.encode(row, tokenizer, with_target=True) for row in rows], tokenizer)
+                    for rows in (text_rows[:4], text_rows[2:6]))
+    expected = task.loss_sum(model, unseen)
+    keeping = trunk.frozen_once(model, [seen], lambda batch: task.loss_sum(model, batch), tokens=200, folder=tmp_path)
+    with keeping, trunk.reading(model, unseen):
+        assert torch.equal(task.loss_sum(model, unseen), expected)
+
+
+def test_states_too_many_for_the_memory_are_kept_in_a_file_that_is_removed(bert, tmp_path, text_rows, monkeypatch):
+    monkeypatch.setattr(trunk, "IN_MEMORY_BYTES", 1000)
+    task = Classification(max_length=32).learn(text_rows)
+    model, tokenizer = opened(bert, task, "head")
+    trainer = Trainer(model, task, tokenizer, TrainConfig(tmp_path / "file", epochs=2, batch_size=8))
+    with trainer._frozen_once([]):
+        assert not list((tmp_path).rglob("states"))
+    trainer.fit(text_rows, text_rows[:4])
+    assert not list(tmp_path.rglob("states*"))
+    monkeypatch.undo()
+    again, _ = opened(bert, task, "head")
+    other = Trainer(again, task, tokenizer, TrainConfig(tmp_path / "memory", epochs=2, batch_size=8))
+    other.fit(text_rows, text_rows[:4])
+    assert all(torch.equal(p, other.parameters[name]) for name, p in trainer.parameters.items())
+
+
+def test_states_too_many_for_the_disk_are_not_kept_and_it_says_so(bert, tmp_path, text_rows, monkeypatch, capsys):
+    monkeypatch.setattr(trunk, "LARGEST_BYTES", 1000)
+    task = Classification(max_length=32).learn(text_rows)
+    model, tokenizer = opened(bert, task, "head")
+    Trainer(model, task, tokenizer, TrainConfig(tmp_path, epochs=2, batch_size=8)).fit(text_rows)
+    assert "the states of the 2 frozen layers would take" in capsys.readouterr().out
+
+
+def test_a_model_that_hands_more_than_states_from_layer_to_layer_computes_them_each_time(tmp_path, text_rows, capsys):
+    config = transformers.XLNetConfig(vocab_size=400, d_model=128, n_layer=2, n_head=4, d_inner=256, pad_token_id=0)
+    base = save_base(tmp_path / "base", transformers.XLNetModel, config, word_piece_tokenizer())
+    task = Classification(max_length=32).learn(text_rows)
+    model, tokenizer = opened(base, task, "head")
+    Trainer(model, task, tokenizer, TrainConfig(tmp_path / "out", epochs=2, batch_size=8)).fit(text_rows)
+    assert "does not go on from kept states" in capsys.readouterr().out
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=9), st.integers(0, 80), st.integers(0, 9),
+       st.one_of(st.none(), st.integers(1, 4)), st.one_of(st.none(), st.integers(20, 200)))
+@settings(max_examples=80, deadline=None)
+def test_no_way_to_cut_rows_in_order_of_length_costs_less(lengths, call, shared, rows, tokens):
+    widths = sorted((length for length in lengths), reverse=True)
+
+    def allowed(part):
+        return len(part) == 1 or ((rows is None or len(part) <= rows) and (tokens is None or part[0] * len(part) <= tokens))
+
+    def cost(parts):
+        return sum(part[0] * len(part) + shared + call for part in parts)
+
+    ways = []
+    for cuts in itertools.product([False, True], repeat=len(widths) - 1):
+        edges = [0, *(i + 1 for i, cut in enumerate(cuts) if cut), len(widths)]
+        parts = [widths[a:b] for a, b in itertools.pairwise(edges)]
+        if all(map(allowed, parts)):
+            ways.append(cost(parts))
+    found = [[lengths[i] for i in batch] for batch in
+             micro_batches(range(len(lengths)), [n + shared for n in lengths], rows=rows, tokens=tokens, shared=shared, call_tokens=call)]
+    assert [n for batch in found for n in batch] == widths
+    assert cost(found) == min(ways)
+
+
+@pytest.mark.parametrize("heads", [4, 2])
+@pytest.mark.parametrize("masked", [True, False])
+def test_plain_attention_in_bfloat16_is_the_fused_kernel_up_to_rounding(heads, masked):
+    torch.manual_seed(0)
+    module = torch.nn.Module()
+    module.is_causal, module.num_key_value_groups = False, 4 // heads
+    query, key, value = (torch.randn(3, n, 12, 32, dtype=torch.bfloat16) for n in (4, heads, heads))
+    mask = None
+    if masked:
+        mask = torch.zeros(3, 1, 12, 12, dtype=torch.bfloat16)
+        mask[1, :, :, 7:] = torch.finfo(torch.bfloat16).min
+    plain, _ = processor._attend(module, query, key, value, mask, scaling=0.2)
+    fused, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=0.2)
+    assert torch.allclose(plain, fused, atol=3e-2)
+    exact, _ = sdpa_attention_forward(module, query.double(), key.double(), value.double(), None if mask is None else mask.double(),
+                                      scaling=0.2)
+    assert (plain - exact).abs().mean() < 3 * (fused - exact).abs().mean() + 1e-4
+
+
+@pytest.mark.parametrize(("base", "part"), [("bert", "head"), ("bert", "last_block"), ("gpt2", "last_two_blocks"), ("llama", "last_block"),
+                                            ("llama", "all"), ("bert", [0, 1]), ("gpt2", [1])])
+def test_over_a_bfloat16_base_everything_trained_steps_in_float32_and_comes_back(base, part, request, tmp_path, text_rows):
+    task = Classification(max_length=32).learn(text_rows)
+    model, tokenizer = load_base(request.getfixturevalue(base), task, dtype=torch.bfloat16)
+    model = train_only(model, task, part) if isinstance(part, str) else attach_lora(model, task, rank=4, layers=part)
+    trainer = Trainer(model, task, tokenizer, TrainConfig(tmp_path, epochs=2, batch_size=8, learning_rate=1e-2))
+    assert {p.dtype for p in trainer.parameters.values()} == {torch.float32}
+    start = {name: p.detach().clone() for name, p in trainer.parameters.items()}
+    trainer.fit(text_rows)
+    assert any(not torch.equal(p, start[name]) for name, p in trainer.parameters.items())
+    texts = [row["text"] for row in text_rows]
+    for kept, again in zip(trainer.predict([{"text": t} for t in texts]), load_predictor(tmp_path).predict(texts), strict=True):
+        assert again.probabilities == pytest.approx(kept.probabilities, abs=1e-6)
+
+
+def test_a_narrow_model_is_read_in_float32_and_asked_of_no_clock(bert, text_rows, monkeypatch):
+    monkeypatch.setattr(time, "perf_counter", lambda: pytest.fail("a narrow model needs no trial"))
+    model, _ = load_base(bert, Classification(max_length=32).learn(text_rows))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
