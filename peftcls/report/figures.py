@@ -18,7 +18,7 @@ from peftcls.report.wording import is_share, score_title, write_list, write_plai
 
 INK, OWN, OTHER = "#787d86", "#3f7fd0", "#c4761d"
 THEMED = {INK: "var(--muted)", OWN: "var(--own)", OTHER: "var(--other)"}  # inside the page, its colours
-WIDTH, HEIGHT, DPI = 5.0, 3.0, 200  # inches, and the PNG's dots to an inch
+WIDTH, HEIGHT, DPI = 4.4, 2.8, 200  # inches, and the PNG's dots to an inch
 LONGEST_NAME, MOST_LABELS = 44, 40
 STYLE = {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 9.5, "text.parse_math": False,
          "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
@@ -167,7 +167,7 @@ def _confusion(numbers: Numbers) -> tuple[str, str, Figure] | None:
 def _reliability(numbers: Numbers) -> tuple[str, str, Figure] | None:
     if (found := numbers["calibration"]) is None:
         return None
-    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     sure, right = ([100 * b[key] for b in found["bins"]] for key in ("confidence", "accuracy"))
     axes.plot([0, 100], [0, 100], color=INK, linewidth=1, linestyle="--", label="ideal")
@@ -190,7 +190,7 @@ def _scatter(numbers: Numbers) -> tuple[str, str, Figure] | None:
     points = [(x, y) for x, y in numbers["points"] if x is not None and y is not None]
     if not points:
         return None
-    figure, axes = _axes(4.0)
+    figure, axes = _axes(3.8)
     target, predicted = (np.array(side) for side in zip(*points, strict=True))
     ends = [min(target.min(), predicted.min()), max(target.max(), predicted.max())]
     axes.plot(ends, ends, color=INK, linewidth=1, linestyle="--")

@@ -50,8 +50,8 @@ def write_score(value: float | None, name: str) -> str:
 
 
 def write_difference(value: float, name: str) -> str:
-    """A difference of two scores with its sign and unit."""
-    return f"{100 * value:+.1f} points" if is_share(name) else f"{value:+.3f}"
+    """A difference of two scores with its sign; of shares, in points."""
+    return (f"{100 * value:+.1f}" if is_share(name) else f"{value:+.3f}").replace("-", "−")
 
 
 def write_share(value: float) -> str:

@@ -114,8 +114,8 @@ def _cells(numbers: Numbers) -> list[dict[str, Any]] | None:
 
 
 def _mixed_up(numbers: Numbers) -> list[tuple[int, str, str]]:
-    """The commonest confusions of more than two labels: rows, right label, given label."""
-    if (confusion := numbers["confusion"]) is None or len(confusion["right"]) < 3:
+    """The commonest confusions: rows, right label, given label."""
+    if (confusion := numbers["confusion"]) is None:
         return []
     pairs = [(count, right, given) for right, line in zip(confusion["right"], confusion["rows"], strict=True)
              for given, count in zip(confusion["given"], line, strict=True) if given != right and count]
