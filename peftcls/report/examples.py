@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from itertools import groupby, pairwise
 from typing import Any
 
 import datasets
@@ -15,7 +16,7 @@ from peftcls.tasks.regression import Regression
 from peftcls.tasks.spans import find_answers, gold_answers
 
 SHOWN = 8
-LONGEST, AROUND = 700, 160  # characters of a text, and of a context on both sides of a span
+LONGEST, AROUND = 420, 160  # characters of a text, and of a context on both sides of a span
 Pieces = tuple[tuple[str, str], ...]
 """A text in pieces, each with its mark: "" for none, "gold", "given" or "both"."""
 
@@ -184,12 +185,15 @@ def _clipped(text: str) -> Pieces:
 def mark_spans(text: str, gold: Sequence[tuple[int, int]], given: Sequence[tuple[int, int]]) -> Pieces:
     """A text in pieces that are in the gold spans, in the given ones, in both or in neither; what is far from both is cut."""
     borders = sorted({0, len(text), *(place for span in (*gold, *given) for place in span)})
-    pieces = []
-    for start, end in zip(borders, borders[1:], strict=False):
+    marked = []
+    for start, end in pairwise(borders):
         right, said = (any(a <= start and end <= b for a, b in spans) for spans in (gold, given))
-        mark = "both" if right and said else "gold" if right else "given" if said else ""
-        piece = text[start:end] if mark else _shortened(text[start:end], first=start == 0, last=end == len(text))
-        pieces.append((piece, mark))
+        marked.append((start, end, "both" if right and said else "gold" if right else "given" if said else ""))
+    pieces = []
+    for mark, alike in groupby(marked, key=lambda piece: piece[2]):
+        run = list(alike)
+        start, end = run[0][0], run[-1][1]
+        pieces.append((text[start:end] if mark else _shortened(text[start:end], first=start == 0, last=end == len(text)), mark))
     return tuple(pieces)
 
 

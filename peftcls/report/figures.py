@@ -20,7 +20,7 @@ INK, OWN, OTHER = "#787d86", "#3f7fd0", "#c4761d"
 THEMED = {INK: "var(--muted)", OWN: "var(--own)", OTHER: "var(--other)"}  # inside the page, its colours
 WIDTH, HEIGHT, DPI = 4.4, 2.8, 200  # inches, and the PNG's dots to an inch
 LONGEST_NAME, MOST_LABELS = 44, 40
-STYLE = {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 9.5, "text.parse_math": False,
+STYLE: dict[Any, Any] = {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 9.5, "text.parse_math": False,
          "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
          "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7, "axes.grid": True, "grid.color": INK,
          "grid.alpha": 0.22, "grid.linewidth": 0.6, "legend.frameon": False, "lines.linewidth": 1.8, "svg.fonttype": "none",

@@ -24,7 +24,7 @@ from peftcls.tasks.base import Answer, Task
 PAGE, METRICS, FIGURES, THIS_RUN = "report.html", "metrics.json", "figures", "this run"
 RESAMPLES = 500
 MOST_CELLS = 25  # labels whose confusion is shown as a table; of more, the commonest confusions are listed
-MIXED_UP = 12
+MIXED_UP = 8
 
 
 def write_report(directory: str | Path, *, task: Task, train: datasets.Dataset, test: datasets.Dataset, answers: Sequence[Answer],
@@ -60,7 +60,8 @@ def write_report(directory: str | Path, *, task: Task, train: datasets.Dataset, 
     if THIS_RUN in (systems := dict(systems or {})):
         raise ValueError(f"systems has the name {THIS_RUN!r}, which is the run's own; give the other system another name.")
     every = {THIS_RUN: answers, **systems}
-    made = {name: (evaluations or {}).get(name) or evaluate_answers(task, given, test, resamples=resamples) for name, given in every.items()}
+    made = {name: (evaluations or {}).get(name) or evaluate_answers(task, given, test, resamples=resamples)
+            for name, given in every.items()}
     tables = {"training": train, **({"validation": valid} if valid is not None else {}), "test": test}
     numbers = gather_numbers(task, tables, every, made, run or Run(), count_tokens=count_tokens, resamples=resamples)
     groups = choose_examples(task, test, every)
