@@ -12,11 +12,12 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from peftcls.report.numbers import Numbers
 from peftcls.report.wording import is_share, score_title, write_list, write_plain, write_score
 
-INK, OWN, OTHER = "#787d86", "#3f7fd0", "#c4761d"
+INK, OWN, OTHER, RIM = "#787d86", "#3f7fd0", "#c4761d", "#1f3f68"
 THEMED = {INK: "var(--muted)", OWN: "var(--own)", OTHER: "var(--other)"}  # inside the page, its colours
 WIDTH, HEIGHT, DPI = 4.4, 2.8, 200  # inches, and the PNG's dots to an inch
 LONGEST_NAME, MOST_LABELS = 44, 40
@@ -91,7 +92,7 @@ def _name(text: Any, longest: int = LONGEST_NAME) -> str:
 def _systems(numbers: Numbers) -> tuple[str, str, Figure]:
     score = numbers["score"]
     found = {name: scores[score] for name, scores in numbers["systems"].items() if scores[score][0] is not None}
-    figure, axes = _axes(0.65 + 0.52 * len(found))
+    figure, axes = _axes(0.85 + 0.52 * len(found))
     factor = 100 if is_share(score) else 1
     for place, (name, (value, low, high)) in enumerate(found.items()):
         own, y = name == numbers["headline"]["system"], -place
@@ -105,10 +106,12 @@ def _systems(numbers: Numbers) -> tuple[str, str, Figure]:
     axes.set_ylim(-len(found) + 0.55, 0.8)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
-    title = f"{score_title(score)}{' in %' if is_share(score) else ''}, with 95 % intervals"
+    unit = f"{score_title(score)}{', %' if is_share(score) else ''}"
+    axes.set_xlabel(unit)
+    title = f"{score_title(score)} with 95 % intervals"
     said = write_list([f"{name} {write_score(value, score)} ({write_score(low, score)} to {write_score(high, score)})"
                        for name, (value, low, high) in found.items()])
-    return title, f"{title}: {said}.", figure
+    return title, f"{unit}, with 95 % intervals: {said}.", figure
 
 
 def _loss(numbers: Numbers) -> tuple[str, str, Figure] | None:
@@ -122,6 +125,7 @@ def _loss(numbers: Numbers) -> tuple[str, str, Figure] | None:
         axes.plot(*zip(*valid, strict=True), color=OWN, label="validation", marker="o", markersize=4)
         axes.legend()
     axes.set_xlabel("step")
+    axes.set_ylabel("loss")
     axes.set_ylim(bottom=0)
     said = f"from {write_plain(train[0][1])} at step {train[0][0]} to {write_plain(train[-1][1])} at step {train[-1][0]}"
     return "Loss", f"Training loss {said}.", figure
@@ -141,6 +145,7 @@ def _validation(numbers: Numbers) -> tuple[str, str, Figure] | None:
     if (best := numbers["run"]["best_step"]) is not None:
         axes.axvline(best, color=INK, linewidth=1, linestyle=":", label=f"kept: step {best}")
     axes.set_xlabel("step")
+    axes.set_ylabel("%" if all(map(is_share, names)) else "score")
     axes.legend()
     return "Validation scores", f"Validation scores over the steps: {write_list(said)}.", figure
 
@@ -155,8 +160,9 @@ def _confusion(numbers: Numbers) -> tuple[str, str, Figure] | None:
     figure.set_figwidth(side + 0.6)
     axes.grid(False)
     axes.imshow(np.ones_like(shares), cmap=mpl.colors.ListedColormap([OWN]), alpha=0.85 * shares, aspect="equal")
+    rim = [withStroke(linewidth=2.5, foreground=RIM)]  # the cells let the page shine through
     for (down, across), count in np.ndenumerate(counts):
-        axes.text(across, down, str(count), ha="center", va="center", color="white" if shares[down, across] > 0.5 else INK)
+        axes.text(across, down, str(count), ha="center", va="center", color="white" if count else INK, path_effects=rim if count else None)
     axes.set_xticks(range(len(confusion["given"])), [_name(n, 18) for n in confusion["given"]], rotation=35, ha="right")
     axes.set_yticks(range(len(confusion["right"])), [_name(n, 18) for n in confusion["right"]])
     axes.set_xlabel("answered")
