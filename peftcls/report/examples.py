@@ -179,7 +179,16 @@ def _texts(task: Task, table: Sequence[Row], own: Sequence[Answer]) -> Group:
 
 
 def _clipped(text: str) -> Pieces:
-    return ((text if len(text) <= LONGEST else text[:LONGEST].rstrip() + " …", ""),)
+    return ((_head(text, LONGEST), ""),)
+
+
+def _head(text: str, longest: int) -> str:
+    """The beginning of a text, up to the end of a word where there is one."""
+    return text if len(text) <= longest else text[: longest + 1].rsplit(" ", 1)[0][:longest] + " …"
+
+
+def _tail(text: str, longest: int) -> str:
+    return text if len(text) <= longest else "… " + text[-longest - 1 :].split(" ", 1)[-1][-longest:]
 
 
 def mark_spans(text: str, gold: Sequence[tuple[int, int]], given: Sequence[tuple[int, int]]) -> Pieces:
@@ -202,7 +211,7 @@ def _shortened(piece: str, *, first: bool, last: bool) -> str:
     if first and last:
         return _clipped(piece)[0][0]
     if first:
-        return piece if len(piece) <= AROUND else "… " + piece[-AROUND:].lstrip()
+        return _tail(piece, AROUND)
     if last:
-        return piece if len(piece) <= AROUND else piece[:AROUND].rstrip() + " …"
-    return piece if len(piece) <= 2 * AROUND else f"{piece[:AROUND].rstrip()} … {piece[-AROUND:].lstrip()}"
+        return _head(piece, AROUND)
+    return piece if len(piece) <= 2 * AROUND else _head(piece, AROUND) + _tail(piece, AROUND).removeprefix("…")

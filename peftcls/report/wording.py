@@ -8,7 +8,7 @@ SCORES = {
     "f1_macro": ("Macro-F1", "the mean of the labels' F1: a rare label counts as much as a common one"),
     "f1_micro": ("Micro-F1", "F1 over all labels of all rows together"),
     "loss": ("Loss", "the mean negative log-likelihood of the right label, in nats; lower is better"),
-    "ece": ("Calibration error", "how far its probabilities are from how often it is right; few rows, and their resamples, make it look larger"),
+    "ece": ("Calibration error", "how far its probabilities are from how often it is right; few rows make it, and its interval, larger"),
     "coverage": ("Coverage", "the share of rows that were answered at all"),
     "accuracy_answered": ("Accuracy where answered", "the share of the answered rows that are right"),
     "f1": ("F1", "how much of the right answer was found, and how much of the answer is right"),
