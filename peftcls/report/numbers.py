@@ -97,8 +97,8 @@ def _lengths(task: Task, tables: Mapping[str, datasets.Dataset], count_tokens: C
     lengths = {part: [count(task.text_of(rows[i])) for i in _spread(len(rows), MOST_POINTS)] for part, rows in tables.items()
                if part != "validation"}
     every = [length for own in lengths.values() for length in own]
-    width = max(1, math.ceil((max(every) + 1) / LENGTH_BINS))
-    edges = list(range(0, max(every) + width + 1, width))
+    width = max(1, math.ceil((max(every) - min(every) + 1) / LENGTH_BINS))
+    edges = list(range(min(every) // width * width, max(every) + width + 1, width))
     limit = getattr(task, "max_length", None) if count_tokens else None
     return {"unit": "tokens" if count_tokens else "words", "limit": limit, "edges": edges,
             "parts": {part: {"median": float(np.median(own)), "longest": max(own), "counted": len(own),

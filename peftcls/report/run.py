@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 import platform
 import shlex
 import sys
@@ -117,7 +116,7 @@ def describe_run(trainer: Trainer, meter: Meter | None = None, *, seconds: Mappi
 
 def command_line(processes: int, precision: str, device: str) -> str:
     """The command that starts this program again in as many processes and the same precision."""
-    program = shlex.join([os.path.relpath(sys.argv[0]) if Path(sys.argv[0]).is_file() else sys.argv[0], *sys.argv[1:]])
+    program = shlex.join(sys.argv)
     if device != "cpu" and (processes > 1 or precision != "no"):
         return f"accelerate launch --num_processes {processes} --mixed_precision {precision} {program}"
     launcher = f"torchrun --nproc-per-node {processes}" if processes > 1 else "python"
