@@ -50,6 +50,14 @@ def calibration_error(confidence: Sequence[float], right: Sequence[bool]) -> flo
     return float(sum(abs(hits[bins == b].sum() - sure[bins == b].sum()) for b in np.unique(bins)) / len(sure))
 
 
+def calibration_bins(confidence: Sequence[float], right: Sequence[bool]) -> list[dict[str, float]]:
+    """The bins of `calibration_error` that hold rows: their borders, rows, mean confidence and accuracy."""
+    sure, hits = np.array(confidence, dtype=np.float64), np.array(right, dtype=np.float64)
+    bins = np.ceil(sure * BINS).clip(1, BINS).astype(int)
+    return [{"from": (b - 1) / BINS, "to": b / BINS, "rows": int((bins == b).sum()), "confidence": float(sure[bins == b].mean()),
+             "accuracy": float(hits[bins == b].mean())} for b in np.unique(bins).tolist()]
+
+
 def closed_set_scores(gold: Sequence[str], predicted: Sequence[str | None], probabilities: Sequence[dict[str, float]],
                       labels: Sequence[str]) -> dict[str, float]:
     """All scores of answers with one label a row, by the names in LABEL_SCORES; without probabilities only those of labels."""

@@ -2,10 +2,10 @@
 
 import argparse
 import csv
-import functools
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,10 +16,10 @@ from peftcls.adapters import READABLE
 from peftcls.baselines import baselines
 from peftcls.check import check_rows
 from peftcls.demo import sample
-from peftcls.evaluation import evaluate_answers
-from peftcls.metrics import interval
+from peftcls.evaluation import Evaluation, evaluate_answers
 from peftcls.models import base_facts, load_base
 from peftcls.predictor import Predictor
+from peftcls.report import THIS_RUN, Meter, describe_run, write_report
 from peftcls.rows import RowError, read_rows, source_name
 from peftcls.tasks.base import Answer, Task
 from peftcls.tasks.extractive_qa import ExtractiveQA
@@ -60,6 +60,7 @@ def recipe_options(description: str | None, *, data: str, out: str, epochs: int,
         else:
             parser.add_argument(f"--{name}", choices=values, default=values[0], help=f"({values[0]})")
     options = parser.parse_args()
+    options.meter = Meter()
     if options.train is None:
         options.train, given = str(sample(f"{data}_train.{kind}")), options.valid or options.test
         options.valid = options.valid or str(sample(f"{data}_validation.{kind}"))
@@ -99,21 +100,14 @@ def check_first(task: Task, options: argparse.Namespace, test: datasets.Dataset 
             raise ValueError(f"--predictions {path}: expected a file in a folder that exists.")
 
 
-def score_table(task: Task, train: datasets.Dataset, test: datasets.Dataset, systems: Mapping[str, Sequence[Answer]]) -> str:
-    """Two scores on the test rows with 95 % bootstrap intervals: the given systems, and those that need no transformer."""
-    systems = {**systems, **baselines(task, train, test)}
-    names = task.score_names[:2]
-    rows, table = [], test.to_list()
-    every = tuple(range(len(test)))
-    for system, answers in systems.items():
-        @functools.cache  # all scores are asked of the same resamples
-        def scores(chosen: tuple[int, ...], answers: Sequence[Answer] = answers) -> dict[str, float]:
-            return task.score([answers[i] for i in chosen], [table[i] for i in chosen])
-
+def score_table(task: Task, test: datasets.Dataset, evaluations: Mapping[str, Evaluation]) -> str:
+    """Two scores of each system on the test rows with their 95 % bootstrap intervals."""
+    rows = []
+    for system, found in evaluations.items():
         row = {"system": system}
-        for name in names:
-            low, high = interval(lambda chosen, name=name, scores=scores: scores(tuple(chosen))[name], every, resamples=RESAMPLES)
-            row[name] = f"{100 * scores(every)[name]:5.1f}"
+        for name in task.score_names[:2]:
+            low, high = found.intervals[name]
+            row[name] = f"{100 * found.scores[name]:5.1f}"
             row[f"95 % interval of {name}"] = f"{100 * low:.1f} to {100 * high:.1f}"
         rows.append(row)
     return f"{len(test)} rows of {source_name(test)}\n" + pd.DataFrame(rows).to_string(index=False)
@@ -121,20 +115,31 @@ def score_table(task: Task, train: datasets.Dataset, test: datasets.Dataset, sys
 
 def finish_recipe(trainer: Trainer, options: argparse.Namespace, train: datasets.Dataset, test: datasets.Dataset | None,
                   others: dict[str, list[Answer] | None]) -> None:
-    """Print the table of scores on the test rows, and answer the unlabelled file if there is one."""
-    if test is not None:
-        answers = trainer.predict(test)
-        systems = {"this run": answers, **{name: found for name, found in others.items() if found}}
-        if trainer.accelerator.is_main_process:
-            print(score_table(trainer.task, train, test, systems))
-            print(f"\nthis run: {evaluate_answers(trainer.task, answers, test, resamples=RESAMPLES)}")
+    """Print the table of scores on the test rows, answer the unlabelled file if there is one, and write the report."""
+    task, main = trainer.task, trainer.accelerator.is_main_process
     if options.predict:
         rows = read_rows(options.predict)
         answers = trainer.predict(rows)
-        if trainer.accelerator.is_main_process:
-            write = write_spans if isinstance(trainer.task, ExtractiveQA) else write_submission
+        if main:
+            write = write_spans if isinstance(task, ExtractiveQA) else write_submission
             write(options.predictions, rows, answers)
             print(f"{len(rows)} answers written to {options.predictions}")
+    if test is None:
+        return
+    started = time.perf_counter()
+    answers = trainer.predict(test)
+    taken = {f"to answer {len(test)} rows": time.perf_counter() - started}
+    if main:
+        systems = {**{name: found for name, found in others.items() if found}, **baselines(task, train, test)}
+        evaluations = {name: evaluate_answers(task, found, test, resamples=RESAMPLES) for name, found in
+                       {THIS_RUN: answers, **systems}.items()}
+        print(score_table(task, test, evaluations))
+        print(f"\n{THIS_RUN}: {evaluations[THIS_RUN]}")
+        page = write_report(options.out, task=task, train=train, valid=read_rows(options.valid) if options.valid else None, test=test,
+                            answers=answers, systems=systems, evaluations=evaluations, resamples=RESAMPLES,
+                            run=describe_run(trainer, options.meter, seconds=taken),
+                            count_tokens=lambda text: len(trainer.tokenizer(text, verbose=False)["input_ids"]))
+        print(f"\nthe report of this run is {page}")
 
 
 def ask_untrained(trainer: Trainer, name: str, task: Task, rows: datasets.Dataset | None) -> list[Answer] | None:

@@ -1,6 +1,7 @@
 """Every recipe, from its command line to its predictions, on a few rows and the bundled base model."""
 
 import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,12 @@ def test_a_recipe_trains_prints_its_table_and_answers_a_file(recipe, data, answe
     if data == "papers":
         wanted = [row["uuid"] for row in peftcls.read_rows(unlabelled)]
         assert [row["uuid"] for row in rows] == wanted
+    found = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    assert f"the report of this run is {out / 'report.html'}" in ended.stdout
+    assert (out / "report.html").stat().st_size > 50_000
+    assert f"{100 * found['systems']['this run'][found['score']][0]:.1f}" in ended.stdout
+    assert {part: rows["rows"] for part, rows in found["rows"].items()} == {"training": 24, "validation": 10, "test": 10}
+    assert found["run"]["command"].startswith(f"python {RECIPES / recipe}.py --train {train}")
     base_bytes = (BASE_FOLDER / "model.safetensors").stat().st_size
     assert sum(file.stat().st_size for file in out.rglob("*")) < min(3_000_000, base_bytes)
 
