@@ -76,8 +76,8 @@ def save_adapter(directory: str | Path, model: torch.nn.Module, task: Task, toke
     return directory
 
 
-def load_adapter(directory: str | Path, *, base: str | Path | None = None, quantize: Quantize | Literal["none"] | None = None, seed: int = 0,
-                 grow: Callable[[Task], Task] | None = None) -> tuple[torch.nn.Module, Task, PreTrainedTokenizerBase]:
+def load_adapter(directory: str | Path, *, base: str | Path | None = None, quantize: Quantize | Literal["none"] | None = None,
+                 seed: int = 0, grow: Callable[[Task], Task] | None = None) -> tuple[torch.nn.Module, Task, PreTrainedTokenizerBase]:
     """Load the base that a folder names and put the folder's weights on it, ready to be trained on.
 
     Args:

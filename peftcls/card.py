@@ -1,6 +1,7 @@
 """The model card of a folder: what a reader on a hub, or next year's colleague, has to know, in the hub's own form."""
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from peftcls.evaluation import Evaluation
 from peftcls.folder import describe_folder, tell_adapter, tell_decisions
 
 CARD = "README.md"
+OWN = r"---\n(?:(?!\n---\n).)*?- peftcls\n"  # the tag in the metadata of every card of ours
 PIPELINES = {"Classification": "text-classification", "Regression": "text-classification", "ExtractiveQA": "question-answering",
              "Instruction": "text-generation"}
 CLASSES = {"Classification": "AutoModelForSequenceClassification", "Regression": "AutoModelForSequenceClassification",
@@ -25,6 +27,8 @@ METRICS = {"f1_macro": "f1", "f1_micro": "f1", "pearson": "pearsonr", "spearman"
 def write_card(directory: str | Path, *, scores: Evaluation | None = None, about: Mapping[str, str] | None = None) -> Path:
     """Write the README.md of an adapter folder, from the folder itself; it holds no date and no path.
 
+    A README.md that is no such card is somebody's own and is left alone.
+
     Args:
         directory: written by `save_adapter`.
         scores: on rows that were not learnt from, of `evaluate_answers`.
@@ -33,7 +37,9 @@ def write_card(directory: str | Path, *, scores: Evaluation | None = None, about
     Raises:
         ValueError: the folder is incomplete or damaged.
     """
-    facts, about = describe_folder(directory), dict(about or {})
+    facts, about, path = describe_folder(directory), dict(about or {}), Path(directory) / CARD
+    if path.is_file() and not re.match(OWN, path.read_text(encoding="utf-8", errors="replace"), re.DOTALL):
+        return path
     task, adapter = facts["task"], facts["weights"] == ADAPTER_WEIGHTS
     data = _data(facts, "peft" if adapter else "transformers", ["peftcls", *(["peft", facts["adapter"]["method"]] if adapter else [])])
     if scores is not None:
@@ -52,7 +58,7 @@ def write_card(directory: str | Path, *, scores: Evaluation | None = None, about
     if facts["lineage"]:
         old = "\n".join(f"{number}. `{one['folder']}` ({one['sum'][:12]})" for number, one in enumerate(facts["lineage"], 1))
         parts += ["## Learnt on from", old]
-    return _write(Path(directory) / CARD, data, parts)
+    return _write(path, data, parts)
 
 
 def write_merged_card(out: str | Path, facts: Mapping[str, Any], remarks: Sequence[str]) -> Path:
@@ -104,7 +110,7 @@ def _scores(scores: Evaluation | None, about: Mapping[str, str]) -> str:
         return "None are stored with this folder. Measure it on rows of yours that it has not learnt: `peftcls evaluate FOLDER rows.csv`."
     lines = [f"| {name} | {value:.4f} | {scores.intervals[name][0]:.4f} to {scores.intervals[name][1]:.4f} |"
              for name, value in scores.scores.items()]
-    rows = f"On {scores.rows} rows that were not learnt from" + (f" ({about['test rows']})" if "test rows" in about else "") + ":"
+    rows = f"On {scores.rows} rows that were not learnt from ({about.get('test rows', 'held-out rows')}):"
     return "\n".join([rows, "", "| score | value | 95 % bootstrap interval |", "|---|---|---|", *lines])
 
 
@@ -122,8 +128,8 @@ def _limits(facts: Mapping[str, Any]) -> list[str]:
         limits.append(f"Its numbers were learnt around {task['mean']:.4g} with a deviation of {task['deviation']:.4g}; far from there it "
                       "guesses.")
     if name == "ExtractiveQA":
-        limits.append(f"An answer is at most {task['max_answer_tokens']} tokens of the given text, word for word; "
-                      + ("a question may have none." if task["unanswerable"] else "every question gets one, whether the text holds it or not."))
+        always = "a question may have none." if task["unanswerable"] else "every question gets one, whether the text holds it or not."
+        limits.append(f"An answer is at most {task['max_answer_tokens']} tokens of the given text, word for word; {always}")
     elif task.get("long_text") == "windows":
         limits.append(f"Longer texts are read in windows of {task['max_length']} tokens, whose outputs are averaged.")
     else:
@@ -132,26 +138,29 @@ def _limits(facts: Mapping[str, Any]) -> list[str]:
         limits.append("Its answers are generated: they can be wrong, or not in the text.")
     if facts["base"]["quantize"]:
         limits.append("It was trained on a quantized base; on the same base in full precision its answers may move a little.")
-    return [*limits, "It inherits what its base has learnt, and what is one-sided in the rows it was trained on. Texts of another kind, time or "
-                     "language than these rows were not tested."]
+    return [*limits, "It inherits what its base has learnt, and what is one-sided in the rows it was trained on. Texts of another kind, "
+                     "time or language than these rows were not tested."]
 
 
 def _loading(facts: Mapping[str, Any], *, adapter: bool) -> str:
-    base, name = facts["base"], CLASSES[facts["task"]["name"]]
-    where = f'"{hub_name(base)}"' if hub_name(base) else "peftcls.demo.BASE_FOLDER" if base["name"] == "demo" else '"path/to/the/base"'
-    given = f', revision="{base["revision"]}"' if hub_name(base) else ""
-    task = facts["task"]
-    sized = f", num_labels={len(task['labels'])}" if name.endswith("SequenceClassification") and task.get("labels") else ""
-    sized = ", num_labels=1" if task["name"] == "Regression" else sized
-    heads = ("from peft import PeftModel\n", 'PeftModel.from_pretrained(model, "path/to/this/folder")') if adapter else (
-        "from safetensors.torch import load_file\n", f'model.load_state_dict(load_file("path/to/this/folder/{facts["weights"]}"), strict=False)')
-    own = 'from peftcls import load_predictor\n\npredictor = load_predictor("path/to/this/folder")' if hub_name(base) or base["name"] == "demo" \
-        else 'from peftcls import load_predictor\n\npredictor = load_predictor("path/to/this/folder", base="path/to/the/base")'
-    plain = (("import peftcls.demo\n" if where.startswith("peftcls") else "") + heads[0] + f"from transformers import {name}\n\n"
-             f"model = {name}.from_pretrained({where}{given}{sized})\n" + ("model = " if adapter else "") + heads[1])
+    base, task, folder = facts["base"], facts["task"], '"path/to/this/folder"'
+    name, known = CLASSES[task["name"]], hub_name(base)
+    elsewhere = known is None and base["name"] != "demo"
+    where = f'"{known}", revision="{base["revision"]}"' if known else '"path/to/the/base"' if elsewhere else "peftcls.demo.BASE_FOLDER"
+    outputs = {"Classification": len(task.get("labels") or ()), "Regression": 1}.get(task["name"])
+    moved = ', base="path/to/the/base"' if elsewhere else ""
+    own = f"from peftcls import load_predictor\n\npredictor = load_predictor({folder}{moved})"
+    if adapter:
+        reader, put = "from peft import PeftModel", f"model = PeftModel.from_pretrained(model, {folder})"
+    else:
+        reader = "from safetensors.torch import load_file"
+        put = f'model.load_state_dict(load_file("path/to/this/folder/{facts["weights"]}"), strict=False)'
+    imports = [*([] if known or elsewhere else ["import peftcls.demo"]), reader, f"from transformers import {name}"]
+    sized = f", num_labels={outputs}" if outputs else ""
+    plain = "\n".join([*imports, "", f"model = {name}.from_pretrained({where}{sized})", put])
     return (f"With peftcls, which answers exactly as it was trained to, and refuses another base:\n\n```python\n{own}\n```\n\n"
-            f"With {'plain PEFT' if adapter else 'plain transformers'}, which gives the weights alone; task, labels, template and decisions "
-            f"are in `peftcls.json`:\n\n```python\n{plain}\n```")
+            f"With {'plain PEFT' if adapter else 'plain transformers'}, which gives the weights alone; task, labels, template and "
+            f"decisions are in `peftcls.json`:\n\n```python\n{plain}\n```")
 
 
 def _write(path: Path, data: ModelCardData, parts: Sequence[str]) -> Path:

@@ -40,7 +40,8 @@ def describe_folder(directory: str | Path) -> dict[str, Any]:
 def tell_folder(facts: dict[str, Any]) -> str:
     """The facts of `describe_folder` in lines for a reader."""
     task, base = facts["task"], facts["base"]
-    settings = {name: value for name, value in task.items() if name not in ("name", "labels", "decisions", "template") and value is not None}
+    apart = ("name", "labels", "decisions", "template")
+    settings = {name: value for name, value in task.items() if name not in apart and value is not None}
     trained = sum(math.prod(shape) for shape in facts["tensors"].values())
     lines = [("folder", f"{facts['folder']}, {sum(facts['bytes'].values()):,} bytes"),
              ("task", f"{task['name']} ({', '.join(f'{name}={value!r}' for name, value in settings.items())})")]
@@ -66,7 +67,7 @@ def tell_adapter(facts: dict[str, Any]) -> str:
     ends = sorted({target.rpartition(".")[2] for target in adapter["targets"]})
     size = "".join(f", {name} {adapter[key]}" for key, name in (("target_r", "rank"), ("r", "rank"), ("lora_alpha", "alpha"))
                    if key in adapter and not (key == "r" and "target_r" in adapter))
-    return f"{adapter['method']}{size}, on {len(adapter['targets'])} modules ({', '.join(ends)})"
+    return f"{adapter['method']}{size}, on {', '.join(ends)}"
 
 
 def tell_decisions(task: dict[str, Any]) -> str:

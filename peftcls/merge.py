@@ -1,5 +1,6 @@
 """An adapter and its base become one model that plain transformers loads."""
 
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -17,7 +18,8 @@ from peftcls.card import write_merged_card
 from peftcls.folder import describe_folder
 from peftcls.models import base_facts
 from peftcls.pooling import class_logits, end_logits
-from peftcls.tasks.base import Batch, Feature, Task, token_limit
+from peftcls.tasks.base import Feature, Task, token_limit
+from peftcls.tasks.classification import Classification
 from peftcls.tasks.decisions import PLAIN
 from peftcls.tasks.extractive_qa import ExtractiveQA
 from peftcls.tasks.instruction import Instruction
@@ -58,8 +60,8 @@ def merge_adapter(directory: str | Path, out: str | Path, *, base: str | Path | 
         raise ValueError(f"{directory} cannot be merged: {reason}; keep the adapter folder and load it with load_predictor.")
     remarks = _remarks(task, tokenizer)
     if facts["base"]["quantize"]:
-        remarks.append(f"The adapter was trained on a base in {facts['base']['quantize']}, and is merged into the same base in full precision; "
-                       "its answers may move a little.")
+        remarks.append(f"The adapter was trained on a base in {facts['base']['quantize']}, and is merged into the same base in full "
+                       "precision; its answers may move a little.")
     probes = _probes(task, tokenizer)
     expected = _own_logits(task, model, probes, tokenizer)
     if isinstance(model, PeftModel):
@@ -101,16 +103,17 @@ def _remarks(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """What plain transformers does otherwise than peftcls, a sentence each."""
     found = []
     if isinstance(task, Regression):
-        found.append(f"The model's output is in units of the training rows' deviation: the number is {task.deviation!r} x output + {task.mean!r}.")
+        found.append(f"The output is in units of the training rows' deviation: the number is {task.deviation!r} x output + {task.mean!r}.")
     if isinstance(task, ExtractiveQA):
-        found.append("transformers gives the logits of an answer's ends; windows, the choice of the best span and of no answer are left to you.")
+        found.append("transformers gives the logits of an answer's ends; windows, and the choice of the best span or of none, are left to you.")
     if isinstance(task, Instruction):
         found.append(f"The prompt must be written as it was trained: {task.template!r}.")
-        found += ["transformers generates an answer; the labels are not scored, so it may give a text that is none of them."] if task.labels else []
+        if task.labels:
+            found.append("transformers generates an answer and scores no labels, so it may give a text that is none of them.")
     if getattr(task, "long_text", None) == "windows":
-        found.append(f"A text of more than {getattr(task, 'max_length', 0)} tokens is cut there (pass truncation=True); peftcls reads it in windows.")
+        found.append(f"A text of more than {getattr(task, 'max_length', 0)} tokens is cut there (pass truncation=True), not read in windows.")
     if getattr(task, "loss", None) == "bce" and not getattr(task, "multi_label", False):
-        found.append("The probabilities of a pipeline are a softmax of the logits, those of peftcls a normalised sigmoid; the label is the same.")
+        found.append("The probabilities of a pipeline are a softmax of the logits, here they are a normalised sigmoid; the label is the same.")
     if getattr(task, "decisions", PLAIN) != PLAIN:
         found.append("Temperature, thresholds and abstention, which were fitted, are not applied; the likeliest label is given.")
     if isinstance(text := getattr(task, "text", None), tuple) and len(text_columns(text)) == 2 and not has_separator(tokenizer):
@@ -121,21 +124,22 @@ def _remarks(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[str]:
 def _probes(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[Feature]:
     columns = task.columns(with_target=False)
     rows = [{name: PROBES[(place + number) % len(PROBES)] for number, name in enumerate(columns)} for place in range(len(PROBES))]
-    return [task.encode(row, tokenizer, with_target=False) for row in rows]
+    whole = dataclasses.replace(task, long_text="truncate") if isinstance(task, Classification | Regression) else task
+    return [whole.encode(row, tokenizer, with_target=False) for row in rows]
 
 
 @torch.inference_mode()
 def _own_logits(task: Task, model: Any, probes: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> list[torch.Tensor]:
-    """The logits of each probe by peftcls, alone and without padding."""
-    return [_read(task, model, task.collate([probe], tokenizer)) for probe in probes]
-
-
-def _read(task: Task, model: Any, batch: Batch) -> torch.Tensor:
-    if isinstance(task, ExtractiveQA):
-        return torch.stack(end_logits(model, batch), dim=-1)[0]
-    if isinstance(task, Instruction):
-        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits[0]
-    return class_logits(model, batch, getattr(task, "pooling", None))[0]
+    """The logits by peftcls, each probe alone and without padding; of a question in windows those of each window."""
+    found: list[torch.Tensor] = []
+    for batch in (task.collate([probe], tokenizer) for probe in probes):
+        if isinstance(task, ExtractiveQA):
+            found += _without_padding(torch.stack(end_logits(model, batch), dim=-1), batch["attention_mask"])
+        elif isinstance(task, Instruction):
+            found += model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+        else:
+            found += class_logits(model, batch, getattr(task, "pooling", None))
+    return found
 
 
 @torch.inference_mode()
@@ -161,5 +165,5 @@ def _compare(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor], to
     for place, (own, other) in enumerate(zip(expected, found, strict=True), 1):
         far = float((own - other).abs().max()) if own.shape == other.shape else float("inf")
         if not far <= TOLERANCE:
-            raise ValueError(f"{told}: probe {place} differs by {far:.2g}, expected at most {TOLERANCE:g}; keep the adapter folder and load it "
-                             "with load_predictor.")
+            raise ValueError(f"{told}: probe {place} differs by {far:.2g}, expected at most {TOLERANCE:g}; keep the adapter folder and load "
+                             "it with load_predictor.")

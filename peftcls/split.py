@@ -6,7 +6,7 @@ from collections import Counter
 import datasets
 import numpy as np
 
-from peftcls.rows import Row, RowError, name_source, source_name
+from peftcls.rows import Row, RowError, source_name
 from peftcls.tasks.base import Task
 from peftcls.tasks.extractive_qa import ExtractiveQA
 from peftcls.tasks.regression import Regression
@@ -24,7 +24,7 @@ def split_off(task: Task, rows: datasets.Dataset, share: float, *, name: str, se
         task: says what a row's text and label are; the rows have passed `check_rows`.
         rows: the table.
         share: of the different texts, above 0 and below 1.
-        name: what is put aside, for the messages about these rows ("test").
+        name: what they are put aside for, in the message about too few of them ("test").
         seed: of the choice.
 
     Raises:
@@ -49,8 +49,7 @@ def split_off(task: Task, rows: datasets.Dataset, share: float, *, name: str, se
                        f"a file of rows for {name}, or more rows.")
     chosen = set(aside)
     kept = [place for place in range(len(rows)) if place not in chosen]
-    return (name_source(rows.select(kept), f"{source_name(rows)} without its {name} rows"),
-            name_source(rows.select(sorted(aside)), f"{source_name(rows)}, {name} rows"))
+    return rows.select(kept), rows.select(sorted(aside))
 
 
 def _text(task: Task, row: Row) -> str:
@@ -61,8 +60,8 @@ def _strata(task: Task, golds: list[tuple[str, ...]]) -> list[list[int]]:
     """The indices of texts that give their share together: of one label (the rarest of several), or of similar numbers."""
     everything = list(range(len(golds)))
     if isinstance(task, Regression):
-        everything.sort(key=lambda i: float(golds[i][0]))
-        return [sorted(everything[i : i + NEIGHBOURS]) for i in range(0, len(everything), NEIGHBOURS)]  # the numbers' order is none of chance
+        by_number = sorted(everything, key=lambda i: float(golds[i][0]))
+        return [sorted(by_number[i : i + NEIGHBOURS]) for i in range(0, len(golds), NEIGHBOURS)]  # each in the order of chance again
     if not getattr(task, "labels", None):
         return [everything]
     counts = Counter(name for gold in golds for name in gold)

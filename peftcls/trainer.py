@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from peftcls import methods, plan
 from peftcls.adapt import checkpoint_layers, train_mode, trained_parameters
 from peftcls.adapters import LINEAGE, save_adapter
+from peftcls.card import write_card
 from peftcls.check import check_rows
 from peftcls.checkpoint import Progress, Tensors, copy_tensors, find_checkpoints, put_tensors, read_checkpoint, write_checkpoint
 from peftcls.features import TrainingTable, encode_table
@@ -383,6 +384,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             save_adapter(directory, self.model, self.task, self.tokenizer)
             compare_reloaded(Path(directory), Predictor(self.model, self.task, self.tokenizer), self._probe)
+            write_card(directory)
             print(f"saved to {directory}, loaded again and compared in {time.perf_counter() - started:.1f} s")
         self.accelerator.wait_for_everyone()
         return Path(directory)

@@ -10,9 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = [
     {"rows", "parsers", "schema", "metrics", "plan", "schedule", "demo", "fingerprint"},
-    {"pooling", "tasks", "check", "features", "evaluation"},
-    {"models", "methods", "adapt", "adapters", "summary"},
-    {"predictor", "checkpoint", "trainer", "folds", "learning_on", "reload_check"},
+    {"pooling", "tasks", "check", "features", "evaluation", "split"},
+    {"models", "methods", "adapt", "adapters", "summary", "folder", "card"},
+    {"predictor", "checkpoint", "trainer", "folds", "learning_on", "reload_check", "merge", "answer_files"},
     {"baselines", "recipe", "cli"},
     {"", "__main__"},  # the package itself, which only hands names on
 ]
