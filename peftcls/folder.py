@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,8 @@ def tell_folder(facts: dict[str, Any]) -> str:
     lines += [("adapter", tell_adapter(facts)),
               ("trained", f"{trained:,} numbers in {len(facts['tensors'])} tensors of {facts['weights']}, "
                           f"{facts['bytes'][facts['weights']]:,} bytes")]
-    lines += [("", f"{name} {'x'.join(map(str, shape))}") for name, shape in facts["tensors"].items()]
+    alike = Counter(f"{re.sub(r'[.][0-9]+[.]', '.*.', name)} {'x'.join(map(str, shape))}" for name, shape in facts["tensors"].items())
+    lines += [("", told + (f", in {count} layers" if count > 1 else "")) for told, count in alike.items()]
     lines += [("learnt on", f"from {old['folder']} ({old['sum'][:12]})") for old in facts["lineage"]]
     lines += [("versions", ", ".join(f"{name} {number}" for name, number in facts["versions"].items()))]
     return "\n".join(f"{name:<10} {text}" for name, text in lines)

@@ -27,7 +27,8 @@ from peftcls.tasks.regression import Regression
 from peftcls.tasks.texts import has_separator, text_columns
 
 TOLERANCE = 1e-4  # of a logit, in float32
-PROBES = ("The patient was given a new drug and recovered within a week.", "Yes.",
+SHORT = "Yes."
+PROBES = ("The patient was given a new drug and recovered within a week.", SHORT,
           "Stock prices fell after the bank had raised its rates; nobody knew for how long, and few would say so in public.",
           "See you at lunch? Call me when you are there!")
 
@@ -105,15 +106,15 @@ def _remarks(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     if isinstance(task, Regression):
         found.append(f"The output is in units of the training rows' deviation: the number is {task.deviation!r} x output + {task.mean!r}.")
     if isinstance(task, ExtractiveQA):
-        found.append("transformers gives the logits of an answer's ends; windows, and the choice of the best span or of none, are left to you.")
+        found.append("transformers gives the logits of an answer's ends; windows and the choice of the best span are left to you.")
     if isinstance(task, Instruction):
         found.append(f"The prompt must be written as it was trained: {task.template!r}.")
         if task.labels:
             found.append("transformers generates an answer and scores no labels, so it may give a text that is none of them.")
     if getattr(task, "long_text", None) == "windows":
-        found.append(f"A text of more than {getattr(task, 'max_length', 0)} tokens is cut there (pass truncation=True), not read in windows.")
+        found.append(f"A text of more than {getattr(task, 'max_length', 0)} tokens is cut (with truncation=True), not read in windows.")
     if getattr(task, "loss", None) == "bce" and not getattr(task, "multi_label", False):
-        found.append("The probabilities of a pipeline are a softmax of the logits, here they are a normalised sigmoid; the label is the same.")
+        found.append("The probabilities of a pipeline are a softmax of the logits, not a normalised sigmoid; the label is the same.")
     if getattr(task, "decisions", PLAIN) != PLAIN:
         found.append("Temperature, thresholds and abstention, which were fitted, are not applied; the likeliest label is given.")
     if isinstance(text := getattr(task, "text", None), tuple) and len(text_columns(text)) == 2 and not has_separator(tokenizer):
@@ -123,7 +124,9 @@ def _remarks(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 def _probes(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[Feature]:
     columns = task.columns(with_target=False)
-    rows = [{name: PROBES[(place + number) % len(PROBES)] for number, name in enumerate(columns)} for place in range(len(PROBES))]
+    fixed = {task.question} if isinstance(task, ExtractiveQA) else set(columns) - {task.input} if isinstance(task, Instruction) else set()
+    rows = [{name: SHORT if name in fixed else PROBES[(place + number) % len(PROBES)] for number, name in enumerate(columns)}
+            for place in range(len(PROBES))]  # a question and an instruction are never shortened
     whole = dataclasses.replace(task, long_text="truncate") if isinstance(task, Classification | Regression) else task
     return [whole.encode(row, tokenizer, with_target=False) for row in rows]
 
@@ -165,5 +168,5 @@ def _compare(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor], to
     for place, (own, other) in enumerate(zip(expected, found, strict=True), 1):
         far = float((own - other).abs().max()) if own.shape == other.shape else float("inf")
         if not far <= TOLERANCE:
-            raise ValueError(f"{told}: probe {place} differs by {far:.2g}, expected at most {TOLERANCE:g}; keep the adapter folder and load "
-                             "it with load_predictor.")
+            raise ValueError(f"{told}: probe {place} differs by {far:.2g}, expected at most {TOLERANCE:g}; keep the adapter folder "
+                             "and load it with load_predictor.")

@@ -21,6 +21,7 @@ from peftcls.split import split_off
 from peftcls.tasks.base import Task
 from peftcls.tasks.classification import Classification
 from peftcls.tasks.labels import label_name
+from peftcls.tasks.regression import Regression
 from peftcls.trainer import TrainConfig, Trainer
 
 SHARE = 0.15  # of the rows that is put aside for validation, and for the test
@@ -35,14 +36,15 @@ def train_file(*, file: str, out: Path, kind: str | None, text: tuple[str, ...],
                max_length: int | None, seed: int, resume: bool, encoding: str | None) -> None:
     """Train on a file, save, and print the scores; every argument is an option of `peftcls train`."""
     if part and (method or rank or targets):
-        raise ValueError("--part trains the model itself, and --method, --rank and --targets are an adapter's; leave out the one or the others.")
+        raise ValueError("--part trains the model itself, --method, --rank and --targets are of an adapter; leave out one or the others.")
     rows = read_rows(file, encoding=encoding)
     columns = guess_columns(rows, kind=kind, text=text, label=label)
     named = [label_name(name) for name in labels.split(",")] if labels else None
     plain = task_for(columns, labels=named, prompt=prompt, max_length=max_length, class_weight=class_weight)
     task = plain.learn(rows)
     names = getattr(task, "labels", None)
-    _say(str(columns) + (f" ({len(names)} labels: {', '.join([*map(repr, names[:SHOWN]), *['...'][: len(names) - SHOWN]])})" if names else ""))
+    listed = ", ".join([*map(repr, (names or ())[:SHOWN]), *(["..."] if len(names or ()) > SHOWN else [])])
+    _say(str(columns) + (f" ({len(names)} labels: {listed})" if names else ""))
     check_rows(task, rows, training=True)
     tables = {"train": rows, **{name: read_rows(given, encoding=encoding) for name, given in (("valid", valid), ("test", test)) if given}}
     for name in ("valid", "test"):
@@ -51,7 +53,7 @@ def train_file(*, file: str, out: Path, kind: str | None, text: tuple[str, ...],
     for name, share in (("test", SHARE), ("valid", SHARE if test else SHARE / (1 - SHARE))):
         if name not in tables:
             tables["train"], tables[name] = split_off(task, tables["train"], share, name=name, seed=seed)
-            _say(f"put {len(tables[name])} rows of {file} aside for --{name} (seed {seed}{_how(task)}, and those with the same text together)")
+            _say(f"put {len(tables[name])} rows of {file} aside for --{name} (seed {seed}{_how(task)}, the same text never on both sides)")
     for name, told in (("train", "training"), ("valid", "validation"), ("test", "test")):
         name_source(tables[name], f"{source_name(tables[name])}, {told} rows")
     if isinstance(plain, Classification):  # of the rows put aside, nothing is learnt but the names of their labels
@@ -84,8 +86,9 @@ def _say(sentence: str) -> None:
 
 
 def _how(task: Task) -> str:
-    kept = "label" if getattr(task, "labels", None) else "number" if hasattr(task, "deviation") else None
-    return f", the same share of every {kept}" if kept == "label" else ", spread over all numbers" if kept else ""
+    if isinstance(task, Regression):
+        return ", spread over all numbers"
+    return ", the same share of every label" if getattr(task, "labels", None) else ""
 
 
 def _about(file: str, tables: dict[str, datasets.Dataset]) -> dict[str, str]:
