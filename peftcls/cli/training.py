@@ -15,7 +15,7 @@ from peftcls.cli.guess import guess_columns, task_for
 from peftcls.evaluation import evaluate_answers
 from peftcls.methods import Method
 from peftcls.models import Quantize, load_base
-from peftcls.recipe import score_table
+from peftcls.recipe import RESAMPLES, score_table
 from peftcls.rows import name_source, read_rows, source_name
 from peftcls.split import split_off
 from peftcls.tasks.base import Task
@@ -73,7 +73,7 @@ def train_file(*, file: str, out: Path, kind: str | None, text: tuple[str, ...],
         trainer.fit(tables["train"], tables["valid"], resume=resume)
         answers = trainer.predict(tables["test"])
         if trainer.accelerator.is_main_process:
-            scores = evaluate_answers(task, answers, tables["test"])
+            scores = evaluate_answers(task, answers, tables["test"], resamples=RESAMPLES)
             print(f"\n{score_table(task, tables['train'], tables['test'], {'this run': answers})}\n\nthis run: {scores}\n")
             write_card(out, scores=scores, about=_about(file, tables))
             print(f"the adapter is in {out}; next: peftcls predict {out} FILE --out ANSWERS.csv")
