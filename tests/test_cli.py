@@ -141,19 +141,28 @@ def test_a_prompt_and_labels_make_a_chooser(messages, llama, tmp_path, capsys):
     assert "task: instruction; text column: 'message', label column: 'category' (2 labels: 'no', 'yes')" in out
 
 
-def test_a_run_that_was_cut_is_gone_on_with(messages, bert, tmp_path, capsys):
-    line = [sys.executable, "-m", "peftcls", "train", messages, "--out", tmp_path / "cut", "--model", bert, "--epochs", "400", *FAST[2:]]
-    process = subprocess.Popen(list(map(str, line)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def test_a_run_that_was_cut_is_gone_on_with_and_ends_as_the_uninterrupted_one(messages, bert, tmp_path, capsys):
+    def line(name):
+        return ["train", messages, "--out", tmp_path / name, "--model", bert, "--epochs", "20", "--seed", "3", *FAST[2:]]
+
+    process = subprocess.Popen([sys.executable, "-m", "peftcls", *map(str, line("cut"))], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True)
     started = time.monotonic()
     while not list((tmp_path / "cut").glob("checkpoint*")) and time.monotonic() - started < 120:
-        time.sleep(0.05)
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    code, _, err = run(capsys, "train", messages, "--out", tmp_path / "cut", "--model", bert, *FAST)
+    code, _, err = run(capsys, *line("cut"))
     assert code == 1
     assert "of a run that was not finished; go on with resume=True, or remove it." in err
+    code, out, err = run(capsys, *line("cut"), "--resume")
+    assert code == 0, err
+    assert "going on from checkpoint" in out
+    assert run(capsys, *line("whole"))[0] == 0
+    for file in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "cut" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
 SPLIT = peftcls.Classification(text="message", label="category")
