@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
@@ -76,14 +76,14 @@ def save_adapter(directory: str | Path, model: torch.nn.Module, task: Task, toke
     return directory
 
 
-def load_adapter(directory: str | Path, *, base: str | Path | None = None, quantize: Quantize | None = None, seed: int = 0,
-                 grow: Callable[[Task], Task] | None = None) -> tuple[torch.nn.Module, Task, PreTrainedTokenizerBase]:
+def load_adapter(directory: str | Path, *, base: str | Path | None = None, quantize: Quantize | Literal["none"] | None = None,
+                 seed: int = 0, grow: Callable[[Task], Task] | None = None) -> tuple[torch.nn.Module, Task, PreTrainedTokenizerBase]:
     """Load the base that a folder names and put the folder's weights on it, ready to be trained on.
 
     Args:
         directory: written by `save_adapter` or `Trainer.save`.
         base: where the base model is now, if not where it was; its fingerprint must be the same.
-        quantize: as at training unless given.
+        quantize: as at training unless given; "none" is the base in full precision.
         seed: for the head's rows of labels that `grow` adds.
         grow: makes the folder's task able to learn other rows as well; the head then grows.
 
@@ -102,7 +102,8 @@ def load_adapter(directory: str | Path, *, base: str | Path | None = None, quant
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}[facts.dtype]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{directory / MANIFEST} is damaged ({type(error).__name__}: {error}); copy the folder again.") from None
-    model, own = load_base(base or facts.name, task, quantize=quantize or facts.quantize, dtype=dtype,
+    held = None if quantize == "none" else quantize or facts.quantize
+    model, own = load_base(base or facts.name, task, quantize=held, dtype=dtype,
                          revision=None if base else facts.revision, pretrained=facts.random_seed is None,
                          seed=seed if facts.random_seed is None else facts.random_seed)
     if (found := base_facts(model).fingerprint) != facts.fingerprint:

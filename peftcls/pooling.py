@@ -56,7 +56,7 @@ def end_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[
         start, end = inner.get_submodule(inner.base_facts.heads[0])(states).split(1, dim=2)
         found = (start.squeeze(2), end.squeeze(2))
     else:
-        output = model(**moved)
+        output = inner(**moved)  # around it PEFT drops the token types of a question answering model
         found = (output.start_logits, output.end_logits)
     back = order.argsort(dim=1)
     start, end = (widened(logits).gather(1, back) for logits in found)

@@ -1,6 +1,6 @@
 """Answers from a saved adapter, in another program than the one that trained it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +44,30 @@ class Predictor:
         Raises:
             RowError: a column is missing or a text is empty; nothing has been predicted then.
         """
+        return [answer for chunk in self.stream(rows, batch_size=batch_size) for answer in chunk]
+
+    def stream(self, rows: datasets.Dataset | Iterable[Mapping[str, Any] | str | Sequence[str]], *, first: int = 0,
+               chunk_rows: int = CHUNK_ROWS, batch_size: int | None = None) -> Iterator[list[Answer]]:
+        """The same answers, a chunk of rows at a time, so that they need not be in memory together.
+
+        Args:
+            rows: as in `predict`; all of them are checked before the first is answered.
+            first: the index of the row to begin with.
+            chunk_rows: answers that come together.
+            batch_size: as in `predict`.
+
+        Raises:
+            RowError: as in `predict`.
+        """
         table = self._table(rows)
         if len(table) == 0:
-            return []
+            return
         check_rows(self.task, table, with_target=False)
         table = table.select_columns(self.task.columns(with_target=False))
         self.model.eval()
-        answers: list[Answer] = []
-        for start in range(0, len(table), CHUNK_ROWS):
-            chunk: list[Row] = table.select(range(start, min(start + CHUNK_ROWS, len(table)))).to_list()
-            answers += self._answers(chunk, source_name(table), start + 1, batch_size)
-        return answers
+        for start in range(first, len(table), chunk_rows):
+            chunk: list[Row] = table.select(range(start, min(start + chunk_rows, len(table)))).to_list()
+            yield self._answers(chunk, source_name(table), start + 1, batch_size)
 
     def _table(self, rows: Any) -> datasets.Dataset:
         if isinstance(rows, str | Mapping):

@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from peftcls import methods, plan, trunk
 from peftcls.adapt import checkpoint_layers, train_mode, trained_parameters
 from peftcls.adapters import LINEAGE, save_adapter
+from peftcls.card import write_card
 from peftcls.check import check_rows
 from peftcls.checkpoint import Progress, Tensors, copy_tensors, find_checkpoints, put_tensors, read_checkpoint, write_checkpoint
 from peftcls.config import TrainConfig
@@ -346,6 +347,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             save_adapter(directory, self.model, self.task, self.tokenizer)
             compare_reloaded(Path(directory), Predictor(self.model, self.task, self.tokenizer), self._probe)
+            write_card(directory)
             print(f"saved to {directory}, loaded again and compared in {time.perf_counter() - started:.1f} s")
         self.accelerator.wait_for_everyone()
         return Path(directory)

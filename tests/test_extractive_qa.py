@@ -13,6 +13,7 @@ from task_checks import check_task
 import peftcls
 from peftcls import Answer, ExtractiveQA, RowError, TrainConfig, Trainer, attach_lora, check_rows, load_base, load_predictor
 from peftcls.metrics import span_f1, span_scores
+from peftcls.pooling import end_logits
 from peftcls.predictor import Predictor
 from peftcls.rows import as_dataset
 from peftcls.tasks.spans import best_spans, find_answers, gold_answers, occurrences
@@ -363,3 +364,18 @@ def test_wrong_answers_alone_do_not_silence_a_model():
     assert task.calibrated([wrong] * 3, [row("q", "one", "one")] * 3).null_threshold > 0.2
     with pytest.raises(ValueError, match="it needs unanswerable=True"):
         ExtractiveQA().calibrated([wrong], [row("q", "one", "one")])
+
+
+def test_an_adapter_does_not_take_the_token_types_from_a_reader(bert):
+    task = ExtractiveQA(max_length=64, unanswerable=False)
+    model, tokenizer = peftcls.load_base(bert, task)
+    feature = task.encode({"question": "who recovered?", "context": "the patient was given a new drug and recovered"}, tokenizer,
+                          with_target=False)
+    batch = task.collate([feature], tokenizer)
+    assert batch["token_type_ids"].any()
+    with torch.no_grad():
+        expected = end_logits(model, batch)
+        flat = end_logits(model, {**batch, "token_type_ids": torch.zeros_like(batch["token_type_ids"])})
+        found = end_logits(peftcls.attach_lora(model, task), batch)  # a new adapter changes nothing
+    assert not torch.allclose(expected[0], flat[0])
+    torch.testing.assert_close(found, expected)

@@ -22,7 +22,7 @@ def runs() -> list[list[str]]:
     """The commands, and together with those before it a command that asks what they trained."""
     found: list[list[str]] = []
     for command in (c for c in commands() if not c.startswith("make ")):
-        if " --ask " in command:
+        if " --ask " in command or (command.startswith("peftcls ") and not command.startswith("peftcls train ")):
             found[-1].append(command)
         else:
             found.append([command])
@@ -57,8 +57,9 @@ def test_a_command_runs(commands, folder):
     for command in commands:
         program, *arguments = shlex.split(command)
         arguments = [str(ROOT / a) if a.startswith("recipes/") else a for a in arguments]
-        program = sys.executable if program == "python" else str(BIN / program)
-        ended = subprocess.run([program, *arguments, "--epochs", "1"], capture_output=True, text=True, timeout=900, check=False)
+        line = {"python": [sys.executable], "peftcls": [sys.executable, "-m", "peftcls"]}.get(program, [str(BIN / program)])
+        short = ["--epochs", "1"] if program != "peftcls" or arguments[0] == "train" else []
+        ended = subprocess.run([*line, *arguments, *short], capture_output=True, text=True, timeout=900, check=False)
         assert ended.returncode == 0, ended.stderr[-3000:]
 
 

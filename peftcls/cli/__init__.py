@@ -1,0 +1,247 @@
+"""The `peftcls` command: options, help and exit codes; what it does is in the package's public functions.
+
+The modules that need a model library are imported by the command that is run, so that help and completion come at once.
+"""
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+TASKS = ("classification", "pair", "multi-label", "regression", "qa", "instruction", "keywords")
+METHODS = ("lora", "lora+", "dora", "rslora", "pissa", "adalora", "ia3")
+PARTS = ("head", "last_block", "last_two_blocks", "all")
+QUANTIZE = ("8bit", "4bit")
+WRONG, USAGE, INTERRUPTED = 1, 2, 130
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+Command = Callable[..., Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and give its exit code: 0, 1 for wrong rows or settings, 2 for wrong usage, 130 when interrupted."""
+    try:
+        return int(commands.main(arguments, prog_name="peftcls", standalone_mode=False) or 0)
+    except click.UsageError as error:
+        _with_suggestion(error).show()
+        return USAGE
+    except (click.Abort, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output, `head` for example, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return WRONG
+    except (click.ClickException, ValueError, FloatingPointError, OSError, RuntimeError) as error:
+        print(error.format_message() if isinstance(error, click.ClickException) else error, file=sys.stderr)
+        return WRONG
+
+
+def _with_suggestion(error: click.UsageError) -> click.UsageError:
+    """The error with the nearest choice; of commands and options click names it already."""
+    if isinstance(error, click.BadParameter) and isinstance(choice := getattr(error.param, "type", None), click.Choice):
+        given = error.message.partition("'")[2].partition("'")[0]
+        if near := difflib.get_close_matches(given, choice.choices, 1):
+            return click.BadParameter(f"{error.message} Did you mean {near[0]!r}?", error.ctx, error.param)
+    return error
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="peftcls", message="%(prog)s %(version)s")
+def commands() -> None:
+    """Train small adapters beside language models, and use them, without writing Python.
+
+    \b
+    peftcls train messages.csv --out runs/spam
+    peftcls predict runs/spam new.csv --out answers.csv
+    peftcls evaluate runs/spam labelled.csv
+
+    Exit codes: 0 done, 1 something is wrong with the rows or the settings (one sentence says what), 2 the command was
+    mistyped, 130 interrupted with Ctrl-C.
+    """
+
+
+def base_option(command: Command) -> Command:
+    """Where the base model is now."""
+    return click.option("--base", metavar="MODEL", help="Where the base model is now, if it moved.")(command)
+
+
+def encoding_option(command: Command) -> Command:
+    """The encoding of the files that are read."""
+    return click.option("--encoding", metavar="NAME", help="Of text files that are not UTF-8, for example latin-1 or cp1252.")(command)
+
+
+def batch_option(command: Command) -> Command:
+    """The rows that are answered at once."""
+    return click.option("--batch-size", type=click.IntRange(min=1), help="At most this many rows at once.")(command)
+
+
+def json_option(command: Command) -> Command:
+    """JSON for programs instead of lines for readers."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON for another program.")(command)
+
+
+@commands.command()
+@click.argument("file", type=str)
+@click.option("--out", type=FOLDER, required=True, help="The adapter folder to write.")
+@click.option("--task", "kind", type=click.Choice(TASKS), help="Guessed from the columns unless given.")
+@click.option("--text", multiple=True, metavar="COLUMN", help="The text's column; given twice, a pair (for qa question and context).")
+@click.option("--label", metavar="COLUMN", help="The column with what is learnt: label, number, answer or keywords.")
+@click.option("--labels", metavar="A,B,C", help="The label names in order; makes the answers of --task instruction one of them.")
+@click.option("--prompt", metavar="TEXT", help="The prompt of instruction and keywords; {input} is the text, {name} any column.")
+@click.option("--class-weight", type=click.Choice(["balanced"]), help="Make rare labels count as much as common ones.")
+@click.option("--valid", metavar="FILE", help="Rows that decide which epoch was best; 15 % of FILE, put aside, unless given.")
+@click.option("--test", metavar="FILE", help="Rows for the table of scores; 15 % of FILE, put aside, unless given.")
+@click.option("--model", default="demo", show_default=True, help="Base model: demo, a folder, or a name on the hub.")
+@click.option("--quantize", type=click.Choice(QUANTIZE), help="Hold the base in 8 or 4 bits.")
+@click.option("--method", type=click.Choice(METHODS), help="How the adapter learns.  [default: lora]")
+@click.option("--rank", type=click.IntRange(min=1), help="Of the adapter's matrices.  [default: 16]")
+@click.option("--targets", metavar="NAMES", help="attention, all-linear, or names with commas: q_proj,v_proj.  [default: attention]")
+@click.option("--part", type=click.Choice(PARTS), help="Train a part of the model itself instead of an adapter.")
+@click.option("--epochs", type=click.IntRange(min=1), default=6, show_default=True, help="Passes over the training rows.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Rows of a step, over all processes.")
+@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="Its peak.  [default: 1e-3; 5e-5 with --part all]")
+@click.option("--max-length", type=click.IntRange(min=1), help="Tokens that are read at once.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the rows put aside, new weights and order.")
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out.")
+@encoding_option
+def train(**options: Any) -> None:
+    """Learn from the rows of FILE (csv, tsv, json, jsonl, parquet) and leave an adapter folder.
+
+    What the columns are is guessed where there is one sensible guess, and said. At the end come the scores on the test
+    rows, with 95 % intervals, beside systems that need no transformer.
+
+    \b
+    peftcls train messages.csv --out runs/spam
+    peftcls train papers.csv --text title --text abstract --label label --out runs/papers
+    peftcls train squad.json --model FacebookAI/roberta-base --out runs/qa
+    """
+    from peftcls.cli.training import train_file
+
+    train_file(**options)
+
+
+@commands.command()
+@click.argument("directory", metavar="DIR", type=FOLDER)
+@click.argument("file", type=str)
+@click.option("--out", type=FILE, required=True, help="The file to write: .csv, .tsv, .jsonl or .parquet.")
+@click.option("--probabilities", is_flag=True, help="A column with the probability of each label.")
+@click.option("--resume", is_flag=True, help="Go on from the answers in OUT.part.")
+@batch_option
+@base_option
+@encoding_option
+def predict(**options: Any) -> None:
+    """Answer every row of FILE with the adapter in DIR; all columns are kept, those of the answers are added.
+
+    A row for which the model is too unsure to give a label has an empty one.
+
+    \b
+    peftcls predict runs/spam new.csv --out answers.csv
+    peftcls predict runs/spam new.parquet --out answers.jsonl --probabilities --resume
+    """
+    from peftcls.cli.answering import predict_rows
+
+    predict_rows(**options)
+
+
+@commands.command()
+@click.argument("directory", metavar="DIR", type=FOLDER)
+@click.argument("file", type=str)
+@json_option
+@batch_option
+@base_option
+@encoding_option
+def evaluate(**options: Any) -> None:
+    """Score the adapter in DIR on the labelled rows of FILE, with 95 % intervals and each label alone.
+
+    \b
+    peftcls evaluate runs/spam labelled.csv
+    peftcls evaluate runs/spam labelled.csv --json > scores.json
+    """
+    from peftcls.cli.answering import evaluate_rows
+
+    evaluate_rows(**options)
+
+
+@commands.command()
+@click.argument("first", metavar="DIR", type=FOLDER)
+@click.argument("second", metavar="DIR", type=FOLDER)
+@click.argument("file", type=str)
+@click.option("--score", help="The score that is compared; the task's own unless given.")
+@json_option
+@batch_option
+@base_option
+@encoding_option
+def compare(**options: Any) -> None:
+    """Say whether one adapter is better than another on the labelled rows of FILE, by a paired bootstrap.
+
+    \b
+    peftcls compare runs/spam runs/spam_2 labelled.csv
+    """
+    from peftcls.cli.answering import compare_folders
+
+    compare_folders(**options)
+
+
+@commands.command(name="try")
+@click.argument("directory", metavar="DIR", type=FOLDER)
+@click.option("--context", type=FILE, help="For questions: a text file that holds the answers.")
+@base_option
+def try_out(**options: Any) -> None:
+    """Type a text and see the answer; an empty line ends it. Lines can also be piped in.
+
+    \b
+    peftcls try runs/spam
+    peftcls try runs/qa --context leaflet.txt
+    echo "You have won a prize" | peftcls try runs/spam
+    """
+    from peftcls.cli.answering import try_texts
+
+    try_texts(**options)
+
+
+@commands.command()
+@click.argument("directory", metavar="DIR", type=FOLDER)
+@json_option
+def show(**options: Any) -> None:
+    """Say what is in an adapter folder, without loading its base.
+
+    \b
+    peftcls show runs/spam
+    """
+    from peftcls.cli.folders import show_folder
+
+    show_folder(**options)
+
+
+@commands.command()
+@click.argument("directory", metavar="DIR", type=FOLDER)
+@click.argument("out", type=FOLDER)
+@base_option
+def merge(**options: Any) -> None:
+    """Merge the adapter in DIR into its base; OUT is a model that plain transformers loads.
+
+    \b
+    peftcls merge runs/spam runs/spam_merged
+    """
+    from peftcls.cli.folders import merge_folder
+
+    merge_folder(**options)
+
+
+@commands.command()
+@click.argument("directory", metavar="DIR", type=FOLDER)
+@click.argument("repository", metavar="REPO")
+@click.option("--private", is_flag=True, help="Let nobody else see it, if it is new.")
+def push(**options: Any) -> None:
+    """Put the adapter in DIR, with its model card, on the hub as REPO (owner/name).
+
+    \b
+    peftcls push runs/spam my-name/spam
+    """
+    from peftcls.cli.folders import push_folder
+
+    push_folder(**options)

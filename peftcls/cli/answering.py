@@ -1,0 +1,99 @@
+"""`peftcls predict`, `evaluate`, `compare` and `try`: what a folder answers, and how good that is."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from peftcls.answer_files import PART, predict_file
+from peftcls.evaluation import compare_answers, evaluate_answers
+from peftcls.predictor import load_predictor
+from peftcls.rows import Row, read_rows
+from peftcls.tasks.base import Answer
+from peftcls.tasks.extractive_qa import ExtractiveQA
+
+SHOWN_LABELS = 5
+
+
+def predict_rows(*, directory: Path, file: str, out: Path, probabilities: bool, resume: bool, batch_size: int | None, base: str | None,
+                 encoding: str | None) -> None:
+    """Answer a file."""
+    predictor = load_predictor(directory, base=base)
+    try:
+        count, columns = predict_file(predictor, directory, file, out, probabilities=probabilities, resume=resume, encoding=encoding,
+                                      batch_size=batch_size)
+    except KeyboardInterrupt:
+        if Path(f"{out}{PART}").is_file():
+            print(f"\nthe answers so far are in {out}{PART}; go on with --resume.", file=sys.stderr)
+        raise
+    print(f"{count} rows answered in {out}; new columns: {', '.join(map(repr, columns))}")
+
+
+def evaluate_rows(*, directory: Path, file: str, as_json: bool, batch_size: int | None, base: str | None, encoding: str | None) -> None:
+    """Score a folder on a file."""
+    predictor, rows = load_predictor(directory, base=base), read_rows(file, encoding=encoding)
+    scores = evaluate_answers(predictor.task, predictor.predict(rows, batch_size=batch_size), rows)
+    tables = {name: None if table is None else table.to_dict("index") for name, table in
+              (("labels", scores.labels), ("confusion", scores.confusion))}
+    found = {"rows": scores.rows, "scores": scores.scores, "intervals": scores.intervals, **tables}
+    print(json.dumps(found, indent=1, ensure_ascii=False) if as_json else scores)
+
+
+def compare_folders(*, first: Path, second: Path, file: str, score: str | None, as_json: bool, batch_size: int | None, base: str | None,
+                    encoding: str | None) -> None:
+    """Compare two folders on a file, one model in memory at a time."""
+    rows, answers = read_rows(file, encoding=encoding), []
+    for directory in (first, second):
+        predictor = load_predictor(directory, base=base)
+        answers.append(predictor.predict(rows, batch_size=batch_size))
+        task = predictor.task
+        del predictor
+    found = compare_answers(task, answers[0], answers[1], rows, score=score)
+    print(json.dumps(vars(found), indent=1) if as_json else found)
+
+
+def try_texts(*, directory: Path, context: Path | None, base: str | None) -> None:
+    """Answer what is typed, or piped in."""
+    predictor = load_predictor(directory, base=base)
+    fixed: Row = {}
+    columns = predictor.task.columns(with_target=False)
+    if context is not None:
+        if not isinstance(predictor.task, ExtractiveQA):
+            raise ValueError(f"--context is for a folder that answers questions; {directory} holds a {type(predictor.task).__name__}.")
+        fixed = {predictor.task.context: context.read_text(encoding="utf-8")}
+    for row in _typed([name for name in columns if name not in fixed]):
+        print(spoken(predictor.predict([{**row, **fixed}])[0]), flush=True)
+
+
+def _typed(columns: list[str]) -> Iterator[Row]:
+    """Rows of one line a column, until a line is empty or there is none."""
+    while True:
+        row: Row = {}
+        for name in columns:
+            if sys.stdin.isatty():
+                print(f"{name}> ", end="", flush=True)
+            line = sys.stdin.readline().strip()
+            if not line:
+                return
+            row[name] = line
+        yield row
+
+
+def spoken(answer: Answer) -> str:
+    """An answer in a line."""
+    if answer.value is not None:
+        return f"{answer.value:.6g}"
+    if answer.probabilities is not None:
+        likeliest = pd.Series(answer.probabilities).sort_values(ascending=False, kind="stable")[:SHOWN_LABELS]
+        shares = ", ".join(f"{name} {share:.3f}" for name, share in likeliest.items())
+        named = ", ".join(answer.labels) if answer.labels is not None else answer.label
+        return f"{named or '(no label)'}   {shares}"
+    if answer.labels is not None:
+        return "; ".join(answer.labels) or "(no keywords)"
+    place: Any = f"   {answer.probability:.3f}" if answer.probability is not None else ""
+    if answer.start is not None:
+        place += f", characters {answer.start} to {answer.end}"
+    return f"{answer.text or '(no answer)'}{place}"

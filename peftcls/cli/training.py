@@ -1,0 +1,102 @@
+"""`peftcls train`: from a file to an adapter folder and a table of scores."""
+
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from peftcls.adapt import Part, attach_lora, train_only
+from peftcls.card import write_card
+from peftcls.check import check_rows
+from peftcls.cli.guess import guess_columns, task_for
+from peftcls.evaluation import evaluate_answers
+from peftcls.methods import Method
+from peftcls.models import Quantize, load_base
+from peftcls.recipe import RESAMPLES, score_table
+from peftcls.rows import name_source, read_rows, source_name
+from peftcls.split import split_off
+from peftcls.tasks.base import Task
+from peftcls.tasks.classification import Classification
+from peftcls.tasks.labels import label_name
+from peftcls.tasks.regression import Regression
+from peftcls.trainer import TrainConfig, Trainer
+
+SHARE = 0.15  # of the rows that is put aside for validation, and for the test
+SHOWN = 10  # labels
+RANK, DROPOUT = 16, 0.05
+RATE, RATE_OF_ALL = 1e-3, 5e-5  # a whole pretrained model is moved more gently than a new adapter
+
+
+def train_file(*, file: str, out: Path, kind: str | None, text: tuple[str, ...], label: str | None, labels: str | None, prompt: str | None,
+               class_weight: str | None, valid: str | None, test: str | None, model: str, quantize: Quantize | None, method: Method | None,
+               rank: int | None, targets: str | None, part: Part | None, epochs: int, batch_size: int, learning_rate: float | None,
+               max_length: int | None, seed: int, resume: bool, encoding: str | None) -> None:
+    """Train on a file, save, and print the scores; every argument is an option of `peftcls train`."""
+    if part and (method or rank or targets):
+        raise ValueError("--part trains the model itself, --method, --rank and --targets are of an adapter; leave out one or the others.")
+    rows = read_rows(file, encoding=encoding)
+    columns = guess_columns(rows, kind=kind, text=text, label=label)
+    named = [label_name(name) for name in labels.split(",")] if labels else None
+    plain = task_for(columns, labels=named, prompt=prompt, max_length=max_length, class_weight=class_weight)
+    task = plain.learn(rows)
+    names = getattr(task, "labels", None)
+    listed = ", ".join([*map(repr, (names or ())[:SHOWN]), *(["..."] if len(names or ()) > SHOWN else [])])
+    _say(str(columns) + (f" ({len(names)} labels: {listed})" if names else ""))
+    check_rows(task, rows, training=True)
+    tables = {"train": rows, **{name: read_rows(given, encoding=encoding) for name, given in (("valid", valid), ("test", test)) if given}}
+    for name in ("valid", "test"):
+        if name in tables:
+            check_rows(task, tables[name])
+    for name, share in (("test", SHARE), ("valid", SHARE if test else SHARE / (1 - SHARE))):
+        if name not in tables:
+            tables["train"], tables[name] = split_off(task, tables["train"], share, name=name, seed=seed)
+            _say(f"put {len(tables[name])} rows of {file} aside for --{name} (seed {seed}{_how(task)}, the same text never on both sides)")
+    for name, told in (("train", "training"), ("valid", "validation"), ("test", "test")):
+        name_source(tables[name], f"{source_name(tables[name])}, {told} rows")
+    if isinstance(plain, Classification):  # of the rows put aside, nothing is learnt but the names of their labels
+        plain = dataclasses.replace(plain, labels=names)
+    task = plain.learn(tables["train"])
+
+    loaded, tokenizer = load_base(model, task, quantize=quantize, seed=seed)
+    if part:
+        trained: Any = train_only(loaded, task, part)
+    else:
+        where: Any = targets if targets in (None, "attention", "all-linear") else targets.split(",")
+        rank = rank or RANK
+        trained = attach_lora(loaded, task, rank=rank, alpha=2 * rank, dropout=DROPOUT, targets=where, method=method or "lora", seed=seed)
+    rate = learning_rate or (RATE_OF_ALL if part == "all" else RATE)
+    config = TrainConfig(out, epochs=epochs, batch_size=batch_size, learning_rate=rate, seed=seed)
+    with Trainer(trained, task, tokenizer, config) as trainer:
+        trainer.fit(tables["train"], tables["valid"], resume=resume)
+        answers = trainer.predict(tables["test"])
+        if trainer.accelerator.is_main_process:
+            scores = evaluate_answers(task, answers, tables["test"], resamples=RESAMPLES)
+            print(f"\n{score_table(task, tables['train'], tables['test'], {'this run': answers})}\n\nthis run: {scores}\n")
+            write_card(out, scores=scores, about=_about(file, tables))
+            print(f"the adapter is in {out}; next: peftcls predict {out} FILE --out ANSWERS.csv")
+
+
+def _say(sentence: str) -> None:
+    """Once, also where torchrun started several processes."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(sentence, flush=True)
+
+
+def _how(task: Task) -> str:
+    if isinstance(task, Regression):
+        return ", spread over all numbers"
+    return ", the same share of every label" if getattr(task, "labels", None) else ""
+
+
+def _about(file: str, tables: dict[str, datasets.Dataset]) -> dict[str, str]:
+    """Lines for the model card: which rows, how many, and the sum of the file by which they are known again."""
+    told = {"learnt from": f"{len(tables['train'])} rows ({source_name(tables['train'])})",
+            "the best epoch chosen by": f"{len(tables['valid'])} rows ({source_name(tables['valid'])})",
+            "test rows": source_name(tables["test"])}
+    if Path(file).is_file():
+        with open(file, "rb") as opened:
+            told["SHA-256 of the training file"] = hashlib.file_digest(opened, "sha256").hexdigest()
+    return told
