@@ -9,7 +9,9 @@ logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 from peftcls.adapt import attach_lora, train_only
 from peftcls.check import check_rows
+from peftcls.doctor import examine_rows
 from peftcls.evaluation import compare_answers, evaluate_answers
+from peftcls.findings import Examination, Finding
 from peftcls.folds import cross_validate
 from peftcls.learning_on import learn_on, side_by_side, with_replay
 from peftcls.models import attention_projections, head_modules, load_base
@@ -24,7 +26,7 @@ from peftcls.tasks.regression import Regression
 from peftcls.trainer import TrainConfig, Trainer
 
 __version__ = "0.1.0"
-__all__ = ["Answer", "Classification", "Decisions", "ExtractiveQA", "Instruction", "Predictor", "Regression", "RowError", "Task",
-           "TrainConfig", "Trainer", "attach_lora", "attention_projections", "check_rows", "compare_answers", "cross_validate",
-           "evaluate_answers", "head_modules", "learn_on", "load_base", "load_predictor", "read_rows", "side_by_side", "train_only",
-           "with_replay"]
+__all__ = ["Answer", "Classification", "Decisions", "Examination", "ExtractiveQA", "Finding", "Instruction", "Predictor", "Regression",
+           "RowError", "Task", "TrainConfig", "Trainer", "attach_lora", "attention_projections", "check_rows", "compare_answers",
+           "cross_validate", "evaluate_answers", "examine_rows", "head_modules", "learn_on", "load_base", "load_predictor", "read_rows",
+           "side_by_side", "train_only", "with_replay"]

@@ -46,7 +46,7 @@ def as_dataset(rows: datasets.Dataset | Iterable[Mapping[str, Any]], name: str =
     """The rows as a `datasets.Dataset`: itself where they are one, otherwise built from a list of mappings."""
     if isinstance(rows, datasets.Dataset):
         return rows
-    listed = [] if isinstance(rows, str | Mapping) else list(rows)
+    listed = list(rows) if isinstance(rows, Iterable) and not isinstance(rows, str | Mapping) else []
     if not listed or not all(isinstance(row, Mapping) for row in listed):
         raise RowError(f"expected a datasets.Dataset or a list of mappings such as {{'text': '...'}}, found {str(rows)[:80]!r}.")
     names = list(dict.fromkeys(column for row in listed for column in row))
