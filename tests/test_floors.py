@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = [
     {"rows", "parsers", "schema", "metrics", "plan", "schedule", "demo", "fingerprint", "findings", "giveaways", "text_faults"},
     {"pooling", "tasks", "check", "scan", "label_findings", "doctor", "features", "evaluation"},
-    {"models", "methods", "adapt", "adapters", "summary"},
+    {"folders", "models", "methods", "adapt", "adapters", "summary"},
     {"predictor", "checkpoint", "trainer", "folds", "learning_on", "reload_check"},
     {"baselines", "recipe", "cli"},
     {"", "__main__"},  # the package itself, which only hands names on
