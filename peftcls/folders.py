@@ -164,5 +164,6 @@ def _widest(file: Path) -> int:
 def check_finite(source: str | Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
     """Raise ValueError for a tensor of fractions that holds nan or infinity: every answer would be nan."""
     for name, tensor in tensors:
-        if tensor.is_floating_point() and not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
+        packed = tensor.is_meta or getattr(tensor, "quant_state", None) is not None  # 4-bit numbers, packed into what look like fractions
+        if not packed and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{source}: the tensor {name} holds values that are not finite; copy the weights again.")

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from peftcls.parsers import PARSERS, Row, RowError
 from peftcls.schema import KindError, feature_of, merge_kind, shape_value
+from peftcls.settings import check_settings
 
 READERS = {*PARSERS, ".parquet"}
 
@@ -34,6 +35,9 @@ def read_rows(source: str | Path, *, split: str | None = None, encoding: str | N
     Raises:
         RowError: the file is missing, empty, in another encoding, ragged, or holds a line that is not JSON.
     """
+    check_settings({"source": source, "split": split, "encoding": encoding, "columns": columns}, read_rows)
+    if columns is not None and (not columns or not all(isinstance(name, str) for name in columns)):
+        raise ValueError(f"columns={columns!r}: expected the names of the columns, each a text.")
     path = Path(source)
     if path.suffix.lower() not in READERS or not path.is_file():
         return _read_hub(str(source), split, path)

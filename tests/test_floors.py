@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = [
-    {"rows", "parsers", "schema", "metrics", "plan", "schedule", "demo", "fingerprint", "findings", "giveaways", "text_faults"},
+    {"rows", "parsers", "schema", "metrics", "plan", "schedule", "demo", "fingerprint", "settings", "findings", "giveaways", "text_faults"},
     {"pooling", "tasks", "check", "scan", "label_findings", "doctor", "features", "evaluation"},
     {"folders", "models", "methods", "adapt", "adapters", "summary"},
     {"predictor", "checkpoint", "trainer", "folds", "learning_on", "reload_check"},

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 from peftcls import metrics
 from peftcls.pooling import unwrapped, widened
 from peftcls.rows import Row, RowError, require_columns
+from peftcls.settings import check_settings
 from peftcls.tasks.base import Answer, Batch, Feature, Task, pad, pad_inputs, token_limit
 from peftcls.tasks.choices import Choices
 from peftcls.tasks.decisions import PLAIN, Decisions, decisions_setting, fit_decisions
@@ -55,6 +56,7 @@ class Instruction(Task):
     peft_type: ClassVar[str] = "CAUSAL_LM"
 
     def __post_init__(self) -> None:
+        check_settings(vars(self), Instruction)
         object.__setattr__(self, "decisions", decisions_setting(self.decisions, self.labels))
         problems = []
         if self.labels is not None:
