@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from peftcls.parsers import PARSERS, Row, RowError
 from peftcls.schema import KindError, feature_of, merge_kind, shape_value
@@ -56,7 +57,7 @@ def as_dataset(rows: datasets.Dataset | Iterable[Mapping[str, Any]], name: str =
     names = list(dict.fromkeys(column for row in listed for column in row))
     try:
         return name_source(datasets.Dataset.from_dict({n: [row.get(n) for row in listed] for n in names}), name)
-    except (pa.ArrowException, UnicodeError, OverflowError) as error:
+    except (pa.ArrowException, UnicodeError, OverflowError, TypeError, ValueError, RecursionError) as error:
         raise RowError(f"{name} cannot be made a table: {error}; write each column in one kind of value.") from None
 
 
@@ -103,8 +104,9 @@ def _read_text(path: Path, encoding: str, columns: Sequence[str] | None) -> data
         for name, value in row.items():
             try:
                 merge_kind("text", name)  # a name is a text that can be written
-                if "\0" in name:
-                    raise RowError(f"{path.name} has a column name with a NUL character in it: {name!r}; it is not a table of text.")
+                if "\0" in name or "\ufeff" in name:
+                    raise RowError(f"{path.name} has a column name with a NUL character or a byte order mark in it: {name!r}; it is not a "
+                                   "table of text in the encoding that was read.")
                 kinds[name] = merge_kind(kinds.get(name), value)
             except KindError as error:
                 before = f", where row {first.get(name, number)} has {error.seen}" if error.seen else ""
@@ -131,12 +133,18 @@ def _read_text(path: Path, encoding: str, columns: Sequence[str] | None) -> data
 
 def _read_parquet(path: Path) -> datasets.Dataset:
     try:
-        rows = datasets.Dataset.from_parquet(str(path))
-    except (pa.ArrowException, datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
-        raise RowError(f"{path.name} is not a parquet file: {error.__cause__ or error}") from None
-    if len(rows) == 0:
-        raise RowError(f"{path.name} has no rows: expected at least one with a column.")
-    return rows
+        with pq.ParquetFile(path) as file:
+            names, count = file.schema_arrow.names, file.metadata.num_rows
+        if not names or not count:
+            raise RowError(f"{path.name} has no rows: expected at least one with a column.")
+        if doubled := [name for name in names if names.count(name) > 1]:
+            raise RowError(f"{path.name} has the column {doubled[0]!r} {names.count(doubled[0])} times; name each once.")
+        return datasets.Dataset.from_parquet(str(path))
+    except RowError:
+        raise
+    except (pa.ArrowException, datasets.exceptions.DatasetGenerationError, ValueError, TypeError, OSError) as error:
+        told = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise RowError(f"{path.name} is not a parquet file that can be read: {told}") from None
 
 
 def _with_mark(encoding: str | None) -> str:
