@@ -160,7 +160,8 @@ def _lengths(split: Split, task: Task, tokenizer: PreTrainedTokenizerBase) -> It
     if split.shortened.count:
         windows = isinstance(task, ExtractiveQA) or getattr(task, "long_text", None) == "windows"
         long = split.shortened.count > LONG_SHARE * split.rows
-        told = "are read in several windows" if windows else "lose the end of their text; raise max_length, or read windows"
+        other = " or use long_text='windows'" if hasattr(task, "long_text") else ""
+        told = "are read in several windows" if windows else f"lose the end of their text; raise max_length{other}"
         severity: Severity = "warning" if long and not windows else "note"
         sentence = f"{split.shortened.count} of {split.rows} rows are longer than {limit} tokens and {told}."
         yield split.shortened.finding(severity, "windows" if windows else "shortened", sentence, split.name)

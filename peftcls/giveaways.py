@@ -7,6 +7,7 @@ value of its own in every row explains nothing.
 
 import dataclasses
 import re
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -68,7 +69,7 @@ class ColumnLooks:
     """Properties of the cells of some columns, a number each, gathered row by row without keeping a text."""
 
     def __init__(self, columns: Sequence[str]) -> None:
-        self._found: dict[str, dict[str, list[float]]] = {column: {rule: [] for rule in (*COUNTED, *KEPT, AS_NUMBER)} for column in columns}
+        self._found = {column: {rule: array("d") for rule in (*COUNTED, *KEPT, AS_NUMBER)} for column in columns}
 
     def add(self, row: dict[str, Any]) -> None:
         """Look at the cells of one more row."""

@@ -1,6 +1,7 @@
 """One pass over the rows of a split: what an examination counts and compares, without keeping a text."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from peftcls.findings import SHOWN_ROWS, Finding, Severity
 from peftcls.giveaways import ColumnLooks
 from peftcls.rows import Row, RowError
-from peftcls.tasks.base import Task
+from peftcls.tasks.base import Task, token_limit
 from peftcls.tasks.classification import Classification
 from peftcls.tasks.extractive_qa import ExtractiveQA
 from peftcls.tasks.instruction import Instruction
@@ -20,6 +21,8 @@ from peftcls.tasks.spans import cuts_a_word, find_answers, gold_answers, stands_
 from peftcls.text_faults import text_faults
 
 READ_ROWS = 256  # at a time
+MOST_LOOKED_AT = 20_000  # rows, spread over the table: more would tell nothing else about how its cells are written
+SLACK_TOKENS = 32  # tokens that the texts of a row may have more within a prompt than alone, beside what another row has
 LIST_MARKS = ",;|\n"
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
 
@@ -66,6 +69,7 @@ class Split:
     ids: list[Any] = dataclasses.field(default_factory=list)
     paragraphs: dict[str, set[int]] = dataclasses.field(default_factory=dict)
     tokens: list[int] = dataclasses.field(default_factory=list)
+    around_tokens: float = math.inf
     shortened: Places = dataclasses.field(default_factory=Places)
     unlisted: Places = dataclasses.field(default_factory=Places)
 
@@ -96,6 +100,7 @@ def scan_rows(task: Task, name: str, table: datasets.Dataset, tokenizer: PreTrai
     """
     target = task.columns(with_target=True)[-1]
     split = Split(name, len(table), str(table.features[target]))
+    every = -(-len(table) // MOST_LOOKED_AT)
     known, closed = getattr(task, "labels", None), closed_labels(task)
     written = task.columns(with_target=isinstance(task, Instruction) and not closed)
     for number, row in _each(table):
@@ -115,7 +120,7 @@ def scan_rows(task: Task, name: str, table: datasets.Dataset, tokenizer: PreTrai
         split.numbers.append(number)
         split.texts.append(hash(" ".join(task.text_of(row).casefold().split())))
         split.targets.append(hash(labels if closed else task.gold_of(row)))
-        if looks and labels:
+        if looks and labels and number % every == 0:
             looks.add(row)
             split.looked_at.append(labels[0])
         if isinstance(task, Regression):
@@ -168,15 +173,22 @@ def _look_at_answers(split: Split, task: ExtractiveQA, row: Row, number: int, to
     for start, end in dict.fromkeys(find_answers(context, golds)):
         codes += ["cut-word"] if cuts_a_word(context, start, end) else []
         codes += ["doubtful-answer"] if stands_elsewhere(context, row[task.question], start, end) else []
-    if tokenizer is not None and golds:
-        tokens = tokenizer([gold.text for gold in golds], add_special_tokens=False, verbose=False)["input_ids"]
+    if tokenizer is not None and (long := [gold.text for gold in golds if len(gold.text.encode()) > task.max_answer_tokens]):
+        tokens = tokenizer(long, add_special_tokens=False, verbose=False)["input_ids"]
         codes += ["long-answer"] if max(map(len, tokens)) > task.max_answer_tokens else []
     for code in dict.fromkeys(codes):
         split.fault(code, task.answers, number)
 
 
 def _count_tokens(split: Split, task: Task, row: Row, number: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Count a row's tokens; only a row that may be near a limit is encoded as for training, which takes several times as long."""
     split.tokens.append(len(tokenizer(task.text_of(row), verbose=False)["input_ids"]))
+    limit, long_answer = token_limit(tokenizer, int(getattr(task, "max_length", 0))) - SLACK_TOKENS, False
+    if isinstance(task, Instruction):
+        limit -= task.max_new_tokens
+        long_answer = len(str(row[task.output]).encode()) > task.max_new_tokens // 2  # a token has at least a byte
+    if split.tokens[-1] + split.around_tokens <= limit and not long_answer:
+        return
     try:
         feature = task.encode(row, tokenizer, with_target=True)
     except RowError as error:
@@ -184,3 +196,5 @@ def _count_tokens(split: Split, task: Task, row: Row, number: int, tokenizer: Pr
         return
     if feature["shortened"] or len(feature.get("windows", ())) > 1:
         split.shortened.add(number)
+    else:
+        split.around_tokens = min(split.around_tokens, max(len(feature["input_ids"]) - split.tokens[-1], 0))

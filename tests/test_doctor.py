@@ -239,6 +239,20 @@ def test_lengths_in_tokens_are_told_and_shortened_rows_counted(bert):
     assert (one(read, "windows").severity, one(read, "windows").count) == ("note", 6)
 
 
+@pytest.mark.parametrize("task", [
+    Classification(max_length=70, labels=("no", "yes")), Classification(text=("text", "more"), max_length=90, labels=("no", "yes")),
+    Instruction(template="Read this.\n{more}\n{input}\nAnswer: ", input="text", output="label", labels=("no", "yes"), max_length=120, max_new_tokens=8),  # noqa: E501
+    Instruction(template="{input}: ", input="text", output="label", max_length=90, max_new_tokens=20)])
+def test_the_rows_that_are_shortened_are_those_that_encoding_would_shorten(llama, task):
+    rng = random.Random(0)
+    tokenizer = peftcls.load_base(llama, task)[1]
+    table = [{"text": "the patient " * rng.randint(1, 50), "more": "stock " * rng.randint(1, 9), "label": rng.choice(["no", "yes"])} for _ in range(150)]  # noqa: E501
+    expected = [number for number, row in enumerate(table, 1) if task.encode(row, tokenizer, with_target=True)["shortened"]]
+    finding = one(examine_rows(task, table, tokenizer=tokenizer), "shortened")
+    assert (finding.count, list(finding.rows)) == (len(expected), expected[:5])
+    assert 5 < len(expected) < 145
+
+
 def test_a_prompt_that_no_shortening_can_fit_is_an_error(llama):
     task = Instruction(template="{title} {input}: ", input="text", output="label", max_length=40, max_new_tokens=8)
     tokenizer = peftcls.load_base(llama, task)[1]
