@@ -199,6 +199,9 @@ ROWS: list[tuple[Any, dict, str]] = [
     (Regression(), {"text": "x", "score": [1.0]}, "has [1.0] in column 'score', expected a number"),
     (Instruction(), {"instruction": "i", "input": None, "output": "o"}, "has no text in column 'input'"),
     (Instruction(), {"instruction": "i", "input": "x", "output": None}, "has no answer in column 'output'"),
+    (Instruction(separator=";"), {"instruction": "i", "input": "x", "output": [True]}, "has True in the list in column 'output', expected texts"),  # noqa: E501
+    (Instruction(separator=";"), {"instruction": "i", "input": "x", "output": [None]}, "has no answer in column 'output' between its ';'"),
+    (Instruction(separator=";"), {"instruction": "i", "input": "x", "output": "; ;"}, "has no answer in column 'output' between its ';'"),
     (Instruction(labels=("a", "b")), {"instruction": "i", "input": "x", "output": ["a"]}, "has the label \"['a']\""),
     (ExtractiveQA(), {"question": "q", "context": "c", "answers": {"text": "c", "answer_start": "0"}}, "has the answer_start '0'"),
     (ExtractiveQA(), {"question": "q", "context": "c", "answers": {"text": ["c"], "answer_start": 0}}, "has the answer_start 0 beside a list"),  # noqa: E501

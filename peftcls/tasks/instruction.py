@@ -102,6 +102,12 @@ class Instruction(Task):
             return None
         if row[self.output] is None or not str(row[self.output]).strip():
             return f"has no answer in column {self.output!r}; fill it in or leave the row out"
+        if self.separator is not None:
+            listed = row[self.output] if isinstance(row[self.output], list) else []
+            if odd := [part for part in listed if not isinstance(part, str | None)]:
+                return f"has {odd[0]!r} in the list in column {self.output!r}, expected texts"
+            if not self._parts(row[self.output]):
+                return f"has no answer in column {self.output!r} between its {self.separator!r}; fill it in or leave the row out"
         if self.labels and label_name(row[self.output]) not in self.labels:
             return f"has the label {label_name(row[self.output])!r}, expected one of {list(self.labels)}"
         return None
