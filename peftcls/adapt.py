@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from peftcls.methods import METHOD, Method, method_config
 from peftcls.models import attention_projections, base_facts, linear_layers
 from peftcls.pooling import unwrapped
+from peftcls.settings import check_settings
 from peftcls.tasks.base import Task
 
 Part = Literal["head", "last_block", "last_two_blocks", "all"]
@@ -41,7 +42,9 @@ def attach_lora(model: PreTrainedModel, task: Task, *, rank: int = 8, alpha: flo
     Raises:
         ValueError: no module fits, or the method is not known.
     """
-    if not isinstance(rank, int) or rank < 1 or not 0 < alpha < float("inf") or not 0 <= dropout < 1:
+    check_settings({"rank": rank, "alpha": alpha, "dropout": dropout, "targets": targets, "layers": layers, "method": method, "seed": seed},
+                   attach_lora)
+    if rank < 1 or not 0 < alpha < float("inf") or not 0 <= dropout < 1:
         raise ValueError(f"rank={rank!r}, alpha={alpha!r}, dropout={dropout!r}: expected a whole number of at least 1, a number above 0, "
                          "and a share of at least 0 and below 1.")
     facts = base_facts(model)

@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from peftcls.adapt import set_head_dropout, trained_parameters, widen_trained, wrap_adapter
+from peftcls.folder_check import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PART_WEIGHTS, check_adapter_folder, check_finite, read_object
 from peftcls.methods import METHOD
-from peftcls.models import BaseFacts, Quantize, base_facts, load_base
+from peftcls.models import BaseFacts, Quantize, base_facts, load_base, told
 from peftcls.pooling import unwrapped
 from peftcls.tasks.base import POSITIONS, Task
 from peftcls.tasks.classification import Classification
@@ -28,8 +29,6 @@ from peftcls.tasks.instruction import Instruction
 from peftcls.tasks.regression import Regression
 
 MANIFEST = "peftcls.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"  # the name that PEFT looks for
-PART_WEIGHTS = "trained_part.safetensors"
 FORMAT = 1
 LINEAGE = "lineage"  # the attribute of a model that says which folders it comes from, oldest first
 READABLE = 0o644  # temporary files are their owner's alone; an adapter is handed on
@@ -65,7 +64,10 @@ def save_adapter(directory: str | Path, model: torch.nn.Module, task: Task, toke
                     "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
                     "files": {file.name: _sum(file) for file in sorted(beside.iterdir())}}
         (beside / MANIFEST).write_text(json.dumps(seal(manifest), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        stale = {ADAPTER_WEIGHTS, ADAPTER_CONFIG, PART_WEIGHTS} | _listed(directory)
         (directory / MANIFEST).unlink(missing_ok=True)
+        for name in stale - {file.name for file in beside.iterdir()}:  # of an adapter that was saved here before
+            (directory / name).unlink(missing_ok=True)
         for file in sorted(beside.iterdir(), key=lambda file: file.name == MANIFEST):
             with file.open("rb") as written:
                 os.fsync(written.fileno())
@@ -92,10 +94,14 @@ def load_adapter(directory: str | Path, *, base: str | Path | None = None, quant
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
+    check_adapter_folder(directory, manifest)
     kinds = {kind.__name__: kind for kind in TASKS}
     if (name := manifest["task"].get("name")) not in kinds:
         raise ValueError(f"{directory / MANIFEST} names the task {name!r}, expected one of {sorted(kinds)}.")
-    task = kinds[name].from_json(manifest["task"])
+    try:
+        task = kinds[name].from_json(manifest["task"])
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{directory / MANIFEST} describes a task that cannot be: {error}") from None
     before, task = task, task if grow is None else grow(task)
     try:
         facts = BaseFacts(**{**manifest["base"], "heads": tuple(manifest["base"]["heads"])})
@@ -103,13 +109,17 @@ def load_adapter(directory: str | Path, *, base: str | Path | None = None, quant
     except (KeyError, TypeError) as error:
         raise ValueError(f"{directory / MANIFEST} is damaged ({type(error).__name__}: {error}); copy the folder again.") from None
     held = None if quantize == "none" else quantize or facts.quantize
-    model, own = load_base(base or facts.name, task, quantize=held, dtype=dtype,
-                         revision=None if base else facts.revision, pretrained=facts.random_seed is None,
-                         seed=seed if facts.random_seed is None else facts.random_seed)
+    try:
+        model, own = load_base(base or facts.name, task, quantize=held, dtype=dtype,
+                               revision=None if base else facts.revision, pretrained=facts.random_seed is None,
+                               seed=seed if facts.random_seed is None else facts.random_seed)
+    except ValueError as error:
+        raise ValueError(f"{directory} cannot be loaded without its base: {error}") from None
     if (found := base_facts(model).fingerprint) != facts.fingerprint:
         raise ValueError(f"{base or facts.name} is not the base of {directory}: expected weights with the fingerprint "
                          f"{facts.fingerprint[:12]}, found {found[:12]}; pass base=... with the model the adapter was trained on.")
-    tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
+    with told(f"the tokenizer of {directory}"):
+        tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
     if POSITIONS in vars(own):
         vars(tokenizer)[POSITIONS] = vars(own)[POSITIONS]
     loaded = _put_weights(model, directory, len(getattr(before, "labels", None) or ()))
@@ -124,15 +134,15 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise ValueError(f"there is no folder {directory}, expected one that Trainer.save wrote.")
     if not (file := directory / MANIFEST).is_file():
         raise ValueError(f"{directory} has no {MANIFEST}, so it is not an adapter folder of peftcls or was not saved to its end.")
+    manifest = read_object(file)
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        sums, _, _, written = dict(manifest["files"]), manifest["task"]["name"], manifest["base"]["name"], manifest["sum"]
+        sums, _, _, written = {**manifest["files"]}, manifest["task"]["name"], manifest["base"]["name"], manifest["sum"]
         if seal(manifest)["sum"] != written:
             raise ValueError("its own SHA-256 is another")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged ({type(error).__name__}: {error}); copy the folder again.") from None
-    if manifest["format"] != FORMAT:
-        raise ValueError(f"{file} has the format {manifest['format']!r}, expected {FORMAT}; load it with the version of peftcls "
+    if manifest.get("format") != FORMAT:
+        raise ValueError(f"{file} has the format {manifest.get('format')!r}, expected {FORMAT}; load it with the version of peftcls "
                          "that wrote it.")
     for name, expected in sums.items():
         if Path(name).name != name or not (directory / name).is_file():
@@ -170,6 +180,7 @@ def _put_weights(model: Any, directory: Path, labels: int) -> torch.nn.Module:
             tensors[name] = torch.cat([tensor, expected[name].detach()[labels:].to(tensor)])
     if wrong := sorted(set(tensors) ^ set(expected)) or [n for n in tensors if tensors[n].shape != expected[n].shape]:
         raise ValueError(f"{file} does not fit the base: {wrong[0]} and {len(wrong) - 1} more are missing, unknown or of another shape.")
+    check_finite(file, tensors.items())
     if peft:
         set_peft_model_state_dict(model, tensors)
     else:
@@ -179,6 +190,14 @@ def _put_weights(model: Any, directory: Path, labels: int) -> torch.nn.Module:
         for name, tensor in tensors.items():
             expected[name].data = tensor.to(expected[name].device)
     return model
+
+
+def _listed(directory: Path) -> set[str]:
+    """The files that a folder's manifest lists, as far as it can be read."""
+    try:
+        return {name for name in {**read_object(directory / MANIFEST)["files"]} if Path(name).name == name}
+    except (ValueError, OSError, KeyError, TypeError):
+        return set()
 
 
 def _sum(file: Path) -> str:

@@ -4,6 +4,8 @@ from peftcls.adapt import attach_lora, train_only
 from peftcls.card import write_card
 from peftcls.check import check_rows
 from peftcls.config import TrainConfig
+from peftcls.doctor.examine import examine_rows
+from peftcls.doctor.findings import Examination, Finding
 from peftcls.evaluation import compare_answers, evaluate_answers
 from peftcls.folds import cross_validate
 from peftcls.learning_on import learn_on, side_by_side, with_replay
@@ -19,7 +21,7 @@ from peftcls.tasks.instruction import Instruction
 from peftcls.tasks.regression import Regression
 from peftcls.trainer import Trainer
 
-__all__ = ["Answer", "Classification", "Decisions", "ExtractiveQA", "Instruction", "Predictor", "Regression", "RowError", "Task",
-           "TrainConfig", "Trainer", "attach_lora", "attention_projections", "check_rows", "compare_answers", "cross_validate",
-           "evaluate_answers", "head_modules", "learn_on", "load_base", "load_predictor", "merge_adapter", "read_rows", "side_by_side",
-           "train_only", "with_replay", "write_card"]
+__all__ = ["Answer", "Classification", "Decisions", "Examination", "ExtractiveQA", "Finding", "Instruction", "Predictor", "Regression",
+           "RowError", "Task", "TrainConfig", "Trainer", "attach_lora", "attention_projections", "check_rows", "compare_answers",
+           "cross_validate", "evaluate_answers", "examine_rows", "head_modules", "learn_on", "load_base", "load_predictor",
+           "merge_adapter", "read_rows", "side_by_side", "train_only", "with_replay", "write_card"]

@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from peftcls.adapters import ADAPTER_WEIGHTS, READABLE
 from peftcls.evaluation import Evaluation
-from peftcls.folder import describe_folder, tell_adapter, tell_decisions
+from peftcls.folder_facts import describe_folder, tell_adapter, tell_decisions
 
 CARD = "README.md"
 OWN = r"---\n(?:(?!\n---\n).)*?- peftcls\n"  # the tag in the metadata of every card of ours

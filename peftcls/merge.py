@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from peftcls.adapters import load_adapter
 from peftcls.card import write_merged_card
-from peftcls.folder import describe_folder
+from peftcls.folder_facts import describe_folder
 from peftcls.models import base_facts
 from peftcls.pooling import class_logits, end_logits
 from peftcls.tasks.base import Feature, Task, token_limit

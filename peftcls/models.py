@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import bitsandbytes as bnb
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
@@ -18,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from peftcls.demo import BASE_FOLDER
 from peftcls.fingerprint import fingerprint_base, fingerprint_tensors
+from peftcls.folder_check import check_base_config, check_base_folder, check_finite
 from peftcls.pooling import sees_later_tokens, unwrapped
 from peftcls.processor import choose_attention, fast_dtype
 from peftcls.tasks.base import POSITIONS, Task
@@ -68,8 +68,9 @@ def load_base(name: str | Path, task: Task, *, quantize: Quantize | None = None,
         raise ValueError(f"{source} is an adapter folder, expected a base model; load it with load_predictor({source!r}).")
     settings: dict[str, Any] = task.model_settings()
     _look_at_folder(source)
-    with _quiet(), _told(source):  # the labels of another task, which a base may bring, are not ours
+    with _quiet(), told(f"the base model {source}"):  # the labels of another task, which a base may bring, are not ours
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, **settings)
+        check_base_config(source, config, revision)
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise ValueError(f"{source} has no fast tokenizer (tokenizer.json), which is needed to know where a token stands in its text.")
@@ -81,7 +82,7 @@ def load_base(name: str | Path, task: Task, *, quantize: Quantize | None = None,
     dtype = dtype or fast_dtype(getattr(config.get_text_config(), "hidden_size", 0))
     if quantize and not pretrained:
         raise ValueError(f"quantize={quantize!r} with pretrained=False: random weights are a control, in full precision.")
-    with torch.random.fork_rng(devices=[]), _quiet(), _told(source):
+    with torch.random.fork_rng(devices=[]), _quiet(), told(f"the base model {source}"):
         torch.manual_seed(seed)
         model, report = _load_weights(source, task, config, revision, dtype, quantize, [])
         fresh = {key.rpartition(".")[0] for key in report["missing_keys"]}
@@ -95,6 +96,7 @@ def load_base(name: str | Path, task: Task, *, quantize: Quantize | None = None,
         raise ValueError(f"quantize={quantize!r} with {type(model).__name__}: none of its layers can be held in 8 or 4 bits; leave it out.")
     model.requires_grad_(False).eval()
     choose_attention(model)
+    check_finite(source, model.named_parameters())
     for module in model.modules():  # bitsandbytes would repack 4-bit weights on some CPUs, in a layout without a gradient
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -155,16 +157,17 @@ def _look_at_folder(source: str) -> None:
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"{source} has no *.safetensors file; other weight files can run code when they are read, so they are not. "
                          "Save the model again with save_pretrained.")
+    check_base_folder(folder)
 
 
 @contextlib.contextmanager
-def _told(source: str) -> Iterator[None]:
-    """A library's failure to read a model, in one sentence that names it."""
+def told(what: str) -> Iterator[None]:
+    """A library's failure to read what a folder holds, in one sentence that names it."""
     try:
         yield
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except Exception as error:  # what a library raises at a file that lies cannot be foretold
         first = str(error).strip().partition("\n")[0]
-        raise ValueError(f"cannot load the base model {source}: {type(error).__name__}: {first}") from None
+        raise ValueError(f"cannot load {what}: {type(error).__name__}: {first}") from error
 
 
 @contextlib.contextmanager

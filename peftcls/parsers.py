@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import csv
+import difflib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -108,7 +109,7 @@ def _jsonl(path: Path, encoding: str, columns: Sequence[str] | None) -> Iterator
                 continue
             number += 1
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=_object)
             except (ValueError, RecursionError) as error:
                 fault = _json_fault(error, f"at character {getattr(error, 'colno', 0)}")
                 raise RowError(f"row {number} of {path.name} (line {line_number}) is not JSON: {fault}; "
@@ -123,7 +124,7 @@ def _json(path: Path, encoding: str, columns: Sequence[str] | None) -> Iterator[
     with _open(path, encoding) as lines:
         text = "".join(lines)
     try:
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         fault = _json_fault(error, f"in line {getattr(error, 'lineno', 0)}")
         raise RowError(f"{path.name} is not JSON: {fault}; if it holds one object a line, name it .jsonl.") from None
@@ -131,6 +132,14 @@ def _json(path: Path, encoding: str, columns: Sequence[str] | None) -> Iterator[
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise RowError(f"{path.name} is {_spoken(found)}, expected a list of objects or the SQuAD form.")
     return _squad(found, path) if found and "paragraphs" in found[0] else iter(found)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Row:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"an object has {next(name for name in names if names.count(name) > 1)!r} twice")
+    return found
 
 
 def _json_fault(error: ValueError | RecursionError, place: str) -> str:
@@ -147,16 +156,41 @@ def _squad(articles: list[Row], path: Path) -> Iterator[Row]:
             place = f"article {a}"
             for p, paragraph in enumerate(article["paragraphs"], 1):
                 place = f"article {a}, paragraph {p}"
-                for q, question in enumerate(paragraph.get("qas", []), 1):
+                for q, question in enumerate(_optional(paragraph, "qas"), 1):
                     place = f"article {a}, paragraph {p}, question {q}"
-                    answers = question.get("answers") or []
-                    yield {"id": str(question["id"]), "title": article.get("title", ""), "paragraph": p, "context": paragraph["context"],
-                           "question": question["question"],
-                           "answers": {"text": [answer["text"] for answer in answers],
-                                       "answer_start": [int(answer["answer_start"]) for answer in answers]}}
+                    answers = _optional(question, "answers") or []
+                    if (impossible := question.get("is_impossible")) is not None and not isinstance(impossible, bool):
+                        raise ValueError(f"is_impossible is {impossible!r}, neither true nor false")
+                    if impossible is bool(answers) and "answers" in question:
+                        raise ValueError(f"is_impossible is {str(impossible).lower()} and there are {len(answers)} answers")
+                    yield {"id": str(question["id"]), "title": article.get("title", ""), "paragraph": p,
+                           "context": _text(paragraph, "context"), "question": _text(question, "question"),
+                           "answers": {"text": [_text(answer, "text") for answer in answers],
+                                       "answer_start": [_start(answer["answer_start"]) for answer in answers]}}
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise RowError(f"{place} of {path.name} is not in the SQuAD form ({type(error).__name__}: {error}); expected paragraphs "
+        fault = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise RowError(f"{place} of {path.name} is not in the SQuAD form ({fault}); expected paragraphs "
                        "with a context and qas, and in each of these id, question and answers with text and answer_start.") from None
+
+
+def _optional(part: Row, name: str) -> Any:
+    """The list of that name; none is as good as an empty one, but one under another name would be lost in silence."""
+    if name not in part and (other := [key for key, value in part.items() if isinstance(value, list) and key != "plausible_answers"]
+                             or difflib.get_close_matches(name, part, 1)):
+        raise ValueError(f"no {name!r}, but {other[0]!r}")
+    return part.get(name, [])
+
+
+def _text(part: Row, name: str) -> str:
+    if not isinstance(part[name], str):
+        raise ValueError(f"{name!r} is {_spoken(part[name])}, not a text")
+    return str(part[name])
+
+
+def _start(value: Any) -> int:
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError(f"the answer_start {value!r} is no number of characters")
+    return int(value)
 
 
 def _spoken(value: Any) -> str:

@@ -9,9 +9,11 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from peftcls.parsers import PARSERS, Row, RowError
 from peftcls.schema import KindError, feature_of, merge_kind, shape_value
+from peftcls.settings import check_settings
 
 READERS = {*PARSERS, ".parquet"}
 
@@ -34,6 +36,9 @@ def read_rows(source: str | Path, *, split: str | None = None, encoding: str | N
     Raises:
         RowError: the file is missing, empty, in another encoding, ragged, or holds a line that is not JSON.
     """
+    check_settings({"source": source, "split": split, "encoding": encoding, "columns": columns}, read_rows)
+    if columns is not None and (not columns or not all(isinstance(name, str) for name in columns)):
+        raise ValueError(f"columns={columns!r}: expected the names of the columns, each a text.")
     path = Path(source)
     if path.suffix.lower() not in READERS or not path.is_file():
         return _read_hub(str(source), split, path)
@@ -46,13 +51,13 @@ def as_dataset(rows: datasets.Dataset | Iterable[Mapping[str, Any]], name: str =
     """The rows as a `datasets.Dataset`: itself where they are one, otherwise built from a list of mappings."""
     if isinstance(rows, datasets.Dataset):
         return rows
-    listed = [] if isinstance(rows, str | Mapping) else list(rows)
+    listed = list(rows) if isinstance(rows, Iterable) and not isinstance(rows, str | Mapping) else []
     if not listed or not all(isinstance(row, Mapping) for row in listed):
         raise RowError(f"expected a datasets.Dataset or a list of mappings such as {{'text': '...'}}, found {str(rows)[:80]!r}.")
     names = list(dict.fromkeys(column for row in listed for column in row))
     try:
         return name_source(datasets.Dataset.from_dict({n: [row.get(n) for row in listed] for n in names}), name)
-    except (pa.ArrowException, UnicodeError, OverflowError) as error:
+    except (pa.ArrowException, UnicodeError, OverflowError, TypeError, ValueError, RecursionError) as error:
         raise RowError(f"{name} cannot be made a table: {error}; write each column in one kind of value.") from None
 
 
@@ -99,8 +104,9 @@ def _read_text(path: Path, encoding: str, columns: Sequence[str] | None) -> data
         for name, value in row.items():
             try:
                 merge_kind("text", name)  # a name is a text that can be written
-                if "\0" in name:
-                    raise RowError(f"{path.name} has a column name with a NUL character in it: {name!r}; it is not a table of text.")
+                if "\0" in name or "\ufeff" in name:
+                    raise RowError(f"{path.name} has a column name with a NUL character or a byte order mark in it: {name!r}; it is not a "
+                                   "table of text in the encoding that was read.")
                 kinds[name] = merge_kind(kinds.get(name), value)
             except KindError as error:
                 before = f", where row {first.get(name, number)} has {error.seen}" if error.seen else ""
@@ -127,12 +133,18 @@ def _read_text(path: Path, encoding: str, columns: Sequence[str] | None) -> data
 
 def _read_parquet(path: Path) -> datasets.Dataset:
     try:
-        rows = datasets.Dataset.from_parquet(str(path))
-    except (pa.ArrowException, datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
-        raise RowError(f"{path.name} is not a parquet file: {error.__cause__ or error}") from None
-    if len(rows) == 0:
-        raise RowError(f"{path.name} has no rows: expected at least one with a column.")
-    return rows
+        with pq.ParquetFile(path) as file:
+            names, count = file.schema_arrow.names, file.metadata.num_rows
+        if not names or not count:
+            raise RowError(f"{path.name} has no rows: expected at least one with a column.")
+        if doubled := [name for name in names if names.count(name) > 1]:
+            raise RowError(f"{path.name} has the column {doubled[0]!r} {names.count(doubled[0])} times; name each once.")
+        return datasets.Dataset.from_parquet(str(path))
+    except RowError:
+        raise
+    except (pa.ArrowException, datasets.exceptions.DatasetGenerationError, ValueError, TypeError, OSError) as error:
+        told = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise RowError(f"{path.name} is not a parquet file that can be read: {told}") from None
 
 
 def _with_mark(encoding: str | None) -> str:

@@ -6,6 +6,7 @@ import datasets
 
 Kind = Any  # None (only gaps so far), "bool", "int", "wide", "float", "text", ("list", Kind) or {"name": Kind}
 WIDEST = 2**63
+DEEPEST = 32  # lists or objects within one another; no column of a table needs more, and libraries count on it
 EXACT = 2**53  # beyond it a whole number is no longer a fraction's equal
 SPOKEN = {"bool": "true or false", "int": "a number", "wide": "a number of more than 53 bits", "float": "a number", "text": "text"}
 WIDER = {frozenset(("int", "float")): "float", frozenset(("int", "wide")): "wide"}
@@ -24,13 +25,15 @@ class KindError(ValueError):
         self.found, self.seen = found, seen
 
 
-def merge_kind(seen: Kind, value: Any) -> Kind:
-    """The kind that holds all values seen so far and this one.
+def merge_kind(seen: Kind, value: Any, depth: int = 0) -> Kind:
+    """The kind that holds all values seen so far and this one, which is `depth` lists or objects deep in its cell.
 
     Raises:
         KindError: there is none.
     """
-    kind = _kind(value, seen)
+    if depth > DEEPEST:
+        raise KindError(f"more than {DEEPEST} lists or objects within one another")
+    kind = _kind(value, seen, depth)
     if seen is None or kind is None or kind == seen:
         return seen if kind is None else kind
     if isinstance(seen, str) and isinstance(kind, str) and (wider := WIDER.get(frozenset((seen, kind)))):
@@ -40,7 +43,7 @@ def merge_kind(seen: Kind, value: Any) -> Kind:
     raise KindError(spoken(kind), spoken(seen))
 
 
-def _kind(value: Any, seen: Kind) -> Kind:
+def _kind(value: Any, seen: Kind, depth: int = 0) -> Kind:
     if value is None:
         return None
     if isinstance(value, bool):
@@ -58,10 +61,10 @@ def _kind(value: Any, seen: Kind) -> Kind:
     if isinstance(value, list):
         inner = seen[1] if isinstance(seen, tuple) else None
         for item in value:
-            inner = merge_kind(inner, item)
+            inner = merge_kind(inner, item, depth + 1)
         return ("list", inner)
     known = seen if isinstance(seen, dict) else {}
-    return known | {_name(name): merge_kind(known.get(name), item) for name, item in value.items()}
+    return known | {_name(name): merge_kind(known.get(name), item, depth + 1) for name, item in value.items()}
 
 
 def _name(name: str) -> str:

@@ -9,9 +9,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = [
-    {"rows", "parsers", "schema", "metrics", "plan", "schedule", "config", "demo", "fingerprint"},
-    {"pooling", "processor", "prefix", "trunk", "tasks", "check", "features", "evaluation", "split"},
-    {"models", "methods", "adapt", "adapters", "summary", "folder", "card"},
+    {"rows", "parsers", "schema", "metrics", "plan", "schedule", "settings", "config", "demo", "fingerprint"},
+    {"pooling", "processor", "prefix", "trunk", "tasks", "check", "doctor", "features", "evaluation", "split"},
+    {"folder_check", "models", "methods", "adapt", "adapters", "summary", "folder_facts", "card"},
     {"predictor", "checkpoint", "trainer", "folds", "learning_on", "reload_check", "merge", "answer_files"},
     {"baselines", "report", "recipe", "cli"},
     {"", "api", "__main__"},  # the package itself, which only hands names on

@@ -10,7 +10,7 @@ from huggingface_hub.errors import HTTPError
 
 from peftcls.adapters import MANIFEST, read_manifest
 from peftcls.card import CARD, hub_name
-from peftcls.folder import describe_folder, tell_folder
+from peftcls.folder_facts import describe_folder, tell_folder
 from peftcls.merge import merge_adapter
 
 

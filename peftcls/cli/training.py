@@ -12,6 +12,7 @@ from peftcls.adapt import Part, attach_lora, train_only
 from peftcls.card import write_card
 from peftcls.check import check_rows
 from peftcls.cli.guess import guess_columns, task_for
+from peftcls.config import TrainConfig
 from peftcls.evaluation import evaluate_answers
 from peftcls.methods import Method
 from peftcls.models import Quantize, load_base
@@ -22,7 +23,7 @@ from peftcls.tasks.base import Task
 from peftcls.tasks.classification import Classification
 from peftcls.tasks.labels import label_name
 from peftcls.tasks.regression import Regression
-from peftcls.trainer import TrainConfig, Trainer
+from peftcls.trainer import Trainer
 
 SHARE = 0.15  # of the rows that is put aside for validation, and for the test
 SHOWN = 10  # labels

@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from peftcls import metrics
 from peftcls.pooling import Pooling, class_logits, widened
 from peftcls.rows import Row, RowError, as_dataset, require_columns, source_name
+from peftcls.settings import check_settings
 from peftcls.tasks.base import Answer, Batch, Feature, Task
 from peftcls.tasks.decisions import PLAIN, Decisions, decisions_setting, fit_decisions
 from peftcls.tasks.labels import Shares, label_name, label_order, label_setting_problem, label_shares
@@ -78,6 +79,7 @@ class Classification(Task):
     peft_type: ClassVar[str] = "SEQ_CLS"
 
     def __post_init__(self) -> None:
+        check_settings(vars(self), Classification)
         object.__setattr__(self, "loss", self.loss or ("bce" if self.multi_label else "cross_entropy"))
         object.__setattr__(self, "decisions", decisions_setting(self.decisions, self.labels, several=self.multi_label))
         problems = text_setting_problems(self.text, self.label, self.max_length, self.long_text)

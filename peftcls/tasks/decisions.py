@@ -10,6 +10,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp, softplus
 from sklearn.metrics import precision_recall_curve
 
+from peftcls.settings import check_settings
 from peftcls.tasks.base import Answer
 
 TINY = 1e-300  # below it a probability has no logarithm
@@ -37,6 +38,7 @@ class Decisions:
     abstain_below: float | None = None
 
     def __post_init__(self) -> None:
+        check_settings(vars(self), Decisions)
         if not isinstance(self.temperature, int | float) or not 0 < self.temperature < float("inf"):
             raise ValueError(f"temperature={self.temperature!r}: expected a number above 0.")
         for name, value in [*(self.thresholds or {}).items(), ("abstain_below", self.abstain_below)]:
@@ -70,7 +72,9 @@ PLAIN = Decisions()
 
 def decisions_setting(value: Decisions | Mapping[str, Any] | None, labels: Sequence[str] | None, *, several: bool = False) -> Decisions:
     """Decisions as a task holds them, also when they come from a folder. Raises ValueError for what the task cannot do."""
-    if isinstance(value, Mapping) and (unknown := sorted(set(value) - {f.name for f in dataclasses.fields(Decisions)})):
+    if not isinstance(value, Decisions | Mapping | None):
+        raise ValueError(f"decisions={value!r}: expected Decisions(...).")
+    if isinstance(value, Mapping) and (unknown := sorted(map(str, set(value) - {f.name for f in dataclasses.fields(Decisions)}))):
         raise ValueError(f"Decisions has no {unknown}; the folder was written by another version of peftcls.")
     found = value if isinstance(value, Decisions) else Decisions(**(value or {}))
     if labels is not None and (odd := sorted(set(found.thresholds or {}) - set(labels))):

@@ -11,6 +11,7 @@ from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 from peftcls import metrics
 from peftcls.pooling import end_logits, mean_of_windows
 from peftcls.rows import Row, RowError, as_dataset, require_columns, source_name
+from peftcls.settings import check_settings
 from peftcls.tasks.base import Answer, Batch, Feature, Task, pad, token_limit
 from peftcls.tasks.spans import (
     best_spans,
@@ -69,6 +70,7 @@ class ExtractiveQA(Task):
     place_columns: ClassVar[tuple[str, ...]] = ("title", "paragraph", "id")
 
     def __post_init__(self) -> None:
+        check_settings(vars(self), ExtractiveQA)
         problems = []
         if self.max_length < 2 * LEAST_CONTEXT_TOKENS:
             problems.append(f"max_length={self.max_length}: expected at least {2 * LEAST_CONTEXT_TOKENS} tokens")

@@ -13,6 +13,7 @@ from peftcls import metrics
 from peftcls.pooling import unwrapped
 from peftcls.prefix import Prompts, can_share, common_tokens
 from peftcls.rows import Row, RowError, require_columns
+from peftcls.settings import check_settings
 from peftcls.tasks.base import Answer, Batch, Feature, Task, pad, pad_inputs, token_limit
 from peftcls.tasks.choices import Choices
 from peftcls.tasks.decisions import PLAIN, Decisions, decisions_setting, fit_decisions
@@ -56,6 +57,7 @@ class Instruction(Task):
     peft_type: ClassVar[str] = "CAUSAL_LM"
 
     def __post_init__(self) -> None:
+        check_settings(vars(self), Instruction)
         object.__setattr__(self, "decisions", decisions_setting(self.decisions, self.labels))
         problems = []
         if self.labels is not None:
@@ -101,6 +103,12 @@ class Instruction(Task):
             return None
         if row[self.output] is None or not str(row[self.output]).strip():
             return f"has no answer in column {self.output!r}; fill it in or leave the row out"
+        if self.separator is not None:
+            listed = row[self.output] if isinstance(row[self.output], list) else []
+            if odd := [part for part in listed if not isinstance(part, str | None)]:
+                return f"has {odd[0]!r} in the list in column {self.output!r}, expected texts"
+            if not self._parts(row[self.output]):
+                return f"has no answer in column {self.output!r} between its {self.separator!r}; fill it in or leave the row out"
         if self.labels and label_name(row[self.output]) not in self.labels:
             return f"has the label {label_name(row[self.output])!r}, expected one of {list(self.labels)}"
         return None

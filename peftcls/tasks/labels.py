@@ -44,7 +44,7 @@ def label_shares(value: Any, *, several: bool) -> Shares:
         ValueError: a share is no number, or not one that a share can be; the text continues the row's number.
     """
     if isinstance(value, str) and value.lstrip().startswith("{") and value.rstrip().endswith("}"):
-        with contextlib.suppress(ValueError):  # as a csv file has to write it
+        with contextlib.suppress(ValueError, RecursionError):  # as a csv file has to write it
             value = json.loads(value)
     if isinstance(value, Mapping):
         return _soft_shares(value, several=several)
@@ -62,7 +62,7 @@ def _soft_shares(value: Mapping[Any, Any], *, several: bool) -> Shares:
     for name, share in value.items():
         if share is None:  # a column of objects has every name in every row
             continue
-        if isinstance(share, str | bool) or not 0 <= share < float("inf") or (several and share > 1):
+        if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share < float("inf") or (several and share > 1):
             raise ValueError(f"has the share {share!r} for the label {label_name(name)!r}, expected a number of at least 0"
                              + (" and at most 1" if several else ""))
         shares[label_name(name)] = float(share)

@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from peftcls import metrics
 from peftcls.pooling import Pooling, class_logits, widened
 from peftcls.rows import Row, RowError, as_dataset, require_columns, source_name
+from peftcls.settings import check_settings
 from peftcls.tasks.base import Answer, Batch, Feature, Task
 from peftcls.tasks.texts import (
     LongText,
@@ -62,6 +63,7 @@ class Regression(Task):
     peft_type: ClassVar[str] = "SEQ_CLS"
 
     def __post_init__(self) -> None:
+        check_settings(vars(self), Regression)
         problems = text_setting_problems(self.text, self.target, self.max_length, self.long_text)
         if self.pooling not in (None, "cls", "first", "last", "mean"):
             problems.append(f"pooling={self.pooling!r}: expected 'cls', 'first', 'last' or 'mean'")

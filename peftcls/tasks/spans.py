@@ -41,14 +41,17 @@ def gold_answers(value: Any) -> list[Gold]:
         ValueError: the cell holds something else; the text continues the row's number.
     """
     if isinstance(value, str) and value.strip()[:1] in ("{", "["):
-        with contextlib.suppress(ValueError):  # as a csv file has to write it
+        with contextlib.suppress(ValueError, RecursionError):  # as a csv file has to write it
             value = json.loads(value)
     if value is None or isinstance(value, str):
         return [Gold(value, None)] if value and value.strip() else []
     if isinstance(value, Mapping) and not isinstance(value.get("text"), list):
         value = [value] if value.get("text") else []
     elif isinstance(value, Mapping):
-        starts = value.get("answer_start") or [None] * len(value["text"])
+        starts = value.get("answer_start")
+        starts = [None] * len(value["text"]) if starts is None or starts == [] else starts
+        if not isinstance(starts, list):
+            raise ValueError(f"has the answer_start {starts!r} beside a list of texts, expected a list of whole numbers")
         if len(starts) != len(value["text"]):
             raise ValueError(f"has {len(value['text'])} answer texts and {len(starts)} answer_start values, expected as many")
         value = [{"text": text, "answer_start": start} for text, start in zip(value["text"], starts, strict=True)]
