@@ -1,9 +1,11 @@
 """How to optimise: the settings of a training run."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 from peftcls.schedule import Schedule
+from peftcls.settings import check_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,15 +56,16 @@ class TrainConfig:
     trackers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_settings(vars(self), TrainConfig)
         whole = {"epochs": self.epochs, "batch_size": self.batch_size, "micro_batch_size": self.micro_batch_size,
                  "micro_batch_tokens": self.micro_batch_tokens, "eval_every": self.eval_every, "patience": self.patience,
                  "log_every": self.log_every}
         problems = [f"{name}={value!r}: expected a whole number of at least 1" for name, value in whole.items()
                     if value is not None and (not isinstance(value, int) or value < 1)]
         problems += [f"{name}={value!r}: expected a number above 0" for name, value in
-                     {"learning_rate": self.learning_rate, "max_grad_norm": self.max_grad_norm}.items() if not value > 0]
+                     {"learning_rate": self.learning_rate, "max_grad_norm": self.max_grad_norm}.items() if not 0 < value < math.inf]
         problems += [f"{name}={value!r}: expected a number of at least 0" for name, value in
-                     {"weight_decay": self.weight_decay, "seed": self.seed}.items() if not value >= 0]
+                     {"weight_decay": self.weight_decay, "seed": self.seed}.items() if not 0 <= value < math.inf]
         if not 0 <= self.warmup < 1:
             problems.append(f"warmup={self.warmup!r}: expected a share of the steps, from 0 to below 1")
         if self.schedule not in ("linear", "cosine", "constant"):

@@ -71,13 +71,7 @@ def load_base(name: str | Path, task: Task, *, quantize: Quantize | None = None,
     with _quiet(), told(f"the base model {source}"):  # the labels of another task, which a base may bring, are not ours
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, **settings)
         check_base_config(source, config, revision)
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-    if not tokenizer.is_fast:
-        raise ValueError(f"{source} has no fast tokenizer (tokenizer.json), which is needed to know where a token stands in its text.")
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token_id is None:
-            raise ValueError(f"the tokenizer of {source} has neither a padding token nor an end-of-text token; add one to it.")
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = load_tokenizer(name, revision=revision)
     config.pad_token_id = tokenizer.pad_token_id
     dtype = dtype or fast_dtype(getattr(config.get_text_config(), "hidden_size", 0))
     if quantize and not pretrained:
@@ -118,6 +112,25 @@ def load_base(name: str | Path, task: Task, *, quantize: Quantize | None = None,
     model.base_facts = BaseFacts(str(name), getattr(config, "_commit_hash", None) or revision, fingerprint, quantize,
                                  str(dtype).removeprefix("torch."), tuple(heads), causal, None if pretrained else seed)
     return model, tokenizer
+
+
+def load_tokenizer(name: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base model, with a padding token.
+
+    Raises:
+        ValueError: there is none that knows where a token stands in its text, or none that can pad.
+    """
+    source = str(BASE_FOLDER) if str(name) == "demo" else str(name)
+    _look_at_folder(source)
+    with _quiet(), told(f"the tokenizer of {source}"):
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    if not tokenizer.is_fast:
+        raise ValueError(f"{source} has no fast tokenizer (tokenizer.json), which is needed to know where a token stands in its text.")
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ValueError(f"the tokenizer of {source} has neither a padding token nor an end-of-text token; add one to it.")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def _load_weights(source: str, task: Task, config: Any, revision: str | None, dtype: torch.dtype, quantize: Quantize | None,

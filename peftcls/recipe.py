@@ -115,31 +115,47 @@ def score_table(task: Task, test: datasets.Dataset, evaluations: Mapping[str, Ev
 
 def finish_recipe(trainer: Trainer, options: argparse.Namespace, train: datasets.Dataset, test: datasets.Dataset | None,
                   others: dict[str, list[Answer] | None]) -> None:
-    """Print the table of scores on the test rows, answer the unlabelled file if there is one, and write the report."""
-    task, main = trainer.task, trainer.accelerator.is_main_process
+    """Answer the unlabelled file if there is one, print the table of scores on the test rows, and write the report."""
     if options.predict:
         rows = read_rows(options.predict)
         answers = trainer.predict(rows)
-        if main:
-            write = write_spans if isinstance(task, ExtractiveQA) else write_submission
+        if trainer.accelerator.is_main_process:
+            write = write_spans if isinstance(trainer.task, ExtractiveQA) else write_submission
             write(options.predictions, rows, answers)
             print(f"{len(rows)} answers written to {options.predictions}")
-    if test is None:
-        return
-    started = time.perf_counter()
+    if test is not None:
+        valid = read_rows(options.valid) if options.valid else None
+        report_scores(trainer, train, valid, test, {name: found for name, found in others.items() if found}, options.meter)
+
+
+def report_scores(trainer: Trainer, train: datasets.Dataset, valid: datasets.Dataset | None, test: datasets.Dataset,
+                  others: Mapping[str, Sequence[Answer]], meter: Meter) -> Evaluation:
+    """Print the scores on the test rows beside those of other systems, and write the report into the adapter folder.
+
+    Args:
+        trainer: after `fit`.
+        train: the rows that were learnt from.
+        valid: the rows that decided which step was best.
+        test: the rows to answer.
+        others: the answers of systems besides those that need no transformer.
+        meter: made when the program began.
+
+    Returns:
+        The scores of this run with their intervals.
+    """
+    task, started = trainer.task, time.perf_counter()
     answers = trainer.predict(test)
     taken = {f"to answer {len(test)} rows": time.perf_counter() - started}
-    if main:
-        systems = {**{name: found for name, found in others.items() if found}, **baselines(task, train, test)}
-        evaluations = {name: evaluate_answers(task, found, test, resamples=RESAMPLES) for name, found in
-                       {THIS_RUN: answers, **systems}.items()}
-        print(score_table(task, test, evaluations))
-        print(f"\n{THIS_RUN}: {evaluations[THIS_RUN]}")
-        page = write_report(options.out, task=task, train=train, valid=read_rows(options.valid) if options.valid else None, test=test,
-                            answers=answers, systems=systems, evaluations=evaluations, resamples=RESAMPLES,
-                            run=describe_run(trainer, options.meter, seconds=taken),
+    found = evaluate_answers(task, answers, test, resamples=RESAMPLES)
+    if trainer.accelerator.is_main_process:
+        systems = {**others, **baselines(task, train, test)}
+        evaluations = {THIS_RUN: found, **{name: evaluate_answers(task, own, test, resamples=RESAMPLES) for name, own in systems.items()}}
+        print(f"{score_table(task, test, evaluations)}\n\n{THIS_RUN}: {found}")
+        page = write_report(trainer.output_dir, task=task, train=train, valid=valid, test=test, answers=answers, systems=systems,
+                            evaluations=evaluations, resamples=RESAMPLES, run=describe_run(trainer, meter, seconds=taken),
                             count_tokens=lambda text: len(trainer.tokenizer(text, verbose=False)["input_ids"]))
         print(f"\nthe report of this run is {page}")
+    return found
 
 
 def ask_untrained(trainer: Trainer, name: str, task: Task, rows: datasets.Dataset | None) -> list[Answer] | None:

@@ -27,13 +27,14 @@ from peftcls.card import write_card
 from peftcls.check import check_rows
 from peftcls.checkpoint import Progress, Tensors, copy_tensors, find_checkpoints, put_tensors, read_checkpoint, write_checkpoint
 from peftcls.config import TrainConfig
+from peftcls.doctor.examine import examine_rows
 from peftcls.features import TrainingTable, encode_table
 from peftcls.metrics import LOWER_IS_BETTER
 from peftcls.models import base_facts
 from peftcls.predictor import Predictor
 from peftcls.processor import call_tokens
 from peftcls.reload_check import compare_reloaded
-from peftcls.rows import Row, as_dataset, source_name
+from peftcls.rows import Row, RowError, as_dataset, source_name
 from peftcls.schedule import learning_rate_factor
 from peftcls.summary import describe_model
 from peftcls.tasks.base import Answer, Batch, Feature, Task
@@ -118,6 +119,10 @@ class Trainer:
             raise ValueError("patience and monitor need a score on validation rows; give fit(train_rows, valid_rows), or leave both out.")
         if self.config.monitor is not None and self.config.monitor not in self.task.score_names:
             raise ValueError(f"monitor={self.config.monitor!r}: expected one of {list(self.task.score_names)}.")
+        if (examination := examine_rows(self.task, train, valid)).errors:
+            raise RowError("\n".join(f"{error.split} rows: {error.sentence}" for error in examination.errors))
+        if any(found.severity == "warning" for found in examination.findings):
+            self.accelerator.print(examination)
         table = encode_table(self.task, train, self.tokenizer, base_facts(self.model).fingerprint)
         self._probe = train.select(range(min(PROBE_ROWS, len(train)))).select_columns(self.task.columns(with_target=False)).to_list()
         per_epoch = plan.steps_per_epoch(len(train), self.config.batch_size)
@@ -157,9 +162,6 @@ class Trainer:
             methods.restore_method_state(self.model, method)
             self.accelerator.print(f"going on from {found[0].name}")
         self.accelerator.print(describe_model(self.model))
-        if self.accelerator.is_main_process:  # reading all rows again is for the one that prints
-            for remark in self.task.remarks(train):
-                print(f"{source_name(train)}: {remark}")
         if table.shortened_rows:
             self.accelerator.print(f"{table.shortened_rows} of {len(train)} rows of {source_name(train)} are longer than "
                                    f"{getattr(self.task, 'max_length', '')} tokens; their text is shortened at its end.")

@@ -19,7 +19,6 @@ import peftcls
 from peftcls import answer_files, cli, recipe
 from peftcls.adapt import Part
 from peftcls.adapters import save_adapter
-from peftcls.cli import training
 from peftcls.cli.guess import guess_columns
 from peftcls.methods import Method
 from peftcls.models import Quantize
@@ -57,8 +56,7 @@ def saved(base: str, folder: Path, task) -> Path:
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
     """Intervals are tested elsewhere."""
-    for module in (recipe, training):
-        monkeypatch.setattr(module, "RESAMPLES", 20)
+    monkeypatch.setattr(recipe, "RESAMPLES", 20)
 
 
 @pytest.fixture
@@ -447,3 +445,17 @@ def test_the_public_names_are_there_when_they_are_asked_for():
     assert all(getattr(peftcls, name) is not None for name in peftcls.__all__)
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         _ = peftcls.nothing_of_the_kind
+
+
+def test_check_says_what_is_wrong_with_the_rows_and_its_exit_code_says_whether_anything_is(capsys, tmp_path):
+    good = table(tmp_path / "good.csv", ["text", "label"], [(f"a text number {n}", "yes" if n % 2 else "no") for n in range(12)])
+    code, out, _ = run(capsys, "check", good, "--model", "demo")
+    assert code == 0
+    assert "12 rows of train: 0 errors" in out
+    assert "tokens of a row's texts" in out
+    bad = table(tmp_path / "bad.csv", ["text", "label"], [("hello", "yes"), ("", "no"), ("hello", "no")])
+    code, out, _ = run(capsys, "check", bad, "--json")
+    assert code == 1
+    listed = json.loads(out)
+    assert {"bad-row", "contradiction"} <= {finding["what"] for finding in listed["findings"]}
+    assert listed["errors"] >= 1

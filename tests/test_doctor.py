@@ -119,12 +119,12 @@ def test_a_pair_is_the_same_only_where_both_of_its_texts_are():
     assert not found(examine_rows(Classification(text=("sentence1", "sentence2")), table), "repeated-row")
 
 
-@pytest.mark.parametrize(("shared", "severity"), [(1, "warning"), (3, "warning"), (4, "error"), (20, "error")])
-def test_texts_that_stand_in_two_splits_are_counted(shared, severity):
+@pytest.mark.parametrize("shared", [1, 3, 20])
+def test_texts_that_stand_in_two_splits_are_counted(shared):
     train = rows()
     valid = [*[{**row, "text": row["text"].upper() + " "} for row in train[:shared]], *rows(20 - shared, 1)]
     finding = one(examine_rows(Classification(), train, valid), "leak")
-    assert (finding.severity, finding.count, finding.split) == (severity, shared, "train and valid")
+    assert (finding.severity, finding.count, finding.split) == ("warning", shared, "train and valid")
     assert finding.rows == tuple(range(1, shared + 1))[:5]
 
 

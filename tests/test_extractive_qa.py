@@ -12,6 +12,7 @@ from task_checks import check_task
 
 import peftcls
 from peftcls import Answer, ExtractiveQA, RowError, TrainConfig, Trainer, attach_lora, check_rows, load_base, load_predictor
+from peftcls.doctor.examine import examine_rows
 from peftcls.metrics import span_f1, span_scores
 from peftcls.pooling import end_logits
 from peftcls.predictor import Predictor
@@ -288,10 +289,9 @@ def test_doubtful_places_are_counted():
     context = "In 1911 a clinic opened. The hospital in Lindau closed in 1911 after the flood destroyed it."
     rows = as_dataset([row("When did the flood destroyed hospital in Lindau close?", "1911", context, start=3),
                        row("What opened?", "clin", context), row("What closed?", "hospital", context, start=0)])
-    assert ExtractiveQA().remarks(rows) == [
-        "1 of 3 answers did not stand at their answer_start; it was put right, since each occurs once in its context.",
-        "1 of 3 answers begin or end inside a word.",
-        "1 of 3 answers also stand in a sentence that shares more words with the question; their answer_start is doubtful."]
+    found = {finding.what: finding.rows for finding in examine_rows(ExtractiveQA(), rows).findings}
+    assert {name: found[name] for name in ("moved-answer", "cut-word", "doubtful-answer")} == {
+        "moved-answer": (3,), "cut-word": (2,), "doubtful-answer": (1,)}
 
 
 def test_settings_that_cannot_be_are_refused():

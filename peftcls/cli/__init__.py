@@ -55,6 +55,7 @@ def commands() -> None:
     """Train small adapters beside language models, and use them, without writing Python.
 
     \b
+    peftcls check messages.csv
     peftcls train messages.csv --out runs/spam
     peftcls predict runs/spam new.csv --out answers.csv
     peftcls evaluate runs/spam labelled.csv
@@ -122,6 +123,30 @@ def train(**options: Any) -> None:
     from peftcls.cli.training import train_file
 
     train_file(**options)
+
+
+@commands.command()
+@click.argument("file", type=str)
+@click.option("--task", "kind", type=click.Choice(TASKS), help="Guessed from the columns unless given.")
+@click.option("--text", multiple=True, metavar="COLUMN", help="The text's column; given twice, a pair (for qa question and context).")
+@click.option("--label", metavar="COLUMN", help="The column with what is learnt: label, number, answer or keywords.")
+@click.option("--labels", metavar="A,B,C", help="The label names in order.")
+@click.option("--prompt", metavar="TEXT", help="The prompt of instruction and keywords.")
+@click.option("--valid", metavar="FILE", help="Validation rows, looked at beside the others.")
+@click.option("--test", metavar="FILE", help="Test rows, looked at beside the others.")
+@click.option("--model", help="Base model whose tokens are counted; lengths are not looked at without.")
+@click.option("--max-length", type=click.IntRange(min=1), help="Tokens that are read at once.")
+@encoding_option
+@json_option
+def check(**options: Any) -> int:
+    """Say what is wrong, or odd, with the rows of FILE before anything is trained; exit code 1 where something is wrong.
+
+    \b
+    peftcls check messages.csv --test test.csv --model demo
+    """
+    from peftcls.cli.checking import check_files
+
+    return 0 if check_files(**options) else WRONG
 
 
 @commands.command()

@@ -13,10 +13,10 @@ from peftcls.card import write_card
 from peftcls.check import check_rows
 from peftcls.cli.guess import guess_columns, task_for
 from peftcls.config import TrainConfig
-from peftcls.evaluation import evaluate_answers
 from peftcls.methods import Method
 from peftcls.models import Quantize, load_base
-from peftcls.recipe import RESAMPLES, score_table
+from peftcls.recipe import report_scores
+from peftcls.report import Meter
 from peftcls.rows import name_source, read_rows, source_name
 from peftcls.split import split_off
 from peftcls.tasks.base import Task
@@ -38,7 +38,7 @@ def train_file(*, file: str, out: Path, kind: str | None, text: tuple[str, ...],
     """Train on a file, save, and print the scores; every argument is an option of `peftcls train`."""
     if part and (method or rank or targets):
         raise ValueError("--part trains the model itself, --method, --rank and --targets are of an adapter; leave out one or the others.")
-    rows = read_rows(file, encoding=encoding)
+    meter, rows = Meter(), read_rows(file, encoding=encoding)
     columns = guess_columns(rows, kind=kind, text=text, label=label)
     named = [label_name(name) for name in labels.split(",")] if labels else None
     plain = task_for(columns, labels=named, prompt=prompt, max_length=max_length, class_weight=class_weight)
@@ -72,10 +72,8 @@ def train_file(*, file: str, out: Path, kind: str | None, text: tuple[str, ...],
     config = TrainConfig(out, epochs=epochs, batch_size=batch_size, learning_rate=rate, seed=seed)
     with Trainer(trained, task, tokenizer, config) as trainer:
         trainer.fit(tables["train"], tables["valid"], resume=resume)
-        answers = trainer.predict(tables["test"])
+        scores = report_scores(trainer, tables["train"], tables["valid"], tables["test"], {}, meter)
         if trainer.accelerator.is_main_process:
-            scores = evaluate_answers(task, answers, tables["test"], resamples=RESAMPLES)
-            print(f"\n{score_table(task, tables['train'], tables['test'], {'this run': answers})}\n\nthis run: {scores}\n")
             write_card(out, scores=scores, about=_about(file, tables))
             print(f"the adapter is in {out}; next: peftcls predict {out} FILE --out ANSWERS.csv")
 

@@ -71,10 +71,6 @@ class Task(ABC):
         """What is wrong with the training rows as a whole, in the words that follow the file's name."""
         return None
 
-    def remarks(self, rows: datasets.Dataset) -> list[str]:
-        """What should be known about rows that can be learnt from, a sentence each."""
-        return []
-
     def model_settings(self) -> dict[str, Any]:
         """Settings of the model's configuration that the task decides."""
         return {}

@@ -15,12 +15,9 @@ from peftcls.settings import check_settings
 from peftcls.tasks.base import Answer, Batch, Feature, Task, pad, token_limit
 from peftcls.tasks.spans import (
     best_spans,
-    cuts_a_word,
     find_answers,
     gold_answers,
     row_logsumexp,
-    stands_elsewhere,
-    was_moved,
 )
 from peftcls.tasks.texts import collate_texts, has_separator, rows_from_texts, split_windows, text_problem
 
@@ -126,21 +123,6 @@ class ExtractiveQA(Task):
                     return f"has the id {identity!r} twice; give each question its own"
                 seen.add(identity)
         return None
-
-    def remarks(self, rows: datasets.Dataset) -> list[str]:
-        """How many answers were not where the table says, or stand in a doubtful place."""
-        moved = cut = elsewhere = total = 0
-        for row in rows.select_columns(self.columns(with_target=True)):
-            golds = gold_answers(row[self.answers])
-            total += len(golds)
-            moved += sum(was_moved(row[self.context], gold) for gold in golds)
-            for start, end in find_answers(row[self.context], golds):
-                cut += cuts_a_word(row[self.context], start, end)
-                elsewhere += stands_elsewhere(row[self.context], row[self.question], start, end)
-        return [f"{count} of {total} answers {what}." for count, what in (
-            (moved, "did not stand at their answer_start; it was put right, since each occurs once in its context"),
-            (cut, "begin or end inside a word"),
-            (elsewhere, "also stand in a sentence that shares more words with the question; their answer_start is doubtful")) if count]
 
     def rows_of(self, texts: Sequence[Any]) -> list[Row]:
         return rows_from_texts(texts, self.columns(with_target=False))
