@@ -85,7 +85,7 @@ class Predictor:
         device = next(self.model.parameters()).device
         answers: dict[int, Answer] = {}
         lengths = [len(feature["input_ids"]) for feature in features]
-        shared = self.task.shared_tokens(self.model, (feature["input_ids"] for feature in features))
+        shared = self.task.shared_tokens(self.model, features)
         for batch in plan.micro_batches(range(len(features)), lengths, rows=batch_size, tokens=BATCH_TOKENS, shared=shared,
                                         call_tokens=call_tokens(device)):
             chosen = [features[i] for i in batch]

@@ -1,7 +1,8 @@
-"""One reading of what the rows of a micro-batch begin with: the instruction is computed once, with its gradient."""
+"""One reading of what rows begin with: the instruction is computed once a step, with its gradient, or once a micro-batch."""
 
+import contextlib
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,58 @@ from peftcls.trunk import TRUNK
 
 WORTH_TOKENS = 32  # what a second call of the model costs, as a number of tokens
 PROBE_TOKENS = 8
-SHARES = "shares_prefix"
+SHARES, OPENING = "shares_prefix", "opening"
+
+
+class Opening:
+    """What all rows of a step begin with, read once: its keys and values stand in for it in every micro-batch.
+
+    Args:
+        inner: a causal language model.
+        tokens: how many first tokens every row has in common.
+        several: there is more than one micro-batch. Their gradients are then added up in copies of the keys and values that are
+            cut off from what made them, and `go_back` goes through the opening once, with their sum.
+    """
+
+    def __init__(self, inner: Any, tokens: int, *, several: bool) -> None:
+        self.inner, self.tokens, self.several = inner, tokens, several
+        self.made: list[torch.Tensor] = []
+        self.copies: list[torch.Tensor] = []
+
+    def cache(self, ids: torch.Tensor) -> DynamicCache:
+        """The keys and values of the opening for every row of a micro-batch; the first call reads it."""
+        if not self.made:
+            read = DynamicCache()
+            self.inner.base_model(input_ids=ids[:1, : self.tokens], past_key_values=read, use_cache=True)
+            layers: list[Any] = read.layers
+            self.made = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
+            self.copies = [tensor.detach().requires_grad_(tensor.requires_grad) if self.several else tensor for tensor in self.made]
+        cache = DynamicCache()
+        for layer in range(len(self.copies) // 2):
+            keys, values = (self.copies[2 * layer + i].expand(len(ids), -1, -1, -1) for i in range(2))
+            cache.update(keys, values, layer)
+        return cache
+
+    def go_back(self) -> None:
+        """Add what the micro-batches' gradients say about the opening to the gradients of what made it."""
+        reached = [(made, copy.grad) for made, copy in zip(self.made, self.copies, strict=True) if copy.grad is not None]
+        if reached:
+            torch.autograd.backward([made for made, _ in reached], [grad for _, grad in reached])
+
+
+@contextlib.contextmanager
+def opening(model: torch.nn.Module, tokens: int) -> Iterator[None]:
+    """Within it every micro-batch begins with the same tokens, which are read once; at its end the way back goes through them."""
+    inner = unwrapped(model)
+    if tokens == 0:
+        yield
+        return
+    vars(inner)[OPENING] = own = Opening(inner, tokens, several=True)
+    try:
+        yield
+        own.go_back()
+    finally:
+        del vars(inner)[OPENING]
 
 
 class Prompts:
@@ -41,16 +93,14 @@ class Prompts:
             marks: True, of shape (rows, tokens), for the places to read; each predicts the token after it.
         """
         sharing, marks = can_share(self.model), marks.gather(1, self.order)
-        shared = _shared_tokens(self.ids, self.mask, marks) if sharing else 0
-        if (len(self.ids) - 1) * shared <= WORTH_TOKENS:
-            shared = 0
-        if not shared and not (self.keep and sharing):
-            found = self.model(input_ids=self.ids, attention_mask=self.mask, logits_to_keep=marks, use_cache=False)
-            return widened(found.logits)
-        self.cache = DynamicCache()
-        if shared:
-            unwrapped(self.model).base_model(input_ids=self.ids[:1, :shared], past_key_values=self.cache, use_cache=True)
-            self.cache.batch_repeat_interleave(len(self.ids))
+        if (given := vars(unwrapped(self.model)).get(OPENING)) is not None:
+            shared, self.cache = given.tokens, given.cache(self.ids)
+        else:
+            shared = _worth(len(self.ids), _shared_tokens(self.ids, self.mask, marks)) if sharing else 0
+            if not shared and not (self.keep and sharing):
+                found = self.model(input_ids=self.ids, attention_mask=self.mask, logits_to_keep=marks, use_cache=False)
+                return widened(found.logits)
+            self.cache = Opening(unwrapped(self.model), shared, several=False).cache(self.ids) if shared else DynamicCache()
         places = torch.arange(shared, self.ids.shape[1], device=self.ids.device).expand(len(self.ids), -1)
         found = self.model(input_ids=self.ids[:, shared:], attention_mask=self.mask, position_ids=places, past_key_values=self.cache,
                            logits_to_keep=marks[:, shared:], use_cache=True)
@@ -81,14 +131,24 @@ class Prompts:
         return widened(found).view(rows, int(wanted.sum()), -1)
 
 
-def common_tokens(rows: Iterable[Sequence[int]]) -> int:
-    """How many first tokens all rows have in common."""
-    first, *others = rows
-    shared = len(first)
-    for other in others:
-        shared = min(shared, len(other))
-        shared = next((place for place in range(shared) if first[place] != other[place]), shared)
-    return shared
+def common_tokens(model: torch.nn.Module, rows: Sequence[tuple[Sequence[int], int]]) -> int:
+    """How many first tokens all rows have in common, if a model can read them once and it is worth it; 0 otherwise.
+
+    Args:
+        model: the one that will read the rows.
+        rows: their token ids, and the first place of each whose logits are wanted.
+    """
+    if not can_share(model):
+        return 0
+    (first, shared), *others = rows
+    for ids, read in others:
+        shared = min(shared, read)
+        shared = next((place for place in range(shared) if first[place] != ids[place]), shared)
+    return _worth(len(rows), shared)
+
+
+def _worth(rows: int, shared: int) -> int:
+    return shared if (rows - 1) * shared > WORTH_TOKENS else 0
 
 
 def _shared_tokens(ids: torch.Tensor, mask: torch.Tensor, marks: torch.Tensor) -> int:

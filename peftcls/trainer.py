@@ -20,7 +20,7 @@ from accelerate.utils import DistributedType, broadcast, gather_object
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from peftcls import methods, plan, trunk
+from peftcls import methods, plan, prefix, trunk
 from peftcls.adapt import checkpoint_layers, train_mode, trained_parameters
 from peftcls.adapters import LINEAGE, save_adapter
 from peftcls.card import write_card
@@ -227,15 +227,17 @@ class Trainer:
             tokens = MICRO_BATCH_TOKENS.get(self.accelerator.device.type, MICRO_BATCH_TOKENS["cuda"])
         weight, total = float(table.weights[indices].sum()), 0.0
         rows = {i: table.features[i] for i in own}
-        shared = self.task.shared_tokens(self.model, (row["input_ids"] for row in rows.values())) if own else 0
-        for number, micro in enumerate(plan.micro_batches(own, table.lengths, rows=config.micro_batch_size, tokens=tokens, shared=shared,
-                                                          call_tokens=call_tokens(self.accelerator.device))):
-            torch.manual_seed(int(np.random.SeedSequence((config.seed, step, process, number)).generate_state(1)[0]))
-            batch = self._collate([rows[i] for i in micro])
-            with self.accelerator.autocast(), trunk.reading(self.model, batch):
-                loss = self.task.loss_sum(self.model, batch) / weight
-            loss.backward()
-            total += float(loss.detach())
+        shared = self.task.shared_tokens(self.model, list(rows.values())) if own else 0
+        micros = plan.micro_batches(own, table.lengths - shared, rows=config.micro_batch_size, tokens=tokens,
+                                    call_tokens=call_tokens(self.accelerator.device))
+        with prefix.opening(self.model, shared):
+            for number, micro in enumerate(micros):
+                torch.manual_seed(int(np.random.SeedSequence((config.seed, step, process, number)).generate_state(1)[0]))
+                batch = self._collate([rows[i] for i in micro])
+                with self.accelerator.autocast(), trunk.reading(self.model, batch):
+                    loss = self.task.loss_sum(self.model, batch) / weight
+                loss.backward()
+                total += float(loss.detach())
         if self.accelerator.is_main_process and (penalty := methods.method_penalty(self.model)) is not None:
             penalty.backward()
             total += float(penalty.detach())

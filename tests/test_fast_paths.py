@@ -26,8 +26,10 @@ from peftcls import (
     train_only,
     trunk,
 )
+from peftcls.features import encode_table
 from peftcls.plan import micro_batches
 from peftcls.pooling import unwrapped
+from peftcls.rows import as_dataset
 
 GROUPED = {**SIZES, "num_key_value_heads": 2}
 DECODERS = {
@@ -89,8 +91,33 @@ def test_nothing_before_a_place_that_is_read_and_nothing_but_real_tokens_is_shar
     assert prefix._shared_tokens(ids, mask, marks) == 3
     marks[1, 1] = True
     assert prefix._shared_tokens(ids, mask, marks) == 1
-    assert prefix.common_tokens([[1, 2, 3], [1, 2], [1, 2, 4]]) == 2
-    assert prefix.common_tokens([[1, 2, 3]]) == 3
+
+
+def test_what_all_rows_of_a_step_begin_with_ends_before_every_place_that_is_read(llama):
+    model, _ = load_base(llama, ASKED)
+    long = list(range(3, 60))
+    assert prefix.common_tokens(model, [(long, 50), ([*long[:40], 9, 9], 41), (long, 55)]) == 40
+    assert prefix.common_tokens(model, [(long, 50), (long, 36), (long, 55)]) == 36
+    assert prefix.common_tokens(model, [(long, 50)]) == 0, "one row shares with none"
+    assert prefix.common_tokens(model, [(long, 50), ([*long[:20], 9], 20)]) == 0, "too little to be worth a call of its own"
+    vars(model)[prefix.SHARES] = False
+    assert prefix.common_tokens(model, [(long, 50), (long, 50)]) == 0
+
+
+def test_micro_batches_of_a_step_read_its_opening_once(llama, tmp_path, text_rows):
+    model, tokenizer = load_base(llama, ASKED)
+    model, read = attach_lora(model, ASKED, rank=4), []
+    trainer = Trainer(model, ASKED, tokenizer, TrainConfig(tmp_path, epochs=1, batch_size=8, micro_batch_size=2))
+    unwrapped(model).base_model.embed_tokens.register_forward_hook(lambda _, inputs, output: read.append(tuple(inputs[0].shape)))
+    prefix.can_share(model)
+    read.clear()
+    table = encode_table(ASKED, as_dataset(text_rows), tokenizer, "none")
+    trainer._step(table, list(range(8)), 0, 2)
+    (rows, opening), *micros = read
+    assert rows == 1
+    assert len(micros) == 4
+    assert all(rows == 2 and tokens + opening <= table.lengths.max() for rows, tokens in micros)
+    assert prefix.OPENING not in vars(unwrapped(model))
 
 
 @pytest.mark.parametrize("labels", [("yes", "no"), LABELS, ("label one", "label two", "label three")])
@@ -108,14 +135,16 @@ def test_a_closed_set_of_labels_is_read_on_from_the_prompt_with_the_same_probabi
 
 def test_a_run_with_a_shared_instruction_leaves_the_same_weights(llama, tmp_path, text_rows):
     weights = []
-    for shares in (True, False):
+    for shares, rows in ((True, 8), (True, 3), (False, 8)):
         model, tokenizer = load_base(llama, ASKED, dtype=torch.float64)
         model = attach_lora(model, ASKED, rank=4).double()
         vars(unwrapped(model))[prefix.SHARES] = shares
-        trainer = Trainer(model, ASKED, tokenizer, TrainConfig(tmp_path / str(shares), epochs=2, batch_size=8, learning_rate=1e-2))
+        trainer = Trainer(model, ASKED, tokenizer, TrainConfig(tmp_path / f"{shares} {rows}", epochs=2, batch_size=8, micro_batch_size=rows,
+                                                               learning_rate=1e-2))
         trainer.fit(text_rows)
         weights.append(torch.cat([p.detach().flatten() for p in trainer.parameters.values()]))
-    assert torch.allclose(*weights, atol=1e-7)
+    assert torch.allclose(weights[0], weights[2], atol=1e-7)
+    assert torch.allclose(weights[1], weights[2], atol=1e-7)
 
 
 def test_gradient_checkpointing_reads_every_row_from_its_first_token(llama, tmp_path, text_rows):

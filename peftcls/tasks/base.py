@@ -95,8 +95,8 @@ class Task(ABC):
     def collate(self, features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> Batch:
         """Features, padded on the tokenizer's side, as tensors of shape (rows, tokens)."""
 
-    def shared_tokens(self, model: torch.nn.Module, rows: Iterable[Sequence[int]]) -> int:
-        """How many first tokens of these rows, given as token ids, the model reads once for a whole micro-batch."""
+    def shared_tokens(self, model: torch.nn.Module, features: Sequence[Feature]) -> int:
+        """How many first tokens, the same in all these rows, the model can read once for all of them."""
         return 0
 
     @abstractmethod

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 
 from peftcls import metrics
 from peftcls.pooling import unwrapped
-from peftcls.prefix import Prompts, can_share, common_tokens
+from peftcls.prefix import Prompts, common_tokens
 from peftcls.rows import Row, RowError, require_columns
 from peftcls.settings import check_settings
 from peftcls.tasks.base import Answer, Batch, Feature, Task, pad, pad_inputs, token_limit
@@ -174,8 +174,8 @@ class Instruction(Task):
             batch["supervised"] = pad(marks, 0, tokenizer.padding_side).bool()
         return batch
 
-    def shared_tokens(self, model: torch.nn.Module, rows: Iterable[Sequence[int]]) -> int:
-        return common_tokens(rows) if can_share(model) else 0
+    def shared_tokens(self, model: torch.nn.Module, features: Sequence[Feature]) -> int:
+        return common_tokens(model, [(f["input_ids"], f.get("prompt_tokens", len(f["input_ids"])) - 1) for f in features])
 
     def loss_sum(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         target = batch["input_ids"].roll(-1, dims=1)[batch["supervised"]]
