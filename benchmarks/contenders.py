@@ -35,6 +35,8 @@ from transformers import (
 from real_data import minilm_folder  # isort: skip
 
 import peftcls
+import peftcls.trainer as trainer_module
+from peftcls import packing, prefix, processor, trunk
 from peftcls.demo import BASE_FOLDER
 
 WARM_STEPS = 2
@@ -120,7 +122,6 @@ def _peftcls(o: Any, rows: list[dict[str, str]], task: Any, model: Any, tokenize
     layers = [-2, -1] if o.trained == "top2" else None
     model = peftcls.train_only(model, task, "head") if o.trained == "head" else peftcls.attach_lora(
         model, task, rank=own["r"], alpha=own["lora_alpha"], targets=own["target_modules"], layers=layers, seed=SEED)
-    _switch_off(o, model)
     config = peftcls.TrainConfig(tempfile.mkdtemp(), epochs=o.epochs, batch_size=o.batch_size, learning_rate=RATE, log_every=1, seed=SEED)
     trainer = peftcls.Trainer(model, task, tokenizer, config)
     ends = [0.0]
@@ -146,25 +147,32 @@ def _peftcls(o: Any, rows: list[dict[str, str]], task: Any, model: Any, tokenize
     return found
 
 
-def _switch_off(o: Any, model: Any) -> None:
-    """Leave one of the fast paths out, for the table of what each gives."""
-    inner = peftcls.pooling.unwrapped(model)
-    if "attention" in o.off:
-        inner.set_attn_implementation("sdpa")
-    if "prefix" in o.off:
-        vars(inner)[peftcls.prefix.SHARES] = False
-    if "trunk" in o.off:
-        peftcls.trunk.frozen_layers = lambda _: None  # type: ignore[assignment]
-    if "cuts" in o.off:
-        peftcls.trainer.call_tokens = lambda _: 10**9  # as few micro-batches as their limit allows
-    if "logits" in o.off:
-        kept = inner.forward
-        inner.forward = lambda *a, logits_to_keep=0, **k: _all_logits(kept(*a, **k), logits_to_keep)
+def _switch_off(off: list[str]) -> None:
+    """Leave fast paths out, for the table of what each gives."""
+    if "attention" in off:
+        processor.LONGEST_TOKENS = 0
+    if "packing" in off:
+        packing.can_pack = trainer_module.can_pack = lambda _: False  # type: ignore[assignment]
+    if "prefix" in off:
+        prefix.can_share = lambda _: False  # type: ignore[assignment]
+    if "trunk" in off:
+        trunk.frozen_layers = lambda _: None  # type: ignore[assignment]
+    if "cuts" in off:
+        trainer_module.call_tokens = lambda _: 10**9  # as few micro-batches as their limit allows
+    if "logits" in off:
+        for kind in (LlamaForCausalLM, Qwen2ForCausalLM):
+            kind.forward = _of_all_tokens(kind.forward)
 
 
-def _all_logits(output: Any, marks: torch.Tensor) -> Any:
-    output.logits = output.logits[marks]
-    return output
+def _of_all_tokens(forward: Any) -> Any:
+    """A causal language model that computes the logits of every token and hands out those that were asked for."""
+    def computed(self: Any, *inputs: Any, logits_to_keep: Any = 0, **more: Any) -> Any:
+        output = forward(self, *inputs, **more)
+        if isinstance(logits_to_keep, torch.Tensor):
+            output.logits = output.logits[logits_to_keep]
+        return output
+
+    return computed
 
 
 def trainer_head(o: Any, rows: list[dict[str, str]]) -> dict[str, Any]:
@@ -240,6 +248,7 @@ SYSTEMS = {"heads": {"peftcls": peftcls_head, **dict.fromkeys(["trainer", "train
 def run(o: Any) -> None:
     """Print one line of JSON with the times, losses and memory of one run."""
     torch.set_num_threads(o.threads)
+    _switch_off(o.off)
     rows = read_texts(o.data, o.texts, o.rows)
     o.base_folder = base_folder(o.base, o.cache)
     started = time.perf_counter()

@@ -7,7 +7,8 @@
 DATA holds the folders sms_spam and medical_papers, which are not part of the project. Each run is a process of its own; in each round
 the systems run in one order and then in the other (A B B A), so that a machine that slows down does so for all. What is kept is each
 run's rate, and the ratios of the medians with the smallest and largest ratio of any two runs. `--off` leaves some of peftcls's own fast
-paths out: float32 (no bfloat16), attention, prefix, trunk, cuts, logits. Results go to benchmarks/results/speed.json.
+paths out: float32 (no bfloat16), attention, packing, prefix, trunk,
+cuts, logits. Results go to benchmarks/results/speed.json.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from typing import Any
 import contenders
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
-FAST_PATHS = ("float32", "attention", "prefix", "trunk", "cuts", "logits")
+FAST_PATHS = ("float32", "attention", "packing", "prefix", "trunk", "cuts", "logits")
 PACKAGES = ("torch", "transformers", "peft", "trl", "peftcls")
 
 

@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 import torch
 
+from peftcls.packing import packed
+
 Pooling = Literal["cls", "first", "last", "mean"]
 PROBE_TOKENS = 6
 
@@ -40,8 +42,11 @@ def _line_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor], pooling
     if not inner.base_facts.causal:
         text_first = getattr(inner.config, "summary_type", "first") != "last"  # XLNet's head reads the last token there is
         order = inputs["attention_mask"].argsort(dim=1, descending=text_first, stable=True)
-        return model(**{name: values.gather(1, order) for name, values in inputs.items()}).logits
-    states = decoder_states(inner.base_model, inputs["input_ids"], inputs["attention_mask"], causal=causal)
+        moved = {name: values.gather(1, order) for name, values in inputs.items()}
+        with packed(inner, moved["attention_mask"]):
+            return model(**moved).logits
+    with packed(inner, inputs["attention_mask"]):
+        states = decoder_states(inner.base_model, inputs["input_ids"], inputs["attention_mask"], causal=causal)
     return inner.get_submodule(inner.base_facts.heads[0])(pool(states, inputs["attention_mask"], pooling or "last"))
 
 
@@ -52,11 +57,13 @@ def end_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[
     order = inputs["attention_mask"].argsort(dim=1, descending=True, stable=True)  # positions are counted from the first token
     moved = {name: values.gather(1, order) for name, values in inputs.items()}
     if inner.base_facts.causal:
-        states = decoder_states(inner.base_model, moved["input_ids"], moved["attention_mask"], causal=True)
+        with packed(inner, moved["attention_mask"]):
+            states = decoder_states(inner.base_model, moved["input_ids"], moved["attention_mask"], causal=True)
         start, end = inner.get_submodule(inner.base_facts.heads[0])(states).split(1, dim=2)
         found = (start.squeeze(2), end.squeeze(2))
     else:
-        output = inner(**moved)  # around it PEFT drops the token types of a question answering model
+        with packed(inner, moved["attention_mask"]):
+            output = inner(**moved)  # around it PEFT drops the token types of a question answering model
         found = (output.start_logits, output.end_logits)
     back = order.argsort(dim=1)
     start, end = (widened(logits).gather(1, back) for logits in found)

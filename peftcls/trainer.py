@@ -31,6 +31,8 @@ from peftcls.doctor.examine import examine_rows
 from peftcls.features import TrainingTable, encode_table
 from peftcls.metrics import LOWER_IS_BETTER
 from peftcls.models import base_facts
+from peftcls.packing import can_pack
+from peftcls.pooling import unwrapped
 from peftcls.predictor import Predictor
 from peftcls.processor import call_tokens
 from peftcls.reload_check import compare_reloaded
@@ -228,8 +230,9 @@ class Trainer:
         weight, total = float(table.weights[indices].sum()), 0.0
         rows = {i: table.features[i] for i in own}
         shared = self.task.shared_tokens(self.model, list(rows.values())) if own else 0
+        packs = self.task.new_head and can_pack(unwrapped(self.model))  # then padding costs next to nothing
         micros = plan.micro_batches(own, table.lengths - shared, rows=config.micro_batch_size, tokens=tokens,
-                                    call_tokens=call_tokens(self.accelerator.device))
+                                    call_tokens=tokens or sys.maxsize if packs else call_tokens(self.accelerator.device))
         with prefix.opening(self.model, shared):
             for number, micro in enumerate(micros):
                 torch.manual_seed(int(np.random.SeedSequence((config.seed, step, process, number)).generate_state(1)[0]))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from peftcls.packing import PACKS
 from peftcls.pooling import unwrapped
 
 TRUNK = "frozen_trunk"
@@ -155,7 +156,8 @@ def frozen_once(model: torch.nn.Module, batches: Iterable[Batch], forward: Calla
         yield f"the states of the {height} frozen layers would take {size / 2**30:.0f} GiB, so they are computed in every epoch."
         return
     trunk = Trunk(layers, height, tokens, width, dtype, folder)
-    vars(inner)[TRUNK] = trunk
+    vars(inner)[TRUNK], packs = trunk, vars(inner).get(PACKS)
+    vars(inner)[PACKS] = False  # what is kept stands where the batch has it, padding and all
     remark = f"{height} of {len(layers)} layers are frozen and below all that is trained; their states, {size / 2**20:.0f} MiB, are kept."
     try:
         for number, batch in enumerate(batches):
@@ -168,6 +170,9 @@ def frozen_once(model: torch.nn.Module, batches: Iterable[Batch], forward: Calla
         yield remark
     finally:
         vars(inner).pop(TRUNK, None)
+        vars(inner).pop(PACKS)
+        if packs is not None:
+            vars(inner)[PACKS] = packs
         trunk.close()
 
 
