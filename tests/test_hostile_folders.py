@@ -183,7 +183,7 @@ ADAPTERS: dict[str, tuple[Change, str]] = {
     "a base from the web": (manifest(lambda m: m["base"].update(name="http://evil.example/base")),
                             "cannot be loaded without its base: there is no folder"),
     "a base from a hub": (manifest(lambda m: m["base"].update(name="evil/base")), "cannot be loaded without its base: "),
-    "a base above": (manifest(lambda m: m["base"].update(name="../../etc")), "cannot be loaded without its base: there is no folder"),
+    "a base above": (manifest(lambda m: m["base"].update(name="../../no-such-place")), "cannot be loaded without its base: there is no folder"),
     "a base that is a system folder": (manifest(lambda m: m["base"].update(name="/etc")), "without its base: /etc has no config"),
     "a pattern that takes forever": (settings(target_modules="(a+)+$"), rf"target_modules=.*, {NEVER_WRITTEN}"),
     "a pattern of ranks": (settings(rank_pattern={"(a+)+$": 10**9}), rf"rank_pattern=.*, {NEVER_WRITTEN}"),
@@ -329,7 +329,7 @@ BASES: dict[str, tuple[Change, str]] = {
     "a size below zero": (config(vocab_size=-5), "cannot load the base model "),
     "a config without an end": (lambda f: (f / "config.json").write_text("[" * 200_000), "cannot load the base model "),
     "a config that is a list": (lambda f: (f / "config.json").write_text("[]"), "cannot load the base model "),
-    "a tokenizer that is none": (lambda f: (f / "tokenizer.json").write_text("{}"), "cannot load the base model "),
+    "a tokenizer that is none": (lambda f: (f / "tokenizer.json").write_text("{}"), "cannot load the tokenizer of "),
 }
 
 
