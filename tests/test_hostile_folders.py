@@ -183,7 +183,7 @@ ADAPTERS: dict[str, tuple[Change, str]] = {
     "a base from the web": (manifest(lambda m: m["base"].update(name="http://evil.example/base")),
                             "cannot be loaded without its base: there is no folder"),
     "a base from a hub": (manifest(lambda m: m["base"].update(name="evil/base")), "cannot be loaded without its base: "),
-    "a base above": (manifest(lambda m: m["base"].update(name="../../no-such-place")), "cannot be loaded without its base: there is no folder"),
+    "a base above": (manifest(lambda m: m["base"].update(name="../../nowhere")), "cannot be loaded without its base: there is no folder"),
     "a base that is a system folder": (manifest(lambda m: m["base"].update(name="/etc")), "without its base: /etc has no config"),
     "a pattern that takes forever": (settings(target_modules="(a+)+$"), rf"target_modules=.*, {NEVER_WRITTEN}"),
     "a pattern of ranks": (settings(rank_pattern={"(a+)+$": 10**9}), rf"rank_pattern=.*, {NEVER_WRITTEN}"),
