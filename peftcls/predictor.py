@@ -13,12 +13,11 @@ from peftcls.adapters import load_adapter
 from peftcls.check import check_rows
 from peftcls.features import encode_rows
 from peftcls.models import Quantize, base_facts
-from peftcls.processor import call_tokens
+from peftcls.processor import batch_tokens, call_tokens
 from peftcls.rows import Row, RowError, as_dataset, source_name
 from peftcls.tasks.base import Answer, Task
 
 CHUNK_ROWS = 4096  # rows in tokens at a time, so that a table of any length takes the same memory
-BATCH_TOKENS = 4096
 
 
 class Predictor:
@@ -86,7 +85,7 @@ class Predictor:
         answers: dict[int, Answer] = {}
         lengths = [len(feature["input_ids"]) for feature in features]
         shared = self.task.shared_tokens(self.model, features)
-        for batch in plan.micro_batches(range(len(features)), lengths, rows=batch_size, tokens=BATCH_TOKENS, shared=shared,
+        for batch in plan.micro_batches(range(len(features)), lengths, rows=batch_size, tokens=batch_tokens(device), shared=shared,
                                         call_tokens=call_tokens(device)):
             chosen = [features[i] for i in batch]
             inputs = {name: tensor.to(device) for name, tensor in self.task.collate(chosen, self.tokenizer).items()}

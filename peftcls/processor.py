@@ -48,6 +48,11 @@ def call_tokens(device: torch.device) -> int:
     return 64 if device.type == "cpu" else 4096
 
 
+def batch_tokens(device: torch.device) -> int:
+    """How many tokens, padding included, suit a call of a model: enough to keep the device busy, few enough for its nearest memory."""
+    return 1024 if device.type == "cpu" else 32768
+
+
 def choose_attention(model: PreTrainedModel) -> None:
     """On a processor, let attention see rows where all else sees packed tokens, and compute it as is fastest there.
 

@@ -34,15 +34,13 @@ from peftcls.models import base_facts
 from peftcls.packing import can_pack
 from peftcls.pooling import unwrapped
 from peftcls.predictor import Predictor
-from peftcls.processor import call_tokens
+from peftcls.processor import batch_tokens, call_tokens
 from peftcls.reload_check import compare_reloaded
 from peftcls.rows import Row, RowError, as_dataset, source_name
 from peftcls.schedule import learning_rate_factor
 from peftcls.summary import describe_model
 from peftcls.tasks.base import Answer, Batch, Feature, Task
 
-MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}  # enough rows to keep the processor busy, few enough for its memory
-TRUNK_TOKENS = 4096  # nothing is kept for a way back, so more at once
 PROBE_ROWS = 8
 FREE_ON_RESUME = ("output_dir", "log_every", "trackers", "gradient_checkpointing")  # they do not change the weights
 
@@ -176,9 +174,9 @@ class Trainer:
         if self.config.epochs == 1:
             yield
             return
-        rows = self.config.micro_batch_size
+        rows, tokens = self.config.micro_batch_size, batch_tokens(self.accelerator.device)
         plans = [(t, micro) for t in tables
-                 for micro in plan.micro_batches(range(len(t.lengths)), t.lengths, tokens=TRUNK_TOKENS, rows=rows)]
+                 for micro in plan.micro_batches(range(len(t.lengths)), t.lengths, tokens=tokens, rows=rows)]
         shown = self.accelerator.is_main_process and sys.stderr.isatty()
         batches = (self._collate([t.features[i] for i in micro])
                    for t, micro in tqdm(plans, unit="batch", desc="frozen layers", leave=False, disable=not shown))
@@ -226,7 +224,7 @@ class Trainer:
         own = plan.share(indices, table.lengths, process, self.accelerator.num_processes)
         tokens = config.micro_batch_tokens
         if tokens is None and config.micro_batch_size is None:
-            tokens = MICRO_BATCH_TOKENS.get(self.accelerator.device.type, MICRO_BATCH_TOKENS["cuda"])
+            tokens = batch_tokens(self.accelerator.device)
         weight, total = float(table.weights[indices].sum()), 0.0
         rows = {i: table.features[i] for i in own}
         shared = self.task.shared_tokens(self.model, list(rows.values())) if own else 0
