@@ -22,7 +22,7 @@ def runs() -> list[list[str]]:
     """The commands, and together with those before it a command that asks what they trained."""
     found: list[list[str]] = []
     for command in (c for c in commands() if not c.startswith("make ")):
-        if " --ask " in command or (command.startswith("peftcls ") and not command.startswith("peftcls train ")):
+        if " --ask " in command or (command.startswith("peftcls ") and not command.startswith(("peftcls check ", "peftcls train "))):
             found[-1].append(command)
         else:
             found.append([command])
