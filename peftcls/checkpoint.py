@@ -99,12 +99,12 @@ def write_checkpoint(folder: Path, progress: Progress, parameters: dict[str, tor
         save_file(tensors, beside / TENSORS)
         (beside / STATE).write_text(json.dumps({"progress": dataclasses.asdict(progress), "run": run}, indent=1), encoding="utf-8")
         for name in (TENSORS, STATE):
-            _flush(beside / name)
+            flush(beside / name)
         (beside / MANIFEST).write_text(_manifest(beside), encoding="utf-8")
-        _flush(beside / MANIFEST)
-        _flush(beside)
+        flush(beside / MANIFEST)
+        flush(beside)
         os.replace(beside, final)
-        _flush(folder)
+        flush(folder)
     except (OSError, SafetensorError) as error:
         raise RunStoppedError(f"{final} cannot be written ({error}); the checkpoints before it are whole. Free some room on its disk, and "
                               "go on with resume=True.") from None
@@ -123,7 +123,7 @@ def remove_checkpoint(checkpoint: Path) -> None:
     shutil.rmtree(away)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """See that a file, or the names in a folder, are on the disk and not only on their way to it."""
     if path.is_dir() and os.name == "nt":  # Windows opens no folder
         return

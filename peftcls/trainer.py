@@ -256,6 +256,7 @@ class Trainer:
         methods.end_method(self.model)
         try:
             self.save(self.output_dir)
+            disk.flush(self.output_dir)
         except (OSError, SafetensorError) as error:
             raise RunStoppedError(f"the adapter cannot be written to {self.output_dir} ({error}); the last checkpoint is whole. Free some "
                                   "room on its disk, and go on with resume=True.") from error
