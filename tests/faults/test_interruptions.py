@@ -141,7 +141,7 @@ def bounded(trainer, tokens, kind=torch.OutOfMemoryError):
             sizes.append(batch["input_ids"].numel())
             if sizes[-1] > tokens:
                 raise kind("CUDA out of memory. Tried to allocate 2 GiB." if kind is torch.OutOfMemoryError else
-                           "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+                           "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
         return loss
 
     object.__setattr__(task, "loss_sum", loss_sum)
