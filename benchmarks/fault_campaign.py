@@ -43,6 +43,7 @@ RESULTS = Path(__file__).parent / "results" / "faults.json"
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
 FLIPS = 40  # in each file of a checkpoint
 MOST_IN_A_ROW = 3
+LEFT_BYTES = 8192  # on the full disk
 ROWS = [{"text": f"{text} {n}", "label": label} for n in range(2) for label, texts in {
     "yes": ("the patient recovered", "a new drug was given", "the drug and the patient", "a patient was given a new drug and recovered"),
     "no": ("stock prices fell", "the bank raised rates", "radio waves from a galaxy far away and away", "see you at lunch")}.items()
@@ -81,8 +82,10 @@ def die_before(event_number: int, out: Path) -> list[int]:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def heard(name: str, arguments: tuple) -> None:
-        if name in FILE_EVENTS and isinstance(arguments[0], str | os.PathLike) and str(arguments[0]).startswith(str(out)):
-            happen()
+        if name in FILE_EVENTS:
+            within = name in ("os.remove", "os.rmdir") and arguments[1] != -1  # as rmtree takes files away, by the folder that is open
+            if within or (isinstance(arguments[0], str | os.PathLike) and str(arguments[0]).startswith(str(out))):
+                happen()
 
     flush = os.fsync
 
@@ -245,19 +248,19 @@ class Campaign:
             with self.one_sentence("cannot be written"):
                 train(self.base, self.folder / "limited")
 
-        self.code(forked(limited, self.log), "files that may not grow")
+        self.code(forked(limited, self.folder / "limited.log"), "files that may not grow")
         if {n: b for n, b in contents(self.folder / "limited").items() if not Path(n).name.startswith(".")} != before:
             self.problems.append("files that may not grow: the checkpoints are not those from before")
         self.judge("limited", "files that may not grow")
         found["files that may not grow"] = "the checkpoints from before are whole, and the training goes on from them"
         disk = self.folder / "disk"
         disk.mkdir()
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={8 * largest}", "tmpfs", str(disk)], capture_output=True).returncode:
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={8 * largest + 4 * sum(map(len, self.whole.values()))}", "tmpfs", str(disk)], capture_output=True).returncode:
             return {**found, "small disk": "not tried: nothing can be mounted here"}
         try:
             self.cut("disk/run")
             before = contents(disk / "run")
-            (disk / "other").write_bytes(bytes(shutil.disk_usage(disk).free - largest))
+            (disk / "other").write_bytes(bytes(shutil.disk_usage(disk).free - LEFT_BYTES))
 
             def full() -> None:
                 with self.one_sentence("MiB free, expected"):
