@@ -255,7 +255,8 @@ class Campaign:
         found["files that may not grow"] = "the checkpoints from before are whole, and the training goes on from them"
         disk = self.folder / "disk"
         disk.mkdir()
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={8 * largest + 4 * sum(map(len, self.whole.values()))}", "tmpfs", str(disk)], capture_output=True).returncode:
+        size = 8 * largest + 4 * sum(map(len, self.whole.values()))
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], capture_output=True).returncode:
             return {**found, "small disk": "not tried: nothing can be mounted here"}
         try:
             self.cut("disk/run")
