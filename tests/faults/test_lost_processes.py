@@ -45,7 +45,7 @@ def test_two_processes_share_their_faults_and_the_run_goes_on_with_one(bert, tmp
     whole.fit(text_rows, text_rows)
     expected = {name: p.detach() for name, p in whole.parameters.items()}
     assert (tmp_path / "tokens0").read_text() == (tmp_path / "tokens1").read_text()
-    assert int((tmp_path / "tokens0").read_text()) <= 20
+    assert int((tmp_path / "tokens0").read_text()) < 40
     assert largest_difference(load_file(tmp_path / "short.safetensors"), expected) < 1e-7
 
     told = [(tmp_path / f"spoilt{rank}").read_text() for rank in (0, 1)]
