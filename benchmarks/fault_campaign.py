@@ -1,6 +1,6 @@
 """Kill a training at every file boundary and at random moments, damage its checkpoints, fill its disk: is anything lost?
 
-    python benchmarks/fault_campaign.py --seed 0 --kills 200
+    python benchmarks/fault_campaign.py --seed 0 --kills 300
 
 A tiny training with dropout, an evaluation and a checkpoint every second step is killed as by `kill -9` before every file
 operation that it makes, and at random moments (up to three times in a row), and taken up again. Every file that it ends
@@ -293,7 +293,7 @@ def main() -> None:
     """Run the campaign, print and write its figures; exit code 1 where anything was lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="of the moments and of the damaged bits (0)")
-    parser.add_argument("--kills", type=int, default=200, help="in all; every file operation is among them if there are as many (200)")
+    parser.add_argument("--kills", type=int, default=300, help="in all; every file operation is among them if there are as many (300)")
     parser.add_argument("--out", type=Path, default=RESULTS, help=f"where the figures go ({RESULTS.name})")
     options = parser.parse_args()
     torch.set_num_threads(1)

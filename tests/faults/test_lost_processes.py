@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 from test_trainer import build
 
+import peftcls
 from peftcls.checkpoint import damage, find_checkpoints
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "train_through_faults.py"
@@ -30,7 +31,7 @@ def largest_difference(one, other):
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
-def test_two_processes_share_their_faults_and_the_run_goes_on_with_one(bert, tmp_path, rows_file, text_rows, monkeypatch):
+def test_two_processes_share_their_faults_and_the_run_goes_on_with_one(bert, tmp_path, rows_file, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     started = time.monotonic()
     ended = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(PROGRAM), bert,
@@ -40,9 +41,9 @@ def test_two_processes_share_their_faults_and_the_run_goes_on_with_one(bert, tmp
     assert "another process has ended or does not answer, after step 3 (" in ended.stderr, ended.stderr[-3000:]
     assert "Go on with resume=True, on any number of processes." in ended.stderr
 
-    settings = {"double": True, "eval_every": 2}
-    whole = build(bert, tmp_path / "whole", text_rows, **settings)
-    whole.fit(text_rows, text_rows)
+    settings, rows = {"double": True, "eval_every": 2}, peftcls.read_rows(rows_file)
+    whole = build(bert, tmp_path / "whole", rows, **settings)
+    whole.fit(rows, rows)
     expected = {name: p.detach() for name, p in whole.parameters.items()}
     assert (tmp_path / "tokens0").read_text() == (tmp_path / "tokens1").read_text()
     assert int((tmp_path / "tokens0").read_text()) < 40
@@ -60,8 +61,8 @@ def test_two_processes_share_their_faults_and_the_run_goes_on_with_one(bert, tmp
     assert largest_difference(load_file(tmp_path / "stopped.safetensors"), expected) < 1e-7
 
     assert [(path.name, damage(path)) for path in find_checkpoints(tmp_path / "lost")] == [("checkpoint-00000002", None)]
-    again = build(bert, tmp_path / "lost", text_rows, **settings)
-    again.fit(text_rows, text_rows, resume=True)
+    again = build(bert, tmp_path / "lost", rows, **settings)
+    again.fit(rows, rows, resume=True)
     assert largest_difference({name: p.detach() for name, p in again.parameters.items()}, expected) < 1e-7
 
 
