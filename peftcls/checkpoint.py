@@ -152,7 +152,10 @@ def remove_left_overs(folder: Path) -> None:
     """Remove what programs that were killed in the midst of writing have left in a folder."""
     for prefix in LEFT_OVER:
         for path in folder.glob(f"{prefix}*"):
-            shutil.rmtree(path, ignore_errors=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def damage(checkpoint: Path) -> str | None:

@@ -63,6 +63,7 @@ def test_what_a_killed_program_left_beside_is_removed(tmp_path):
     for name in (".writing-abc", ".saving-abc", ".states-abc"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "half").write_text("a")
+    (tmp_path / ".saving-card").write_text("half")
     (tmp_path / "states-of-matter").mkdir()
     choose_checkpoint(tmp_path, resume=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-00000002", "states-of-matter"]
