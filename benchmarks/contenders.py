@@ -35,8 +35,7 @@ from transformers import (
 from real_data import minilm_folder  # isort: skip
 
 import peftcls
-import peftcls.trainer as trainer_module
-from peftcls import packing, prefix, processor, trunk
+from peftcls import gradients, packing, prefix, processor, trunk
 from peftcls.demo import BASE_FOLDER
 
 WARM_STEPS = 2
@@ -152,13 +151,13 @@ def _switch_off(off: list[str]) -> None:
     if "attention" in off:
         processor.LONGEST_TOKENS = 0
     if "packing" in off:
-        packing.can_pack = trainer_module.can_pack = lambda _: False  # type: ignore[assignment]
+        packing.can_pack = gradients.can_pack = lambda _: False  # type: ignore[assignment]
     if "prefix" in off:
         prefix.can_share = lambda _: False  # type: ignore[assignment]
     if "trunk" in off:
         trunk.frozen_layers = lambda _: None  # type: ignore[assignment]
     if "cuts" in off:
-        trainer_module.call_tokens = lambda _: 10**9  # as few micro-batches as their limit allows
+        gradients.call_tokens = lambda _: 10**9  # as few micro-batches as their limit allows
     if "logits" in off:
         for kind in (LlamaForCausalLM, Qwen2ForCausalLM):
             kind.forward = _of_all_tokens(kind.forward)

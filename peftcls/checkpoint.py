@@ -10,10 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from peftcls.faults import RunStoppedError
+
 PREFIX = "checkpoint-"
-STATE, TENSORS = "state.json", "tensors.safetensors"
+LEFT_OVER = (".writing-", ".saving-", ".states-")  # what a killed program leaves of checkpoints, adapters and frozen layers' states
+STATE, TENSORS, MANIFEST = "state.json", "tensors.safetensors", "manifest.json"
+KEPT = 2  # a damaged newest one has one to fall back to
+ROOM = 2  # times the size of a checkpoint must be free
+MOMENTS = 2  # Adam's, of every parameter
 Tensors = dict[str, torch.Tensor]
 
 
@@ -26,6 +35,12 @@ class Progress:
     best_scores: dict[str, float] = dataclasses.field(default_factory=dict)
     evaluations_since_best: int = 0
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    losses: list[float] = dataclasses.field(default_factory=list)
+    """Of the steps since the last entry of the log."""
+    examined_step: int = 0
+    """The last one after which there was an evaluation, if there are validation rows, and a checkpoint."""
+    tokens: int | None = None
+    """What fits into memory at once, where it turned out to be less than was set."""
 
 
 def copy_tensors(parameters: dict[str, torch.nn.Parameter]) -> Tensors:
@@ -40,44 +55,145 @@ def put_tensors(parameters: dict[str, torch.nn.Parameter], tensors: Tensors) -> 
             parameter.copy_(tensors[name])
 
 
+def checkpoint_bytes(parameters: dict[str, torch.nn.Parameter]) -> int:
+    """How large a checkpoint will be: the tensors, the best ones, and the optimizer's moments."""
+    return (2 + MOMENTS) * sum(p.numel() * p.element_size() for p in parameters.values())
+
+
+def check_room(folder: Path, size: int) -> None:
+    """See that a checkpoint of so many bytes can be written, with as many to spare. Raises RunStoppedError."""
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if (free := shutil.disk_usage(above).free) < ROOM * size:
+        raise RunStoppedError(f"{folder} has {free / 2**20:.0f} MiB free, expected {ROOM * size / 2**20:.0f} for a checkpoint. Free some "
+                              "and go on with resume=True.")
+
+
 def write_checkpoint(folder: Path, progress: Progress, parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer,
                      best: Tensors | None, method: Tensors, run: dict[str, Any]) -> None:
-    """Write `folder`/checkpoint-STEP beside and rename it when it is whole; then remove the ones before it.
+    """Write `folder`/checkpoint-STEP beside, the sums of its files last, and rename it when all of it is on the disk.
+
+    The one before it is kept, older ones are removed, and so are those of later steps, which were found to be damaged.
 
     Args:
         method: what the adapter's method knows beside the parameters.
         run: what must be the same when the run is taken up again, as JSON values.
+
+    Raises:
+        RunStoppedError: the disk is full, or cannot be written to; the checkpoints that were there are still whole.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+    tensors = {f"model/{name}": tensor for name, tensor in copy_tensors(parameters).items()}
+    tensors |= {f"best/{name}": tensor for name, tensor in (best or {}).items()}
+    tensors |= {f"method/{name}": tensor.detach().cpu().clone() for name, tensor in method.items()}
+    for name, parameter in parameters.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer/{key}/{name}"] = value.detach().cpu().clone()
+    final, beside = folder / f"{PREFIX}{progress.step:08d}", None
+    if final.exists():
+        if damage(final) is None:  # of the same step, and all that comes after it follows from it
+            return
+        remove_checkpoint(final)
     try:
-        tensors = {f"model/{name}": tensor for name, tensor in copy_tensors(parameters).items()}
-        tensors |= {f"best/{name}": tensor for name, tensor in (best or {}).items()}
-        tensors |= {f"method/{name}": tensor.detach().cpu().clone() for name, tensor in method.items()}
-        for name, parameter in parameters.items():
-            for key, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer/{key}/{name}"] = value.detach().cpu().clone()
+        folder.mkdir(parents=True, exist_ok=True)
+        check_room(folder, sum(tensor.nbytes for tensor in tensors.values()))
+        beside = Path(tempfile.mkdtemp(prefix=LEFT_OVER[0], dir=folder))
         save_file(tensors, beside / TENSORS)
-        with (beside / TENSORS).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
-        state = {"progress": dataclasses.asdict(progress), "run": run, "tensors": digest}
-        with (beside / STATE).open("w", encoding="utf-8") as text:
-            json.dump(state, text, indent=1)
-            text.flush()
-            os.fsync(text.fileno())
-        final = folder / f"{PREFIX}{progress.step:08d}"
-        shutil.rmtree(final, ignore_errors=True)
+        (beside / STATE).write_text(json.dumps({"progress": dataclasses.asdict(progress), "run": run}, indent=1), encoding="utf-8")
+        for name in (TENSORS, STATE):
+            flush(beside / name)
+        (beside / MANIFEST).write_text(_manifest(beside), encoding="utf-8")
+        flush(beside / MANIFEST)
+        flush(beside)
         os.replace(beside, final)
+        flush(folder)
+    except (OSError, SafetensorError) as error:
+        raise RunStoppedError(f"{final} cannot be written ({error}); the checkpoints before it are whole. Free some room on its disk, and "
+                              "go on with resume=True.") from None
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    for older in find_checkpoints(folder)[1:]:
-        shutil.rmtree(older)
+        if beside is not None:
+            shutil.rmtree(beside, ignore_errors=True)
+    found = find_checkpoints(folder)
+    for other in found[: (place := found.index(final))] + found[place + KEPT :]:
+        remove_checkpoint(other)
+
+
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Take a checkpoint away at once: there is never a half of one under its name."""
+    away = Path(tempfile.mkdtemp(prefix=LEFT_OVER[0], dir=checkpoint.parent))
+    os.replace(checkpoint, away)
+    shutil.rmtree(away)
+
+
+def flush(path: Path) -> None:
+    """See that a file, or the names in a folder, are on the disk and not only on their way to it."""
+    if path.is_dir() and os.name == "nt":  # Windows opens no folder
+        return
+    opened = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def _manifest(checkpoint: Path) -> str:
+    """The text that a checkpoint's manifest must have: the sum of each of its files."""
+    sums = {}
+    for name in (STATE, TENSORS):
+        with (checkpoint / name).open("rb") as file:
+            sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return json.dumps({"sha256": sums}, indent=1)
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, newest first."""
     return sorted(folder.glob(f"{PREFIX}*"), reverse=True)
+
+
+def remove_left_overs(folder: Path) -> None:
+    """Remove what programs that were killed in the midst of writing have left in a folder."""
+    for prefix in LEFT_OVER:
+        for path in folder.glob(f"{prefix}*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, as a sentence; None where it is as it was written, to the last bit."""
+    try:
+        whole, expected = (checkpoint / MANIFEST).read_bytes(), _manifest(checkpoint)
+        if whole == expected.encode():
+            return None
+        sums = json.loads(whole)["sha256"]
+        wrong = [name for name, own in json.loads(expected)["sha256"].items() if sums[name] != own]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{checkpoint} is not a whole checkpoint ({type(error).__name__}: {error})"
+    return f"{checkpoint / (wrong[0] if len(wrong) == 1 else MANIFEST)} is damaged: its SHA-256 is not the one that was written"
+
+
+def choose_checkpoint(folder: Path, *, resume: bool) -> tuple[Path | None, list[str]]:
+    """What the first process finds, for all of them: the newest checkpoint that is whole, and what is wrong with those after it.
+
+    Raises:
+        ValueError: there are checkpoints, but none is whole, or the run is not to go on with one.
+    """
+    chosen, wrong, problem = None, list[str](), None
+    if PartialState().is_main_process:
+        remove_left_overs(folder)
+        there = find_checkpoints(folder)
+        for checkpoint in there if resume else ():
+            if (found := damage(checkpoint)) is None:
+                chosen = checkpoint
+                break
+            wrong.append(found)
+        if there and not resume:
+            problem = f"{folder} holds {there[0].name} of a run that was not finished; go on with resume=True, or remove it."
+        elif there and chosen is None:
+            problem = f"{'; '.join(wrong)}. No checkpoint in {folder} is whole: remove them and start again."
+    chosen, wrong, problem = broadcast_object_list([chosen, wrong, problem])
+    if problem is not None:
+        raise ValueError(problem)
+    return chosen, wrong
 
 
 def _flat(run: dict[str, Any]) -> dict[str, Any]:
@@ -93,14 +209,9 @@ def read_checkpoint(checkpoint: Path, parameters: dict[str, torch.nn.Parameter],
     Raises:
         ValueError: the checkpoint is damaged, or belongs to a run with other settings, rows or base.
     """
-    try:
-        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-        with (checkpoint / TENSORS).open("rb") as file:
-            whole = hashlib.file_digest(file, "sha256").hexdigest() == state["tensors"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{checkpoint} is not a whole checkpoint ({type(error).__name__}: {error}); remove it and start again.") from None
-    if not whole:
-        raise ValueError(f"{checkpoint / TENSORS} is damaged: its SHA-256 is not the one in {STATE}; remove it and start again.")
+    if (wrong := damage(checkpoint)) is not None:
+        raise ValueError(f"{wrong}; output_dir must be a folder that all processes share.")
+    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     run, before = _flat(json.loads(json.dumps(run))), _flat(state["run"])
     if changed := [f"{k} was {before.get(k)!r}, is {run.get(k)!r}" for k in sorted(run | before) if run.get(k) != before.get(k)]:
         raise ValueError(f"{checkpoint} belongs to another run: {'; '.join(changed)}. Go on with the same settings and rows, or choose "

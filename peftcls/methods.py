@@ -45,6 +45,14 @@ def rate_factor(model: torch.nn.Module, name: str) -> float:
     return LORA_PLUS_RATIO if vars(model).get(METHOD) == "lora+" and ".lora_B." in name else 1.0
 
 
+def parameter_groups(model: torch.nn.Module, parameters: dict[str, torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """The optimizer's groups: the same decay, and the same factor of the learning rate, in each."""
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, p in parameters.items():
+        groups.setdefault((weight_decay if decays(name, p) else 0.0, rate_factor(model, name)), []).append(p)
+    return [{"params": own, "weight_decay": decay, "factor": factor} for (decay, factor), own in groups.items()]
+
+
 def begin_method(model: torch.nn.Module, steps: int) -> None:
     """Tell a method how many steps there will be, and that none is done."""
     if (adalora := _adalora(model)) is not None:

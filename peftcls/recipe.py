@@ -3,6 +3,7 @@
 import argparse
 import csv
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -17,10 +18,12 @@ from peftcls.baselines import baselines
 from peftcls.check import check_rows
 from peftcls.demo import sample
 from peftcls.evaluation import Evaluation, evaluate_answers
+from peftcls.faults import RunStoppedError
 from peftcls.models import base_facts, load_base
 from peftcls.predictor import Predictor
 from peftcls.report import THIS_RUN, Meter, describe_run, write_report
 from peftcls.rows import RowError, read_rows, source_name
+from peftcls.signals import EXIT_CODES
 from peftcls.tasks.base import Answer, Task
 from peftcls.tasks.extractive_qa import ExtractiveQA
 from peftcls.trainer import Trainer
@@ -52,6 +55,7 @@ def recipe_options(description: str | None, *, data: str, out: str, epochs: int,
     parser.add_argument("--learning-rate", type=float, default=learning_rate, help=f"peak learning rate ({learning_rate})")
     parser.add_argument("--seed", type=int, default=0, help="of new weights, order and dropout (0)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
+    parser.add_argument("--dry-run", action="store_true", help="two steps on the longest rows, for memory and time; nothing is written")
     parser.add_argument("--predict", help="a file of rows without labels to answer when trained")
     parser.add_argument("--predictions", default="predictions.csv", help="where the answers go (predictions.csv)")
     for name, values in more.items():
@@ -70,11 +74,20 @@ def recipe_options(description: str | None, *, data: str, out: str, epochs: int,
 
 
 def run_recipe(main: Callable[[], None]) -> None:
-    """Run a recipe; what is wrong with rows or settings is told in its sentence, without a traceback."""
+    """Run a recipe; what is wrong, or stops a run, is told in its sentence, without a traceback. Exit codes as of `peftcls`."""
     try:
         main()
-    except ValueError as error:
+    except (ValueError, FloatingPointError, RunStoppedError) as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(EXIT_CODES[signal.SIGINT])
+
+
+def only_rehearse(trainer: Trainer, options: argparse.Namespace, train: datasets.Dataset) -> bool:
+    """Whether there is to be a dry run alone; it is done and told then."""
+    if options.dry_run:
+        trainer.accelerator.print(trainer.rehearse(train))
+    return bool(options.dry_run)
 
 
 def find_columns(rows: datasets.Dataset, *wanted: str) -> list[str]:

@@ -4,10 +4,11 @@ import contextlib
 import dataclasses
 import math
 import os
-import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,30 +17,34 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedType, broadcast, gather_object
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast, gather_object
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from peftcls import methods, plan, prefix, trunk
+from peftcls import checkpoint as disk
+from peftcls import faults, methods, plan, trunk
 from peftcls.adapt import checkpoint_layers, train_mode, trained_parameters
 from peftcls.adapters import LINEAGE, save_adapter
 from peftcls.card import write_card
 from peftcls.check import check_rows
-from peftcls.checkpoint import Progress, Tensors, copy_tensors, find_checkpoints, put_tensors, read_checkpoint, write_checkpoint
+from peftcls.checkpoint import Progress, Tensors, copy_tensors, put_tensors
 from peftcls.config import TrainConfig
 from peftcls.doctor.examine import examine_rows
+from peftcls.faults import RunStoppedError
 from peftcls.features import TrainingTable, encode_table
+from peftcls.gradients import PATIENT_SECONDS, Gradients
 from peftcls.metrics import LOWER_IS_BETTER
 from peftcls.models import base_facts
-from peftcls.packing import can_pack
-from peftcls.pooling import unwrapped
 from peftcls.predictor import Predictor
-from peftcls.processor import batch_tokens, call_tokens
+from peftcls.processor import batch_tokens
+from peftcls.rehearsal import Rehearsal, longest_rows, rehearse
 from peftcls.reload_check import compare_reloaded
 from peftcls.rows import Row, RowError, as_dataset, source_name
 from peftcls.schedule import learning_rate_factor
+from peftcls.signals import Signals, end_by
 from peftcls.summary import describe_model
-from peftcls.tasks.base import Answer, Batch, Feature, Task
+from peftcls.tasks.base import Answer, Task
 
 PROBE_ROWS = 8
 FREE_ON_RESUME = ("output_dir", "log_every", "trackers", "gradient_checkpointing")  # they do not change the weights
@@ -57,7 +62,8 @@ class Trainer:
             raise ValueError(f"trackers names {absent[0]!r}, expected some of {sorted(here)}: those of Accelerate that are installed here.")
         # Accelerate looks for other processes on a machine without an accelerator only when it is told that there is none.
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), log_with=list(config.trackers) or None,
-                                       project_dir=str(config.output_dir))
+                                       project_dir=str(config.output_dir),
+                                       kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=PATIENT_SECONDS))])
         if (started := int(os.environ.get("WORLD_SIZE", 1))) != self.accelerator.num_processes:
             raise ValueError(f"the launcher started {started} processes, but Accelerate sees {self.accelerator.num_processes}; on a "
                              "machine without a GPU start them with torchrun --nproc-per-node.")
@@ -78,20 +84,21 @@ class Trainer:
         above = next(path for path in (self.output_dir, *self.output_dir.absolute().parents) if path.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
             raise ValueError(f"output_dir={str(self.output_dir)!r}: {above} is not a folder that can be written to; choose another.")
-        groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-        for name, p in self.parameters.items():
-            groups.setdefault((config.weight_decay if methods.decays(name, p) else 0.0, methods.rate_factor(model, name)), []).append(p)
-        self.optimizer = torch.optim.AdamW([{"params": own, "weight_decay": decay, "factor": factor}
-                                            for (decay, factor), own in groups.items()], lr=config.learning_rate)
+        self.optimizer = torch.optim.AdamW(methods.parameter_groups(model, self.parameters, config.weight_decay), lr=config.learning_rate)
         self.progress = Progress()
         self.best: Tensors | None = None
         self._probe: list[Row] = []
+        self._signals, self._stop = Signals(), 0
+        self.gradients = Gradients(model, task, tokenizer, config, self.parameters, self.accelerator.autocast)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if kind is None:
+            self.close()
+        else:  # the others may wait elsewhere, or be gone
+            self.accelerator.end_training()
 
     def fit(self, train_rows: datasets.Dataset | Iterable[Mapping[str, Any]],
             valid_rows: datasets.Dataset | Iterable[Mapping[str, Any]] | None = None, *, resume: bool = False) -> dict[str, float]:
@@ -109,6 +116,8 @@ class Trainer:
         Raises:
             RowError: rows that cannot be learnt from, before anything is written.
             FloatingPointError: the loss or a gradient is not finite; the weights are those before that step.
+            RunStoppedError: memory or disk is used up, or another process is gone; the last checkpoint is whole.
+            KeyboardInterrupt: after SIGINT, when the step was finished and a checkpoint written; after SIGTERM SystemExit(143).
         """
         train, valid = as_dataset(train_rows, "train_rows"), None if valid_rows is None else as_dataset(valid_rows, "valid_rows")
         check_rows(self.task, train, training=True)
@@ -128,39 +137,39 @@ class Trainer:
         per_epoch = plan.steps_per_epoch(len(train), self.config.batch_size)
         run = {"task": self.task.to_json(), "method": vars(self.model).get(methods.METHOD), "adapter": methods.method_settings(self.model),
                "start": [old["sum"] for old in vars(self.model).get(LINEAGE, [])], "base": base_facts(self.model).fingerprint,
-               "training rows": table.fingerprint, "validation rows": None if valid is None else valid._fingerprint,
+               "training rows": f"{len(train)} rows, sum {table.fingerprint}",
+               "validation rows": None if valid is None else f"{len(valid)} rows, sum {valid._fingerprint}",
                "dtype": base_facts(self.model).dtype, "trained tensors": {name: list(p.shape) for name, p in self.parameters.items()},
                **{k: v for k, v in dataclasses.asdict(self.config).items() if k not in FREE_ON_RESUME}}
-        self._begin(table, train, resume, run, per_epoch * self.config.epochs)
         try:
-            with self._frozen_once([table] if valid is None else [table, held]):
-                self._loop(table, valid, per_epoch, run)
-        except KeyboardInterrupt:
-            self.accelerator.print(f"\ninterrupted at step {self.progress.step}; go on with fit(..., resume=True), or a recipe's --resume.")
-            raise
-        if self.best is not None:
-            put_tensors(self.parameters, self.best)
-        methods.end_method(self.model)
-        self.save(self.output_dir)
-        if self.accelerator.is_main_process:
-            for checkpoint in find_checkpoints(self.output_dir):
-                shutil.rmtree(checkpoint)
-        self.accelerator.wait_for_everyone()
+            with self._signals.caught():
+                self._begin(table, train, resume, run, per_epoch * self.config.epochs)
+                done = self.progress.examined_step == per_epoch * self.config.epochs
+                with self._frozen_once([] if done else [table] if valid is None else [table, held]):
+                    self._signals.is_put_off = True
+                    self._loop(table, valid, per_epoch, run)
+                self._finish()
+        except RuntimeError as error:
+            if self.accelerator.num_processes == 1 or not faults.is_lost_process(error):
+                raise
+            raise RunStoppedError(f"another process has ended or does not answer, after step {self.progress.step} ({error}). Go on with "
+                                  "resume=True, on any number of processes.") from error
         return self.progress.best_scores
 
     def _begin(self, table: TrainingTable, train: datasets.Dataset, resume: bool, run: dict[str, Any], steps: int) -> None:
-        self.progress, self.best = Progress(), None
+        self.progress, self.best, self._stop = Progress(), None, 0
         methods.begin_method(self.model, steps)
-        found = find_checkpoints(self.output_dir)
-        if found and not resume:
-            raise ValueError(f"{self.output_dir} holds {found[0].name} of a run that was not finished; go on with resume=True, "
-                             "or remove it.")
+        chosen, damaged = disk.choose_checkpoint(self.output_dir, resume=resume)
+        for sentence in damaged:
+            self.accelerator.print(f"{sentence}; it is left out.")
+        disk.check_room(self.output_dir, disk.checkpoint_bytes(self.parameters))
         for parameter in self.parameters.values():  # every process starts from the first one's weights
             broadcast(parameter.data)
-        if found:
-            self.progress, self.best, method = read_checkpoint(found[0], self.parameters, self.optimizer, run)
+        if chosen is not None:
+            self.progress, self.best, method = disk.read_checkpoint(chosen, self.parameters, self.optimizer, run)
             methods.restore_method_state(self.model, method)
-            self.accelerator.print(f"going on from {found[0].name}")
+            self.accelerator.print(f"going on from {chosen.name}")
+        self.gradients.tokens = self.progress.tokens
         self.accelerator.print(describe_model(self.model))
         if table.shortened_rows:
             self.accelerator.print(f"{table.shortened_rows} of {len(train)} rows of {source_name(train)} are longer than "
@@ -171,14 +180,14 @@ class Trainer:
     @contextlib.contextmanager
     def _frozen_once(self, tables: Sequence[TrainingTable]) -> Iterator[None]:
         """Within it the layers below everything that is trained hand out states that were computed once."""
-        if self.config.epochs == 1:
+        if self.config.epochs == 1 or not tables:
             yield
             return
         rows, tokens = self.config.micro_batch_size, batch_tokens(self.accelerator.device)
         plans = [(t, micro) for t in tables
                  for micro in plan.micro_batches(range(len(t.lengths)), t.lengths, tokens=tokens, rows=rows)]
         shown = self.accelerator.is_main_process and sys.stderr.isatty()
-        batches = (self._collate([t.features[i] for i in micro])
+        batches = (self.gradients.collate([t.features[i] for i in micro])
                    for t, micro in tqdm(plans, unit="batch", desc="frozen layers", leave=False, disable=not shown))
         with trunk.frozen_once(self.model, batches, lambda batch: self.task.loss_sum(self.model, batch), folder=self.output_dir,
                                tokens=sum(int(t.lengths.sum()) for t in tables)) as remark:
@@ -186,69 +195,88 @@ class Trainer:
                 self.accelerator.print(remark)
             yield
 
-    def _collate(self, features: Sequence[Feature]) -> Batch:
-        return {k: v.to(self.accelerator.device) for k, v in self.task.collate(features, self.tokenizer).items()}
-
     def _loop(self, table: TrainingTable, valid: datasets.Dataset | None, per_epoch: int, run: dict[str, Any]) -> None:
         config, steps, rows = self.config, per_epoch * self.config.epochs, len(table.lengths)
         every = config.eval_every or per_epoch
         bar = tqdm(total=rows * config.epochs, unit="row", disable=not self.accelerator.is_main_process, dynamic_ncols=True,
                    mininterval=0.2 if sys.stderr.isatty() else 10.0,
                    initial=sum(len(plan.step_rows(rows, config.batch_size, config.seed, s)) for s in range(self.progress.step)))
-        losses: list[float] = []
         train_mode(self.model)
-        for step in range(self.progress.step, steps):
-            if config.patience is not None and self.progress.evaluations_since_best >= config.patience:
+        for step in range(self.progress.step, steps + 1):  # so many are done
+            if step and (step % every == 0 or step == steps) and self.progress.examined_step < step:
+                if valid is not None:
+                    self._judge(self.evaluate(valid), step, bar)
+                    train_mode(self.model)
+                self.progress.examined_step = step
+                self._write_checkpoint(run)
+            if self._stop:
+                self._end_by_signal(f"stopped after step {step} of {steps}, whose checkpoint is in {self.output_dir}; go on with "
+                                    "fit(..., resume=True), or --resume.")
+            if step == steps or (config.patience is not None and self.progress.evaluations_since_best >= config.patience):
                 break
             indices = plan.step_rows(rows, config.batch_size, config.seed, step, table.strata)
-            losses.append(self._step(table, indices, step, steps))
+            self.progress.losses.append(self._step(table, indices, step, steps))
             self.progress.step = step + 1
             bar.update(len(indices))
             if (step + 1) % config.log_every == 0 or step + 1 == steps:
-                self._log({"step": step + 1, "loss": float(np.mean(losses))}, bar)
-                losses = []
-            if (step + 1) % every == 0 or step + 1 == steps:
-                if valid is not None:
-                    self._judge(self.evaluate(valid), step + 1, bar)
-                    train_mode(self.model)
-                if self.accelerator.is_main_process and step + 1 < steps:
-                    write_checkpoint(self.output_dir, self.progress, self.parameters, self.optimizer, self.best,
-                                     methods.method_state(self.model), run)
-                self.accelerator.wait_for_everyone()
+                self._log({"step": step + 1, "loss": float(np.mean(self.progress.losses))}, bar)
+                self.progress.losses = []
+            if self._stop:  # before an evaluation, which may take longer than a program is given to end
+                self._write_checkpoint(run)
+                self.progress.examined_step = step + 1
         bar.close()
         self.model.eval()
 
+    def _write_checkpoint(self, run: dict[str, Any]) -> None:
+        problem, self.progress.tokens = None, self.gradients.tokens
+        if self.accelerator.is_main_process:
+            try:
+                disk.write_checkpoint(self.output_dir, self.progress, self.parameters, self.optimizer, self.best,
+                                      methods.method_state(self.model), run)
+            except RunStoppedError as error:
+                problem = str(error)
+        self._agree(problem)
+
+    def _agree(self, problem: str | None = None) -> None:
+        """Wait for all processes; what went wrong in one of them, or a signal that it has had, is then known to all."""
+        found = gather_object([(problem, self._signals.number)])
+        self._stop = max(self._stop, *(number for _, number in found))
+        if told := [sentence for sentence, _ in found if sentence is not None]:
+            raise RunStoppedError(told[0])
+
+    def _end_by_signal(self, sentence: str) -> None:
+        self.accelerator.print(f"\n{signal.Signals(self._stop).name}: {sentence}")
+        self.accelerator.wait_for_everyone()
+        end_by(self._stop)
+
+    def _finish(self) -> None:
+        """Save the best adapter, and remove the checkpoints when it is whole."""
+        if self.best is not None:
+            put_tensors(self.parameters, self.best)
+        methods.end_method(self.model)
+        try:
+            self.save(self.output_dir)
+            disk.flush(self.output_dir)
+        except (OSError, SafetensorError) as error:
+            raise RunStoppedError(f"the adapter cannot be written to {self.output_dir} ({error}); the last checkpoint is whole. Free some "
+                                  "room on its disk, and go on with resume=True.") from error
+        if self.accelerator.is_main_process:
+            for checkpoint in reversed(disk.find_checkpoints(self.output_dir)):
+                disk.remove_checkpoint(checkpoint)
+        self._agree()
+        if self._stop:
+            self._end_by_signal(f"the run is finished, and its adapter is in {self.output_dir}.")
+
     def _step(self, table: TrainingTable, indices: list[int], step: int, steps: int) -> float:
         """One optimizer step: the gradient of the sum of all losses over the sum of all weights. Returns that loss."""
-        config, process = self.config, self.accelerator.process_index
-        own = plan.share(indices, table.lengths, process, self.accelerator.num_processes)
-        tokens = config.micro_batch_tokens
-        if tokens is None and config.micro_batch_size is None:
-            tokens = batch_tokens(self.accelerator.device)
-        weight, total = float(table.weights[indices].sum()), 0.0
-        rows = {i: table.features[i] for i in own}
-        shared = self.task.shared_tokens(self.model, list(rows.values())) if own else 0
-        packs = self.task.new_head and can_pack(unwrapped(self.model))  # then padding costs next to nothing
-        micros = plan.micro_batches(own, table.lengths - shared, rows=config.micro_batch_size, tokens=tokens,
-                                    call_tokens=tokens or sys.maxsize if packs else call_tokens(self.accelerator.device))
-        with prefix.opening(self.model, shared):
-            for number, micro in enumerate(micros):
-                torch.manual_seed(int(np.random.SeedSequence((config.seed, step, process, number)).generate_state(1)[0]))
-                batch = self._collate([rows[i] for i in micro])
-                with self.accelerator.autocast(), trunk.reading(self.model, batch):
-                    loss = self.task.loss_sum(self.model, batch) / weight
-                loss.backward()
-                total += float(loss.detach())
-        if self.accelerator.is_main_process and (penalty := methods.method_penalty(self.model)) is not None:
-            penalty.backward()
-            total += float(penalty.detach())
-        total = self._sum_gradients(total)
+        config = self.config
+        total, self._stop = self.gradients.add_up(table, indices, step, self._signals)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.max_grad_norm)
         if not math.isfinite(total) or not math.isfinite(float(norm)):
-            self.optimizer.zero_grad()
+            alone = self.gradients.not_finite_rows(table, indices)
             raise FloatingPointError(f"step {step + 1}: the loss is {total} and the gradient's length {float(norm)}, expected finite "
-                                     f"numbers. The step was not taken. Its rows: {sorted(i + 1 for i in indices)}. "
-                                     f"Lower the learning rate (now {config.learning_rate}) or look at these rows.")
+                                     f"numbers. The step was not taken. Its rows: {sorted(i + 1 for i in indices)}; not finite when alone: "
+                                     f"{alone or 'none'}. Lower the learning rate (now {config.learning_rate}) or look at these rows.")
         for group in self.optimizer.param_groups:
             factor = learning_rate_factor(step, steps, warmup=config.warmup, schedule=config.schedule)
             group["lr"] = config.learning_rate * group["factor"] * factor
@@ -256,21 +284,6 @@ class Trainer:
         methods.end_step(self.model, step + 1)
         self.optimizer.zero_grad()
         return total
-
-    def _sum_gradients(self, total: float) -> float:
-        """Add up the gradients and losses of all processes; each row has been divided by the whole step's weight."""
-        for parameter in self.parameters.values():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        if self.accelerator.num_processes == 1:
-            return total
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        kind = torch.float64 if any(g.dtype == torch.float64 for g in gradients) else torch.float32
-        flat = torch.cat([g.flatten().to(kind) for g in gradients] + [torch.tensor([total], dtype=kind, device=gradients[0].device)])
-        flat = self.accelerator.reduce(flat, reduction="sum")
-        for gradient, piece in zip(gradients, flat[:-1].split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(piece.view_as(gradient))
-        return float(flat[-1])
 
     def _judge(self, scores: dict[str, float], step: int, bar: Any) -> None:
         """Keep these weights if they are the best so far; of equal scores the one with the lower loss is better."""
@@ -296,6 +309,28 @@ class Trainer:
         bar.set_postfix(shown, refresh=False)
         if self.config.trackers:
             self.accelerator.log({k: v for k, v in entry.items() if k != "step"}, step=int(entry["step"]))
+
+    def rehearse(self, train_rows: datasets.Dataset | Iterable[Mapping[str, Any]]) -> Rehearsal:
+        """Two steps on the rows that take the most memory, then everything as it was; nothing is written.
+
+        Raises:
+            RowError, FloatingPointError, RunStoppedError: as `fit` would.
+        """
+        train, config = as_dataset(train_rows, "train_rows"), self.config
+        check_rows(self.task, train, training=True)
+        table = encode_table(self.task, train, self.tokenizer, base_facts(self.model).fingerprint)
+        rows = longest_rows(table.lengths, config.batch_size, micro_rows=config.micro_batch_size,
+                            tokens=self.gradients.most_tokens(table.lengths), processes=self.accelerator.num_processes)
+        steps, tokens = plan.steps_per_epoch(len(train), config.batch_size) * config.epochs, self.gradients.tokens
+        methods.begin_method(self.model, steps)
+        try:
+            found = rehearse(lambda step: self._step(table, rows, step, steps), model=self.model, parameters=self.parameters,
+                             optimizer=self.optimizer, rows=len(rows), steps=steps,
+                             share=float(table.lengths[rows].sum() / table.lengths.sum() / config.epochs))
+            return dataclasses.replace(found, tokens=self.gradients.tokens)
+        finally:
+            methods.begin_method(self.model, steps)
+            self.gradients.tokens = tokens
 
     def predict(self, rows: datasets.Dataset | Iterable[Mapping[str, Any]]) -> list[Answer]:
         """One answer a row, in the rows' order, on every process; each process works on its share."""

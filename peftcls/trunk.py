@@ -43,7 +43,7 @@ class Trunk:
             self.states = torch.empty(tokens, width, dtype=dtype)
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            self.folder = Path(tempfile.mkdtemp(prefix="states-", dir=folder))
+            self.folder = Path(tempfile.mkdtemp(prefix=".states-", dir=folder))
             self.states = torch.from_file(str(self.folder / "states"), shared=True, size=tokens * width, dtype=dtype).view(tokens, width)
 
     def knows(self, batch: Batch) -> bool:

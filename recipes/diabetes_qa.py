@@ -22,7 +22,7 @@ from peftcls import (
     side_by_side,
     with_replay,
 )
-from peftcls.recipe import check_first, finish_recipe, recipe_options, run_recipe
+from peftcls.recipe import check_first, finish_recipe, only_rehearse, recipe_options, run_recipe
 
 PAGES_SHOWN, AROUND = 3, 60  # pages, and characters on both sides of an answer
 
@@ -55,6 +55,8 @@ def main() -> None:
 
     config = TrainConfig(options.out, epochs=options.epochs, batch_size=16, learning_rate=options.learning_rate, seed=options.seed)
     with Trainer(model, task, tokenizer, config) as trainer:
+        if only_rehearse(trainer, options, train):
+            return
         old = read_rows(options.replay) if options.replay else None
         tables = {"old rows": old, "new rows": train, "test rows": test}
         before = {name: trainer.evaluate(rows) for name, rows in tables.items() if rows} if options.start is not None else {}

@@ -8,7 +8,7 @@ The files need the columns title, abstract and label; the head reads title and a
 """
 
 from peftcls import Classification, Instruction, TrainConfig, Trainer, attach_lora, load_base, read_rows
-from peftcls.recipe import ask_untrained, check_first, finish_recipe, recipe_options, run_recipe
+from peftcls.recipe import ask_untrained, check_first, finish_recipe, only_rehearse, recipe_options, run_recipe
 
 QUESTION = "Is this a medical paper? Answer 1 for yes and 0 for no.\nTitle: {title}\nAbstract: {input}\nAnswer: "
 
@@ -25,6 +25,8 @@ def main() -> None:
 
     config = TrainConfig(options.out, epochs=options.epochs, batch_size=16, learning_rate=options.learning_rate, seed=options.seed)
     with Trainer(model, task, tokenizer, config) as trainer:
+        if only_rehearse(trainer, options, train):
+            return
         trainer.fit(train, valid, resume=options.resume)
         asked = Instruction(template=QUESTION, input="abstract", output="label", labels=task.labels, max_length=288)
         zero_shot = ask_untrained(trainer, options.model, asked, test)

@@ -8,7 +8,7 @@ The files need the columns title, abstract and label.
 """
 
 from peftcls import Instruction, TrainConfig, Trainer, attach_lora, load_base, read_rows
-from peftcls.recipe import check_first, finish_recipe, recipe_options, run_recipe
+from peftcls.recipe import check_first, finish_recipe, only_rehearse, recipe_options, run_recipe
 
 TEMPLATE = "Is this a medical paper? Answer 1 for yes and 0 for no.\nTitle: {title}\nAbstract: {input}\nAnswer: "
 
@@ -24,6 +24,8 @@ def main() -> None:
 
     config = TrainConfig(options.out, epochs=options.epochs, batch_size=8, learning_rate=options.learning_rate, seed=options.seed)
     with Trainer(model, task, tokenizer, config) as trainer:
+        if only_rehearse(trainer, options, train):
+            return
         untrained = trainer.predict(test) if test else []
         trainer.fit(train, valid, resume=options.resume)
         finish_recipe(trainer, options, train, test, {"the same model, untrained": untrained})

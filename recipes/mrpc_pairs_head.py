@@ -10,7 +10,7 @@ has them; the sample pairs are few, and the model that ships with peftcls is too
 
 from peftcls import Classification, Instruction, TrainConfig, Trainer, attach_lora, load_base, read_rows
 from peftcls.baselines import pair_similarity
-from peftcls.recipe import ask_untrained, check_first, finish_recipe, recipe_options, run_recipe
+from peftcls.recipe import ask_untrained, check_first, finish_recipe, only_rehearse, recipe_options, run_recipe
 
 PAIR = ("sentence1", "sentence2")
 QUESTION = "First: {sentence1}\nSecond: {input}\nDo the two sentences say the same? Answer 1 for yes and 0 for no: "
@@ -27,6 +27,8 @@ def main() -> None:
 
     config = TrainConfig(options.out, epochs=options.epochs, batch_size=16, learning_rate=options.learning_rate, seed=options.seed)
     with Trainer(model, task, tokenizer, config) as trainer:
+        if only_rehearse(trainer, options, train):
+            return
         trainer.fit(train, valid, resume=options.resume)
         asked = Instruction(template=QUESTION, input="sentence2", output="label", labels=task.labels, max_length=256)
         others = {"the same model, untrained, asked by prompt": ask_untrained(trainer, options.model, asked, test)}

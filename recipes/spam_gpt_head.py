@@ -8,7 +8,7 @@ The files need the columns text and label, in upper or lower case. An encoder wo
 """
 
 from peftcls import Classification, Instruction, TrainConfig, Trainer, attach_lora, load_base, read_rows, train_only
-from peftcls.recipe import ask_untrained, check_first, find_columns, finish_recipe, recipe_options, run_recipe
+from peftcls.recipe import ask_untrained, check_first, find_columns, finish_recipe, only_rehearse, recipe_options, run_recipe
 
 QUESTION = "Message: {input}\nIs this message spam or ham? It is "
 
@@ -29,6 +29,8 @@ def main() -> None:
 
     config = TrainConfig(options.out, epochs=options.epochs, batch_size=16, learning_rate=options.learning_rate, seed=options.seed)
     with Trainer(model, task, tokenizer, config) as trainer:
+        if only_rehearse(trainer, options, train):
+            return
         trainer.fit(train, valid, resume=options.resume)
         asked = Instruction(template=QUESTION, input=text, output=label, labels=task.labels, max_length=384)
         zero_shot = ask_untrained(trainer, options.model, asked, test)

@@ -31,6 +31,7 @@ from peftcls.features import encode_table
 from peftcls.plan import micro_batches
 from peftcls.pooling import unwrapped
 from peftcls.rows import as_dataset
+from peftcls.signals import Signals
 
 GROUPED = {**SIZES, "num_key_value_heads": 2}
 DECODERS = {
@@ -113,7 +114,7 @@ def test_micro_batches_of_a_step_read_its_opening_once(llama, tmp_path, text_row
     prefix.can_share(model)
     read.clear()
     table = encode_table(ASKED, as_dataset(text_rows), tokenizer, "none")
-    trainer._step(table, list(range(8)), 0, 2)
+    trainer.gradients.add_up(table, list(range(8)), 0, Signals())
     (rows, opening), *micros = read
     assert rows == 1
     assert len(micros) == 4

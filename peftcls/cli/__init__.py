@@ -23,7 +23,10 @@ Command = Callable[..., Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and give its exit code: 0, 1 for wrong rows or settings, 2 for wrong usage, 130 when interrupted."""
+    """Run the command and give its exit code: 0, 1 for wrong rows or settings, 2 for wrong usage, 130 when interrupted.
+
+    A training that SIGTERM ends raises SystemExit with the code 143.
+    """
     try:
         return int(commands.main(arguments, prog_name="peftcls", standalone_mode=False) or 0)
     except click.UsageError as error:
@@ -61,7 +64,7 @@ def commands() -> None:
     peftcls evaluate runs/spam labelled.csv
 
     Exit codes: 0 done, 1 something is wrong with the rows or the settings (one sentence says what), 2 the command was
-    mistyped, 130 interrupted with Ctrl-C.
+    mistyped, 130 interrupted with Ctrl-C, 143 ended by SIGTERM; an interrupted training goes on with --resume.
     """
 
 
@@ -108,6 +111,7 @@ def json_option(command: Command) -> Command:
 @click.option("--max-length", type=click.IntRange(min=1), help="Tokens that are read at once.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the rows put aside, new weights and order.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out.")
+@click.option("--dry-run", is_flag=True, help="Two steps on the longest rows: memory, time, what is trained; nothing is written.")
 @encoding_option
 def train(**options: Any) -> None:
     """Learn from the rows of FILE (csv, tsv, json, jsonl, parquet) and leave an adapter folder.

@@ -34,7 +34,7 @@ RATE, RATE_OF_ALL = 1e-3, 5e-5  # a whole pretrained model is moved more gently 
 def train_file(*, file: str, out: Path, kind: str | None, text: tuple[str, ...], label: str | None, labels: str | None, prompt: str | None,
                class_weight: str | None, valid: str | None, test: str | None, model: str, quantize: Quantize | None, method: Method | None,
                rank: int | None, targets: str | None, part: Part | None, epochs: int, batch_size: int, learning_rate: float | None,
-               max_length: int | None, seed: int, resume: bool, encoding: str | None) -> None:
+               max_length: int | None, seed: int, resume: bool, dry_run: bool, encoding: str | None) -> None:
     """Train on a file, save, and print the scores; every argument is an option of `peftcls train`."""
     if part and (method or rank or targets):
         raise ValueError("--part trains the model itself, --method, --rank and --targets are of an adapter; leave out one or the others.")
@@ -71,6 +71,9 @@ def train_file(*, file: str, out: Path, kind: str | None, text: tuple[str, ...],
     rate = learning_rate or (RATE_OF_ALL if part == "all" else RATE)
     config = TrainConfig(out, epochs=epochs, batch_size=batch_size, learning_rate=rate, seed=seed)
     with Trainer(trained, task, tokenizer, config) as trainer:
+        if dry_run:
+            _say(str(trainer.rehearse(tables["train"])))
+            return
         trainer.fit(tables["train"], tables["valid"], resume=resume)
         scores = report_scores(trainer, tables["train"], tables["valid"], tables["test"], {}, meter)
         if trainer.accelerator.is_main_process:

@@ -1,0 +1,47 @@
+"""What can befall a run from outside: memory or disk that is used up, and processes that end or stall."""
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Iterator
+
+from accelerate.utils.memory import should_reduce_batch_size
+
+STALL_SECONDS = 60.0
+STALL_FACTOR = 10.0  # a process may take so many times as long as another for its share of a step
+LOST_MARKS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+
+
+class RunStoppedError(RuntimeError):
+    """A run that cannot go on here and now; its last checkpoint is whole, and its message says what to do."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the accelerator or the machine has no memory left."""
+    return isinstance(error, MemoryError) or (isinstance(error, Exception) and should_reduce_batch_size(error))
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Whether an error says that another process does not answer; gloo has no type of its own for it."""
+    return (isinstance(error, RuntimeError) and not isinstance(error, RunStoppedError)
+            and (type(error).__name__.startswith("Dist") or any(mark in str(error) for mark in LOST_MARKS)))
+
+
+@contextlib.contextmanager
+def watched(seconds: float, sentence: str) -> Iterator[None]:
+    """Within it this process waits for others; after so many seconds it says the sentence and ends with exit code 1.
+
+    A thread does it, since a call that waits for other processes hears neither exceptions nor signals.
+    """
+    def leave() -> None:
+        print(f"\n{sentence}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

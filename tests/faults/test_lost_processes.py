@@ -1,0 +1,91 @@
+"""Two processes: what befalls one is known to both, and one that ends or stalls does not keep the other."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from test_trainer import build
+
+import peftcls
+from peftcls.checkpoint import damage, find_checkpoints
+
+PROGRAM = Path(__file__).parents[1] / "programs" / "train_through_faults.py"
+
+
+@pytest.fixture
+def rows_file(tmp_path, text_rows):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in text_rows))
+    return path
+
+
+def largest_difference(one, other):
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def test_two_processes_share_their_faults_and_the_run_goes_on_with_one(bert, tmp_path, rows_file, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    started = time.monotonic()
+    ended = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(PROGRAM), bert,
+                            str(tmp_path), str(rows_file), "dies"], capture_output=True, text=True, timeout=200, check=False)
+    assert ended.returncode != 0
+    assert time.monotonic() - started < 120
+    assert "another process has ended or does not answer, after step 3 (" in ended.stderr, ended.stderr[-3000:]
+    assert "Go on with resume=True, on any number of processes." in ended.stderr
+
+    settings, rows = {"double": True, "eval_every": 2}, peftcls.read_rows(rows_file)
+    whole = build(bert, tmp_path / "whole", rows, **settings)
+    whole.fit(rows, rows)
+    expected = {name: p.detach() for name, p in whole.parameters.items()}
+    assert (tmp_path / "tokens0").read_text() == (tmp_path / "tokens1").read_text()
+    assert int((tmp_path / "tokens0").read_text()) < 40
+    assert largest_difference(load_file(tmp_path / "short.safetensors"), expected) < 1e-7
+
+    told = [(tmp_path / f"spoilt{rank}").read_text() for rank in (0, 1)]
+    assert told[0] == told[1]
+    assert told[0].startswith("step 4: the loss is nan")
+    alone = json.loads(told[0].partition("not finite when alone: ")[2].partition("]")[0] + "]")
+    everything = json.loads(told[0].partition("Its rows: ")[2].partition("]")[0] + "]")
+    assert set(alone) < set(everything), "the other process's rows are finite"
+    assert len(alone) == 3
+
+    assert [(tmp_path / f"stopped{rank}").read_text() for rank in (0, 1)] == ["143 3", "143 3"]
+    assert largest_difference(load_file(tmp_path / "stopped.safetensors"), expected) < 1e-7
+
+    assert [(path.name, damage(path)) for path in find_checkpoints(tmp_path / "lost")] == [("checkpoint-00000002", None)]
+    again = build(bert, tmp_path / "lost", rows, **settings)
+    again.fit(rows, rows, resume=True)
+    assert largest_difference({name: p.detach() for name, p in again.parameters.items()}, expected) < 1e-7
+
+
+def test_a_process_that_stalls_does_not_keep_the_other(bert, tmp_path, rows_file):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = time.monotonic()
+    both = [subprocess.Popen([sys.executable, str(PROGRAM), bert, str(tmp_path), str(rows_file), "stalls"], stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True,
+                             env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2",
+                                  "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"})
+            for rank in (0, 1)]
+    try:
+        _, err = both[0].communicate(timeout=120)
+        assert both[1].poll() is None
+    finally:
+        for process in both:
+            process.kill()
+        for process in both:
+            process.communicate()
+    assert both[0].returncode == 1
+    assert time.monotonic() - started < 60
+    assert "s for the others in step 4: one of them does not go on. Start again with resume=True" in err, err[-2000:]
+    assert both[1].returncode == -signal.SIGKILL
+    assert [damage(path) for path in find_checkpoints(tmp_path / "lost")] == [None]
