@@ -31,7 +31,7 @@ def write_card(directory: str | Path, *, scores: Evaluation | None = None, about
 
     Args:
         directory: written by `save_adapter`.
-        scores: on rows that were not learnt from, of `evaluate_answers`.
+        scores: on test rows, of `evaluate_answers`.
         about: what else is known, a line each: {"test rows": "120 rows of papers.csv"}; "test rows" names the rows of `scores`.
 
     Raises:
@@ -110,7 +110,7 @@ def _scores(scores: Evaluation | None, about: Mapping[str, str]) -> str:
         return "None are stored with this folder. Measure it on rows of yours that it has not learnt: `peftcls evaluate FOLDER rows.csv`."
     lines = [f"| {name} | {value:.4f} | {scores.intervals[name][0]:.4f} to {scores.intervals[name][1]:.4f} |"
              for name, value in scores.scores.items()]
-    rows = f"On {scores.rows} rows that were not learnt from ({about.get('test rows', 'held-out rows')}):"
+    rows = f"On {scores.rows} test rows ({about.get('test rows', 'held-out rows')}):"
     return "\n".join([rows, "", "| score | value | 95 % bootstrap interval |", "|---|---|---|", *lines])
 
 

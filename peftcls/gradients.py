@@ -77,10 +77,10 @@ class Gradients:
         """
         started, lengths = time.perf_counter(), table.lengths
         own = plan.share(indices, lengths, self.processes.process_index, self.processes.num_processes)
-        rows, weight = {i: table.features[i] for i in own}, float(table.weights[indices].sum())
+        features, weight = {i: table.features[i] for i in own}, float(table.weights[indices].sum())
         while True:
             tokens = self.most_tokens(lengths)
-            found = self._own(rows, lengths, weight, step, tokens)
+            found = self._own(own, features, lengths, weight, step, tokens)
             flags = [float(signals.number == number) for number in (signal.SIGTERM, signal.SIGINT)]
             loss, short, at_last, terminated, interrupted = self.sum_over_processes([*found, *flags], step)
             if not short:
@@ -98,18 +98,22 @@ class Gradients:
         self._longest_seconds = max(self._longest_seconds or 0.0, time.perf_counter() - started)
         return loss, signal.SIGTERM if terminated else signal.SIGINT if interrupted else 0
 
-    def _own(self, rows: dict[int, Feature], lengths: np.ndarray, weight: float, step: int, tokens: int) -> tuple[float, float, float]:
-        """This process's loss; 1 where memory was short, and no gradient is left; 1 where it was so with one row at a time."""
+    def _own(self, own: list[int], features: dict[int, Feature], lengths: np.ndarray, weight: float, step: int,
+             tokens: int) -> tuple[float, float, float]:
+        """This process's loss; 1 where memory was short, and no gradient is left; 1 where it was so with one row at a time.
+
+        A row that was drawn twice stands twice among its `own`.
+        """
         process, total, micros = self.processes.process_index, 0.0, list[plan.MicroBatch]()
         try:
-            shared = self.task.shared_tokens(self.model, list(rows.values())) if rows else 0
+            shared = self.task.shared_tokens(self.model, list(features.values())) if own else 0
             packs = self.task.new_head and can_pack(unwrapped(self.model))  # then padding costs next to nothing
-            micros = plan.micro_batches(list(rows), lengths - shared, rows=self.config.micro_batch_size, tokens=tokens,
+            micros = plan.micro_batches(own, lengths - shared, rows=self.config.micro_batch_size, tokens=tokens,
                                         call_tokens=tokens if packs else call_tokens(self.processes.device))
             with prefix.opening(self.model, shared):
                 for number, micro in enumerate(micros):
                     torch.manual_seed(int(np.random.SeedSequence((self.config.seed, step, process, number)).generate_state(1)[0]))
-                    total += self._backward([rows[i] for i in micro], weight)
+                    total += self._backward([features[i] for i in micro], weight)
             if self.processes.is_main_process and (penalty := methods.method_penalty(self.model)) is not None:
                 penalty.backward()
                 total += float(penalty.detach())

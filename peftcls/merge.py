@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from peftcls.adapters import load_adapter
+from peftcls.adapters import READABLE, load_adapter
 from peftcls.card import write_merged_card
 from peftcls.folder_facts import describe_folder
 from peftcls.models import base_facts
@@ -80,7 +80,9 @@ def merge_adapter(directory: str | Path, out: str | Path, *, base: str | Path | 
         _compare(expected, [row for probe in probes for row in _plain_logits(task, plain, [probe], tokenizer)], told)
         _compare(expected, _plain_logits(task, plain, probes, tokenizer), f"{told} where rows are padded")
         write_merged_card(beside, facts, remarks)
-        beside.chmod(0o755)  # a temporary folder is its owner's alone
+        beside.chmod(0o755)  # a temporary folder is its owner's alone, and so are some files in it
+        for file in beside.iterdir():
+            file.chmod(READABLE)
         if out.is_dir():
             out.rmdir()
         os.replace(beside, out)

@@ -48,7 +48,7 @@ def test_a_card_without_scores_says_so_and_one_with_scores_shows_their_intervals
     assert accuracy.dataset_name == "16 made up"
     low, high = scores.intervals["accuracy"]
     assert f"| accuracy | {scores.scores['accuracy']:.4f} | {low:.4f} to {high:.4f} |" in card.text
-    assert "On 16 rows that were not learnt from (16 made up):" in card.text
+    assert "On 16 test rows (16 made up):" in card.text
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT asks by the old name

@@ -1,6 +1,7 @@
 """What may be wrong with a task's rows: an examination of all splits together, before any training second is spent."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Any, TypeAlias
 
 import datasets
@@ -76,7 +77,7 @@ def examine_rows(task: Task, train: Rows, valid: Rows | None = None, test: Rows 
         findings += [*_row_findings(split), *_repeats(split, free=not closed_labels(task)), *_questions(split), *_numbers(split)]
         findings += _lengths(split, task, tokenizer) if tokenizer is not None else []
     findings += label_findings(task, splits) if closed_labels(task) else []
-    findings += [found for split in splits[1:] for found in _leaks(splits[0], split)]
+    findings += [found for one, other in combinations(splits, 2) for found in _leaks(one, other)]
     findings += _giveaways(looks, splits[0], task) if looks else []
     if learnt and not any(found.severity == "error" and found.split == "train" for found in findings):
         problem = learnt.table_problem(tables["train"])
@@ -128,17 +129,17 @@ def _repeats(split: Split, *, free: bool) -> Iterator[Finding]:
 
 
 def _leaks(train: Split, split: Split) -> Iterator[Finding]:
-    """Rows of a split whose text the model will have learnt."""
+    """Rows of a split whose text the model will have learnt, or will have been chosen by."""
     both = f"{train.name} and {split.name}"
     shared = np.isin(np.array(split.texts, dtype=np.int64), np.array(train.texts, dtype=np.int64))
     if shared.any():
         rows, share = np.array(split.numbers)[shared], shared.mean()
         yield Finding("warning", "leak",
-                      f"{len(rows)} of {split.rows} rows of {split.name} ({share:.1%}) have a text that is in train too, but for case and "
-                      "spaces: its scores say less about new rows. Leave them out of one.", both, _first(rows.tolist()), len(rows))
+                      f"{len(rows)} of {split.rows} rows of {split.name} ({share:.1%}) have a text that is in {train.name} too, but for case "
+                      "and spaces: its scores say less about new rows. Leave them out of one.", both, _first(rows.tolist()), len(rows))
     if contexts := len(train.contexts & split.contexts):
-        yield Finding("warning", "shared-context", f"{contexts} of {len(split.contexts)} contexts of {split.name} are in train too; its "
-                                                   "scores say less about new documents.", both)
+        yield Finding("warning", "shared-context", f"{contexts} of {len(split.contexts)} contexts of {split.name} are in {train.name} too; "
+                                                   "its scores say less about new documents.", both)
 
 
 def _giveaways(looks: ColumnLooks, train: Split, task: Task) -> Iterator[Finding]:
