@@ -135,8 +135,8 @@ def _leaks(train: Split, split: Split) -> Iterator[Finding]:
     if shared.any():
         rows, share = np.array(split.numbers)[shared], shared.mean()
         yield Finding("warning", "leak",
-                      f"{len(rows)} of {split.rows} rows of {split.name} ({share:.1%}) have a text that is in {train.name} too, but for case "
-                      "and spaces: its scores say less about new rows. Leave them out of one.", both, _first(rows.tolist()), len(rows))
+                      f"{len(rows)} of {split.rows} rows of {split.name} ({share:.1%}) have a text that is in {train.name} too, but for "
+                      "case and spaces: its scores say less about new rows. Leave them out.", both, _first(rows.tolist()), len(rows))
     if contexts := len(train.contexts & split.contexts):
         yield Finding("warning", "shared-context", f"{contexts} of {len(split.contexts)} contexts of {split.name} are in {train.name} too; "
                                                    "its scores say less about new documents.", both)
