@@ -227,7 +227,7 @@ class Campaign:
                 made, found = made + 1, found + (checkpoint.damage(newest) is not None)
                 if checkpoint.damage(newest) is None:
                     self.problems.append(f"{file.name}: {way}, and it was not found")
-                if way in ("cut to 1 bytes", "deleted", "torn: its last half zeros"):
+                if way in ("deleted", "torn: its last half zeros"):
                     shutil.copytree(self.folder / "damaged", self.folder / "copy")
                     self.judge("copy", f"{file.name}: {way}")
                     taken_up += 1

@@ -159,14 +159,14 @@ class Gradients:
     def not_finite_rows(self, table: TrainingTable, indices: list[int]) -> list[int]:
         """The numbers of the rows, of all processes, whose loss or gradient is not finite when they are read alone."""
         found = []
-        for i in plan.share(indices, table.lengths, self.processes.process_index, self.processes.num_processes):
+        for i in dict.fromkeys(plan.share(indices, table.lengths, self.processes.process_index, self.processes.num_processes)):
             self.clear()
             loss = self._backward([table.features[i]], 1.0)
             sums = [float(p.grad.abs().sum()) for p in self.parameters.values() if p.grad is not None]
             if not all(map(math.isfinite, [loss, *sums])):
                 found.append(i + 1)
         self.clear()
-        return sorted(gather_object(found))
+        return sorted(set(gather_object(found)))
 
     def clear(self) -> None:
         """Forget the gradients."""

@@ -146,9 +146,9 @@ def test_a_checkpoint_that_is_whole_is_not_taken_away_to_be_written_again(tmp_pa
 
 
 def test_trainings_that_are_killed_at_random_moments_and_file_operations_end_as_the_one_that_was_not(tmp_path):
-    ended = subprocess.run([sys.executable, CAMPAIGN, "--kills", "8", "--seed", "3", "--out", tmp_path / "faults.json"],
+    ended = subprocess.run([sys.executable, CAMPAIGN, "--kills", "4", "--seed", "3", "--out", tmp_path / "faults.json"],
                            capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
     found = json.loads((tmp_path / "faults.json").read_text())
-    assert found["kills"] >= 8
+    assert found["kills"] >= 4
     assert found["damaged_checkpoints"]["found"] == found["damaged_checkpoints"]["made"] > 100

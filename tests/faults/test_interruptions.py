@@ -14,6 +14,8 @@ from test_trainer import build, weights
 from peftcls import plan
 from peftcls.checkpoint import damage, find_checkpoints
 from peftcls.faults import RunStoppedError, is_lost_process, is_out_of_memory, watched
+from peftcls.features import encode_table
+from peftcls.rows import as_dataset
 from peftcls.signals import Signals
 
 SETTINGS = {"dropout": 0.3, "eval_every": 2, "micro_batch_size": 2, "log_every": 3}
@@ -90,6 +92,7 @@ def test_a_signal_while_the_adapter_is_saved_lets_it_be_saved(whole, bert, tmp_p
 def test_a_second_signal_ends_the_program_at_once_and_a_repeated_one_does_not():
     program = """
 import signal, time
+from peftcls.rows import as_dataset
 from peftcls.signals import Signals
 signals = Signals()
 with signals.caught():
@@ -171,6 +174,18 @@ def test_what_was_learnt_of_the_memory_is_kept_for_a_resumed_run(bert, tmp_path,
     sizes = bounded(again, 40)
     again.fit(text_rows, text_rows, resume=True)
     assert max(sizes) <= 40
+
+
+@pytest.mark.parametrize("tokens", [1000, 20])
+def test_a_row_that_was_drawn_twice_counts_twice_also_when_it_is_done_again(tokens, bert, tmp_path, text_rows):
+    trainer = build(bert, tmp_path, text_rows, double=True)
+    table = encode_table(trainer.task, as_dataset(text_rows), trainer.tokenizer, "base")
+    one, other = (trainer.gradients.add_up(table, [row], 0, Signals())[0] for row in (0, 4))
+    trainer.optimizer.zero_grad()
+    sizes = bounded(trainer, tokens)
+    loss, number = trainer.gradients.add_up(table, [0, 0, 0, 0, 4, 4], 0, Signals())
+    assert (loss, number) == (pytest.approx((4 * one + 2 * other) / 6), 0)
+    assert (max(sizes) > tokens) == (tokens == 20)
 
 
 def test_too_little_memory_for_one_row_says_what_to_do(bert, tmp_path, text_rows):
