@@ -89,7 +89,7 @@ def test_a_file_becomes_an_adapter_with_scores_and_a_card(messages, bert, tmp_pa
     assert len(peftcls.load_predictor(tmp_path / "spam").predict(["a new drug"])) == 1
     card = (tmp_path / "spam" / "README.md").read_text()
     assert "- learnt from: 34 rows (messages.csv, training rows)" in card
-    assert "On 7 rows that were not learnt from (messages.csv, test rows):" in card
+    assert "On 7 test rows (messages.csv, test rows):" in card
     assert "SHA-256 of the training file" in card
 
 
