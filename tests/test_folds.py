@@ -4,7 +4,10 @@ from collections import Counter
 
 import pytest
 import torch
+import transformers
+from conftest import SIZES, save_base, word_piece_tokenizer
 from safetensors.torch import load_file
+from tokenizers import models
 
 import peftcls
 from peftcls import Classification, Regression, TrainConfig, cross_validate
@@ -15,6 +18,18 @@ OTHER = ["stock prices fell", "the bank raised rates", "radio waves from a galax
 EASY = [{"text": f"{text} {word}", "label": label} for word in ("yes", "no", "maybe")
         for texts, label in ((MEDICAL, "med"), (OTHER, "other")) for text in texts]
 FLIPPED = 5  # a row of EASY, from 0
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """A base whose vocabulary is written down: a trained one differs from run to run, and with it what so few steps learn."""
+    words = [word for row in EASY for word in row["text"].split()]
+    pieces = [f"{mark}{letter}" for mark in ("", "##") for letter in "abcdefghijklmnopqrstuvwxyz0123456789,!:."]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *pieces, *sorted(set(words) - set(pieces))]
+    tokenizer = word_piece_tokenizer()
+    tokenizer.backend_tokenizer.model = models.WordPiece({word: n for n, word in enumerate(vocabulary)}, unk_token="[UNK]")
+    config = transformers.BertConfig(vocab_size=400, **SIZES)
+    return save_base(tmp_path_factory.mktemp("bert"), transformers.BertModel, config, tokenizer)
 
 
 def prepared(base, task, method="lora"):
