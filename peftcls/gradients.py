@@ -107,7 +107,8 @@ class Gradients:
         process, total, micros = self.processes.process_index, 0.0, list[plan.MicroBatch]()
         try:
             shared = self.task.shared_tokens(self.model, list(features.values())) if own else 0
-            packs = self.task.new_head and can_pack(unwrapped(self.model))  # then padding costs next to nothing
+            inner = unwrapped(self.model)
+            packs = prefix.can_pack_behind(inner) if shared else can_pack(inner)  # then padding costs next to nothing
             micros = plan.micro_batches(own, lengths - shared, rows=self.config.micro_batch_size, tokens=tokens,
                                         call_tokens=tokens if packs else call_tokens(self.processes.device))
             with prefix.opening(self.model, shared):

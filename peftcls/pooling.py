@@ -5,10 +5,11 @@ from typing import Any, Literal
 
 import torch
 
-from peftcls.packing import packed
+from peftcls.packing import at_rest, can_narrow, packed
 
 Pooling = Literal["cls", "first", "last", "mean"]
 PROBE_TOKENS = 6
+FIRST_ALONE = "reads_first_alone"
 
 
 def class_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor], pooling: Pooling | None, *,
@@ -43,9 +44,12 @@ def _line_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor], pooling
         text_first = getattr(inner.config, "summary_type", "first") != "last"  # XLNet's head reads the last token there is
         order = inputs["attention_mask"].argsort(dim=1, descending=text_first, stable=True)
         moved = {name: values.gather(1, order) for name, values in inputs.items()}
-        with packed(inner, moved["attention_mask"]):
+        first = torch.zeros_like(moved["attention_mask"], dtype=torch.bool)
+        first[:, 0] = True
+        with packed(inner, moved["attention_mask"], reads=first if _reads_first_alone(inner) else None):
             return model(**moved).logits
-    with packed(inner, inputs["attention_mask"]):
+    reads = None if pooling == "mean" else _place(inputs["attention_mask"], pooling or "last")
+    with packed(inner, inputs["attention_mask"], reads=reads):
         states = decoder_states(inner.base_model, inputs["input_ids"], inputs["attention_mask"], causal=causal)
     return inner.get_submodule(inner.base_facts.heads[0])(pool(states, inputs["attention_mask"], pooling or "last"))
 
@@ -80,9 +84,37 @@ def pool(states: torch.Tensor, mask: torch.Tensor, pooling: Pooling) -> torch.Te
     if pooling == "mean":
         weight = mask.unsqueeze(-1).to(states.dtype)
         return (states * weight).sum(1) / weight.sum(1)
+    return states[_place(mask, pooling)]
+
+
+def _place(mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    """True at the last or first real token of each row, of shape (rows, tokens)."""
     places = torch.arange(mask.shape[1], device=mask.device)
     place = (places * mask).argmax(1) if pooling == "last" else mask.argmax(1)
-    return states[torch.arange(len(states), device=states.device), place]
+    return places == place.unsqueeze(1)
+
+
+def _reads_first_alone(inner: Any) -> bool:
+    """Whether the head of an encoder reads its first token and no other: asked once, of the model itself."""
+    if not can_narrow(inner):
+        return False
+    if FIRST_ALONE not in vars(inner):
+        vars(inner)[FIRST_ALONE] = _same_without_others(inner)
+    return bool(vars(inner)[FIRST_ALONE])
+
+
+@torch.no_grad()
+def _same_without_others(inner: Any) -> bool:
+    device, vocabulary = next(inner.parameters()).device, inner.config.get_text_config().vocab_size
+    ids = torch.arange(7, 7 + 2 * PROBE_TOKENS, device=device).remainder(vocabulary).view(2, -1)
+    mask = torch.ones_like(ids)
+    with at_rest(inner):
+        found = []
+        for reads in (torch.ones_like(ids).bool(), _place(mask, "first")):
+            with packed(inner, mask, reads=reads, asked=True):
+                found.append(inner(input_ids=ids, attention_mask=mask).logits)
+    near = 3e-2 if found[0].dtype in (torch.bfloat16, torch.float16) else 1e-4
+    return float((found[0] - found[1]).abs().max()) <= near * float(found[0].abs().max())
 
 
 def decoder_states(backbone: torch.nn.Module, input_ids: torch.Tensor, mask: torch.Tensor, *, causal: bool) -> torch.Tensor:

@@ -9,12 +9,13 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from peftcls.packing import at_rest, can_pack, packed
 from peftcls.pooling import unwrapped, widened
 from peftcls.trunk import TRUNK
 
 WORTH_TOKENS = 32  # what a second call of the model costs, as a number of tokens
 PROBE_TOKENS = 8
-SHARES, OPENING = "shares_prefix", "opening"
+SHARES, PACKS_BEHIND, OPENING = "shares_prefix", "packs_behind_prefix", "opening"
 
 
 class Opening:
@@ -32,25 +33,42 @@ class Opening:
         self.made: list[torch.Tensor] = []
         self.copies: list[torch.Tensor] = []
 
-    def cache(self, ids: torch.Tensor) -> DynamicCache:
-        """The keys and values of the opening for every row of a micro-batch; the first call reads it."""
+    def read(self, ids: torch.Tensor) -> list[torch.Tensor]:
+        """Keys and values of the opening, of one row, for each layer; the first call computes them."""
         if not self.made:
             read = DynamicCache()
             self.inner.base_model(input_ids=ids[:1, : self.tokens], past_key_values=read, use_cache=True)
-            layers: list[Any] = read.layers
-            self.made = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
+            self.made = _tensors(read)
             self.copies = [tensor.detach().requires_grad_(tensor.requires_grad) if self.several else tensor for tensor in self.made]
-        cache = DynamicCache()
-        for layer in range(len(self.copies) // 2):
-            keys, values = (self.copies[2 * layer + i].expand(len(ids), -1, -1, -1) for i in range(2))
-            cache.update(keys, values, layer)
-        return cache
+        return self.copies
+
+    def cache(self, ids: torch.Tensor) -> DynamicCache:
+        """The keys and values of the opening for every row of a micro-batch."""
+        return _filled(DynamicCache(), [tensor.expand(len(ids), -1, -1, -1) for tensor in self.read(ids)])
 
     def go_back(self) -> None:
         """Add what the micro-batches' gradients say about the opening to the gradients of what made it."""
         reached = [(made, copy.grad) for made, copy in zip(self.made, self.copies, strict=True) if copy.grad is not None]
         if reached:
             torch.autograd.backward([made for made, _ in reached], [grad for _, grad in reached])
+
+
+class _BeforeRows(DynamicCache):
+    """Tells a model how much has been read; the keys and values themselves are put before every row where attention sees rows."""
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return key_states, value_states
+
+
+def _tensors(cache: DynamicCache) -> list[torch.Tensor]:
+    layers: list[Any] = cache.layers
+    return [tensor for layer in layers for tensor in (layer.keys, layer.values)]
+
+
+def _filled(cache: DynamicCache, tensors: Sequence[torch.Tensor]) -> DynamicCache:
+    for layer in range(len(tensors) // 2):
+        DynamicCache.update(cache, tensors[2 * layer], tensors[2 * layer + 1], layer)
+    return cache
 
 
 @contextlib.contextmanager
@@ -92,18 +110,21 @@ class Prompts:
         Args:
             marks: True, of shape (rows, tokens), for the places to read; each predicts the token after it.
         """
-        sharing, marks = can_share(self.model), marks.gather(1, self.order)
-        if (given := vars(unwrapped(self.model)).get(OPENING)) is not None:
-            shared, self.cache = given.tokens, given.cache(self.ids)
-        else:
-            shared = _worth(len(self.ids), _shared_tokens(self.ids, self.mask, marks)) if sharing else 0
-            if not shared and not (self.keep and sharing):
-                found = self.model(input_ids=self.ids, attention_mask=self.mask, logits_to_keep=marks, use_cache=False)
-                return widened(found.logits)
-            self.cache = Opening(unwrapped(self.model), shared, several=False).cache(self.ids) if shared else DynamicCache()
-        places = torch.arange(shared, self.ids.shape[1], device=self.ids.device).expand(len(self.ids), -1)
-        found = self.model(input_ids=self.ids[:, shared:], attention_mask=self.mask, position_ids=places, past_key_values=self.cache,
-                           logits_to_keep=marks[:, shared:], use_cache=True)
+        marks, inner = marks.gather(1, self.order), unwrapped(self.model)
+        sharing, own = can_share(self.model), vars(inner).get(OPENING)
+        if own is None and sharing and (shared := _worth(len(self.ids), _shared_tokens(self.ids, self.mask, marks))):
+            own = Opening(inner, shared, several=False)
+        first, before = (0, ()) if own is None else (own.tokens, own.read(self.ids))
+        if own is not None:
+            self.cache = _filled(_BeforeRows(), before) if not self.keep and can_pack_behind(inner) else own.cache(self.ids)
+        elif self.keep and sharing:
+            self.cache = DynamicCache()
+        places = {} if self.cache is None else {"position_ids": torch.arange(first, self.ids.shape[1],
+                                                                             device=self.ids.device).expand(len(self.ids), -1)}
+        packing = packed(inner, self.mask[:, first:], reads=marks[:, first:], opening=before)
+        with packing if self.cache is None or isinstance(self.cache, _BeforeRows) else contextlib.nullcontext():
+            found = self.model(input_ids=self.ids[:, first:], attention_mask=self.mask, past_key_values=self.cache,
+                               logits_to_keep=marks[:, first:], use_cache=self.cache is not None, **places)
         return widened(found.logits)
 
     def read_on(self, run: Sequence[int], depths: Iterable[int]) -> torch.Tensor:
@@ -167,9 +188,18 @@ def can_share(model: torch.nn.Module) -> bool:
     return bool(vars(inner)[SHARES])
 
 
+def can_pack_behind(inner: Any) -> bool:
+    """Whether a model that shares a beginning can do so without padding behind it: asked once, of the model itself."""
+    if not (can_pack(inner) and can_share(inner)):
+        return False
+    if PACKS_BEHIND not in vars(inner):
+        vars(inner)[PACKS_BEHIND] = _reads_on_alike(inner, packs=True)
+    return bool(vars(inner)[PACKS_BEHIND])
+
+
 @torch.no_grad()
-def _reads_on_alike(inner: Any) -> bool:
-    backbone, training = inner.base_model, [module for module in inner.modules() if module.training]
+def _reads_on_alike(inner: Any, *, packs: bool = False) -> bool:
+    backbone = inner.base_model
     if "position_ids" not in inspect.signature(backbone.forward).parameters:
         return False
     parameter = next(p for p in inner.parameters() if p.is_floating_point())
@@ -179,21 +209,21 @@ def _reads_on_alike(inner: Any) -> bool:
     mask = torch.ones_like(ids)
     mask[1, -1] = 0
     cache = DynamicCache()
-    inner.eval()  # dropout would make a difference of its own
     try:
-        plain = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        backbone(input_ids=ids[:1, :half], past_key_values=cache, use_cache=True)
-        if not all(type(layer) is DynamicLayer for layer in cache.layers):  # windows, and states that cannot be handed on
-            return False
-        cache.batch_repeat_interleave(2)
-        places = torch.arange(half, PROBE_TOKENS, device=ids.device).expand(2, -1)
-        on = backbone(input_ids=ids[:, half:], attention_mask=mask, position_ids=places, past_key_values=cache,
-                      use_cache=True).last_hidden_state
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
+        with at_rest(inner):
+            plain = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+            backbone(input_ids=ids[:1, :half], past_key_values=cache, use_cache=True)
+            if not all(type(layer) is DynamicLayer for layer in cache.layers):  # windows, and states that cannot be handed on
+                return False
+            before = _tensors(cache)
+            places = torch.arange(half, PROBE_TOKENS, device=ids.device).expand(2, -1)
+            packing = packed(inner, mask[:, half:], opening=before, asked=True) if packs else contextlib.nullcontext()
+            read = _filled(_BeforeRows(), before) if packs else _filled(DynamicCache(), [t.expand(2, -1, -1, -1) for t in before])
+            with packing:
+                on = backbone(input_ids=ids[:, half:], attention_mask=mask, position_ids=places, past_key_values=read,
+                              use_cache=True).last_hidden_state
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError):
         return False
-    finally:
-        for module in training:
-            module.training = True
     near = 0.1 if parameter.dtype in (torch.bfloat16, torch.float16) else 1e-3
     difference = float((plain[:, half:] - on)[mask[:, half:].bool()].abs().max())
     return difference <= near * float(plain.abs().max())

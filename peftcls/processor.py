@@ -69,14 +69,7 @@ def _attend(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, val
     own = packing()
     if own is None:
         return _attend_rows(module, query, key, value, attention_mask, **more)
-    if attention_mask is None:
-        raise ValueError("packed tokens need a mask that tells their rows apart.")
-    parts = []
-    for number, group in enumerate(own.groups):
-        found, _ = _attend_rows(module, own.spread(query, group), own.spread(key, group), own.spread(value, group),
-                                own.mask_of(attention_mask, number), **more)
-        parts.append(found.reshape(len(group.rows) * group.width, *found.shape[2:]).index_select(0, group.real))
-    return torch.cat(parts).unsqueeze(0), None
+    return own.attend(_attend_rows, module, query, key, value, attention_mask, **more)
 
 
 def _attend_rows(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,

@@ -29,7 +29,7 @@ from peftcls import (
 )
 from peftcls.features import encode_table
 from peftcls.plan import micro_batches
-from peftcls.pooling import unwrapped
+from peftcls.pooling import FIRST_ALONE, unwrapped
 from peftcls.rows import as_dataset
 from peftcls.signals import Signals
 
@@ -111,9 +111,9 @@ def test_micro_batches_of_a_step_read_its_opening_once(llama, tmp_path, text_row
     model, read = attach_lora(model, ASKED, rank=4), []
     trainer = Trainer(model, ASKED, tokenizer, TrainConfig(tmp_path, epochs=1, batch_size=8, micro_batch_size=2))
     unwrapped(model).base_model.embed_tokens.register_forward_hook(lambda _, inputs, output: read.append(tuple(inputs[0].shape)))
-    prefix.can_share(model)
-    read.clear()
     table = encode_table(ASKED, as_dataset(text_rows), tokenizer, "none")
+    trainer.gradients.add_up(table, list(range(8)), 0, Signals())  # the model is asked at first whether it can
+    read.clear()
     trainer.gradients.add_up(table, list(range(8)), 0, Signals())
     (rows, opening), *micros = read
     assert rows == 1
@@ -137,16 +137,37 @@ def test_a_closed_set_of_labels_is_read_on_from_the_prompt_with_the_same_probabi
 
 def test_a_run_with_a_shared_instruction_leaves_the_same_weights(llama, tmp_path, text_rows):
     weights = []
-    for shares, rows in ((True, 8), (True, 3), (False, 8)):
+    for shares, packs, rows in ((False, False, 8), (True, True, 8), (True, True, 3), (True, False, 8), (False, True, 8)):
         model, tokenizer = load_base(llama, ASKED, dtype=torch.float64)
         model = attach_lora(model, ASKED, rank=4).double()
-        vars(unwrapped(model))[prefix.SHARES] = shares
-        trainer = Trainer(model, ASKED, tokenizer, TrainConfig(tmp_path / f"{shares} {rows}", epochs=2, batch_size=8, micro_batch_size=rows,
-                                                               learning_rate=1e-2))
+        vars(unwrapped(model)).update({prefix.SHARES: shares, packing.PACKS: packs})
+        trainer = Trainer(model, ASKED, tokenizer, TrainConfig(tmp_path / f"{shares} {packs} {rows}", epochs=2, batch_size=8,
+                                                               micro_batch_size=rows, learning_rate=1e-2))
         trainer.fit(text_rows)
         weights.append(torch.cat([p.detach().flatten() for p in trainer.parameters.values()]))
-    assert torch.allclose(weights[0], weights[2], atol=1e-7)
-    assert torch.allclose(weights[1], weights[2], atol=1e-7)
+    assert all(torch.allclose(found, weights[0], atol=1e-7) for found in weights[1:])
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_an_instruction_is_learnt_alike_with_and_without_a_shared_beginning_and_padding(name, tmp_path, text_rows):
+    base = save_base(tmp_path, *DECODERS[name], byte_level_tokenizer())
+    model, tokenizer = load_base(base, ASKED)
+    model = attach_lora(model, ASKED, rank=4).double()
+    batch = ASKED.collate([ASKED.encode(row, tokenizer, with_target=True) for row in text_rows], tokenizer)
+    inner, found = unwrapped(model), []
+    for shares, packs in ((False, False), (True, True), (True, False), (False, True)):
+        if packs and shares:
+            assert prefix.can_pack_behind(inner)
+        vars(inner).update({prefix.SHARES: shares and prefix.can_share(inner), packing.PACKS: packs and packing.can_pack(inner)})
+        loss = ASKED.loss_sum(model, batch)
+        loss.backward()
+        found.append((loss.detach(), gradients(model)))
+        for asked in (prefix.SHARES, packing.PACKS):
+            del vars(inner)[asked]
+    assert found[0][1].abs().max() > 1e-4
+    for loss, gradient in found[1:]:  # norms of some are computed in float32
+        assert torch.allclose(loss, found[0][0], atol=1e-6)
+        assert torch.allclose(gradient, found[0][1], atol=2e-6)
 
 
 def test_gradient_checkpointing_reads_every_row_from_its_first_token(llama, tmp_path, text_rows):
@@ -299,11 +320,40 @@ def test_layers_are_given_real_tokens_alone(bert, text_rows):
     batch = task.collate([task.encode(row, tokenizer, with_target=True) for row in text_rows], tokenizer)
     seen = []
     model.base_model.encoder.layer[1].register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
-    assert packing.can_pack(model)
+    task.loss_sum(model, batch)  # the model is asked at first whether it can
     seen.clear()
     task.loss_sum(model, batch)
     assert seen == [(1, int(batch["attention_mask"].sum()), 128)]
     assert packing.packing() is None
+
+
+@pytest.mark.parametrize(("base", "tokens"), [("bert", 16), ("llama", 16)])
+def test_the_last_layer_answers_for_the_tokens_alone_that_are_read(base, tokens, request, text_rows):
+    task = Classification(max_length=64).learn(text_rows)
+    model, tokenizer = load_base(request.getfixturevalue(base), task)
+    batch = task.collate([task.encode(row, tokenizer, with_target=True) for row in text_rows], tokenizer)
+    task.loss_sum(model, batch)
+    seen = []
+    last = packing.layers_of(model.base_model)[-1]
+    top = last.output.dense if base == "bert" else last.mlp.down_proj
+    top.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+    task.loss_sum(model, batch)
+    assert seen == [tokens]
+    assert "forward" not in vars(last)
+
+
+def test_a_head_that_reads_every_token_is_given_every_token(tmp_path, text_rows):
+    config = transformers.ModernBertConfig(vocab_size=400, pad_token_id=0, cls_token_id=2, sep_token_id=3, local_attention=8,
+                                           classifier_pooling="mean", **SIZES)
+    base = save_base(tmp_path, transformers.ModernBertModel, config, word_piece_tokenizer())
+    task = Classification(max_length=64).learn(text_rows)
+    model, tokenizer = load_base(base, task)
+    batch = task.collate([task.encode(row, tokenizer, with_target=True) for row in text_rows], tokenizer)
+    short = task.loss_sum(model, batch)
+    assert packing.can_narrow(model)
+    assert not vars(model)[FIRST_ALONE]
+    vars(model)[packing.PACKS] = False
+    assert torch.allclose(short, task.loss_sum(model, batch), atol=1e-5)
 
 
 def test_a_model_that_attends_in_its_own_way_keeps_its_padding(tmp_path, text_rows):
