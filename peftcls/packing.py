@@ -83,6 +83,11 @@ class Packing:
             start += tokens
         self.places, self.read = torch.cat(places), torch.cat(read)
 
+    @property
+    def given(self) -> torch.Tensor:
+        """The places, in the padded batch, of the tokens that a layer is given now."""
+        return self.places[self.read] if self.is_short else self.places
+
     def pack(self, states: torch.Tensor) -> torch.Tensor:
         """From (rows, tokens, width) to (1, real tokens, width); one row stands for all where they are alike."""
         if states.shape[0] == 1:
@@ -91,8 +96,7 @@ class Packing:
 
     def unpack(self, states: torch.Tensor) -> torch.Tensor:
         """Back to (rows, tokens, width), with zeros for padding, and for all that is not read if the last layer was short."""
-        places = self.places[self.read] if self.is_short else self.places
-        padded = states.new_zeros(self.rows * self.width, states.shape[2]).index_copy(0, places, states[0])
+        padded = states.new_zeros(self.rows * self.width, states.shape[2]).index_copy(0, self.given, states[0])
         return padded.view(self.rows, self.width, -1)
 
     def attend(self, rows: Callable[..., tuple[torch.Tensor, Any]], module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor,
