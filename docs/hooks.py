@@ -1,6 +1,7 @@
-"""What MkDocs does to the pages beside Markdown: the help of the commands is asked of the commands themselves."""
+"""What MkDocs does beside Markdown: the commands' own help on their page, and a search that works from the disk."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import click
@@ -27,3 +28,9 @@ def told() -> str:
         context = click.Context(command, info_name=f"peftcls {name}", max_content_width=WIDTH, terminal_width=WIDTH)
         parts.append(f"## {name}\n\n```text\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)
+
+
+def on_post_build(config: Any, **_: Any) -> None:
+    """Write the index of the search as a script too, since a page from the disk may load scripts alone."""
+    index = Path(config.site_dir) / "search" / "search_index.json"
+    index.with_suffix(".js").write_text(f"var __index = {index.read_text(encoding='utf-8')}", encoding="utf-8")

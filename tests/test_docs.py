@@ -3,10 +3,10 @@
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 from snippets import README, ROOT, blocks, commands, run_command, run_python, write_all
@@ -21,6 +21,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 START = DOCS / "index.md"
 PEFT_ASKS = "ignore:.*is_gradient_checkpointing:FutureWarning"  # by the old name
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LOADED_BY = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src", "embed": "src",
              "object": "data", "use": "href", "image": "href"}
 
@@ -135,6 +136,16 @@ def test_the_site_asks_the_network_for_nothing(site):
     assert not list(site.rglob("hooks.*"))
 
 
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_the_search_works_from_the_disk_without_an_error(site, tmp_path):
+    alone = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
+    ended = subprocess.run([CHROMIUM, *alone, "--virtual-time-budget=30000", "--enable-logging=stderr", "--dump-dom",
+                            f"{(site / 'index.html').as_uri()}?q=calibrate"], capture_output=True, text=True, timeout=120, check=False)
+    assert re.search(r"\b[1-9]\d* matching documents", ended.stdout)
+    assert "CONSOLE" not in ended.stderr
+
+
 def test_every_public_name_is_in_the_reference(site):
     found = Built((site / "reference.html").read_text(encoding="utf-8"))
     assert {f"peftcls.{name}" for name in peftcls.api.__all__} <= found.anchors
@@ -165,6 +176,15 @@ def test_scores_codes_and_findings_that_are_explained_exist():
     source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "peftcls" / "doctor").glob("*.py"))
     for name in re.findall(r"`([\w-]+)`", " ".join(first_column("data.md", "finding"))):
         assert f'"{name}"' in source
+
+
+def test_messages_that_are_explained_are_those_of_the_code():
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "peftcls").rglob("*.py"))
+    source = " ".join(re.sub(r'"\s+f?"', "", text).split())  # sentences are cut where a line ends
+    told = re.findall(r'^\*\*"(.*?)"\.\*\*', (DOCS / "failures.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(told) >= 3
+    for sentence in told:
+        assert sentence in source
 
 
 def test_the_picture_of_the_floors_is_true():

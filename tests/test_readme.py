@@ -62,6 +62,9 @@ def test_the_chinese_start_page_shows_the_same_commands_and_the_same_code():
     own = blocks(CHINESE, "python")
     assert len(own) >= 2
     assert set(own) <= set(blocks(README, "python"))
+    scores = re.findall(r"\d+\.\d", re.sub(r"^```.*?^```", "", CHINESE.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL))
+    assert {"91.7", "90.0"} <= set(scores)
+    assert all(score in README.read_text(encoding="utf-8") for score in scores)
 
 
 def test_the_two_start_pages_name_each_other_and_files_that_exist():
