@@ -69,10 +69,10 @@ def write_all(folder: Path) -> None:
         (folder / name).write_text("\n".join(map(json.dumps, rows[first : first + 12])), encoding="utf-8")
     for name, source in (("questions.json", "diabetes_train.json"), ("questions_held_out.json", "diabetes_validation.json")):
         squad = json.loads(sample(source).read_text(encoding="utf-8"))
-        for article in squad["data"]:
-            article["paragraphs"] = article["paragraphs"][:2]
-            for paragraph in article["paragraphs"]:
-                paragraph["qas"] = [qa for qa in paragraph["qas"] if qa["is_impossible"]][:1] or paragraph["qas"][:1]
+        paragraphs = [paragraph for article in squad["data"] for paragraph in article["paragraphs"]]
+        impossible = [any(qa["is_impossible"] for qa in paragraph["qas"]) for paragraph in paragraphs]
+        kept = [paragraphs[impossible.index(False)], paragraphs[impossible.index(True)]]
+        squad["data"] = [{"title": "A clinic", "paragraphs": kept}]
         (folder / name).write_text(json.dumps(squad), encoding="utf-8")
     (folder / "bases").mkdir()
     os.symlink(BASE_FOLDER, folder / "bases" / "small", target_is_directory=True)

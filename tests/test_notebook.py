@@ -4,7 +4,6 @@ import nbclient
 import nbformat
 import pytest
 from snippets import ROOT
-from traitlets.config import Config
 
 import peftcls
 
@@ -25,8 +24,7 @@ def test_the_notebook_is_kept_without_outputs():
 
 def test_the_notebook_leads_from_a_table_to_an_adapter_scores_and_predictions(tmp_path):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    in_place = Config({"KernelManager": {"transport": "ipc"}})  # no port is opened
-    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}, config=in_place).execute()
+    nbclient.NotebookClient(notebook, timeout=600, startup_timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     said = "\n".join(printed(cell) for cell in notebook.cells)
     for expected in ("('0', '1')", "264 rows of train, 60 rows of valid, 120 rows of test", "loaded again and compared", "this run",
                      "TF-IDF + logistic regression", "majority", "(paired)", "report.html"):
