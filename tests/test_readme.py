@@ -7,21 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_recipes import some_rows
+from snippets import CHINESE, README, ROOT, blocks, commands, run_python, write_papers
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 BIN = Path(sys.executable).parent
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
 def runs() -> list[list[str]]:
     """The commands, and together with those before it a command that asks what they trained."""
     found: list[list[str]] = []
-    for command in (c for c in commands() if not c.startswith("make ")):
+    for command in (c for c in commands(README) if not c.startswith("make ")):
         if " --ask " in command or (command.startswith("peftcls ") and not command.startswith(("peftcls check ", "peftcls train "))):
             found[-1].append(command)
         else:
@@ -29,23 +23,15 @@ def runs() -> list[list[str]]:
     return found
 
 
-def commands() -> list[str]:
-    return [line for block in blocks("sh") for line in block.splitlines()]
-
-
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    some_rows("papers_train.csv", tmp_path / "papers.csv", 16)
-    some_rows("papers_validation.csv", tmp_path / "held_out.csv", 8)
-    some_rows("papers_test.csv", tmp_path / "unlabelled.csv", 4, drop="label")
+    write_papers(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def test_the_python_blocks_run_in_order(folder, capsys):
-    names: dict = {}
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), names)
+    run_python(README)
     printed = capsys.readouterr().out
     assert "row 1 of train_rows has no column 'output'; it has ['instruction', 'input']. Instruction needs [" in printed
     assert "f1_macro" in printed
@@ -65,6 +51,25 @@ def test_a_command_runs(commands, folder):
 
 def test_the_makefile_has_the_commands_that_the_readme_names():
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    named = [line.split()[1] for line in commands() if line.startswith("make ")]
+    named = [line.split()[1] for line in commands(README) if line.startswith("make ")]
     assert named == ["demo", "test"]
-    assert set(named) <= set(targets)
+    assert {*named, "docs"} <= set(targets)
+
+
+def test_the_chinese_start_page_shows_the_same_commands_and_the_same_code():
+    assert set(commands(CHINESE)) <= set(commands(README))
+    assert {"make demo", "make test"} <= set(commands(CHINESE))
+    own = blocks(CHINESE, "python")
+    assert len(own) >= 2
+    assert set(own) <= set(blocks(README, "python"))
+    scores = re.findall(r"\d+\.\d", re.sub(r"^```.*?^```", "", CHINESE.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL))
+    assert {"91.7", "90.0"} <= set(scores)
+    assert all(score in README.read_text(encoding="utf-8") for score in scores)
+
+
+def test_the_two_start_pages_name_each_other_and_files_that_exist():
+    for page, other in ((README, CHINESE), (CHINESE, README)):
+        text = page.read_text(encoding="utf-8")
+        linked = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target]
+        assert other.name in linked
+        assert all((ROOT / target).exists() for target in linked)

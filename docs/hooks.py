@@ -1,0 +1,36 @@
+"""What MkDocs does beside Markdown: the commands' own help on their page, and a search that works from the disk."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from peftcls.cli import commands
+
+MARK = "<!-- the help of all commands -->"
+ORDER = ("check", "train", "evaluate", "predict", "try", "show", "compare", "merge", "push")
+WIDTH = 78  # characters that fit beside the table of contents
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Put the help where a page has the mark."""
+    return markdown.replace(MARK, told()) if MARK in markdown else markdown
+
+
+def told() -> str:
+    """A section for each command with its help as it is printed in a terminal."""
+    names = [*(name for name in ORDER if name in commands.commands), *(name for name in commands.commands if name not in ORDER)]
+    os.environ["COLUMNS"] = str(WIDTH)
+    parts = []
+    for name in names:
+        command = commands.commands[name]
+        context = click.Context(command, info_name=f"peftcls {name}", max_content_width=WIDTH, terminal_width=WIDTH)
+        parts.append(f"## {name}\n\n```text\n{command.get_help(context)}\n```\n")
+    return "\n".join(parts)
+
+
+def on_post_build(config: Any, **_: Any) -> None:
+    """Write the index of the search as a script too, since a page from the disk may load scripts alone."""
+    index = Path(config.site_dir) / "search" / "search_index.json"
+    index.with_suffix(".js").write_text(f"var __index = {index.read_text(encoding='utf-8')}", encoding="utf-8")
