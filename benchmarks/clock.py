@@ -4,6 +4,7 @@ import time
 from itertools import pairwise
 from typing import Any
 
+import torch
 from experiment import Experiment
 
 
@@ -23,6 +24,8 @@ class Clock:
 
     def step_ends(self) -> None:
         """A step has ended, and the next begins."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
 
     def judged(self, accuracy: float, target: float) -> None:

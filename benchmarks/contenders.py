@@ -42,7 +42,7 @@ from transformers import (
 OWN_BATCHES = "group_by_length"
 SETTINGS: dict[str, dict[str, Any]] = {  # what each sets otherwise than its library does
     "trainer": {},
-    "trainer_best": {"bf16": True, "train_sampling_strategy": OWN_BATCHES},
+    "trainer_best": {"train_sampling_strategy": OWN_BATCHES},
     "pad_to_max": {},
     "trl": {},  # bf16 and gradient checkpointing are TRL's defaults
     "trl_best": {"activation_checkpointing": False, "train_sampling_strategy": OWN_BATCHES},
@@ -50,7 +50,7 @@ SETTINGS: dict[str, dict[str, Any]] = {  # what each sets otherwise than its lib
     "generate": {},
     "generate_best": {},
 }
-NARROW = ("trl_best", "trl_packing", "generate_best")  # their base is held in bfloat16
+AT_ITS_BEST = ("trainer_best", "trl_best", "trl_packing", "generate_best")  # in bfloat16 where the machine is faster in it
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
 
 
@@ -102,22 +102,24 @@ def run(job: Job) -> dict[str, Any]:
                 "train_sampling_strategy": "sequential", **SETTINGS[job.system]}
     if settings["train_sampling_strategy"] != OWN_BATCHES and e.epochs:
         rows, settings["num_train_epochs"] = in_step_order(rows, e, job.seed), 1
-    if job.system == "trainer_best":
-        settings["per_device_eval_batch_size"] = e.batch_size
+    if job.system in AT_ITS_BEST:
+        settings |= {"per_device_eval_batch_size": e.batch_size, "bf16": job.bf16}
     if e.target:
         settings |= {"eval_strategy": "steps", "eval_steps": e.eval_every}
     trainer = _trainer(job, model, tokenizer, rows, settings, Steps(clock, e.target))
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"dtype": "bfloat16" if trainer.args.bf16 else "float32"}
     if e.epochs:
         _count_tokens(trainer, clock)
         trainer.train()
         trainer.save_model()
-        found = {**clock.measures(e), "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]}
+        found |= {**clock.measures(e), "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]}
     if e.predict:
         trainer.predict(trainer.train_dataset.select(range(e.batch_size)))  # kernels are built
         started = time.perf_counter()
         answers = trainer.predict(trainer.train_dataset).predictions.argmax(1)
-        found |= {"predict_rows_per_second": len(rows) / (time.perf_counter() - started), **({} if e.epochs else {"answers": [LABELS[a] for a in answers]})}
+        found["predict_rows_per_second"] = len(rows) / (time.perf_counter() - started)
+        if not e.epochs:
+            found["answers"] = [LABELS[a] for a in answers]
     if e.score:
         held = _table(job, tokenizer, read_file(job.data, e.texts, TEXTS[e.texts][-1]))
         answers = trainer.predict(held).predictions.argmax(1)
@@ -140,7 +142,8 @@ def gate(job: Job) -> dict[str, Any]:
 def _model(job: Job, config: dict[str, Any]) -> tuple[Any, Any]:
     """A PEFT model with the shared first values, and its tokenizer."""
     base = base_folder(job.experiment.base, job.cache)
-    dtype = torch.bfloat16 if job.system in NARROW else torch.float32
+    narrow = job.what == "run" and job.bf16 and job.system in AT_ITS_BEST and job.experiment.kind == "instructions"
+    dtype = torch.bfloat16 if narrow else torch.float32
     torch.manual_seed(job.seed)
     if job.experiment.kind == "heads":
         model = get_peft_model(AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(LABELS), dtype=dtype, **config),
@@ -209,10 +212,11 @@ def _count_tokens(trainer: Any, clock: Clock) -> None:
 def _generate(job: Job, rows: Rows) -> dict[str, Any]:
     """What is usually done for a closed set of labels: generate the tokens of a label and read them.
 
-    At its best the base is in bfloat16 and rows of similar length are put together.
+    At its best the base is in what the machine is faster in, and rows of similar length are put together.
     """
-    e, best = job.experiment, job.system == "generate_best"
+    e, best = job.experiment, job.system in AT_ITS_BEST
     model, tokenizer = _model(job, {})
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer.padding_side = "left"
     model.eval()
     prompts = _prompts(e, rows)
@@ -223,7 +227,7 @@ def _generate(job: Job, rows: Rows) -> dict[str, Any]:
         order = sorted(range(len(texts)), key=lambda i: len(texts[i])) if best else range(len(texts))
         for first in range(0, len(texts), e.batch_size):
             chosen = order[first : first + e.batch_size]
-            batch = tokenizer([texts[i] for i in chosen], return_tensors="pt", padding=True)
+            batch = tokenizer([texts[i] for i in chosen], return_tensors="pt", padding=True).to(model.device)
             ids = model.generate(**batch, max_new_tokens=most, do_sample=False, pad_token_id=tokenizer.pad_token_id)
             found |= zip(chosen, tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1]:], skip_special_tokens=True), strict=True)
         return [found[i] for i in range(len(texts))]
@@ -231,4 +235,4 @@ def _generate(job: Job, rows: Rows) -> dict[str, Any]:
     answer(prompts[: e.batch_size])  # kernels are built
     started = time.perf_counter()
     answer(prompts)
-    return {"predict_rows_per_second": len(rows) / (time.perf_counter() - started)}
+    return {"predict_rows_per_second": len(rows) / (time.perf_counter() - started), "dtype": str(model.dtype).removeprefix("torch.")}

@@ -11,7 +11,8 @@ from typing import Any, Literal, Self, get_args
 FOLDER = Path(__file__).parent / "experiments"
 SYSTEMS = {"heads": ("trainer", "trainer_best"), "instructions": ("trl", "trl_best")}
 MORE_SYSTEMS = {"heads": ("pad_to_max",), "instructions": ("trl_packing", "generate", "generate_best")}
-FAST_PATHS = ("float32", "attention", "packing", "prefix", "trunk", "cuts", "logits")
+FAST_PATHS = ("bfloat16", "attention", "packing", "prefix", "trunk", "cuts", "logits")
+NARROW_PATHS = {"bfloat16", "attention"}  # they do nothing where a machine is not faster in bfloat16
 Measure = Literal["rows_per_second", "rows_per_second_in_all", "predict_rows_per_second"]
 
 
@@ -36,6 +37,7 @@ class Experiment:
         score: accuracy and macro-F1 on the test file (of abstracts, the validation file) at the end.
         target: an accuracy on the validation file; how long until an evaluation reaches it is kept.
         eval_every: steps between the evaluations for it.
+        dtype: of the base that peftcls holds; what the machine is faster in unless given.
         rate: the peak of the learning rate, which falls linearly to zero.
         seeds: one turn each; all systems take each turn, in one order and then in the other.
         warm_steps: first steps that are not timed, in which kernels are built and memory is laid out.
@@ -62,6 +64,7 @@ class Experiment:
     score: bool = False
     target: float | None = None
     eval_every: int = 10
+    dtype: Literal["float32", "bfloat16"] | None = None
     rate: float = 5e-4
     seeds: tuple[int, ...] = (0, 0)
     warm_steps: int = 2
@@ -75,12 +78,13 @@ class Experiment:
         known = (*SYSTEMS.get(self.kind, ()), *MORE_SYSTEMS.get(self.kind, ()), "peftcls")
         problems = [f"{name}={value!r}: expected one of {list(allowed)}" for name, value, allowed in (
             ("kind", self.kind, SYSTEMS), ("texts", self.texts, ("sms", "abstracts")),
-            ("trained", self.trained, ("all-layers", "top2", "head")), ("measure", self.measure, get_args(Measure)),
+            ("dtype", self.dtype, (None, "float32", "bfloat16")), ("trained", self.trained, ("all-layers", "top2", "head")),
+            ("measure", self.measure, get_args(Measure)),
             *(("systems", system, known) for system in self.systems),
             *(("without", path, FAST_PATHS) for paths in self.without for path in paths)) if value not in allowed]
         if self.rows < 1 or self.rows % self.batch_size:
             problems.append(f"rows={self.rows}: expected a multiple of batch_size={self.batch_size}, so that all see the same steps")
-        elif 0 < self.epochs and self.rows // self.batch_size * self.epochs <= self.warm_steps:
+        elif self.epochs > 0 and self.rows // self.batch_size * self.epochs <= self.warm_steps:
             problems.append(f"rows={self.rows}: expected more than {self.warm_steps} steps, which are not timed")
         if not self.epochs and not self.predict:
             problems.append("epochs=0: expected predict=true, or there is nothing to time")
@@ -114,7 +118,7 @@ class Job:
         system: who does it.
         without: fast paths that peftcls leaves out.
         seed: of weights that are new, of the order of the rows, of dropout.
-        bf16: for a gate, in bfloat16 or in float32.
+        bf16: in bfloat16: for a gate that it is done in it, for a run that the machine is faster in it.
         data: the folder of the data sets.
         cache: the folder of random bases and of what processes hand one another.
     """

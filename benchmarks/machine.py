@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "trl", "datasets", "peftcls")
-TOKENS, TRIES = 1024, 7
+TOKENS, TRIES = {"cpu": 1024, "cuda": 32768}, 7
 Shapes = Counter[tuple[int, int]]
 
 
@@ -27,18 +27,21 @@ def body_shapes(base: str) -> Shapes:
 
 
 def measure_peak(shapes: Shapes, dtype: torch.dtype) -> float:
-    """FLOP/s of the products of 1024 tokens with all matrices of a body, at the best of several tries each."""
-    flops = seconds = 0.0
+    """FLOP/s of the products of a micro-batch's tokens with all matrices of a body, at the best of several tries each."""
+    flops, seconds, device = 0.0, 0.0, "cuda" if torch.cuda.is_available() else "cpu"
+    tokens = TOKENS[device]
     with torch.inference_mode():
         for (wide, narrow), count in shapes.items():
-            states, weight = torch.randn(TOKENS, narrow).to(dtype), torch.randn(wide, narrow).to(dtype)
+            states, weight = (torch.randn(*shape, device=device, dtype=dtype) for shape in ((tokens, narrow), (wide, narrow)))
             best = float("inf")
             for turn in range(TRIES + 1):
                 started = time.perf_counter()
                 F.linear(states, weight)
+                if device == "cuda":
+                    torch.cuda.synchronize()
                 if turn:  # the first call builds its kernel
                     best = min(best, time.perf_counter() - started)
-            flops, seconds = flops + 2.0 * TOKENS * wide * narrow * count, seconds + best * count
+            flops, seconds = flops + 2.0 * tokens * wide * narrow * count, seconds + best * count
     return flops / seconds
 
 
@@ -48,7 +51,8 @@ def describe(base: str) -> dict[str, Any]:
     peaks = {str(dtype).removeprefix("torch."): measure_peak(shapes, dtype) / 1e9 for dtype in (torch.float32, torch.bfloat16)}
     return {"commit": _git("rev-parse", "--short", "HEAD"), "changed_files": bool(_git("status", "--porcelain", "--untracked-files=no")),
             "versions": {"python": platform.python_version(), **{name: found for name in PACKAGES if (found := _version(name))}},
-            "hardware": {"processor": _processor(), "cores": os.cpu_count(), "memory_gib": _memory_bytes() / 2**30, "peak_gflops": peaks},
+            "hardware": {"processor": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(), "cores": os.cpu_count(),
+                         "memory_gib": _memory_bytes() / 2**30, "peak_gflops": peaks},
             "body_parameters": sum(wide * narrow * count for (wide, narrow), count in shapes.items())}
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from switches import leave_out
 
 import peftcls
+from peftcls.models import base_facts
 
 MOVED = 0.02  # the deviation of what stands in a gate for the zeros of a new adapter
 FAR = 1e9  # a gradient's length at which none is cut
@@ -50,9 +51,10 @@ def run(job: Job) -> dict[str, Any]:
     """A training, answers, or both, with their times."""
     e = job.experiment
     rows = training_rows(e, job.data)
-    task, model, tokenizer = _build(job, leave_out(job.without))
+    leave_out(job.without)
+    task, model, tokenizer = _build(job, getattr(torch, e.dtype) if e.dtype else None)
     begin_with(model, job.adapter)
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"dtype": base_facts(model).dtype}
     clock = Clock()
     if e.epochs:
         config = peftcls.TrainConfig(tempfile.mkdtemp(), epochs=e.epochs, batch_size=e.batch_size, learning_rate=e.rate, warmup=0.0,
@@ -62,15 +64,16 @@ def run(job: Job) -> dict[str, Any]:
         if e.target:
             _time_evaluations(trainer, clock, e.target)
         trainer.fit(rows, read_file(job.data, e.texts, "validation") if e.target else None)
-        found = {**clock.measures(e), "losses": [entry["loss"] for entry in trainer.progress.history if "loss" in entry]}
+        found |= {**clock.measures(e), "losses": [entry["loss"] for entry in trainer.progress.history if "loss" in entry]}
     predictor = peftcls.Predictor(model, task, tokenizer)
     if e.predict:
         asked = _without_label(rows)
         predictor.predict(asked[: e.batch_size])  # kernels are built
         started = time.perf_counter()
         answers = predictor.predict(asked)
-        found |= {"predict_rows_per_second": len(rows) / (time.perf_counter() - started), 
-                  **({} if e.epochs else {"answers": [answer.label for answer in answers]})}
+        found["predict_rows_per_second"] = len(rows) / (time.perf_counter() - started)
+        if not e.epochs:
+            found["answers"] = [answer.label for answer in answers]
     if e.score:
         held = read_file(job.data, e.texts, TEXTS[e.texts][-1])
         scores = task.score(predictor.predict(_without_label(held)), held)

@@ -20,10 +20,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
-from experiment import Experiment, Job, ratios, score_parity
+from experiment import NARROW_PATHS, Experiment, Job, Measure, ratios, score_parity
 from safetensors.numpy import load_file
 
 HERE = Path(__file__).parent
@@ -91,8 +91,9 @@ def measure(e: Experiment, data: Path, cache: Path) -> dict[str, Any]:
     """Everything that the result of an experiment holds."""
     job = Job("machine", e, data, cache)
     result: dict[str, Any] = start(job)
-    peak = max(result["hardware"]["peak_gflops"].values()) * 1e9
-    print(f"matrix peaks, GFLOP/s: {result['hardware']['peak_gflops']}", flush=True)
+    peaks = result["hardware"]["peak_gflops"]
+    peak, job = max(peaks.values()) * 1e9, dataclasses.replace(job, bf16=peaks["bfloat16"] > peaks["float32"])
+    print(f"matrix peaks, GFLOP/s: {peaks}", flush=True)
     for seed in sorted(set(e.seeds)):
         start(dataclasses.replace(job, what="adapter", seed=seed))
     result["gates"] = []
@@ -102,6 +103,8 @@ def measure(e: Experiment, data: Path, cache: Path) -> dict[str, Any]:
             print(f"gate: {found}", flush=True)
     runs: dict[str, list[dict[str, Any]]] = {}
     for name, system, paths, seed, point in plan_runs(e):
+        if NARROW_PATHS.intersection(paths) and not job.bf16:
+            continue
         own = dataclasses.replace(e, **point)
         found = start(dataclasses.replace(job, what="run", experiment=own, system=system, without=paths, seed=seed))
         if "tokens_per_second" in found and own.trained == "all-layers":  # forward 2, back through the activations 2
@@ -109,8 +112,7 @@ def measure(e: Experiment, data: Path, cache: Path) -> dict[str, Any]:
         runs.setdefault(name, []).append(found | {"seed": seed, "point": point})
         told = found.get("crash") or {k: round(v, 3) for k, v in found.items() if isinstance(v, float)}
         print(f"{name}{f' {point}' if point else ''}: {told}", flush=True)
-    result["faster"] = {kind: found for kind in ("rows_per_second", "rows_per_second_in_all", "predict_rows_per_second", "tokens_per_second")
-                        if not e.points and (found := ratios(runs, kind))}
+    result["faster"] = {kind: found for kind in get_args(Measure) if not e.points and (found := ratios(runs, kind))}
     result["agreement"] = {name: float(np.mean([a == b for a, b in zip(runs["peftcls"][0]["answers"], found[0]["answers"], strict=True)]))
                            for name, found in runs.items() if "answers" in found[0] and name != "peftcls"}
     if e.score:

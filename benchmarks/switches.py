@@ -6,11 +6,16 @@ from typing import Any
 import torch
 
 
-def leave_out(names: tuple[str, ...]) -> torch.dtype | None:
-    """Leave fast paths out in this process. Returns the width of numbers that is then asked for; None for the fastest."""
+def leave_out(names: tuple[str, ...]) -> None:
+    """Leave fast paths out in this process."""
     for name in names:
         SWITCHES[name]()
-    return torch.float32 if "float32" in names else None
+
+
+def _no_narrow_base() -> None:
+    from peftcls import models
+
+    models.fast_dtype = lambda _: torch.float32  # type: ignore[assignment]
 
 
 def _no_own_attention() -> None:
@@ -60,7 +65,7 @@ def _logits_of_all_tokens() -> None:
 
 
 SWITCHES: dict[str, Callable[[], None]] = {
-    "float32": lambda: None,  # asked for when the base is loaded
+    "bfloat16": _no_narrow_base,
     "attention": _no_own_attention,
     "packing": _no_packing,
     "prefix": _no_shared_prefix,
