@@ -45,6 +45,7 @@ SETTINGS: dict[str, dict[str, Any]] = {  # what each sets otherwise than its lib
     "trainer_best": {"train_sampling_strategy": OWN_BATCHES},
     "pad_to_max": {},
     "trl": {},  # bf16 and gradient checkpointing are TRL's defaults
+    "trl_float32": {"bf16": False},  # faster where a processor has no instructions for bfloat16
     "trl_best": {"activation_checkpointing": False, "train_sampling_strategy": OWN_BATCHES},
     "trl_packing": {"activation_checkpointing": False, "packing": True},
     "generate": {},

@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = {"trainer": "Trainer + PEFT, defaults", "trainer_best": "Trainer + PEFT, group_by_length",
-         "pad_to_max": "Trainer + PEFT, padded to the maximum", "trl": "TRL, defaults",
+         "pad_to_max": "Trainer + PEFT, padded to the maximum", "trl": "TRL, defaults", "trl_float32": "TRL, float32",
          "trl_best": "TRL, no checkpointing, group_by_length", "trl_packing": "TRL, no checkpointing, packing",
          "generate": "generate", "generate_best": "generate, sorted by length"}
 OURS, OTHERS = "#4477aa", ("#ee6677", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#888888")
@@ -71,7 +71,7 @@ def by_system(results: Results, wanted: Callable[[dict[str, Any]], bool],
             crash = next((run["crash"] for run in runs if "crash" in run), None)
             dtypes = sorted({run["dtype"] for run in runs if "dtype" in run})
             name = NAMES.get(system, system) + "".join(f" ({dtype})" for dtype in dtypes)
-            lines.append([experiment, name, *([crash] if crash else cells(result, system, runs))])
+            lines.append([experiment, name, *([crash.replace("|", "/")] if crash else cells(result, system, runs))])
             experiment = ""
     width = max(map(len, lines), default=0)
     return [line + [""] * (width - len(line)) for line in lines]

@@ -40,13 +40,13 @@ def start(job: Job) -> dict[str, Any]:
     try:
         ended = subprocess.run([*PYTHON, job.to_json()], capture_output=True, text=True, check=False,
                                timeout=job.experiment.limit_seconds, env={**os.environ, **OFFLINE, **threads})
-        problem = ended.stderr if ended.returncode else ""
-    except subprocess.TimeoutExpired as error:
-        problem = str(error)
+        problem = ended.stderr.strip() if ended.returncode > 0 else f"ended by signal {-ended.returncode}" if ended.returncode else ""
+    except subprocess.TimeoutExpired:
+        problem = f"no end within {job.experiment.limit_seconds} s"
     if problem and job.system == "peftcls":
         sys.exit(f"{problem}\npeftcls failed in a job ({job.what}) that it must be able to do.")
     if problem:
-        return {"crash": problem.strip().splitlines()[-1]}
+        return {"crash": problem.splitlines()[-1]}
     found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     return {**found, "wall_seconds": time.perf_counter() - started}
 
@@ -120,9 +120,7 @@ def measure(e: Experiment, data: Path, cache: Path) -> dict[str, Any]:
                             if all("scores" in run for run in runs[name])]
     if e.points:
         (over,) = {next(iter(point)) for point in e.points}
-        pairs = [(run["point"][over], run["point"].get("rows", e.rows) / run[e.measure]) for run in runs["peftcls"]]
-        if over != "rows":
-            pairs = [(size, seconds / e.rows) for size, seconds in pairs]
+        pairs = [(run["point"][over], run["point"].get("rows", 1) / run[e.measure]) for run in runs["peftcls"]]
         result["curve"] = {"over": over, "points": sorted(pairs), "slope": slope(pairs)}
     result["runs"] = {name: [{k: v for k, v in run.items() if k != "answers"} for run in found] for name, found in runs.items()}
     return result

@@ -68,7 +68,8 @@ def test_every_fast_path_has_a_switch_that_finds_what_it_switches():
     from switches import SWITCHES
 
     assert list(SWITCHES) == list(FAST_PATHS)
-    switched = ("import sys\nfrom switches import leave_out\nleave_out(tuple(sys.argv[1:]))\nfrom peftcls import gradients, prefix, processor\n"
+    switched = ("import sys; from switches import leave_out; leave_out(tuple(sys.argv[1:]));"
+                "from peftcls import gradients, prefix, processor;"
                 "assert processor.LONGEST_TOKENS == 0 and not prefix.can_share(0) and not gradients.can_pack(0)")
     names = {"gradients": ["can_pack", "call_tokens"], "packing": ["can_pack"], "prefix": ["can_share"], "trunk": ["frozen_layers"],
              "processor": ["LONGEST_TOKENS"], "models": ["fast_dtype"]}  # a switch that sets a name nobody reads would change nothing
