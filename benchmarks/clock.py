@@ -1,5 +1,7 @@
 """When steps ended and how many tokens they held, and what follows from it; the same arithmetic for every system."""
 
+import math
+import statistics
 import time
 from itertools import pairwise
 from typing import Any
@@ -47,7 +49,7 @@ class Clock:
             steady, seconds = sorted(steps), sum(steps)
         per_second = sum(tokens[len(steps) - len(steady):]) / seconds
         return {"rows_per_second": per_second / per_row, "tokens_per_second": per_second, "tokens_per_row": per_row, "steps": len(steady),
-                "median_step_seconds": steady[len(steady) // 2], "p90_step_seconds": steady[int(0.9 * (len(steady) - 1))],
+                "median_step_seconds": statistics.median(steady), "p90_step_seconds": steady[math.ceil(0.9 * len(steady)) - 1],
                 "prepare_seconds": self.ends[0] - self.began, "train_seconds": self.ends[-1] - self.ends[0],
                 "rows_per_second_in_all": e.rows * e.epochs / (ended - self.began),
                 **({} if e.target is None else {"target_seconds": self.target_seconds})}

@@ -119,13 +119,13 @@ def run(job: Job) -> dict[str, Any]:
         started = time.perf_counter()
         answers = trainer.predict(trainer.train_dataset).predictions.argmax(1)
         found["predict_rows_per_second"] = len(rows) / (time.perf_counter() - started)
-        if not e.epochs:
+        if not e.epochs and settings["train_sampling_strategy"] != OWN_BATCHES:  # whose answers come in an order of its own
             found["answers"] = [LABELS[a] for a in answers]
     if e.score:
-        held = _table(job, tokenizer, read_file(job.data, e.texts, TEXTS[e.texts][-1]))
-        answers = trainer.predict(held).predictions.argmax(1)
-        found["scores"] = {"accuracy": accuracy_score(held["labels"], answers),
-                           "f1_macro": f1_score(held["labels"], answers, average="macro")}
+        judged = trainer.predict(_table(job, tokenizer, read_file(job.data, e.texts, TEXTS[e.texts][-1])))
+        answers = judged.predictions.argmax(1)
+        found["scores"] = {"accuracy": accuracy_score(judged.label_ids, answers),
+                           "f1_macro": f1_score(judged.label_ids, answers, average="macro")}
     return found
 
 
