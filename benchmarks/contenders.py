@@ -1,267 +1,239 @@
-"""One timed training or prediction run of one system, in a process of its own: what speed.py starts.
+"""What people use today in an experiment: transformers' Trainer with PEFT, TRL's SFTTrainer, and generate.
 
-Every system gets the same base, texts, adapter, rows a step and rate. Times are those of optimizer steps; the first ones, in which
-kernels are built and memory is laid out, are left out.
+They begin with the same weights as peftcls, take its steps of its rows in its order, and leave an adapter folder as it does. Only where
+rows of similar length are put together, or packed, do they choose their own batches.
 """
 
-import csv
-import json
-import resource
 import tempfile
 import time
-from itertools import pairwise
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import datasets
 import torch
+from clock import Clock
+from experiment import Experiment, Job
+from material import (
+    LABELS,
+    TEXTS,
+    Rows,
+    base_folder,
+    begin_with,
+    gate_rows,
+    in_step_order,
+    instruction_text,
+    lora,
+    read_file,
+    training_rows,
+)
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
+from sklearn.metrics import accuracy_score, f1_score
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertConfig,
-    BertModel,
     DataCollatorWithPadding,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
     Trainer,
     TrainerCallback,
     TrainingArguments,
 )
 
-from real_data import minilm_folder  # isort: skip
-
-import peftcls
-from peftcls import gradients, packing, prefix, processor, trunk
-from peftcls.demo import BASE_FOLDER
-
-WARM_STEPS = 2
-RATE, SEED = 5e-4, 0
-INSTRUCTION = ("You are given a short text message that somebody received. Decide whether it is unwanted advertising or fraud, or an "
-               "ordinary message between people who know one another. Look at offers, prizes, numbers to call and at how it is written. "
-               "Answer with a single word.")
-SMOLLM2 = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
-           "num_key_value_heads": 3, "max_position_embeddings": 8192, "rope_parameters": {"rope_type": "default", "rope_theta": 1e5}}
-QWEN = {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
-        "num_key_value_heads": 2, "max_position_embeddings": 32768, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
-SHAPES: dict[str, Any] = {  # the dimensions of published models; the weights are random
-    "bert-base": (BertModel, BertConfig(), None),
-    "smollm2-135m": (LlamaForCausalLM, LlamaConfig(tie_word_embeddings=True, **SMOLLM2), BASE_FOLDER),
-    "qwen2.5-0.5b": (Qwen2ForCausalLM, Qwen2Config(tie_word_embeddings=True, **QWEN), BASE_FOLDER),
+OWN_BATCHES = "group_by_length"
+SETTINGS: dict[str, dict[str, Any]] = {  # what each sets otherwise than its library does
+    "trainer": {},
+    "trainer_best": {"train_sampling_strategy": OWN_BATCHES},
+    "pad_to_max": {},
+    "trl": {},  # bf16 and gradient checkpointing are TRL's defaults
+    "trl_float32": {"bf16": False},  # faster where a processor has no instructions for bfloat16
+    "trl_best": {"activation_checkpointing": False, "train_sampling_strategy": OWN_BATCHES},
+    "trl_packing": {"activation_checkpointing": False, "packing": True},
+    "generate": {},
+    "generate_best": {},
 }
-TEXTS = {"sms": ("sms_spam/train.csv", "Text", "Label"), "abstracts": ("medical_papers/train.csv", "abstract", "label")}
+AT_ITS_BEST = ("trainer_best", "trl_best", "trl_packing", "generate_best")  # in bfloat16 where the machine is faster in it
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
 
 
-def base_folder(name: str, cache: Path) -> str:
-    """The folder of a base: MiniLM-L6 as it is, or random weights in a published shape, made once."""
-    if name == "minilm":
-        return minilm_folder()
-    if not (folder := cache / name / "config.json").is_file():
-        kind, config, words = SHAPES[name]
-        torch.manual_seed(0)
-        kind(config).save_pretrained(folder.parent)
-        AutoTokenizer.from_pretrained(words or minilm_folder()).save_pretrained(folder.parent)
-    return str(folder.parent)
+class Steps(TrainerCallback):
+    """Tells a clock when each optimizer step of transformers' trainers ended."""
 
-
-def read_texts(data: Path, texts: str, rows: int) -> list[dict[str, str]]:
-    """The first rows of a data set as text and label."""
-    file, text, label = TEXTS[texts]
-    with (data / file).open(newline="", encoding="utf-8") as opened:
-        table = [{"text": row[text].strip(), "label": "yes" if row[label] == "1" else "no"} for row in csv.DictReader(opened)]
-    return [row for row in table if row["text"]][:rows]
-
-
-class StepClock(TrainerCallback):
-    """When each optimizer step of transformers' trainers ended."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
+    def __init__(self, clock: Clock, target: float | None) -> None:
+        self.clock, self.target = clock, target
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """The first step begins."""
-        self.ends = [time.perf_counter()]
+        self.clock.step_begins()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """A step has ended and the next begins."""
-        self.ends.append(time.perf_counter())
+        self.clock.step_ends()
+
+    def on_evaluate(self, *_: Any, metrics: dict[str, float], **__: Any) -> None:
+        """An evaluation has ended."""
+        if self.target is not None:
+            self.clock.judged(metrics["eval_accuracy"], self.target)
 
 
-def lora(base: str) -> dict[str, Any]:
-    """The adapter's settings, by the names of the base's attention projections."""
-    targets = ["query", "value"] if "bert" in base or "minilm" in base else ["q_proj", "k_proj", "v_proj", "o_proj"]
-    return {"r": 8, "lora_alpha": 16, "target_modules": targets}
+class KeptGradient(TrainerCallback):
+    """Leaves the gradient of a gate's only step in a file."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def on_pre_optimizer_step(self, *_: Any, model: Any, **__: Any) -> None:
+        """The gradient is there."""
+        save_file({name: p.grad.float().contiguous() for name, p in model.named_parameters() if p.grad is not None}, self.job.gradient)
 
 
-def instruction_task(o: Any) -> peftcls.Instruction:
-    """The instruction repeated as often as asked for, in front of every text."""
-    template = f"{' '.join([INSTRUCTION] * o.instructions)}\n\n{{input}}\n\nAnswer: "
-    return peftcls.Instruction(template=template, input="text", output="label", labels=("no", "yes"), max_length=1024)
+def make_adapter(job: Job) -> dict[str, Any]:
+    """Never asked of a contender: all begin with the tensors that peftcls made."""
+    raise ValueError(f"{job.system} was asked for {job.adapter.name}, which peftcls makes.")
 
 
-def peftcls_head(o: Any, rows: list[dict[str, str]]) -> dict[str, Any]:
-    """A classification head and LoRA, or the head alone."""
-    task = peftcls.Classification(text="text", label="label", max_length=o.max_length).learn(rows)
-    model, tokenizer = peftcls.load_base(o.base_folder, task, seed=SEED, dtype=torch.float32 if "float32" in o.off else None)
-    return _peftcls(o, rows, task, model, tokenizer)
-
-
-def peftcls_instruction(o: Any, rows: list[dict[str, str]]) -> dict[str, Any]:
-    """Instruction tuning with a closed set of labels."""
-    task = instruction_task(o)
-    model, tokenizer = peftcls.load_base(o.base_folder, task, seed=SEED, dtype=torch.float32 if "float32" in o.off else None)
-    return _peftcls(o, rows, task, model, tokenizer)
-
-
-def _peftcls(o: Any, rows: list[dict[str, str]], task: Any, model: Any, tokenizer: Any) -> dict[str, Any]:
-    own = lora(o.base_folder)
-    layers = [-2, -1] if o.trained == "top2" else None
-    model = peftcls.train_only(model, task, "head") if o.trained == "head" else peftcls.attach_lora(
-        model, task, rank=own["r"], alpha=own["lora_alpha"], targets=own["target_modules"], layers=layers, seed=SEED)
-    config = peftcls.TrainConfig(tempfile.mkdtemp(), epochs=o.epochs, batch_size=o.batch_size, learning_rate=RATE, log_every=1, seed=SEED)
-    trainer = peftcls.Trainer(model, task, tokenizer, config)
-    ends = [0.0]
-    take = trainer._step
-
-    def timed(*arguments: Any) -> float:
-        ends[0] = ends[0] or time.perf_counter()
-        loss = take(*arguments)
-        ends.append(time.perf_counter())
-        return loss
-
-    trainer._step = timed  # type: ignore[method-assign]
-    started = time.perf_counter()
-    trainer.fit(rows)
-    wall = time.perf_counter() - started
-    losses = [entry["loss"] for entry in trainer.progress.history if "loss" in entry]
-    found = {"ends": ends, "wall_seconds": wall, "losses": losses}
-    if o.predict:
+def run(job: Job) -> dict[str, Any]:
+    """A training, answers, or both, with their times."""
+    e = job.experiment
+    rows = training_rows(e, job.data)
+    if job.system in ("generate", "generate_best"):
+        return _generate(job, rows)
+    model, tokenizer = _model(job, {})
+    clock = Clock()
+    settings = {"num_train_epochs": max(1, e.epochs), "per_device_train_batch_size": e.batch_size, "learning_rate": e.rate,
+                "train_sampling_strategy": "sequential", **SETTINGS[job.system]}
+    if settings["train_sampling_strategy"] != OWN_BATCHES and e.epochs:
+        rows, settings["num_train_epochs"] = in_step_order(rows, e, job.seed), 1
+    if job.system in AT_ITS_BEST:
+        settings |= {"per_device_eval_batch_size": e.batch_size, "bf16": job.bf16}
+    if e.target:
+        settings |= {"eval_strategy": "steps", "eval_steps": e.eval_every}
+    trainer = _trainer(job, model, tokenizer, rows, settings, Steps(clock, e.target))
+    found: dict[str, Any] = {"dtype": "bfloat16" if trainer.args.bf16 else "float32"}
+    if e.epochs:
+        _count_tokens(trainer, clock)
+        trainer.train()
+        trainer.save_model()
+        found |= {**clock.measures(e), "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]}
+    if e.predict:
+        trainer.predict(trainer.train_dataset.select(range(e.batch_size)))  # kernels are built
         started = time.perf_counter()
-        answers = trainer.predict([{k: row[k] for k in task.columns(with_target=False)} for row in rows])
-        found["predict_seconds"] = time.perf_counter() - started
-        found["answers"] = [answer.label for answer in answers]
+        answers = trainer.predict(trainer.train_dataset).predictions.argmax(1)
+        found["predict_rows_per_second"] = len(rows) / (time.perf_counter() - started)
+        if not e.epochs and settings["train_sampling_strategy"] != OWN_BATCHES:  # whose answers come in an order of its own
+            found["answers"] = [LABELS[a] for a in answers]
+    if e.score:
+        judged = trainer.predict(_table(job, tokenizer, read_file(job.data, e.texts, TEXTS[e.texts][-1])))
+        answers = judged.predictions.argmax(1)
+        found["scores"] = {"accuracy": accuracy_score(judged.label_ids, answers),
+                           "f1_macro": f1_score(judged.label_ids, answers, average="macro")}
     return found
 
 
-def _switch_off(off: list[str]) -> None:
-    """Leave fast paths out, for the table of what each gives."""
-    if "attention" in off:
-        processor.LONGEST_TOKENS = 0
-    if "packing" in off:
-        packing.can_pack = gradients.can_pack = lambda _: False  # type: ignore[assignment]
-    if "prefix" in off:
-        prefix.can_share = lambda _: False  # type: ignore[assignment]
-    if "trunk" in off:
-        trunk.frozen_layers = lambda _: None  # type: ignore[assignment]
-    if "cuts" in off:
-        gradients.call_tokens = lambda _: 10**9  # as few micro-batches as their limit allows
-    if "logits" in off:
-        for kind in (LlamaForCausalLM, Qwen2ForCausalLM):
-            kind.forward = _of_all_tokens(kind.forward)
-
-
-def _of_all_tokens(forward: Any) -> Any:
-    """A causal language model that computes the logits of every token and hands out those that were asked for."""
-    def computed(self: Any, *inputs: Any, logits_to_keep: Any = 0, **more: Any) -> Any:
-        output = forward(self, *inputs, **more)
-        if isinstance(logits_to_keep, torch.Tensor):
-            output.logits = output.logits[logits_to_keep]
-        return output
-
-    return computed
-
-
-def trainer_head(o: Any, rows: list[dict[str, str]]) -> dict[str, Any]:
-    """transformers' Trainer: as it comes, at its best (bf16, rows of similar length together), or padded to a fixed length."""
-    best = o.system == "trainer_best"
-    torch.manual_seed(SEED)
-    tokenizer = AutoTokenizer.from_pretrained(o.base_folder)
-    base = AutoModelForSequenceClassification.from_pretrained(o.base_folder, num_labels=2)
-    model = get_peft_model(base, LoraConfig(task_type="SEQ_CLS", **lora(o.base_folder)))
-    table = datasets.Dataset.from_list(rows).map(
-        lambda batch: {**tokenizer(batch["text"], truncation=True, max_length=o.max_length,
-                                   padding="max_length" if o.system == "pad_to_max" else False),
-                       "labels": [int(label == "yes") for label in batch["label"]]}, batched=True, remove_columns=["text", "label"])
-    arguments = TrainingArguments(tempfile.mkdtemp(), num_train_epochs=o.epochs, per_device_train_batch_size=o.batch_size, bf16=best,
-                                  seed=SEED, learning_rate=RATE, use_cpu=True, report_to="none", save_strategy="no", logging_steps=1,
-                                  disable_tqdm=True, train_sampling_strategy="group_by_length" if best else "random")
-    clock = StepClock()
-    trainer = Trainer(model, arguments, train_dataset=table, data_collator=DataCollatorWithPadding(tokenizer), callbacks=[clock])
-    started = time.perf_counter()
+def gate(job: Job) -> dict[str, Any]:
+    """The loss of one step; its gradient is left in a file."""
+    rows = gate_rows(job.experiment, job.data)
+    model, tokenizer = _model(job, NO_DROPOUT if job.experiment.kind == "heads" else {})
+    settings = {"num_train_epochs": 1, "per_device_train_batch_size": len(rows), "max_grad_norm": 1e9, "bf16": job.bf16,
+                "train_sampling_strategy": "sequential"}
+    trainer = _trainer(job, model, tokenizer, rows, settings, KeptGradient(job))
     trainer.train()
-    found = {"ends": clock.ends, "wall_seconds": time.perf_counter() - started,
-             "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]}
-    if o.predict:
-        started = time.perf_counter()
-        answers = trainer.predict(table.remove_columns("labels")).predictions.argmax(1)
-        found["predict_seconds"] = time.perf_counter() - started
-        found["answers"] = [("no", "yes")[a] for a in answers]
-    return found
+    return {"loss": next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)}
 
 
-def trl_instruction(o: Any, rows: list[dict[str, str]]) -> dict[str, Any]:
-    """TRL's SFTTrainer: as it comes, without gradient checkpointing, or that and rows packed into long sequences."""
+def _model(job: Job, config: dict[str, Any]) -> tuple[Any, Any]:
+    """A PEFT model with the shared first values, and its tokenizer."""
+    base = base_folder(job.experiment.base, job.cache)
+    narrow = job.what == "run" and job.bf16 and job.system in AT_ITS_BEST and job.experiment.kind == "instructions"
+    dtype = torch.bfloat16 if narrow else torch.float32
+    torch.manual_seed(job.seed)
+    if job.experiment.kind == "heads":
+        model = get_peft_model(AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(LABELS), dtype=dtype, **config),
+                               LoraConfig(task_type="SEQ_CLS", **lora(base)))
+    else:
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=dtype), LoraConfig(task_type="CAUSAL_LM", **lora(base)))
+    begin_with(model, job.adapter)
+    return model, AutoTokenizer.from_pretrained(base)
+
+
+def _trainer(job: Job, model: Any, tokenizer: Any, rows: Rows, settings: dict[str, Any], watcher: TrainerCallback) -> Any:
+    e = job.experiment
+    common = {"output_dir": tempfile.mkdtemp(), "seed": job.seed, "use_cpu": not torch.cuda.is_available(), "report_to": "none",
+              "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True, **settings}
+    if e.kind == "heads":
+        valid = _table(job, tokenizer, read_file(job.data, e.texts, "validation")) if e.target else None
+        return Trainer(model, TrainingArguments(**common), train_dataset=_table(job, tokenizer, rows), eval_dataset=valid,
+                       data_collator=DataCollatorWithPadding(tokenizer), callbacks=[watcher],
+                       compute_metrics=lambda p: {"accuracy": accuracy_score(p.label_ids, p.predictions.argmax(1))})
     from trl import SFTConfig, SFTTrainer
 
-    text = " ".join([INSTRUCTION] * o.instructions)
-    prompts = [f"{text}\n\n{row['text']}\n\nAnswer:" for row in rows]
-    table = datasets.Dataset.from_list([{"prompt": p, "completion": f" {row['label']}"} for p, row in zip(prompts, rows, strict=True)])
-    best = o.system != "trl"
-    arguments = SFTConfig(tempfile.mkdtemp(), num_train_epochs=o.epochs, per_device_train_batch_size=o.batch_size, seed=SEED,
-                          learning_rate=RATE, use_cpu=True, report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True,
-                          packing=o.system == "trl_packing", **({"activation_checkpointing": False} if best else {}))
-    tokenizer = AutoTokenizer.from_pretrained(o.base_folder)
-    model = AutoModelForCausalLM.from_pretrained(o.base_folder)
-    clock = StepClock()
-    trainer = SFTTrainer(model, arguments, train_dataset=table, processing_class=tokenizer, callbacks=[clock],
-                         peft_config=LoraConfig(task_type="CAUSAL_LM", **lora(o.base_folder)))
-    started = time.perf_counter()
-    trainer.train()
-    found = {"ends": clock.ends, "wall_seconds": time.perf_counter() - started,
-             "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]}
-    if o.predict:
-        found |= _generate(trainer.model, tokenizer, prompts)
-    return found
+    table = [{"prompt": prompt, "completion": f" {row['label']}"} for prompt, row in zip(_prompts(e, rows), rows, strict=True)]
+    if settings.get("packing"):  # a step then packs about as many rows as the others' steps have
+        tokens = [len(ids) for ids in tokenizer([row["prompt"] for row in table])["input_ids"]]
+        common |= {"per_device_train_batch_size": 1, "max_length": max(max(tokens) + 8, round(e.batch_size * sum(tokens) / len(tokens)))}
+    return SFTTrainer(model, SFTConfig(**common), train_dataset=datasets.Dataset.from_list(table), processing_class=tokenizer,
+                      callbacks=[watcher])
+
+
+def _table(job: Job, tokenizer: Any, rows: Rows) -> datasets.Dataset:
+    def encode(batch: dict[str, list]) -> dict[str, Any]:
+        found = tokenizer(batch["text"], truncation=True, max_length=job.experiment.max_length,
+                          padding="max_length" if job.system == "pad_to_max" else False)
+        return {**found, "labels": [LABELS.index(label) for label in batch["label"]]}
+
+    return datasets.Dataset.from_list(rows).map(encode, batched=True, remove_columns=["text", "label"])
+
+
+def _prompts(e: Experiment, rows: Rows) -> list[str]:
+    return [f"{instruction_text(e)}\n\n{row['text']}\n\nAnswer:" for row in rows]
+
+
+def _count_tokens(trainer: Any, clock: Clock) -> None:
+    """Keep the real tokens of every training batch, in the order in which they are drawn."""
+    load = trainer.get_train_dataloader
+
+    def counting(collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
+        def counted(features: list[Any]) -> Any:
+            clock.tokens.append(sum(sum(f["attention_mask"]) if "attention_mask" in f else len(f["input_ids"]) for f in features))
+            return collate(features)
+
+        return counted
+
+    def loader() -> Any:
+        plain = trainer.data_collator
+        trainer.data_collator = counting(plain)
+        try:
+            return load()
+        finally:
+            trainer.data_collator = plain
+
+    trainer.get_train_dataloader = loader
 
 
 @torch.inference_mode()
-def _generate(model: Any, tokenizer: Any, prompts: list[str]) -> dict[str, Any]:
-    """What is usually done for a closed set of labels: generate a few tokens and read them."""
+def _generate(job: Job, rows: Rows) -> dict[str, Any]:
+    """What is usually done for a closed set of labels: generate the tokens of a label and read them.
+
+    At its best the base is in what the machine is faster in, and rows of similar length are put together.
+    """
+    e, best = job.experiment, job.system in AT_ITS_BEST
+    model, tokenizer = _model(job, {})
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer.padding_side = "left"
     model.eval()
-    started, answers = time.perf_counter(), []
-    for first in range(0, len(prompts), 8):
-        batch = tokenizer(prompts[first : first + 8], return_tensors="pt", padding=True)
-        ids = model.generate(**batch, max_new_tokens=4, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-        answers += tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1]:], skip_special_tokens=True)
-    return {"predict_seconds": time.perf_counter() - started, "answers": answers}
+    prompts = _prompts(e, rows)
+    most = max(len(tokenizer(f" {label}")["input_ids"]) for label in LABELS) + 1  # and the end of the text
 
+    def answer(texts: list[str]) -> list[str]:
+        found = {}
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i])) if best else range(len(texts))
+        for first in range(0, len(texts), e.batch_size):
+            chosen = order[first : first + e.batch_size]
+            batch = tokenizer([texts[i] for i in chosen], return_tensors="pt", padding=True).to(model.device)
+            ids = model.generate(**batch, max_new_tokens=most, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+            found |= zip(chosen, tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1]:], skip_special_tokens=True), strict=True)
+        return [found[i] for i in range(len(texts))]
 
-SYSTEMS = {"heads": {"peftcls": peftcls_head, **dict.fromkeys(["trainer", "trainer_best", "pad_to_max"], trainer_head)},
-           "instructions": {"peftcls": peftcls_instruction, **dict.fromkeys(["trl", "trl_best", "trl_packing"], trl_instruction)}}
-
-
-def run(o: Any) -> None:
-    """Print one line of JSON with the times, losses and memory of one run."""
-    torch.set_num_threads(o.threads)
-    _switch_off(o.off)
-    rows = read_texts(o.data, o.texts, o.rows)
-    o.base_folder = base_folder(o.base, o.cache)
+    answer(prompts[: e.batch_size])  # kernels are built
     started = time.perf_counter()
-    found = SYSTEMS[o.kind][o.system](o, rows)
-    ends = found.pop("ends")
-    steps = [after - before for before, after in pairwise(ends)][WARM_STEPS:]
-    ordered = sorted(steps)
-    tokenizer = AutoTokenizer.from_pretrained(o.base_folder)
-    tokens = sum(len(ids) for ids in tokenizer([row["text"] for row in rows], truncation=True, max_length=o.max_length)["input_ids"])
-    if o.kind == "instructions":
-        tokens += len(rows) * len(tokenizer(" ".join([INSTRUCTION] * o.instructions))["input_ids"])
-    per_second = o.batch_size / (sum(steps) / len(steps)) if o.system != "trl_packing" else len(rows) * o.epochs / (ends[-1] - ends[0])
-    print(json.dumps({**found, "rows_per_second": per_second, "source_tokens_per_row": tokens / len(rows), "steps": len(steps),
-                      "median_step_seconds": ordered[len(steps) // 2], "p90_step_seconds": ordered[int(0.9 * (len(steps) - 1))],
-                      "predict_rows_per_second": len(rows) / found["predict_seconds"] if "predict_seconds" in found else None,
-                      "process_seconds": time.perf_counter() - started,
-                      "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    answer(prompts)
+    return {"predict_rows_per_second": len(rows) / (time.perf_counter() - started), "dtype": str(model.dtype).removeprefix("torch.")}

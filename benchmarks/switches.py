@@ -1,0 +1,75 @@
+"""How to leave out one of peftcls's fast paths, for the table of what each gives: a function for each, by its name."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def leave_out(names: tuple[str, ...]) -> None:
+    """Leave fast paths out in this process."""
+    for name in names:
+        SWITCHES[name]()
+
+
+def _no_narrow_base() -> None:
+    from peftcls import models
+
+    models.fast_dtype = lambda _: torch.float32  # type: ignore[assignment]
+
+
+def _no_own_attention() -> None:
+    from peftcls import processor
+
+    processor.LONGEST_TOKENS = 0
+
+
+def _no_packing() -> None:
+    from peftcls import gradients, packing
+
+    packing.can_pack = gradients.can_pack = lambda _: False  # type: ignore[assignment]
+
+
+def _no_shared_prefix() -> None:
+    from peftcls import prefix
+
+    prefix.can_share = lambda _: False  # type: ignore[assignment]
+
+
+def _no_kept_states() -> None:
+    from peftcls import trunk
+
+    trunk.frozen_layers = lambda _: None  # type: ignore[assignment]
+
+
+def _no_cheap_cuts() -> None:
+    from peftcls import gradients
+
+    gradients.call_tokens = lambda _: 10**9  # as few micro-batches as their limit allows
+
+
+def _logits_of_all_tokens() -> None:
+    from transformers import LlamaForCausalLM, Qwen2ForCausalLM
+
+    def reading_all(forward: Any) -> Any:
+        def computed(self: Any, *inputs: Any, logits_to_keep: Any = 0, **more: Any) -> Any:
+            output = forward(self, *inputs, **more)
+            if isinstance(logits_to_keep, torch.Tensor):
+                output.logits = output.logits[logits_to_keep]
+            return output
+
+        return computed
+
+    for kind in (LlamaForCausalLM, Qwen2ForCausalLM):
+        kind.forward = reading_all(kind.forward)  # type: ignore[method-assign]
+
+
+SWITCHES: dict[str, Callable[[], None]] = {
+    "bfloat16": _no_narrow_base,
+    "attention": _no_own_attention,
+    "packing": _no_packing,
+    "prefix": _no_shared_prefix,
+    "trunk": _no_kept_states,
+    "cuts": _no_cheap_cuts,
+    "logits": _logits_of_all_tokens,
+}
