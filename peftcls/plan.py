@@ -1,5 +1,6 @@
 """Which rows each process sees, in which micro-batches, in each step: pure functions of their arguments."""
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,9 +21,14 @@ def step_rows(rows: int, batch_size: int, seed: int, step: int, strata: Sequence
     before it. It is a permutation of all rows, or with `strata`, the stratum of each row, as many rows of each.
     """
     epoch, place = divmod(step, steps_per_epoch(rows, batch_size))
-    random = np.random.default_rng((seed, epoch))
-    order = random.permutation(rows if strata is None else _balanced(np.asarray(strata), random))
+    order = _order(rows, seed, epoch, None if strata is None else np.asarray(strata, dtype=np.int64).tobytes())
     return order[place * batch_size : (place + 1) * batch_size].tolist()
+
+
+@functools.lru_cache(maxsize=2)  # the next step's order is nearly always this one's
+def _order(rows: int, seed: int, epoch: int, strata: bytes | None) -> np.ndarray:
+    random = np.random.default_rng((seed, epoch))
+    return random.permutation(rows if strata is None else _balanced(np.frombuffer(strata, dtype=np.int64), random))
 
 
 def _balanced(strata: np.ndarray, random: np.random.Generator) -> np.ndarray:
