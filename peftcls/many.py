@@ -17,7 +17,7 @@ from peftcls.packing import can_pack
 from peftcls.pooling import class_logits
 from peftcls.processor import batch_tokens, call_tokens
 from peftcls.routing import Routes
-from peftcls.rows import Row, RowError, as_dataset, source_name
+from peftcls.rows import Row, RowError, source_name
 from peftcls.shared_base import share_base
 from peftcls.tasks.base import Answer, Batch, Feature, Task, pad_inputs
 from peftcls.tasks.classification import Classification
@@ -25,6 +25,7 @@ from peftcls.tasks.regression import Regression
 from peftcls.tasks.texts import split_windows
 
 CHUNK_ROWS = 4096  # rows in tokens at a time, as of one predictor
+LISTED = "rows"  # the name of a table that is a list
 PROBE = (23, 9, 4)  # tokens of lines that are read together and alone, before rows are
 Rows: TypeAlias = datasets.Dataset | Iterable[Mapping[str, Any] | str | Sequence[str]]
 
@@ -77,34 +78,36 @@ class ManyPredictor:
 
     def _predict(self, rows: datasets.Dataset | list[Any], wanted: list[tuple[int, int]], batch_size: int | None) -> list[Answer]:
         """The answers to pairs of a row and an adapter, by their numbers."""
-        if not wanted:
-            return []
-        table, tasks = self._table(rows, wanted), list(self.tasks.values())
-        columns: dict[str, None] = {}
-        for adapter in sorted({adapter for _, adapter in wanted}):
-            own = [row for row, asked in wanted if asked == adapter]
-            check_rows(tasks[adapter], table.select(own), with_target=False, numbers=[row + 1 for row in own])
-            columns |= dict.fromkeys(tasks[adapter].columns(with_target=False))
-        table = table.select_columns(list(columns))
+        owned: dict[int, list[int]] = {}
+        for row, adapter in wanted:
+            owned.setdefault(adapter, []).append(row)
+        tasks, named = list(self.tasks.values()), rows if isinstance(rows, datasets.Dataset) else self._named(rows, owned)
+        columns = dict.fromkeys(name for adapter in owned for name in tasks[adapter].columns(with_target=False))
+        for adapter, own in sorted(owned.items()):
+            if isinstance(named, datasets.Dataset):
+                check_rows(tasks[adapter], named.select(own), with_target=False, numbers=[row + 1 for row in own])
+            else:
+                _check_listed(tasks[adapter], named, own)
         found: list[Answer] = []
         for start in range(0, len(wanted), CHUNK_ROWS):
             chunk = wanted[start : start + CHUNK_ROWS]
             needed = sorted({row for row, _ in chunk})
-            texts: dict[int, Row] = dict(zip(needed, table.select(needed).to_list(), strict=True))
-            found += self._answers([(texts[row], row + 1, adapter) for row, adapter in chunk], source_name(table), batch_size)
+            texts = named.select_columns(list(columns)).select(needed).to_list() if isinstance(named, datasets.Dataset) else [
+                named[row] for row in needed]
+            by_number: dict[int, Row] = dict(zip(needed, texts, strict=True))
+            source = source_name(named) if isinstance(named, datasets.Dataset) else LISTED
+            found += self._answers([(by_number[row], row + 1, adapter) for row, adapter in chunk], source, batch_size)
         return found
 
-    def _table(self, rows: datasets.Dataset | list[Any], wanted: Sequence[tuple[int, int]]) -> datasets.Dataset:
-        if isinstance(rows, datasets.Dataset):
-            return rows
+    def _named(self, rows: list[Any], owned: Mapping[int, Sequence[int]]) -> list[Row]:
+        """Rows with the columns' names; a request of a few rows is not worth a table."""
         if all(isinstance(row, Mapping) for row in rows):
-            return as_dataset(rows)
+            return rows
         made: list[Row] = [{} for _ in rows]
-        for adapter, task in enumerate(self.tasks.values()):  # each names the columns of its own rows
-            own = [row for row, asked in wanted if asked == adapter]
-            for row, named in zip(own, task.rows_of([rows[row] for row in own]), strict=True):
+        for adapter, own in owned.items():
+            for row, named in zip(own, list(self.tasks.values())[adapter].rows_of([rows[row] for row in own]), strict=True):
                 made[row] |= named
-        return as_dataset(made)
+        return made
 
     @torch.inference_mode()
     def _answers(self, rows: Sequence[tuple[Row, int, int]], source: str, batch_size: int | None) -> list[Answer]:
@@ -115,12 +118,14 @@ class ManyPredictor:
         for place, (_, _, adapter) in enumerate(rows):
             groups.setdefault(self._group(adapter), []).append(place)
         device, lengths = self.model.device, [len(feature["input_ids"]) for feature in features]
+        packs = can_pack(self.model)
         answers: dict[int, Answer] = {}
         for group, members in groups.items():
             alone = group if isinstance(group, int) else None
+            call = batch_tokens(device) if alone is None and packs else call_tokens(device)  # padding that is left out cuts no batch
             shared = 0 if alone is None else tasks[alone].shared_tokens(self.model, [features[place] for place in members])
             for batch in plan.micro_batches(members, lengths, rows=batch_size, tokens=batch_tokens(device), shared=shared,
-                                            call_tokens=call_tokens(device)):
+                                            call_tokens=call):
                 owners = [rows[place][2] for place in batch]
                 answers |= zip(batch, self._read(group, [features[place] for place in batch], owners), strict=True)
         return [answers[place] for place in range(len(rows))]
@@ -191,6 +196,17 @@ def load_many(directories: Iterable[str | Path], *, base: str | Path | None, qua
     model, routes, folders = share_base(directories, base=base, quantize=quantize, device=device)
     return ManyPredictor(model, routes, {name: folder.task for name, (folder, _) in folders.items()},
                          {name: tokenizer for name, (_, tokenizer) in folders.items()})
+
+
+def _check_listed(task: Task, rows: Sequence[Row], own: Sequence[int]) -> None:
+    """Raise a RowError for the first of the task's own rows that it cannot read."""
+    columns = task.columns(with_target=False)
+    for row in own:
+        if missing := [name for name in columns if name not in rows[row]]:
+            raise RowError(f"row {row + 1} of {LISTED} has no column {missing[0]!r}; it has {list(rows[row])}. "
+                           f"{type(task).__name__} needs {columns}.")
+        if problem := task.problem(rows[row], with_target=False):
+            raise RowError(f"row {row + 1} of {LISTED} {problem}.")
 
 
 def _listed(rows: Any) -> list[Any]:

@@ -119,7 +119,7 @@ class RoutedLinear(torch.nn.Module):
             chosen, keep = self.routes.kept(self.ranks, self.scales, self.layout, inputs)
             if len(chosen) < len(down):
                 down, up = down[chosen], up[:, chosen]
-        return (found + F.linear(F.linear(inputs.to(down.dtype), down) * keep, up)).to(found.dtype)
+        return found.add_(F.linear(F.linear(inputs.to(down.dtype), down) * keep, up))  # the sum is taken in the wider of the two
 
 
 class RoutedHead(torch.nn.Module):

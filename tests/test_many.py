@@ -125,7 +125,7 @@ def test_a_pair_and_a_text_share_a_batch_and_each_row_needs_the_columns_of_its_o
     bare = together.predict([(TEXTS[0], TEXTS[1]), TEXTS[2]], ["pair", "single"])
     same(bare[0], found[0])
     same(bare[1], found[1])
-    with pytest.raises(RowError, match=r"^row 3 of rows has no text in column 'text'; fill it in or leave the row out\.$"):
+    with pytest.raises(RowError, match=r"^row 3 of rows has no column 'text'; it has \['a', 'b'\]\. Classification needs \['text'\]\.$"):
         together.predict(rows, ["pair", "single", "single"])
 
 
