@@ -1,5 +1,6 @@
 """The folder on disk: everything that another program needs besides the base model, and not a byte of that."""
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -57,7 +58,10 @@ def save_adapter(directory: str | Path, model: torch.nn.Module, task: Task, toke
         peft = isinstance(model, PeftModel)
         save_file(trained_tensors(model), beside / (ADAPTER_WEIGHTS if peft else PART_WEIGHTS), metadata={"format": "pt"})
         if isinstance(model, PeftModel):
-            model.peft_config["default"].save_pretrained(str(beside))
+            config = copy.copy(model.peft_config["default"])
+            if base_facts(model).revision is None:  # a folder: its path is nobody else's business, and nothing that PEFT could fetch
+                config.base_model_name_or_path = None
+            config.save_pretrained(str(beside))
         tokenizer.save_pretrained(str(beside))
         manifest = {"format": FORMAT, "task": task.to_json(), "base": dataclasses.asdict(base_facts(model)),
                     "method": vars(model).get(METHOD), "lineage": vars(model).get(LINEAGE, []),

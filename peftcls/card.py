@@ -38,7 +38,7 @@ def write_card(directory: str | Path, *, scores: Evaluation | None = None, about
         ValueError: the folder is incomplete or damaged.
     """
     facts, about, path = describe_folder(directory), dict(about or {}), Path(directory) / CARD
-    if path.is_file() and not re.match(OWN, path.read_text(encoding="utf-8", errors="replace"), re.DOTALL):
+    if path.is_file() and not is_own_card(path):
         return path
     task, adapter = facts["task"], facts["weights"] == ADAPTER_WEIGHTS
     data = _data(facts, "peft" if adapter else "transformers", ["peftcls", *(["peft", facts["adapter"]["method"]] if adapter else [])])
@@ -59,6 +59,11 @@ def write_card(directory: str | Path, *, scores: Evaluation | None = None, about
         old = "\n".join(f"{number}. `{one['folder']}` ({one['sum'][:12]})" for number, one in enumerate(facts["lineage"], 1))
         parts += ["## Learnt on from", old]
     return _write(path, data, parts)
+
+
+def is_own_card(path: Path) -> bool:
+    """Whether a README.md is a model card of peftcls, which may be written anew."""
+    return re.match(OWN, path.read_text(encoding="utf-8", errors="replace"), re.DOTALL) is not None
 
 
 def write_merged_card(out: str | Path, facts: Mapping[str, Any], remarks: Sequence[str]) -> Path:

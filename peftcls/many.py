@@ -46,7 +46,7 @@ class ManyPredictor:
             can_pack(model)  # asked now, of one adapter
 
     def predict(self, rows: Rows, adapter: str | Sequence[str], *, batch_size: int | None = None) -> list[Answer]:
-        """One answer a row, in the rows' order: that of the row's adapter, exactly as its folder alone gives it.
+        """One answer a row, in the rows' order: that of the row's adapter, as its folder alone gives it, up to rounding.
 
         Args:
             rows: a table, mappings, or bare texts (pairs of texts for a pair task); a row needs the columns of its own task.

@@ -155,7 +155,7 @@ def test_a_quantized_base_is_merged_in_full(base, quantize, tmp_path, request):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         folder = saved(base, tmp_path / "adapter", LABELS, quantize=quantize)
-    with pytest.warns(UserWarning, match=f"^The adapter was trained on a base in {quantize}, and is merged into the same base in full precision"):
+    with pytest.warns(UserWarning, match=f"^The adapter was trained on a base in {quantize}, and is merged into the same base in full"):
         peftcls.merge_adapter(folder, tmp_path / "merged")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
     assert {p.dtype for p in model.parameters()} == {torch.float32}
