@@ -1,5 +1,6 @@
 """The folder on disk: everything that another program needs besides the base model, and not a byte of that."""
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -15,7 +16,7 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from peftcls.adapt import set_head_dropout, trained_parameters, widen_trained, wrap_adapter
 from peftcls.folder_check import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PART_WEIGHTS, check_adapter_folder, check_finite, read_object
@@ -57,7 +58,10 @@ def save_adapter(directory: str | Path, model: torch.nn.Module, task: Task, toke
         peft = isinstance(model, PeftModel)
         save_file(trained_tensors(model), beside / (ADAPTER_WEIGHTS if peft else PART_WEIGHTS), metadata={"format": "pt"})
         if isinstance(model, PeftModel):
-            model.peft_config["default"].save_pretrained(str(beside))
+            config = copy.copy(model.peft_config["default"])
+            if base_facts(model).revision is None:  # a folder: its path is nobody else's business, and nothing that PEFT could fetch
+                config.base_model_name_or_path = None
+            config.save_pretrained(str(beside))
         tokenizer.save_pretrained(str(beside))
         manifest = {"format": FORMAT, "task": task.to_json(), "base": dataclasses.asdict(base_facts(model)),
                     "method": vars(model).get(METHOD), "lineage": vars(model).get(LINEAGE, []),
@@ -92,6 +96,29 @@ def load_adapter(directory: str | Path, *, base: str | Path | None = None, quant
     Raises:
         ValueError: the folder is incomplete or damaged, or the base is another one.
     """
+    folder = open_folder(directory)
+    task = folder.task if grow is None else grow(folder.task)
+    model, tokenizer = load_own_base(folder, task, base=base, quantize=quantize, seed=seed)
+    directory, manifest, before = folder.directory, folder.manifest, folder.task
+    loaded = _put_weights(model, directory, len(getattr(before, "labels", None) or ()))
+    vars(loaded)[METHOD] = manifest.get("method")
+    vars(loaded)[LINEAGE] = [*manifest.get("lineage", []), {"folder": directory.name, "sum": manifest["sum"], "task": before.to_json()}]
+    return loaded, task, tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """An adapter folder that is whole, and what its manifest says; its weights and its base are not read yet."""
+
+    directory: Path
+    manifest: dict[str, Any]
+    task: Task
+    base: BaseFacts
+    dtype: torch.dtype
+
+
+def open_folder(directory: str | Path) -> Folder:
+    """Look at an adapter folder. Raises ValueError where it is incomplete, damaged, or holds what peftcls never writes."""
     directory = Path(directory)
     manifest = read_manifest(directory)
     check_adapter_folder(directory, manifest)
@@ -102,15 +129,21 @@ def load_adapter(directory: str | Path, *, base: str | Path | None = None, quant
         task = kinds[name].from_json(manifest["task"])
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{directory / MANIFEST} describes a task that cannot be: {error}") from None
-    before, task = task, task if grow is None else grow(task)
     try:
         facts = BaseFacts(**{**manifest["base"], "heads": tuple(manifest["base"]["heads"])})
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}[facts.dtype]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{directory / MANIFEST} is damaged ({type(error).__name__}: {error}); copy the folder again.") from None
+    return Folder(directory, manifest, task, facts, dtype)
+
+
+def load_own_base(folder: Folder, task: Task, *, base: str | Path | None = None, quantize: Quantize | Literal["none"] | None = None,
+                  seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base that a folder names, with a head for `task`, and the folder's tokenizer; arguments and errors as of `load_adapter`."""
+    directory, facts = folder.directory, folder.base
     held = None if quantize == "none" else quantize or facts.quantize
     try:
-        model, own = load_base(base or facts.name, task, quantize=held, dtype=dtype,
+        model, own = load_base(base or facts.name, task, quantize=held, dtype=folder.dtype,
                                revision=None if base else facts.revision, pretrained=facts.random_seed is None,
                                seed=seed if facts.random_seed is None else facts.random_seed)
     except ValueError as error:
@@ -118,14 +151,16 @@ def load_adapter(directory: str | Path, *, base: str | Path | None = None, quant
     if (found := base_facts(model).fingerprint) != facts.fingerprint:
         raise ValueError(f"{base or facts.name} is not the base of {directory}: expected weights with the fingerprint "
                          f"{facts.fingerprint[:12]}, found {found[:12]}; pass base=... with the model the adapter was trained on.")
-    with told(f"the tokenizer of {directory}"):
-        tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
-    if POSITIONS in vars(own):
-        vars(tokenizer)[POSITIONS] = vars(own)[POSITIONS]
-    loaded = _put_weights(model, directory, len(getattr(before, "labels", None) or ()))
-    vars(loaded)[METHOD] = manifest.get("method")
-    vars(loaded)[LINEAGE] = [*manifest.get("lineage", []), {"folder": directory.name, "sum": manifest["sum"], "task": before.to_json()}]
-    return loaded, task, tokenizer
+    return model, load_own_tokenizer(folder, like=own)
+
+
+def load_own_tokenizer(folder: Folder, *, like: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A folder's tokenizer; `like` is another for the same base, which knows how many positions that has."""
+    with told(f"the tokenizer of {folder.directory}"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder.directory), trust_remote_code=False)
+    if POSITIONS in vars(like):
+        vars(tokenizer)[POSITIONS] = vars(like)[POSITIONS]
+    return tokenizer
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

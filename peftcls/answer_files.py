@@ -24,7 +24,7 @@ from peftcls.tasks.extractive_qa import ExtractiveQA
 from peftcls.tasks.instruction import Instruction
 from peftcls.tasks.regression import Regression
 
-CHUNK_ROWS = 1024
+CHUNK_ROWS = 256  # what an interruption can cost; enough for rows of similar length to be put together
 ENDINGS = (".csv", ".jsonl", ".parquet", ".tsv")
 PREFIX = "predicted_"  # before the names of all answers where the rows have a column of one of them already
 PART = ".part"

@@ -9,6 +9,7 @@ from peftcls.doctor.findings import Examination, Finding
 from peftcls.evaluation import compare_answers, evaluate_answers
 from peftcls.folds import cross_validate
 from peftcls.learning_on import learn_on, side_by_side, with_replay
+from peftcls.many import ManyPredictor
 from peftcls.merge import merge_adapter
 from peftcls.models import attention_projections, head_modules, load_base
 from peftcls.predictor import Predictor, load_predictor
@@ -21,7 +22,7 @@ from peftcls.tasks.instruction import Instruction
 from peftcls.tasks.regression import Regression
 from peftcls.trainer import Trainer
 
-__all__ = ["Answer", "Classification", "Decisions", "Examination", "ExtractiveQA", "Finding", "Instruction", "Predictor", "Regression",
-           "RowError", "Task", "TrainConfig", "Trainer", "attach_lora", "attention_projections", "check_rows", "compare_answers",
-           "cross_validate", "evaluate_answers", "examine_rows", "head_modules", "learn_on", "load_base", "load_predictor",
-           "merge_adapter", "read_rows", "side_by_side", "train_only", "with_replay", "write_card"]
+__all__ = ["Answer", "Classification", "Decisions", "Examination", "ExtractiveQA", "Finding", "Instruction", "ManyPredictor", "Predictor",
+           "Regression", "RowError", "Task", "TrainConfig", "Trainer", "attach_lora", "attention_projections", "check_rows",
+           "compare_answers", "cross_validate", "evaluate_answers", "examine_rows", "head_modules", "learn_on", "load_base",
+           "load_predictor", "merge_adapter", "read_rows", "side_by_side", "train_only", "with_replay", "write_card"]

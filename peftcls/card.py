@@ -38,7 +38,7 @@ def write_card(directory: str | Path, *, scores: Evaluation | None = None, about
         ValueError: the folder is incomplete or damaged.
     """
     facts, about, path = describe_folder(directory), dict(about or {}), Path(directory) / CARD
-    if path.is_file() and not re.match(OWN, path.read_text(encoding="utf-8", errors="replace"), re.DOTALL):
+    if path.is_file() and not is_own_card(path):
         return path
     task, adapter = facts["task"], facts["weights"] == ADAPTER_WEIGHTS
     data = _data(facts, "peft" if adapter else "transformers", ["peftcls", *(["peft", facts["adapter"]["method"]] if adapter else [])])
@@ -59,6 +59,11 @@ def write_card(directory: str | Path, *, scores: Evaluation | None = None, about
         old = "\n".join(f"{number}. `{one['folder']}` ({one['sum'][:12]})" for number, one in enumerate(facts["lineage"], 1))
         parts += ["## Learnt on from", old]
     return _write(path, data, parts)
+
+
+def is_own_card(path: Path) -> bool:
+    """Whether a README.md is a model card of peftcls, which may be written anew."""
+    return re.match(OWN, path.read_text(encoding="utf-8", errors="replace"), re.DOTALL) is not None
 
 
 def write_merged_card(out: str | Path, facts: Mapping[str, Any], remarks: Sequence[str]) -> Path:
@@ -147,20 +152,31 @@ def _loading(facts: Mapping[str, Any], *, adapter: bool) -> str:
     name, known = CLASSES[task["name"]], hub_name(base)
     elsewhere = known is None and base["name"] != "demo"
     where = f'"{known}", revision="{base["revision"]}"' if known else '"path/to/the/base"' if elsewhere else "peftcls.demo.BASE_FOLDER"
-    outputs = {"Classification": len(task.get("labels") or ()), "Regression": 1}.get(task["name"])
+    named, causal = task["name"] == "Classification", facts["base"]["causal"] and task["name"] in ("Classification", "Regression")
     moved = ', base="path/to/the/base"' if elsewhere else ""
     own = f"from peftcls import load_predictor\n\npredictor = load_predictor({folder}{moved})"
     if adapter:
-        reader, put = "from peft import PeftModel", f"model = PeftModel.from_pretrained(model, {folder})"
+        reader, put = "from peft import PeftModel", "model = PeftModel.from_pretrained(model, folder)"
     else:
         reader = "from safetensors.torch import load_file"
-        put = f'model.load_state_dict(load_file("path/to/this/folder/{facts["weights"]}"), strict=False)'
-    imports = [*([] if known or elsewhere else ["import peftcls.demo"]), reader, f"from transformers import {name}"]
-    sized = f", num_labels={outputs}" if outputs else ""
-    plain = "\n".join([*imports, "", f"model = {name}.from_pretrained({where}{sized})", put])
+        put = f'model.load_state_dict(load_file(f"{{folder}}/{facts["weights"]}"), strict=False)'
+    imports = [*(["import json", "from pathlib import Path", ""] if named else []),
+               *([] if known or elsewhere else ["import peftcls.demo"]), reader, f"from transformers import AutoTokenizer, {name}"]
+    sized = {"Classification": ", id2label=names, label2id={label: n for n, label in names.items()}", "Regression": ", num_labels=1"}
+    lines = [f"folder = {folder}", "tokenizer = AutoTokenizer.from_pretrained(folder)"]
+    lines += ['task = json.loads(Path(folder, "peftcls.json").read_text(encoding="utf-8"))["task"]',
+              'names = dict(enumerate(task["labels"]))'] if named else []
+    lines += [f'model = {name}.from_pretrained({where}{sized.get(task["name"], "")}, dtype="{base["dtype"]}")', put]
+    lines += ["model.config.pad_token_id = tokenizer.pad_token_id  # the head looks for the token before the padding"] if causal else []
+    plain = "\n".join([*imports, "", *lines])
     return (f"With peftcls, which answers exactly as it was trained to, and refuses another base:\n\n```python\n{own}\n```\n\n"
-            f"With {'plain PEFT' if adapter else 'plain transformers'}, which gives the weights alone; task, labels, template and "
-            f"decisions are in `peftcls.json`:\n\n```python\n{plain}\n```")
+            f"With {'plain PEFT' if adapter else 'plain transformers'}, which gives the weights alone; template, lengths and "
+            f"decisions are in `peftcls.json`{_narrowed(base)}:\n\n```python\n{plain}\n```")
+
+
+def _narrowed(base: Mapping[str, Any]) -> str:
+    """What the plain classes do otherwise with a narrow base, in the words that end a sentence."""
+    return "" if base["dtype"] in ("float32", "float64") else f", and a head that was trained in float32 is narrowed to {base['dtype']}"
 
 
 def _write(path: Path, data: ModelCardData, parts: Sequence[str]) -> Path:

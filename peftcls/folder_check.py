@@ -21,6 +21,7 @@ READ_FILES = frozenset((ADAPTER_WEIGHTS, ADAPTER_CONFIG, PART_WEIGHTS, TOKENIZER
                         "merges.txt", "tokenizer.model", "spiece.model", "special_tokens_map.json", "added_tokens.json"))
 """Names that a library would read in an adapter folder, whether or not its manifest lists them."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
+PAGE, METRICS, FIGURES = "report.html", "metrics.json", "figures"  # a report, which may stand in an adapter folder
 MANIFEST_BYTES = 16 * 1024 * 1024
 METHODS = ("LORA", "ADALORA", "IA3")  # the kinds of adapter that attach_lora makes
 HEADS = frozenset(("classifier", "score", "qa_outputs"))  # PEFT adds these names to those that it is given
@@ -31,6 +32,25 @@ SWITCHES = frozenset(("fan_in_fan_out", "inference_mode", "use_dora", "use_rslor
 BASE_TYPES: dict[str, tuple[type, ...]] = {
     "name": (str,), "revision": (str, type(None)), "fingerprint": (str,), "quantize": (str, type(None)), "dtype": (str,), "heads": (list,),
     "causal": (bool,), "random_seed": (int, type(None))}
+
+
+def check_out_folder(directory: Path) -> None:
+    """Raise ValueError where a run would write into a base model, or its report would replace somebody else's files."""
+    if (directory / "config.json").is_file() and not (directory / "peftcls.json").is_file():
+        raise ValueError(f"{directory} holds a model of its own (config.json), expected a new folder or one of an adapter; choose another.")
+    check_report_room(directory)
+
+
+def check_report_room(directory: Path) -> None:
+    """Raise ValueError where a report would replace files that are no report of peftcls."""
+    there = [name for name in (METRICS, PAGE, FIGURES) if (directory / name).exists()]
+    try:
+        own = {"headline", "format"} <= json.loads((directory / METRICS).read_text(encoding="utf-8")).keys() if there else True
+    except (OSError, ValueError, AttributeError, RecursionError):
+        own = False
+    if not own:
+        raise ValueError(f"{there[0]} in {directory} belongs to no report of peftcls and would be replaced; move it, or choose another "
+                         "folder.")
 
 
 def check_links(folder: Path) -> None:

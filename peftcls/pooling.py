@@ -46,7 +46,7 @@ def _line_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor], pooling
         moved = {name: values.gather(1, order) for name, values in inputs.items()}
         first = torch.zeros_like(moved["attention_mask"], dtype=torch.bool)
         first[:, 0] = True
-        with packed(inner, moved["attention_mask"], reads=first if _reads_first_alone(inner) else None):
+        with packed(inner, moved["attention_mask"], reads=first if reads_first_alone(inner) else None):
             return model(**moved).logits
     reads = None if pooling == "mean" else _place(inputs["attention_mask"], pooling or "last")
     with packed(inner, inputs["attention_mask"], reads=reads):
@@ -94,7 +94,7 @@ def _place(mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:
     return places == place.unsqueeze(1)
 
 
-def _reads_first_alone(inner: Any) -> bool:
+def reads_first_alone(inner: Any) -> bool:
     """Whether the head of an encoder reads its first token and no other: asked once, of the model itself."""
     if not can_narrow(inner):
         return False

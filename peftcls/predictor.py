@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import datasets
 import torch
@@ -12,6 +12,7 @@ from peftcls import plan, trunk
 from peftcls.adapters import load_adapter
 from peftcls.check import check_rows
 from peftcls.features import encode_rows
+from peftcls.many import ManyPredictor, load_many
 from peftcls.models import Quantize, base_facts
 from peftcls.processor import batch_tokens, call_tokens
 from peftcls.rows import Row, RowError, as_dataset, source_name
@@ -94,19 +95,29 @@ class Predictor:
         return [answers[i] for i in range(len(features))]
 
 
-def load_predictor(directory: str | Path, *, base: str | Path | None = None, quantize: Quantize | None = None,
-                   device: str | torch.device | None = None) -> Predictor:
+@overload
+def load_predictor(directory: str | Path, *, base: str | Path | None = None,  # type: ignore[overload-overlap]
+                   quantize: Quantize | None = None, device: str | torch.device | None = None) -> Predictor: ...
+@overload
+def load_predictor(directory: Sequence[str | Path], *, base: str | Path | None = None, quantize: Quantize | None = None,
+                   device: str | torch.device | None = None) -> ManyPredictor: ...
+def load_predictor(directory: str | Path | Sequence[str | Path], *, base: str | Path | None = None, quantize: Quantize | None = None,
+                   device: str | torch.device | None = None) -> Predictor | ManyPredictor:
     """Load an adapter folder for prediction: one call, and nothing but the folder and its base is needed.
 
     Args:
-        directory: written by `Trainer.fit` or `Trainer.save`.
+        directory: written by `Trainer.fit` or `Trainer.save`; or several in a list, which then share one base in memory, for
+            their names' rows (see `ManyPredictor`).
         base: where the base model is now, if it moved; another model of the same shape is refused.
         quantize: "8bit" or "4bit"; as at training unless given.
         device: where to compute; the first GPU if there is one, unless given.
 
     Raises:
-        ValueError: the folder is incomplete or damaged, or the base is not the one it was trained on.
+        ValueError: the folder is incomplete or damaged, or the base is not the one it was trained on; of several folders, two
+            cannot share a base, or have the same name.
     """
+    if not isinstance(directory, str | Path):
+        return load_many(directory, base=base, quantize=quantize, device=device)
     model, task, tokenizer = load_adapter(directory, base=base, quantize=quantize)
     model.requires_grad_(False)
     if base_facts(model).quantize is None:

@@ -19,6 +19,7 @@ from peftcls.check import check_rows
 from peftcls.demo import sample
 from peftcls.evaluation import Evaluation, evaluate_answers
 from peftcls.faults import RunStoppedError
+from peftcls.folder_check import check_out_folder
 from peftcls.models import base_facts, load_base
 from peftcls.predictor import Predictor
 from peftcls.report import THIS_RUN, Meter, describe_run, write_report
@@ -103,8 +104,9 @@ def check_first(task: Task, options: argparse.Namespace, test: datasets.Dataset 
 
     Raises:
         RowError: a test row has no text or an unknown label, or the file to answer lacks a column.
-        ValueError: the predictions cannot be written where they should go.
+        ValueError: the predictions cannot be written where they should go, or --out holds somebody else's files.
     """
+    check_out_folder(Path(options.out))
     if test is not None:
         check_rows(task, test)
     if options.predict:

@@ -3,11 +3,14 @@
 import re
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
 import peftcls
 from peftcls.adapters import save_adapter
+from peftcls.pooling import class_logits
 
+TEXTS = ["the patient was given a new drug and recovered", "stock prices fell", "yes"]
 TASK = peftcls.Classification(labels=("no", "yes"), max_length=64)
 TASKS = {"text-classification": TASK, "question-answering": peftcls.ExtractiveQA(unanswerable=True, max_length=64),
          "text-generation": peftcls.Instruction(template="{input}: ", max_length=64, max_new_tokens=4)}
@@ -52,13 +55,33 @@ def test_a_card_without_scores_says_so_and_one_with_scores_shows_their_intervals
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT asks by the old name
-def test_the_code_in_a_card_runs(bert, tmp_path):
-    for name, part in (("adapter", None), ("part", "head")):
-        text = peftcls.write_card(saved(bert, tmp_path / name, part=part)).read_text()
-        blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-        assert len(blocks) == 2
-        for block in blocks:
-            exec(block.replace("path/to/this/folder", str(tmp_path / name)).replace("path/to/the/base", bert), {})
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("part", [None, "head"])
+@pytest.mark.parametrize("name", ["bert", "llama", "gpt2"])
+def test_the_code_in_a_card_gives_the_same_logits_and_label_names(name, part, dtype, tmp_path, request):
+    base, folder = request.getfixturevalue(name), tmp_path / "a"
+    model, tokenizer = peftcls.load_base(base, TASK, dtype=dtype)
+    model = peftcls.train_only(model, TASK, part) if part else peftcls.attach_lora(model, TASK, rank=2)
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    text = peftcls.write_card(save_adapter(folder, model, TASK, tokenizer)).read_text()
+    own, plain = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    said: list[dict] = [{}, {}]
+    for block, names in zip((own, plain), said, strict=True):
+        exec(block.replace("path/to/this/folder", str(folder)).replace("path/to/the/base", base), names)
+    found, predictor = said[1]["model"].eval(), said[0]["predictor"]
+    batch = said[1]["tokenizer"](TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = found(**batch).logits
+        expected = class_logits(predictor.model, dict(batch), None)
+    assert expected.std() > 0.01
+    near = 1e-4 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(logits.float(), expected, atol=near, rtol=0)
+    assert found.config.id2label == dict(enumerate(predictor.label_names)) == {0: "no", 1: "yes"}
+    assert found.config.label2id == {"no": 0, "yes": 1}
+    assert ("narrowed to bfloat16" in text) == (dtype == torch.bfloat16)
 
 
 def test_a_card_tells_limits_in_plain_words(bert, llama, tmp_path):

@@ -19,7 +19,9 @@ import peftcls
 from peftcls import answer_files, cli, recipe
 from peftcls.adapt import Part
 from peftcls.adapters import save_adapter
+from peftcls.cli.folders import copy_for_others
 from peftcls.cli.guess import guess_columns
+from peftcls.cli.wording import in_options
 from peftcls.methods import Method
 from peftcls.models import Quantize
 from peftcls.rows import as_dataset, name_source, read_rows
@@ -91,6 +93,7 @@ def test_a_file_becomes_an_adapter_with_scores_and_a_card(messages, bert, tmp_pa
     assert "- learnt from: 34 rows (messages.csv, training rows)" in card
     assert "On 7 test rows (messages.csv, test rows):" in card
     assert "SHA-256 of the training file" in card
+    assert json.loads((tmp_path / "spam" / "adapter_config.json").read_text())["base_model_name_or_path"] is None, "no path of this machine"
 
 
 def test_files_and_columns_that_are_given_are_taken(messages, bert, tmp_path, capsys):
@@ -154,7 +157,7 @@ def test_a_run_that_was_cut_is_gone_on_with_and_ends_as_the_uninterrupted_one(me
     assert "Traceback" not in err
     code, _, err = run(capsys, *line("cut"))
     assert code == 1
-    assert "of a run that was not finished; go on with resume=True, or remove it." in err
+    assert "of a run that was not finished; go on with --resume, or remove it." in err
     code, out, err = run(capsys, *line("cut"), "--resume")
     assert code == 0, err
     assert "going on from checkpoint" in out
@@ -342,6 +345,20 @@ def test_typed_texts_are_answered_until_an_empty_line(classifier, capsys, monkey
     assert "yes 0." in out
 
 
+def test_a_pair_is_typed_in_two_lines_or_in_one_with_a_tab(bert, tmp_path, capsys, monkeypatch):
+    folder = saved(bert, tmp_path / "pair", peftcls.Classification(text=("a", "b"), labels=("no", "yes"), max_length=32))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a patient\nstock prices\nyes\tno\n"))
+    code, out, _ = run(capsys, "try", folder)
+    expected = peftcls.load_predictor(folder).predict([("a patient", "stock prices"), ("yes", "no")])
+    assert code == 0
+    assert [line.split("   ")[0] for line in out.splitlines()] == [answer.label for answer in expected]
+    for text in ("a patient\nstock prices\nyes\n", "yes\n\n"):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+        code, _, err = run(capsys, "try", folder)
+        assert (code, err) == (1, "the last row has 'a' and no 'b'; give each of ['a', 'b'] a line of its own, or all of them in one line "
+                                  "with tabs between them.\n")
+
+
 def test_questions_are_asked_of_a_file(bert, tmp_path, capsys, monkeypatch):
     folder = saved(bert, tmp_path / "qa", peftcls.ExtractiveQA(max_length=64, unanswerable=False))
     (tmp_path / "leaflet.txt").write_text("the patient was given a new drug and recovered")
@@ -357,6 +374,14 @@ def test_a_merged_folder_says_what_changes(bert, tmp_path, capsys):
     code, _, err = run(capsys, "merge", folder, tmp_path / "merged")
     assert (code, err.splitlines()[-1][:34]) == (0, "note: The output is in units of th")
     assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
+def test_what_is_pushed_is_whole_and_holds_no_path_of_this_machine(classifier, bert, tmp_path):
+    copied = copy_for_others(classifier, tmp_path / "copy")
+    assert not any(bert.encode() in file.read_bytes() for file in copied.iterdir())
+    assert {file.name for file in copied.iterdir()} == {*json.loads((copied / "peftcls.json").read_text())["files"], "peftcls.json"}
+    answers = [peftcls.load_predictor(folder, base=bert).predict(["a patient"]) for folder in (copied, classifier)]
+    assert answers[0] == answers[1]
 
 
 def test_a_push_without_a_hub_is_one_sentence(classifier, capsys):
@@ -401,15 +426,53 @@ def test_a_mistyped_command_is_told_what_was_meant(arguments, said, capsys):
      "{rows} would replace the rows that are answered; give another file for the answers."),
     (["predict", "{folder}", "{rows}", "--out", "{tmp}/a.csv"],
      "row 1 of messages.csv has no column 'text'; it has ['message', 'category']. Classification needs ['text']."),
+    (["train", "{rows}", "--out", "{tmp}/a", "--labels", ""],
+     "--labels '': expected different names with commas between them, none of them empty: --labels yes,no."),
+    (["check", "{rows}", "--labels", "yes,,no"],
+     "--labels 'yes,,no': expected different names with commas between them, none of them empty: --labels yes,no."),
+    (["train", "{rows}", "--out", "{tmp}/a", "--max-length", "4"], "--max-length 4: expected at least 8 tokens."),
+    (["train", "{rows}", "--out", "{base}"],
+     "{base} holds a model of its own (config.json), expected a new folder or one of an adapter; choose another."),
     (["show", "{tmp}/none"], "there is no folder {tmp}/none, expected one that Trainer.save wrote."),
     (["try", "{folder}", "--context", "{rows}"], "--context is for a folder that answers questions; {folder} holds a Classification.")])
-def test_what_is_wrong_is_one_sentence_and_nothing_is_written(arguments, said, messages, classifier, tmp_path, capsys):
+def test_what_is_wrong_is_one_sentence_and_nothing_is_written(arguments, said, messages, classifier, bert, tmp_path, capsys):
     table(tmp_path / "few.csv", ["message", "category"], MESSAGES[2:6])
     before = sorted(tmp_path.iterdir())
-    places = {"rows": messages, "tmp": tmp_path, "folder": classifier}
+    places = {"rows": messages, "tmp": tmp_path, "folder": classifier, "base": bert}
     code, _, err = run(capsys, *(argument.format(**places) for argument in arguments))
     assert (code, err) == (1, said.format(**places) + "\n")
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "report.html", "figures"])
+def test_files_of_somebody_else_are_not_replaced_by_a_report(name, messages, tmp_path, capsys):
+    (out := tmp_path / "mine").mkdir()
+    (out / "figures").mkdir() if name == "figures" else (out / name).write_text('{"accuracy": 1}')
+    code, _, err = run(capsys, "train", messages, "--out", out)
+    assert code == 1
+    assert err == f"{name} in {out} belongs to no report of peftcls and would be replaced; move it, or choose another folder.\n"
+    assert [path.name for path in out.iterdir()] == [name]
+
+
+def test_a_readme_of_somebody_else_is_left_and_a_second_run_into_the_folder_is_welcome(messages, bert, tmp_path, capsys):
+    (out := tmp_path / "mine").mkdir()
+    (out / "README.md").write_text("# My notes\n")
+    for _ in range(2):
+        code, said, err = run(capsys, "train", messages, "--out", out, "--model", bert, *FAST)
+        assert code == 0, err
+        assert f"note: {out / 'README.md'} is no model card of peftcls; it was left as it is.\n" in said
+    assert (out / "README.md").read_text() == "# My notes\n"
+
+
+@pytest.mark.parametrize(("sentence", "said"), [
+    ("max_length=4: expected at least 8 tokens.", "--max-length 4: expected at least 8 tokens."),
+    ("raise max_length or use long_text='truncate'", "raise --max-length or use long_text='truncate'"),
+    ("load it with quantize='8bit', and go on with resume=True.", "load it with --quantize 8bit, and go on with --resume."),
+    ("my_max_length=3, 'max_length', load(rank=2) and max_length.csv", "my_max_length=3, 'max_length', load(rank=2) and max_length.csv"),
+    ("the text column", "the text column")])
+def test_settings_are_called_by_the_names_of_their_options(sentence, said):
+    assert in_options(sentence, cli.train) == said
+    assert in_options(sentence, None) == sentence
 
 
 def test_a_row_that_fails_late_is_named_by_its_own_number(bert, tmp_path, capsys, monkeypatch):

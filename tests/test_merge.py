@@ -9,7 +9,7 @@ import transformers
 from tokenizers.processors import TemplateProcessing
 
 import peftcls
-from peftcls.adapters import save_adapter
+from peftcls.adapters import load_adapter, save_adapter
 from peftcls.pooling import class_logits
 
 TEXTS = ["the patient was given a new drug and recovered", "stock prices fell", "yes", "radio waves from a galaxy far away"]
@@ -54,22 +54,19 @@ def test_a_merged_head_answers_in_plain_transformers_as_the_adapter_does(base, s
     torch.testing.assert_close(alone, expected, atol=1e-4, rtol=0)
 
 
-def test_a_merged_folder_works_in_a_pipeline_with_its_label_names(bert, tmp_path):
-    folder = saved(bert, tmp_path / "adapter", LABELS)
+@pytest.mark.parametrize("several", [False, True], ids=["one label", "several labels"])
+@pytest.mark.parametrize("base", ["bert", "llama", "gpt2"])
+def test_a_merged_folder_works_in_a_pipeline_with_its_label_names(base, several, tmp_path, request):
+    task = dataclasses.replace(LABELS, multi_label=True, loss="bce") if several else LABELS
+    folder = saved(request.getfixturevalue(base), tmp_path / "adapter", task)
     peftcls.merge_adapter(folder, tmp_path / "merged")
-    said = transformers.pipeline("text-classification", str(tmp_path / "merged"), top_k=None)(TEXTS)
+    said = transformers.pipeline("text-classification", str(tmp_path / "merged"), top_k=None)(TEXTS, batch_size=len(TEXTS))
     for row, answer in zip(said, peftcls.load_predictor(folder).predict(TEXTS), strict=True):
         assert {one["label"]: pytest.approx(one["score"], abs=1e-4) for one in row} == answer.probabilities
     config = transformers.AutoConfig.from_pretrained(tmp_path / "merged")
     assert config.id2label == {0: "no", 1: "maybe", 2: "yes"}
     assert config.label2id == {"no": 0, "maybe": 1, "yes": 2}
-    assert config.problem_type == "single_label_classification"
-
-
-def test_a_merged_multi_label_head_keeps_its_problem_type(bert, tmp_path):
-    folder = saved(bert, tmp_path / "adapter", dataclasses.replace(LABELS, multi_label=True, loss="bce"))
-    peftcls.merge_adapter(folder, tmp_path / "merged")
-    assert transformers.AutoConfig.from_pretrained(tmp_path / "merged").problem_type == "multi_label_classification"
+    assert config.problem_type == f"{'multi' if several else 'single'}_label_classification"
 
 
 def test_a_merged_pair_is_read_as_a_pair(bert, tmp_path):
@@ -151,15 +148,23 @@ def test_what_transformers_leaves_out_is_said(llama, tmp_path):
         "This tokenizer sets nothing between two texts; begin the second one with a new line, as in training."]
 
 
-def test_a_base_in_8_bits_is_merged_in_full(bert, tmp_path):
+@pytest.mark.parametrize("quantize", ["8bit", "4bit"])
+@pytest.mark.parametrize("base", ["bert", "llama"])
+def test_a_quantized_base_is_merged_in_full(base, quantize, tmp_path, request):
+    base = request.getfixturevalue(base)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        folder = saved(bert, tmp_path / "adapter", LABELS, quantize="8bit")
-    with pytest.warns(UserWarning, match="^The adapter was trained on a base in 8bit, and is merged into the same base in full precision"):
+        folder = saved(base, tmp_path / "adapter", LABELS, quantize=quantize)
+    with pytest.warns(UserWarning, match=f"^The adapter was trained on a base in {quantize}, and is merged into the same base in full"):
         peftcls.merge_adapter(folder, tmp_path / "merged")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert getattr(model.config, "quantization_config", None) is None
+    full, task, tokenizer = load_adapter(folder, quantize="none")
+    features = [task.encode({"text": text}, tokenizer, with_target=False) for text in TEXTS]
+    with torch.no_grad():
+        expected = class_logits(full.float(), task.collate(features, tokenizer), None)
+    torch.testing.assert_close(plain_logits(tmp_path / "merged", TEXTS), expected, atol=1e-4, rtol=0)
 
 
 def test_a_folder_that_holds_something_is_never_merged_into(bert, tmp_path):

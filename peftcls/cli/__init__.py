@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from peftcls.cli.wording import in_options
+
 TASKS = ("classification", "pair", "multi-label", "regression", "qa", "instruction", "keywords")
 METHODS = ("lora", "lora+", "dora", "rslora", "pissa", "adalora", "ia3")
 PARTS = ("head", "last_block", "last_two_blocks", "all")
@@ -39,8 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return WRONG
     except (click.ClickException, ValueError, FloatingPointError, OSError, RuntimeError) as error:
-        print(error.format_message() if isinstance(error, click.ClickException) else error, file=sys.stderr)
+        print(error.format_message() if isinstance(error, click.ClickException) else in_options(str(error), _command(arguments)),
+              file=sys.stderr)
         return WRONG
+
+
+def _command(arguments: Sequence[str] | None) -> click.Command | None:
+    """The command that was run."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return commands.commands.get(given[0]) if given else None
 
 
 def _with_suggestion(error: click.UsageError) -> click.UsageError:
@@ -112,6 +121,8 @@ def json_option(command: Command) -> Command:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the rows put aside, new weights and order.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out.")
 @click.option("--dry-run", is_flag=True, help="Two steps on the longest rows: memory, time, what is trained; nothing is written.")
+@click.option("--tracker", "trackers", multiple=True, metavar="NAME", help="tensorboard, wandb, mlflow, trackio: what is installed.")
+@click.option("--push-to-hub", metavar="REPO", help="Put the folder on the hub at the end, as owner/name.")
 @encoding_option
 def train(**options: Any) -> None:
     """Learn from the rows of FILE (csv, tsv, json, jsonl, parquet) and leave an adapter folder.
@@ -221,6 +232,8 @@ def compare(**options: Any) -> None:
 @base_option
 def try_out(**options: Any) -> None:
     """Type a text and see the answer; an empty line ends it. Lines can also be piped in.
+
+    Where a row has two texts, such as a pair, they are two lines, or one line with a tab between them.
 
     \b
     peftcls try runs/spam

@@ -69,16 +69,29 @@ def try_texts(*, directory: Path, context: Path | None, base: str | None) -> Non
 
 
 def _typed(columns: list[str]) -> Iterator[Row]:
-    """Rows of one line a column, until a line is empty or there is none."""
+    """Rows of one line a column, or of one line with tabs between the columns, until a line is empty or there is none.
+
+    Raises:
+        ValueError: the input ends, or has an empty line, within a row.
+    """
+    if len(columns) > 1 and sys.stdin.isatty():
+        print(f"a row has {len(columns)} lines: {', '.join(columns)}; an empty line ends it.")
     while True:
         row: Row = {}
         for name in columns:
             if sys.stdin.isatty():
                 print(f"{name}> ", end="", flush=True)
-            line = sys.stdin.readline().strip()
-            if not line:
+            line = sys.stdin.readline().rstrip("\r\n")
+            parts = line.split("\t")
+            if not row and len(columns) > 1 and len(parts) == len(columns):
+                row = dict(zip(columns, parts, strict=True))
+                break
+            if not line.strip():
+                if row:
+                    raise ValueError(f"the last row has {', '.join(map(repr, row))} and no {name!r}; give each of {columns} a line of its "
+                                     "own, or all of them in one line with tabs between them.")
                 return
-            row[name] = line
+            row[name] = line.strip()
         yield row
 
 

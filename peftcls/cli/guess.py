@@ -13,6 +13,7 @@ from peftcls.tasks.base import Task
 from peftcls.tasks.classification import Classification
 from peftcls.tasks.extractive_qa import ExtractiveQA
 from peftcls.tasks.instruction import TEMPLATE, Instruction
+from peftcls.tasks.labels import label_name
 from peftcls.tasks.prompt import placeholders
 from peftcls.tasks.regression import Regression
 
@@ -96,6 +97,16 @@ def task_for(columns: Columns, *, labels: Sequence[str] | None = None, prompt: s
     weight: Any = class_weight
     return Classification(text=text, label=columns.label, multi_label=kind == "multi-label", labels=tuple(labels) if labels else None,
                           class_weight=weight, **given)
+
+
+def listed_labels(labels: str | None) -> list[str] | None:
+    """The label names of --labels; None where it is not given. Raises ValueError where one is empty."""
+    if labels is None:
+        return None
+    names = [label_name(name) for name in labels.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise ValueError(f"--labels {labels!r}: expected different names with commas between them, none of them empty: --labels yes,no.")
+    return names
 
 
 def _template(columns: Columns) -> str:

@@ -9,11 +9,13 @@ from typing import Any
 import datasets
 
 from peftcls.adapt import Part, attach_lora, train_only
-from peftcls.card import write_card
+from peftcls.card import is_own_card, write_card
 from peftcls.check import check_rows
-from peftcls.cli.guess import guess_columns, task_for
+from peftcls.cli.folders import push_folder
+from peftcls.cli.guess import guess_columns, listed_labels, task_for
 from peftcls.config import TrainConfig
 from peftcls.doctor.examine import examine_rows
+from peftcls.folder_check import check_out_folder
 from peftcls.methods import Method
 from peftcls.models import Quantize, load_base
 from peftcls.recipe import report_scores
@@ -22,7 +24,6 @@ from peftcls.rows import name_source, read_rows, source_name
 from peftcls.split import split_off
 from peftcls.tasks.base import Task
 from peftcls.tasks.classification import Classification
-from peftcls.tasks.labels import label_name
 from peftcls.tasks.regression import Regression
 from peftcls.trainer import Trainer
 
@@ -35,13 +36,15 @@ RATE, RATE_OF_ALL = 1e-3, 5e-5  # a whole pretrained model is moved more gently 
 def train_file(*, file: str, out: Path, kind: str | None, text: tuple[str, ...], label: str | None, labels: str | None, prompt: str | None,
                class_weight: str | None, valid: str | None, test: str | None, model: str, quantize: Quantize | None, method: Method | None,
                rank: int | None, targets: str | None, part: Part | None, epochs: int, batch_size: int, learning_rate: float | None,
-               max_length: int | None, seed: int, resume: bool, dry_run: bool, encoding: str | None) -> None:
+               max_length: int | None, seed: int, resume: bool, dry_run: bool, trackers: tuple[str, ...], push_to_hub: str | None,
+               encoding: str | None) -> None:
     """Train on a file, save, and print the scores; every argument is an option of `peftcls train`."""
     if part and (method or rank or targets):
         raise ValueError("--part trains the model itself, --method, --rank and --targets are of an adapter; leave out one or the others.")
+    check_out_folder(out)
     meter, rows = Meter(), read_rows(file, encoding=encoding)
     columns = guess_columns(rows, kind=kind, text=text, label=label)
-    named = [label_name(name) for name in labels.split(",")] if labels else None
+    named = listed_labels(labels)
     plain = task_for(columns, labels=named, prompt=prompt, max_length=max_length, class_weight=class_weight)
     task = plain.learn(rows)
     names = getattr(task, "labels", None)
@@ -73,7 +76,7 @@ def train_file(*, file: str, out: Path, kind: str | None, text: tuple[str, ...],
         rank = rank or RANK
         trained = attach_lora(loaded, task, rank=rank, alpha=2 * rank, dropout=DROPOUT, targets=where, method=method or "lora", seed=seed)
     rate = learning_rate or (RATE_OF_ALL if part == "all" else RATE)
-    config = TrainConfig(out, epochs=epochs, batch_size=batch_size, learning_rate=rate, seed=seed)
+    config = TrainConfig(out, epochs=epochs, batch_size=batch_size, learning_rate=rate, seed=seed, trackers=trackers)
     with Trainer(trained, task, tokenizer, config) as trainer:
         if dry_run:
             _say(str(trainer.rehearse(tables["train"])))
@@ -81,8 +84,12 @@ def train_file(*, file: str, out: Path, kind: str | None, text: tuple[str, ...],
         trainer.fit(tables["train"], tables["valid"], resume=resume)
         scores = report_scores(trainer, tables["train"], tables["valid"], tables["test"], {}, meter)
         if trainer.accelerator.is_main_process:
-            write_card(out, scores=scores, about=_about(file, tables))
+            card = write_card(out, scores=scores, about=_about(file, tables))
+            if not is_own_card(card):
+                print(f"note: {card} is no model card of peftcls; it was left as it is.")
             print(f"the adapter is in {out}; next: peftcls predict {out} FILE --out ANSWERS.csv")
+            if push_to_hub:
+                push_folder(directory=out, repository=push_to_hub, private=False)
 
 
 def _say(sentence: str) -> None:

@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from peftcls.evaluation import Evaluation, evaluate_answers
+from peftcls.folder_check import FIGURES, METRICS, PAGE, check_report_room
 from peftcls.report import wording
 from peftcls.report.examples import Group, choose_examples
 from peftcls.report.figures import Drawing, draw_figures
@@ -21,7 +22,7 @@ from peftcls.report.numbers import Numbers, gather_numbers
 from peftcls.report.run import Run
 from peftcls.tasks.base import Answer, Task
 
-PAGE, METRICS, FIGURES, THIS_RUN = "report.html", "metrics.json", "figures", "this run"
+THIS_RUN = "this run"
 RESAMPLES = 500
 MOST_CELLS = 25  # labels whose confusion is shown as a table; of more, the commonest confusions are listed
 MIXED_UP = 8
@@ -54,9 +55,11 @@ def write_report(directory: str | Path, *, task: Task, train: datasets.Dataset, 
         The path of the page.
 
     Raises:
-        ValueError: a system is called "this run", or answers are not one a row; nothing has been written then.
+        ValueError: a system is called "this run", answers are not one a row, or the folder holds files of these names that
+            are no report; nothing has been written then.
     """
     directory = Path(directory)
+    check_report_room(directory)
     if THIS_RUN in (systems := dict(systems or {})):
         raise ValueError(f"systems has the name {THIS_RUN!r}, which is the run's own; give the other system another name.")
     every = {THIS_RUN: answers, **systems}

@@ -224,7 +224,11 @@ class Classification(Task):
 
     def decode(self, model: torch.nn.Module, batch: Batch, features: Sequence[Feature],
                tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
-        logits = class_logits(model, batch, self.pooling, causal=self.causal).double()
+        return self.answers_of(class_logits(model, batch, self.pooling, causal=self.causal))
+
+    def answers_of(self, logits: torch.Tensor) -> list[Answer]:
+        """The answers that logits of shape (rows, labels) stand for."""
+        logits = logits.double()
         if self.multi_label:
             table = self.decisions.any_of(logits)
         else:  # independent questions are made to sum to one

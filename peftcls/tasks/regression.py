@@ -139,9 +139,12 @@ class Regression(Task):
 
     def decode(self, model: torch.nn.Module, batch: Batch, features: Sequence[Feature],
                tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
+        return self.answers_of(class_logits(model, batch, self.pooling, causal=self.causal))
+
+    def answers_of(self, logits: torch.Tensor) -> list[Answer]:
+        """The numbers that logits of shape (rows, 1) stand for."""
         mean, deviation = self._scale
-        found = class_logits(model, batch, self.pooling, causal=self.causal)[:, 0].double() * deviation + mean
-        return [Answer(value=value) for value in found.tolist()]
+        return [Answer(value=value) for value in (logits[:, 0].double() * deviation + mean).tolist()]
 
     @property
     def score_names(self) -> tuple[str, ...]:
