@@ -13,8 +13,8 @@ from peftcls import plan
 from peftcls.check import check_rows
 from peftcls.features import encode_rows
 from peftcls.models import Quantize, base_facts
-from peftcls.packing import can_narrow, can_pack
-from peftcls.pooling import class_logits, reads_first_alone
+from peftcls.packing import can_pack
+from peftcls.pooling import class_logits
 from peftcls.processor import batch_tokens, call_tokens
 from peftcls.routing import Routes
 from peftcls.rows import Row, RowError, source_name
@@ -43,8 +43,7 @@ class ManyPredictor:
         self.names = tuple(tasks)
         self._mixes: dict[Any, bool] = {}
         with routes.only(0), torch.inference_mode():
-            if can_narrow(model) and base_facts(model).heads and not base_facts(model).causal:  # asked now, of one adapter
-                reads_first_alone(model)
+            can_pack(model)  # asked now, of one adapter
 
     def predict(self, rows: Rows, adapter: str | Sequence[str], *, batch_size: int | None = None) -> list[Answer]:
         """One answer a row, in the rows' order: that of the row's adapter, as its folder alone gives it, up to rounding.
@@ -177,6 +176,8 @@ class ManyPredictor:
         ids = torch.arange(11, 11 + len(lengths) * PROBE[0], device=device).view(len(lengths), -1).remainder(vocabulary)
         mask = (torch.arange(PROBE[0], device=device) < torch.tensor(lengths, device=device).unsqueeze(1)).long()
         batch = {"input_ids": ids, "attention_mask": mask, "windows": torch.ones(len(lengths), dtype=torch.long, device=device)}
+        with self.routes.only(owners[0]):  # by the way the model is asked what it can leave out, of one adapter
+            class_logits(self.model, batch, pooling, causal=causal)
         try:
             together = self._mixed_logits(batch, owners, pooling, causal)
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):

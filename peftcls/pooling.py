@@ -46,7 +46,7 @@ def _line_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor], pooling
         moved = {name: values.gather(1, order) for name, values in inputs.items()}
         first = torch.zeros_like(moved["attention_mask"], dtype=torch.bool)
         first[:, 0] = True
-        with packed(inner, moved["attention_mask"], reads=first if reads_first_alone(inner) else None):
+        with packed(inner, moved["attention_mask"], reads=first if _reads_first_alone(inner) else None):
             return model(**moved).logits
     reads = None if pooling == "mean" else _place(inputs["attention_mask"], pooling or "last")
     with packed(inner, inputs["attention_mask"], reads=reads):
