@@ -94,7 +94,7 @@ def _place(mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:
     return places == place.unsqueeze(1)
 
 
-def reads_first_alone(inner: Any) -> bool:
+def _reads_first_alone(inner: Any) -> bool:
     """Whether the head of an encoder reads its first token and no other: asked once, of the model itself."""
     if not can_narrow(inner):
         return False
