@@ -24,6 +24,7 @@ from peftcls import (
     packing,
     prefix,
     processor,
+    states,
     train_only,
     trunk,
 )
@@ -195,11 +196,11 @@ def test_kept_states_of_frozen_layers_give_the_same_loss_and_gradients(kind, bas
     layers, found = trunk.frozen_layers(model)
     assert found == height
     hook = layers[0].register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
-    with trunk.frozen_once(model, batches, lambda batch: task.loss_sum(model, batch), tokens=tokens, folder=tmp_path) as remark:
+    with trunk.frozen_once(model, batches, task.loss_sum, tokens=tokens, lines=tokens, folder=tmp_path) as remark:
         assert f"{height} of 2 layers are frozen" in remark
         for batch, expected in zip(batches, plain, strict=True):
-            with trunk.reading(model, batch):
-                task.loss_sum(model, batch).backward()
+            with trunk.reading(model, batch) as short:
+                task.loss_sum(model, short).backward()
             assert torch.allclose(gradients(model), expected, atol=2e-5)
     hook.remove()
     assert plain[0].abs().max() > 1e-4
@@ -214,18 +215,17 @@ def test_what_was_not_read_before_is_computed(bert, tmp_path, text_rows):
     seen, unseen = (task.collate([task.encode(row, tokenizer, with_target=True) for row in rows], tokenizer)
                     for rows in (text_rows[:4], text_rows[2:6]))
     expected = task.loss_sum(model, unseen)
-    keeping = trunk.frozen_once(model, [seen], lambda batch: task.loss_sum(model, batch), tokens=200, folder=tmp_path)
-    with keeping, trunk.reading(model, unseen):
-        assert torch.equal(task.loss_sum(model, unseen), expected)
+    keeping = trunk.frozen_once(model, [seen], task.loss_sum, tokens=200, lines=4, folder=tmp_path)
+    with keeping, trunk.reading(model, unseen) as given:
+        assert given is unseen
+        assert torch.equal(task.loss_sum(model, given), expected)
 
 
 def test_states_too_many_for_the_memory_are_kept_in_a_file_that_is_removed(bert, tmp_path, text_rows, monkeypatch):
-    monkeypatch.setattr(trunk, "IN_MEMORY_BYTES", 1000)
+    monkeypatch.setattr(states, "IN_MEMORY_BYTES", 1000)
     task = Classification(max_length=32).learn(text_rows)
     model, tokenizer = opened(bert, task, "head")
     trainer = Trainer(model, task, tokenizer, TrainConfig(tmp_path / "file", epochs=2, batch_size=8))
-    with trainer._frozen_once([]):
-        assert not list((tmp_path).rglob("states"))
     trainer.fit(text_rows, text_rows[:4])
     assert not list(tmp_path.rglob("states*"))
     monkeypatch.undo()
