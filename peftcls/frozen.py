@@ -50,6 +50,9 @@ def computed_once(model: torch.nn.Module, task: Task, tokenizer: PreTrainedToken
 def computed_for(owner: torch.nn.Module, model: torch.nn.Module, task: Task, tokenizer: PreTrainedTokenizerBase,
                  table: TrainingTable, *, rows: int | None = None) -> Iterator[bool]:
     """Within it a model reads what was computed for another one of the same base; see `trunk.lent`."""
+    if owner is model or trunk.TRUNK not in vars(unwrapped(owner)):
+        yield owner is model
+        return
     _, longest = _plans(model, [table], rows)[0]
     with trunk.lent(owner, model, _collated(model, task, tokenizer, table, longest), task.loss_sum) as reads:
         yield reads

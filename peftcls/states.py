@@ -1,5 +1,6 @@
 """Where the states that leave frozen layers are kept, line by line: in memory, or in a file if they are many."""
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -23,13 +24,16 @@ class States:
     """
 
     def __init__(self, tokens: int, width: int, dtype: torch.dtype, folder: Path) -> None:
-        self.places, self.used, self.folder = dict[bytes, Place](), 0, None
+        self.places, self.used = dict[bytes, Place](), 0
+        self.folder: Path | None = None
         if tokens * width * dtype.itemsize <= IN_MEMORY_BYTES:
             self.kept = torch.empty(tokens, width, dtype=dtype)
         else:
             folder.mkdir(parents=True, exist_ok=True)
             self.folder = Path(tempfile.mkdtemp(prefix=".states-", dir=folder))
             self.kept = torch.from_file(str(self.folder / "states"), shared=True, size=tokens * width, dtype=dtype).view(tokens, width)
+            if os.name != "nt":  # an open file goes with the program, however that ends; Windows removes none that is open
+                shutil.rmtree(self.folder)
 
     def keep(self, key: bytes, line: torch.Tensor) -> None:
         """Keep the states of a line of tokens, of shape (tokens, width)."""
@@ -52,4 +56,4 @@ class States:
     def close(self) -> None:
         """Remove the file, if there is one."""
         if self.folder is not None:
-            shutil.rmtree(self.folder)
+            shutil.rmtree(self.folder, ignore_errors=True)

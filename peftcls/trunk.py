@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -159,7 +160,7 @@ def frozen_once(model: torch.nn.Module, batches: Iterable[Batch], forward: Forwa
     can_pack(inner)  # is asked while the layers compute
     vars(inner)[TRUNK], trunk = None, None  # nothing is kept yet, but nothing else is to be shared between lines either
     try:
-        states, in_tuple = _leaving(layers, height, lambda: forward(model, first))
+        states, in_tuple = _leaving(layers, height, functools.partial(forward, model, first))
         part: Part = _read_part(model, first, forward, states, in_tuple) if height == len(layers) else "all"
         size = (room := tokens if part == "all" else lines) * states.shape[2] * states.dtype.itemsize
         above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -168,7 +169,7 @@ def frozen_once(model: torch.nn.Module, batches: Iterable[Batch], forward: Forwa
         elif _stands_in(model, trunk := Trunk(layers, height, States(room, states.shape[2], states.dtype, folder), part, in_tuple),
                         first, forward, states):
             for batch in turns:
-                trunk.keep(batch, _leaving(layers, height, lambda batch=batch: forward(model, batch))[0])
+                trunk.keep(batch, _leaving(layers, height, functools.partial(forward, model, batch))[0])
             vars(inner)[TRUNK] = trunk
             what = "their states" if part == "all" else f"the states of each line's {part} token, which alone is read above them"
             remark = f"{height} of {len(layers)} layers are frozen and below all that is trained; {what}, {size / 2**20:.1f} MiB, are kept."
