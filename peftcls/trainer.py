@@ -87,7 +87,7 @@ class Trainer:
         self.progress = Progress()
         self.best: Tensors | None = None
         self._probe: list[Row] = []
-        self._asked: TrainingTable | None = None  # the validation rows of a `fit`, in tokens
+        self._asked: tuple[datasets.Dataset, TrainingTable] | None = None  # the validation rows of a `fit`, and the same in tokens
         self._signals, self._stop = Signals(), 0
         self.gradients = Gradients(model, task, tokenizer, config, self.parameters, self.accelerator.autocast)
 
@@ -124,7 +124,7 @@ class Trainer:
         if valid is not None:
             check_rows(self.task, valid)
             held = encode_table(self.task, valid, self.tokenizer, base_facts(self.model).fingerprint)
-            self._asked = encode_table(self.task, valid, self.tokenizer, base_facts(self.model).fingerprint, with_target=False)
+            self._asked = valid, encode_table(self.task, valid, self.tokenizer, base_facts(self.model).fingerprint, with_target=False)
         elif self.config.patience is not None or self.config.monitor is not None:
             raise ValueError("patience and monitor need a score on validation rows; give fit(train_rows, valid_rows), or leave both out.")
         if self.config.monitor is not None and self.config.monitor not in self.task.score_names:
@@ -192,7 +192,7 @@ class Trainer:
         for step in range(self.progress.step, steps + 1):  # so many are done
             if step and (step % every == 0 or step == steps) and self.progress.examined_step < step:
                 if valid is not None:
-                    self._judge(self.task.score(self._answers(valid, self._asked), valid), step, bar)
+                    self._judge(self.evaluate(valid), step, bar)
                     train_mode(self.model)
                 self.progress.examined_step = step
                 self._write_checkpoint(run)
@@ -321,10 +321,8 @@ class Trainer:
 
     def predict(self, rows: datasets.Dataset | Iterable[Mapping[str, Any]]) -> list[Answer]:
         """One answer a row, in the rows' order, on every process; each process works on its share."""
-        return self._answers(as_dataset(rows), None)
-
-    def _answers(self, table: datasets.Dataset, encoded: TrainingTable | None) -> list[Answer]:
-        """Answers to a table's rows, which may have been encoded."""
+        table = as_dataset(rows)
+        encoded = self._asked[1] if self._asked is not None and self._asked[0] is table else None
         own = list(range(self.accelerator.process_index, len(table), self.accelerator.num_processes))
         predictor = Predictor(self.model, self.task, self.tokenizer)
         if encoded is not None:
@@ -342,7 +340,8 @@ class Trainer:
     def evaluate(self, rows: datasets.Dataset | Iterable[Mapping[str, Any]]) -> dict[str, float]:
         """Scores over all rows, the same on any number of processes."""
         table = as_dataset(rows)
-        check_rows(self.task, table)
+        if self._asked is None or self._asked[0] is not table:  # which has been checked
+            check_rows(self.task, table)
         return self.task.score(self.predict(table), table)
 
     def calibrate(self, valid_rows: datasets.Dataset | Iterable[Mapping[str, Any]], *,
