@@ -17,6 +17,7 @@ from peftcls.methods import METHOD, Method, method_config
 from peftcls.models import attention_projections, base_facts, linear_layers
 from peftcls.pooling import unwrapped
 from peftcls.settings import check_settings
+from peftcls.sharing import own_weights
 from peftcls.tasks.base import Task
 
 Part = Literal["head", "last_block", "last_two_blocks", "all"]
@@ -61,6 +62,8 @@ def attach_lora(model: PreTrainedModel, task: Task, *, rank: int = 8, alpha: flo
                            modules_to_save=list(facts.heads) or None, base_model_name_or_path=model.name_or_path, revision=facts.revision,
                            fan_in_fan_out=all(isinstance(model.get_submodule(name), Conv1D) for name in names))
     set_head_dropout(model, dropout)
+    if method == "pissa":  # it takes out of the base's weights what the adapter starts with
+        own_weights(model, [model.get_submodule(name) for name in names])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         wrapped = wrap_adapter(model, config)
@@ -163,6 +166,7 @@ def train_only(model: PreTrainedModel, task: Task, part: Part) -> PreTrainedMode
         opened += blocks[-1:] if part == "last_block" else blocks[-2:]
         top = [m for m in model.base_model.children() if "Norm" in type(m).__name__]
         opened += top[-1:] if not any("mbedding" in type(m).__name__ for m in top[-1:]) else []
+    own_weights(model, opened)
     for module in opened:
         module.requires_grad_(True)
     widen_trained(model)

@@ -14,6 +14,8 @@ from peftcls.merge import merge_adapter
 from peftcls.models import attention_projections, head_modules, load_base
 from peftcls.predictor import Predictor, load_predictor
 from peftcls.rows import RowError, read_rows
+from peftcls.sharing import share_base
+from peftcls.sweeps import Trained, sweep
 from peftcls.tasks.base import Answer, Task
 from peftcls.tasks.classification import Classification
 from peftcls.tasks.decisions import Decisions
@@ -23,6 +25,6 @@ from peftcls.tasks.regression import Regression
 from peftcls.trainer import Trainer
 
 __all__ = ["Answer", "Classification", "Decisions", "Examination", "ExtractiveQA", "Finding", "Instruction", "ManyPredictor", "Predictor",
-           "Regression", "RowError", "Task", "TrainConfig", "Trainer", "attach_lora", "attention_projections", "check_rows",
+           "Regression", "RowError", "Task", "TrainConfig", "Trained", "Trainer", "attach_lora", "attention_projections", "check_rows",
            "compare_answers", "cross_validate", "evaluate_answers", "examine_rows", "head_modules", "learn_on", "load_base",
-           "load_predictor", "merge_adapter", "read_rows", "side_by_side", "train_only", "with_replay", "write_card"]
+           "load_predictor", "merge_adapter", "read_rows", "share_base", "side_by_side", "sweep", "train_only", "with_replay", "write_card"]

@@ -1,9 +1,10 @@
 """Rows in tokens, with the place of a row in every message about it."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 
 import datasets
@@ -34,10 +35,31 @@ class TrainingTable:
     strata: np.ndarray | None
     shortened_rows: int
     fingerprint: str
+    lines: int
+    """Of tokens that are read at once: as many as rows, or as their windows."""
+
+    def of(self, indices: Sequence[int]) -> list[Feature]:
+        """The features of some rows."""
+        columns = self.features[list(indices)]  # together: alone a row takes as long as ten
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def encode_table(task: Task, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, base_fingerprint: str) -> TrainingTable:
-    """Encode all rows of a table with their targets.
+_opened: list[dict[str, TrainingTable]] = []  # where tables are kept, while there are several trainings on the same ones
+
+
+@contextlib.contextmanager
+def encoded_once() -> Iterator[None]:
+    """Within it a table that was encoded is not encoded again."""
+    _opened.append({})
+    try:
+        yield
+    finally:
+        _opened.pop()
+
+
+def encode_table(task: Task, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, base_fingerprint: str, *,
+                 with_target: bool = True) -> TrainingTable:
+    """Encode all rows of a table, with their targets unless they are to be answered.
 
     Raises:
         RowError: a row cannot be encoded; the message names it.
@@ -45,14 +67,23 @@ def encode_table(task: Task, rows: datasets.Dataset, tokenizer: PreTrainedTokeni
     kept = {k: v for k, v in json.loads(tokenizer.backend_tokenizer.to_str()).items() if k not in ("truncation", "padding")}  # its last use
     parts = [rows._fingerprint, json.dumps(task.to_json(), sort_keys=True), base_fingerprint, json.dumps(kept), version("peftcls")]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-    source, columns = source_name(rows), task.columns(with_target=True)
+    if not with_target:
+        key = f"{key}-asked"
+    if _opened and key in _opened[-1]:
+        return _opened[-1][key]
+    source, columns = source_name(rows), task.columns(with_target=with_target)
 
     def encode(batch: dict[str, list], numbers: list[int]) -> dict[str, list]:
         own = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        found = list(encode_rows(task, own, tokenizer, source=source, first=numbers[0] + 1, with_target=True))
+        found = list(encode_rows(task, own, tokenizer, source=source, first=numbers[0] + 1, with_target=with_target))
         return {name: [feature[name] for feature in found] for name in found[0]} | {"length": [len(f["input_ids"]) for f in found]}
 
     with without_progress_bars():
         table = rows.select_columns(columns).map(encode, batched=True, with_indices=True, remove_columns=columns, new_fingerprint=key)
     strata = np.array(table["stratum"]) if "stratum" in table.column_names else None
-    return TrainingTable(table, np.array(table["length"]), np.array(table["weight"]), strata, sum(table["shortened"]), key)
+    lines = sum(map(len, table["windows"])) if "windows" in table.column_names else len(table)
+    weights = np.array(table["weight"]) if with_target else np.zeros(len(table))
+    found = TrainingTable(table, np.array(table["length"]), weights, strata, sum(table["shortened"]), key, lines)
+    if _opened:
+        _opened[-1][key] = found
+    return found

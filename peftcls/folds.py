@@ -15,6 +15,9 @@ from peftcls.adapt import trained_parameters
 from peftcls.check import check_rows
 from peftcls.checkpoint import copy_tensors, put_tensors
 from peftcls.config import TrainConfig
+from peftcls.features import encode_table
+from peftcls.frozen import computed_once
+from peftcls.models import base_facts
 from peftcls.rows import as_dataset
 from peftcls.tasks.base import Answer, Task
 from peftcls.trainer import Trainer
@@ -49,9 +52,9 @@ def cross_validate(model: torch.nn.Module, task: Task, tokenizer: PreTrainedToke
                    rows: datasets.Dataset | Iterable[Mapping[str, Any]], *, folds: int = 5, resume: bool = False) -> CrossValidation:
     """Train once a fold, each time from the model's present weights, and answer the rows that were left out.
 
-    The base stays where it is; only the trained parameters are put back between folds, and at the end. The held-out
-    rows choose nothing (no best step, no early stopping), so the scores are not too kind. The adapter of each fold is
-    saved in `output_dir`/fold-NUMBER.
+    The base stays where it is; only the trained parameters are put back between folds, and at the end. Layers below all
+    that is trained are computed once for all folds. The held-out rows choose nothing (no best step, no early stopping), so
+    the scores are not too kind. The adapter of each fold is saved in `output_dir`/fold-NUMBER.
 
     Args:
         model: from `attach_lora` or `train_only`.
@@ -80,17 +83,23 @@ def cross_validate(model: torch.nn.Module, task: Task, tokenizer: PreTrainedToke
     start = copy_tensors(parameters)
     answers: dict[int, Answer] = {}
     fold_of, fold_scores = [0] * len(table), []
+    trainers = [Trainer(model, task, tokenizer, dataclasses.replace(config, output_dir=Path(config.output_dir) / f"fold-{fold}"))
+                for fold in range(folds)]  # the first moves the model to where it is trained
+    accelerator = trainers[0].accelerator
+    encoded = encode_table(task, table, tokenizer, base_facts(model).fingerprint)
     try:
-        for fold, held in enumerate(_parts(task, table, folds, config.seed, labelled)):
-            put_tensors(parameters, start)
-            left = sorted(set(range(len(table))) - set(held))
-            trainer = Trainer(model, task, tokenizer, dataclasses.replace(config, output_dir=Path(config.output_dir) / f"fold-{fold}"))
-            trainer.fit(table.select(left), resume=resume)
-            found = trainer.predict(table.select(held))
-            answers |= zip(held, found, strict=True)
-            fold_scores.append(task.score(found, table.select(held)))
-            for row in held:
-                fold_of[row] = fold
+        with computed_once(model, task, tokenizer, [encoded], folder=Path(config.output_dir), rows=config.micro_batch_size,
+                           shown=accelerator.is_main_process) as remark:
+            if remark:
+                accelerator.print(remark)
+            for fold, (trainer, held) in enumerate(zip(trainers, _parts(task, table, folds, config.seed, labelled), strict=True)):
+                put_tensors(parameters, start)
+                trainer.fit(table.select(sorted(set(range(len(table))) - set(held))), resume=resume)
+                found = trainer.predict(table.select(held))
+                answers |= zip(held, found, strict=True)
+                fold_scores.append(task.score(found, table.select(held)))
+                for row in held:
+                    fold_of[row] = fold
     finally:
         put_tensors(parameters, start)
     ordered = [answers[i] for i in range(len(table))]

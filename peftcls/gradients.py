@@ -77,7 +77,7 @@ class Gradients:
         """
         started, lengths = time.perf_counter(), table.lengths
         own = plan.share(indices, lengths, self.processes.process_index, self.processes.num_processes)
-        features, weight = {i: table.features[i] for i in own}, float(table.weights[indices].sum())
+        features, weight = dict(zip(own, table.of(own), strict=True)), float(table.weights[indices].sum())
         while True:
             tokens = self.most_tokens(lengths)
             found = self._own(own, features, lengths, weight, step, tokens)
@@ -113,7 +113,7 @@ class Gradients:
                                         call_tokens=tokens if packs else call_tokens(self.processes.device))
             with prefix.opening(self.model, shared):
                 for number, micro in enumerate(micros):
-                    torch.manual_seed(int(np.random.SeedSequence((self.config.seed, step, process, number)).generate_state(1)[0]))
+                    _seed(int(np.random.SeedSequence((self.config.seed, step, process, number)).generate_state(1)[0]))
                     total += self._backward([features[i] for i in micro], weight)
             if self.processes.is_main_process and (penalty := methods.method_penalty(self.model)) is not None:
                 penalty.backward()
@@ -130,7 +130,7 @@ class Gradients:
     def _backward(self, features: Sequence[Feature], weight: float) -> float:
         """Add the gradient of some rows' loss over a step's weight. Returns that loss."""
         batch = self.collate(features)
-        with self.autocast(), trunk.reading(self.model, batch):
+        with self.autocast(), trunk.reading(self.model, batch) as batch:
             loss = self.task.loss_sum(self.model, batch) / weight
         loss.backward()
         return float(loss.detach())
@@ -173,3 +173,10 @@ class Gradients:
         """Forget the gradients."""
         for parameter in self.parameters.values():
             parameter.grad = None
+
+
+def _seed(number: int) -> None:
+    if torch.accelerator.is_available():
+        torch.manual_seed(number)
+    else:  # the same, without asking for generators that are not there, which takes as long as a small head's step
+        torch.default_generator.manual_seed(number)

@@ -13,12 +13,12 @@ from peftcls import plan
 from peftcls.check import check_rows
 from peftcls.features import encode_rows
 from peftcls.models import Quantize, base_facts
+from peftcls.one_base import put_on_one_base
 from peftcls.packing import can_pack
 from peftcls.pooling import class_logits
 from peftcls.processor import batch_tokens, call_tokens
 from peftcls.routing import Routes
 from peftcls.rows import Row, RowError, source_name
-from peftcls.shared_base import share_base
 from peftcls.tasks.base import Answer, Batch, Feature, Task, pad_inputs
 from peftcls.tasks.classification import Classification
 from peftcls.tasks.regression import Regression
@@ -195,7 +195,7 @@ class ManyPredictor:
 def load_many(directories: Iterable[str | Path], *, base: str | Path | None, quantize: Quantize | None,
               device: str | torch.device | None) -> ManyPredictor:
     """What `load_predictor` gives for several folders; arguments and errors as there."""
-    model, routes, folders = share_base(directories, base=base, quantize=quantize, device=device)
+    model, routes, folders = put_on_one_base(directories, base=base, quantize=quantize, device=device)
     return ManyPredictor(model, routes, {name: folder.task for name, (folder, _) in folders.items()},
                          {name: tokenizer for name, (_, tokenizer) in folders.items()})
 

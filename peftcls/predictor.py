@@ -16,7 +16,7 @@ from peftcls.many import ManyPredictor, load_many
 from peftcls.models import Quantize, base_facts
 from peftcls.processor import batch_tokens, call_tokens
 from peftcls.rows import Row, RowError, as_dataset, source_name
-from peftcls.tasks.base import Answer, Task
+from peftcls.tasks.base import Answer, Feature, Task
 
 CHUNK_ROWS = 4096  # rows in tokens at a time, so that a table of any length takes the same memory
 
@@ -64,10 +64,9 @@ class Predictor:
             return
         check_rows(self.task, table, with_target=False)
         table = table.select_columns(self.task.columns(with_target=False))
-        self.model.eval()
         for start in range(first, len(table), chunk_rows):
             chunk: list[Row] = table.select(range(start, min(start + chunk_rows, len(table)))).to_list()
-            yield self._answers(chunk, source_name(table), start + 1, batch_size)
+            yield self.answer(list(encode_rows(self.task, chunk, self.tokenizer, source=source_name(table), first=start + 1)), batch_size)
 
     def _table(self, rows: Any) -> datasets.Dataset:
         if isinstance(rows, str | Mapping):
@@ -80,9 +79,10 @@ class Predictor:
         return as_dataset(listed if all(isinstance(row, Mapping) for row in listed) else self.task.rows_of(listed))
 
     @torch.inference_mode()
-    def _answers(self, rows: list[Row], source: str, first: int, batch_size: int | None) -> list[Answer]:
-        features = list(encode_rows(self.task, rows, self.tokenizer, source=source, first=first))
+    def answer(self, features: Sequence[Feature], batch_size: int | None = None) -> list[Answer]:
+        """One answer a feature; `predict` is for rows."""
         device = next(self.model.parameters()).device
+        self.model.eval()
         answers: dict[int, Answer] = {}
         lengths = [len(feature["input_ids"]) for feature in features]
         shared = self.task.shared_tokens(self.model, features)
@@ -90,7 +90,7 @@ class Predictor:
                                         call_tokens=call_tokens(device)):
             chosen = [features[i] for i in batch]
             inputs = {name: tensor.to(device) for name, tensor in self.task.collate(chosen, self.tokenizer).items()}
-            with trunk.reading(self.model, inputs):
+            with trunk.reading(self.model, inputs) as inputs:
                 answers |= zip(batch, self.task.decode(self.model, inputs, chosen, self.tokenizer), strict=True)
         return [answers[i] for i in range(len(features))]
 

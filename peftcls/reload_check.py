@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from peftcls import trunk
 from peftcls.adapters import MANIFEST
 from peftcls.predictor import Predictor, load_predictor
 from peftcls.rows import Row
@@ -24,7 +25,9 @@ def compare_reloaded(directory: Path, trained: Predictor, probe: Sequence[Row]) 
     loaded = load_predictor(directory, device=next(trained.model.parameters()).device)
     if next(p.dtype for p in trained.model.parameters() if p.is_floating_point()) == torch.float64:  # a model that was widened by hand
         loaded.model.double()
-    for place, (kept, again) in enumerate(zip(trained.predict(list(probe)), loaded.predict(list(probe)), strict=True), 1):
+    with trunk.computing(trained.model):
+        answers = trained.predict(list(probe))
+    for place, (kept, again) in enumerate(zip(answers, loaded.predict(list(probe)), strict=True), 1):
         differences = [abs(p - (again.probabilities or {}).get(n, math.inf)) for n, p in (kept.probabilities or {}).items()]
         for own, other in ((kept.value, again.value), (kept.probability, again.probability)):
             if own is not None:

@@ -1,13 +1,12 @@
 """The training loop, on one process or many: the same rows, the same sums, the same weights."""
 
-import contextlib
 import dataclasses
 import math
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -23,7 +22,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from peftcls import checkpoint as disk
-from peftcls import faults, methods, plan, trunk
+from peftcls import faults, methods, plan
 from peftcls.adapt import checkpoint_layers, train_mode, trained_parameters
 from peftcls.adapters import LINEAGE, save_adapter
 from peftcls.card import write_card
@@ -33,11 +32,11 @@ from peftcls.config import TrainConfig
 from peftcls.doctor.examine import examine_rows
 from peftcls.faults import RunStoppedError
 from peftcls.features import TrainingTable, encode_table
+from peftcls.frozen import computed_once
 from peftcls.gradients import PATIENT_SECONDS, Gradients
 from peftcls.metrics import LOWER_IS_BETTER
 from peftcls.models import base_facts
-from peftcls.predictor import Predictor
-from peftcls.processor import batch_tokens
+from peftcls.predictor import CHUNK_ROWS, Predictor
 from peftcls.rehearsal import Rehearsal, longest_rows, rehearse
 from peftcls.reload_check import compare_reloaded
 from peftcls.rows import Row, RowError, as_dataset, source_name
@@ -88,6 +87,7 @@ class Trainer:
         self.progress = Progress()
         self.best: Tensors | None = None
         self._probe: list[Row] = []
+        self._asked: tuple[datasets.Dataset, TrainingTable] | None = None  # the validation rows of a `fit`, and the same in tokens
         self._signals, self._stop = Signals(), 0
         self.gradients = Gradients(model, task, tokenizer, config, self.parameters, self.accelerator.autocast)
 
@@ -124,6 +124,7 @@ class Trainer:
         if valid is not None:
             check_rows(self.task, valid)
             held = encode_table(self.task, valid, self.tokenizer, base_facts(self.model).fingerprint)
+            self._asked = valid, encode_table(self.task, valid, self.tokenizer, base_facts(self.model).fingerprint, with_target=False)
         elif self.config.patience is not None or self.config.monitor is not None:
             raise ValueError("patience and monitor need a score on validation rows; give fit(train_rows, valid_rows), or leave both out.")
         if self.config.monitor is not None and self.config.monitor not in self.task.score_names:
@@ -144,8 +145,12 @@ class Trainer:
         try:
             with self._signals.caught():
                 self._begin(table, train, resume, run, per_epoch * self.config.epochs)
-                done = self.progress.examined_step == per_epoch * self.config.epochs
-                with self._frozen_once([] if done else [table] if valid is None else [table, held]):
+                once = self.config.epochs == 1 or self.progress.examined_step == per_epoch * self.config.epochs
+                with computed_once(self.model, self.task, self.tokenizer, [] if once else [table] if valid is None else [table, held],
+                                   folder=self.output_dir, rows=self.config.micro_batch_size,
+                                   shown=self.accelerator.is_main_process) as remark:
+                    if remark:
+                        self.accelerator.print(remark)
                     self._signals.is_put_off = True
                     self._loop(table, valid, per_epoch, run)
                 self._finish()
@@ -176,24 +181,6 @@ class Trainer:
                                    f"{getattr(self.task, 'max_length', '')} tokens; their text is shortened at its end.")
         if self.config.trackers:
             self.accelerator.init_trackers("peftcls", config={k: str(v) for k, v in dataclasses.asdict(self.config).items()})
-
-    @contextlib.contextmanager
-    def _frozen_once(self, tables: Sequence[TrainingTable]) -> Iterator[None]:
-        """Within it the layers below everything that is trained hand out states that were computed once."""
-        if self.config.epochs == 1 or not tables:
-            yield
-            return
-        rows, tokens = self.config.micro_batch_size, batch_tokens(self.accelerator.device)
-        plans = [(t, micro) for t in tables
-                 for micro in plan.micro_batches(range(len(t.lengths)), t.lengths, tokens=tokens, rows=rows)]
-        shown = self.accelerator.is_main_process and sys.stderr.isatty()
-        batches = (self.gradients.collate([t.features[i] for i in micro])
-                   for t, micro in tqdm(plans, unit="batch", desc="frozen layers", leave=False, disable=not shown))
-        with trunk.frozen_once(self.model, batches, lambda batch: self.task.loss_sum(self.model, batch), folder=self.output_dir,
-                               tokens=sum(int(t.lengths.sum()) for t in tables)) as remark:
-            if remark:
-                self.accelerator.print(remark)
-            yield
 
     def _loop(self, table: TrainingTable, valid: datasets.Dataset | None, per_epoch: int, run: dict[str, Any]) -> None:
         config, steps, rows = self.config, per_epoch * self.config.epochs, len(table.lengths)
@@ -334,20 +321,27 @@ class Trainer:
 
     def predict(self, rows: datasets.Dataset | Iterable[Mapping[str, Any]]) -> list[Answer]:
         """One answer a row, in the rows' order, on every process; each process works on its share."""
-        table, rank, processes = as_dataset(rows), self.accelerator.process_index, self.accelerator.num_processes
-        own = list(range(rank, len(table), processes))
+        table = as_dataset(rows)
+        encoded = self._asked[1] if self._asked is not None and self._asked[0] is table else None
+        own = list(range(self.accelerator.process_index, len(table), self.accelerator.num_processes))
         predictor = Predictor(self.model, self.task, self.tokenizer)
-        if processes == 1:
+        if encoded is not None:
+            answered = [answer for start in range(0, len(own), CHUNK_ROWS)
+                        for answer in predictor.answer(encoded.of(own[start : start + CHUNK_ROWS]))]
+        elif self.accelerator.num_processes == 1:
             return predictor.predict(table)
-        check_rows(self.task, table, with_target=False)
-        found = list(zip(own, predictor.predict(table.select(own)) if own else [], strict=True))
+        else:
+            check_rows(self.task, table, with_target=False)
+            answered = predictor.predict(table.select(own)) if own else []
+        found = list(zip(own, answered, strict=True))
         answers: dict[int, Answer] = dict(gather_object(found))
         return [answers[i] for i in range(len(table))]
 
     def evaluate(self, rows: datasets.Dataset | Iterable[Mapping[str, Any]]) -> dict[str, float]:
         """Scores over all rows, the same on any number of processes."""
         table = as_dataset(rows)
-        check_rows(self.task, table)
+        if self._asked is None or self._asked[0] is not table:  # which has been checked
+            check_rows(self.task, table)
         return self.task.score(self.predict(table), table)
 
     def calibrate(self, valid_rows: datasets.Dataset | Iterable[Mapping[str, Any]], *,

@@ -24,6 +24,7 @@ from peftcls import (
     packing,
     prefix,
     processor,
+    states,
     train_only,
     trunk,
 )
@@ -216,11 +217,11 @@ def test_kept_states_of_frozen_layers_give_the_same_loss_and_gradients(kind, bas
     layers, found = trunk.frozen_layers(model)
     assert found == height
     hook = layers[0].register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
-    with trunk.frozen_once(model, batches, lambda batch: task.loss_sum(model, batch), tokens=tokens, folder=tmp_path) as remark:
+    with trunk.frozen_once(model, batches, task.loss_sum, tokens=tokens, lines=tokens, folder=tmp_path) as remark:
         assert f"{height} of 2 layers are frozen" in remark
         for batch, expected in zip(batches, plain, strict=True):
-            with trunk.reading(model, batch):
-                task.loss_sum(model, batch).backward()
+            with trunk.reading(model, batch) as short:
+                task.loss_sum(model, short).backward()
             assert torch.allclose(gradients(model), expected, atol=2e-5)
     hook.remove()
     assert plain[0].abs().max() > 1e-4
@@ -229,24 +230,66 @@ def test_kept_states_of_frozen_layers_give_the_same_loss_and_gradients(kind, bas
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("base", "pooling", "read"), [("bert", None, "first"), ("gpt2", None, "last"), ("gpt2", "first", "first"),
+                                                       ("llama", "last", "last"), ("llama", "mean", None)])
+@pytest.mark.parametrize("long_text", ["truncate", "windows"])
+def test_under_a_head_one_state_a_line_is_kept_where_it_reads_one_token(base, pooling, read, long_text, request, tmp_path, text_rows):
+    task = Classification(max_length=8 if long_text == "windows" else 32, pooling=pooling, long_text=long_text).learn(text_rows)
+    model, tokenizer = opened(request.getfixturevalue(base), task, "head")
+    features = [task.encode(row, tokenizer, with_target=True) for row in text_rows]
+    lines = sum(len(feature.get("windows", [0])) for feature in features)
+    batch, room = task.collate(features, tokenizer), sum(len(feature["input_ids"]) for feature in features)
+    task.loss_sum(model, batch).backward()
+    expected = gradients(model)
+    assert expected.abs().max() > 1e-4
+    with trunk.frozen_once(model, [batch], task.loss_sum, tokens=room, lines=lines, folder=tmp_path) as remark:
+        kept = vars(unwrapped(model))[trunk.TRUNK].states
+        assert (f"each line's {read} token" in remark) == (len(kept.kept) == lines) == (read is not None)
+        with trunk.reading(model, batch) as short:
+            assert short["input_ids"].shape[1] == (1 if read else batch["input_ids"].shape[1])
+            task.loss_sum(model, short).backward()
+    assert torch.allclose(gradients(model), expected, atol=2e-5)
+
+
+def test_of_a_head_that_says_the_same_whatever_it_reads_nothing_is_concluded(bert, tmp_path, text_rows):
+    task = Classification(max_length=32).learn(text_rows)
+    model, tokenizer = opened(bert, task, "head")
+    torch.nn.init.zeros_(model.classifier.weight)
+    batch = task.collate([task.encode(row, tokenizer, with_target=True) for row in text_rows], tokenizer)
+    with trunk.frozen_once(model, [batch], task.loss_sum, tokens=500, lines=16, folder=tmp_path) as remark:
+        assert "; their states, " in remark
+
+
+def test_kept_states_go_through_the_layers_above_without_padding(bert, tmp_path, text_rows):
+    task = Classification(max_length=32).learn(text_rows)
+    model, tokenizer = opened(bert, task, [-1])
+    batch = task.collate([task.encode(row, tokenizer, with_target=True) for row in text_rows], tokenizer)
+    widths = []
+    top = unwrapped(model).base_model.encoder.layer[1].attention
+    top.register_forward_hook(lambda _, given, out: widths.append(tuple(out[0].shape[:2])))
+    with trunk.frozen_once(model, [batch], task.loss_sum, tokens=500, lines=16, folder=tmp_path), trunk.reading(model, batch) as given:
+        widths.clear()
+        task.loss_sum(model, given)
+    assert widths == [(1, int(batch["attention_mask"].sum()))]
+
+
 def test_what_was_not_read_before_is_computed(bert, tmp_path, text_rows):
     task = Classification(max_length=32).learn(text_rows)
     model, tokenizer = opened(bert, task, [-1])
     seen, unseen = (task.collate([task.encode(row, tokenizer, with_target=True) for row in rows], tokenizer)
                     for rows in (text_rows[:4], text_rows[2:6]))
     expected = task.loss_sum(model, unseen)
-    keeping = trunk.frozen_once(model, [seen], lambda batch: task.loss_sum(model, batch), tokens=200, folder=tmp_path)
-    with keeping, trunk.reading(model, unseen):
-        assert torch.equal(task.loss_sum(model, unseen), expected)
+    keeping = trunk.frozen_once(model, [seen], task.loss_sum, tokens=200, lines=4, folder=tmp_path)
+    with keeping, trunk.reading(model, unseen) as given:
+        assert given is unseen
+        assert torch.equal(task.loss_sum(model, given), expected)
 
 
 def test_states_too_many_for_the_memory_are_kept_in_a_file_that_is_removed(bert, tmp_path, text_rows, monkeypatch):
-    monkeypatch.setattr(trunk, "IN_MEMORY_BYTES", 1000)
+    monkeypatch.setattr(states, "IN_MEMORY_BYTES", 1000)
     task = Classification(max_length=32).learn(text_rows)
     model, tokenizer = opened(bert, task, "head")
     trainer = Trainer(model, task, tokenizer, TrainConfig(tmp_path / "file", epochs=2, batch_size=8))
-    with trainer._frozen_once([]):
-        assert not list((tmp_path).rglob("states"))
     trainer.fit(text_rows, text_rows[:4])
     assert not list(tmp_path.rglob("states*"))
     monkeypatch.undo()

@@ -10,10 +10,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = [
     {"rows", "parsers", "schema", "metrics", "plan", "schedule", "settings", "config", "demo", "fingerprint", "signals", "faults"},
-    {"packing", "pooling", "processor", "prefix", "trunk", "tasks", "check", "doctor", "features", "evaluation", "split"},
-    {"folder_check", "models", "methods", "adapt", "adapters", "routing", "shared_base", "summary", "folder_facts", "card"},
-    {"predictor", "many", "checkpoint", "gradients", "rehearsal", "trainer", "folds", "learning_on", "reload_check", "merge",
-     "answer_files"},
+    {"packing", "pooling", "processor", "prefix", "states", "trunk", "tasks", "check", "doctor", "features", "evaluation", "split"},
+    {"folder_check", "models", "sharing", "methods", "adapt", "adapters", "routing", "one_base", "summary", "folder_facts", "card"},
+    {"predictor", "many", "checkpoint", "gradients", "rehearsal", "frozen", "trainer", "folds", "sweeps", "learning_on", "reload_check",
+     "merge", "answer_files"},
     {"baselines", "report", "recipe", "cli"},
     {"", "api", "__main__"},  # the package itself, which only hands names on
 ]

@@ -21,7 +21,7 @@ from peftcls.routing import RoutedHead, RoutedLinear, Routes, Update, put_in_pla
 PREFIX = "base_model.model."  # before the names of a model's modules in the files of PEFT
 
 
-def share_base(directories: Iterable[str | Path], *, base: str | Path | None, quantize: Quantize | None,
+def put_on_one_base(directories: Iterable[str | Path], *, base: str | Path | None, quantize: Quantize | None,
                device: str | torch.device | None) -> tuple[PreTrainedModel, Routes, dict[str, tuple[Folder, PreTrainedTokenizerBase]]]:
     """Load the base of several folders once, and put all their adapters and heads on it.
 

@@ -1,0 +1,140 @@
+"""The command `peftcls predict` on a long table of short rows: rows a second, memory as it goes, and an interruption.
+
+    python benchmarks/million_rows.py --rows 50000 100000 200000
+
+A tiny base with random weights and texts drawn from a seed are made here, so that what is measured is the way of a row and not the
+model. For each number of rows the memory of the process is read every half second: its own pages (without those of files, which the
+system takes back when it wants them). The smallest table is then answered again, the process is killed in the midst of it, and the
+answers it goes on to are compared with those of the run before, byte for byte. Results go to benchmarks/results/million_rows.json.
+"""
+
+import argparse
+import csv
+import json
+import os
+import platform
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+from transformers import AutoTokenizer, BertConfig, BertModel
+
+import peftcls
+from peftcls.demo import BASE_FOLDER
+
+RESULTS = Path(__file__).parent / "results" / "million_rows.json"
+SIZES = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 128, "max_position_embeddings": 64}
+WORDS = ["patient", "prize", "stock", "drug", "lunch", "bank", "call", "free", "galaxy", "rates", "winner", "fell", "doctor", "today",
+         "see", "you", "the", "a", "of", "and", "was", "given", "now", "study", "treatment", "market", "radio", "asthma", "trial"]
+POINTS = 12  # of a memory curve that are kept
+
+
+def texts(rows: int) -> Iterator[tuple[str, str]]:
+    """Short texts and their labels, the same ones each time."""
+    drawn = random.Random(0)
+    for number in range(rows):
+        words = drawn.choices(WORDS, k=drawn.randint(3, 20))
+        yield f"{' '.join(words)} {number}", "yes" if "patient" in words or "drug" in words else "no"
+
+
+def write_table(path: Path, rows: int) -> Path:
+    """A csv file with a number and a text in each row."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["id", "text"])
+        table.writerows([number, text] for number, (text, _) in enumerate(texts(rows)))
+    return path
+
+
+def adapter(folder: Path) -> Path:
+    """A head on a tiny base, learnt from a few rows."""
+    tokenizer = AutoTokenizer.from_pretrained(BASE_FOLDER)
+    BertModel(BertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **SIZES)).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    rows = [{"text": text, "label": label} for text, label in texts(200)]
+    task = peftcls.Classification(max_length=64).learn(rows)
+    model, tokenizer = peftcls.load_base(folder / "base", task)
+    config = peftcls.TrainConfig(folder / "adapter", epochs=1)
+    peftcls.Trainer(peftcls.train_only(model, task, "head"), task, tokenizer, config).fit(rows)
+    return folder / "adapter"
+
+
+def command(directory: Path, source: Path, out: Path) -> list[str]:
+    """What a user types."""
+    return [sys.executable, "-m", "peftcls", "predict", str(directory), str(source), "--out", str(out)]
+
+
+def own_mib(process: int) -> float:
+    """A process's own pages in memory; 0 where it is gone."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("RssAnon")), 0.0)
+
+
+def answered(part: Path) -> int:
+    """How many answers are in the partial output."""
+    if not part.is_file():
+        return 0
+    with part.open("rb") as file:
+        return max(sum(1 for _ in file) - 1, 0)
+
+
+def measure(directory: Path, folder: Path, rows: int) -> dict[str, object]:
+    """One run, with the memory at so many answers."""
+    source, out = write_table(folder / f"{rows}.csv", rows), folder / f"{rows}_answers.csv"
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    running = subprocess.Popen(command(directory, source, out), stdout=subprocess.DEVNULL)
+    curve: list[tuple[int, float]] = []
+    while running.poll() is None:
+        time.sleep(0.5)
+        curve.append((answered(Path(f"{out}.part")), round(own_mib(running.pid), 1)))
+    if running.returncode:
+        sys.exit(f"peftcls predict ended with {running.returncode}")
+    ended, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    answering = sorted({done: mib for done, mib in curve if done and mib}.items())  # the last one seen at each
+    peak = max(mib for _, mib in curve)
+    print(f"{rows} rows: {ended - started:.0f} s, {peak:.0f} MiB at the peak", flush=True)
+    return {"seconds": round(ended - started, 1), "processor_seconds": round(busy, 1), "peak_own_mib": peak,
+            "answers_and_own_mib": answering[:: max(1, len(answering) // POINTS)]}
+
+
+def interrupt(directory: Path, folder: Path, rows: int) -> dict[str, object]:
+    """Kill a run when half of the rows are answered, go on, and compare with the run that was not."""
+    source, whole, out = folder / f"{rows}.csv", folder / f"{rows}_answers.csv", folder / "again.csv"
+    running = subprocess.Popen(command(directory, source, out), stdout=subprocess.DEVNULL)
+    while running.poll() is None and (done := answered(Path(f"{out}.part"))) < rows // 2:
+        time.sleep(0.2)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    if out.is_file():
+        sys.exit("the run was over before it could be killed; give more rows.")
+    subprocess.run([*command(directory, source, out), "--resume"], stdout=subprocess.DEVNULL, check=True)
+    return {"rows": rows, "killed_after_rows": done, "same_bytes": out.read_bytes() == whole.read_bytes()}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[50_000, 100_000, 200_000])
+    options = parser.parse_args()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    with tempfile.TemporaryDirectory() as made:
+        os.environ["HF_DATASETS_CACHE"] = f"{made}/cache"
+        directory = adapter(Path(made))
+        found = {str(rows): measure(directory, Path(made), rows) for rows in sorted(options.rows)}
+        stopped = interrupt(directory, Path(made), min(options.rows))
+    print(stopped)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True,
+                            check=False).stdout.strip()
+    machine = {"commit": commit, "processor": platform.processor() or platform.machine(), "python": platform.python_version(),
+               **{name: version(name) for name in ("torch", "transformers", "datasets")}}
+    RESULTS.write_text(json.dumps({"runs": found, "interruption": stopped, **machine}, indent=1) + "\n")
