@@ -15,12 +15,12 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from peftcls.adapt import set_head_dropout, trained_parameters, widen_trained, wrap_adapter
 from peftcls.folder_check import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PART_WEIGHTS, check_adapter_folder, check_finite, read_object
 from peftcls.methods import METHOD
-from peftcls.models import BaseFacts, Quantize, base_facts, load_base, told
+from peftcls.models import BaseFacts, Quantize, base_facts, load_base, read_tokenizer
 from peftcls.pooling import unwrapped
 from peftcls.tasks.base import POSITIONS, Task
 from peftcls.tasks.classification import Classification
@@ -58,7 +58,7 @@ def save_adapter(directory: str | Path, model: torch.nn.Module, task: Task, toke
         save_file(trained_tensors(model), beside / (ADAPTER_WEIGHTS if peft else PART_WEIGHTS), metadata={"format": "pt"})
         if isinstance(model, PeftModel):
             model.peft_config["default"].save_pretrained(str(beside))
-        tokenizer.save_pretrained(str(beside))
+        tokenizer.save_pretrained(str(beside), save_jinja_files=False)  # of several chat templates it would make a folder
         manifest = {"format": FORMAT, "task": task.to_json(), "base": dataclasses.asdict(base_facts(model)),
                     "method": vars(model).get(METHOD), "lineage": vars(model).get(LINEAGE, []),
                     "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
@@ -95,14 +95,8 @@ def load_adapter(directory: str | Path, *, base: str | Path | None = None, quant
     directory = Path(directory)
     manifest = read_manifest(directory)
     check_adapter_folder(directory, manifest)
-    kinds = {kind.__name__: kind for kind in TASKS}
-    if (name := manifest["task"].get("name")) not in kinds:
-        raise ValueError(f"{directory / MANIFEST} names the task {name!r}, expected one of {sorted(kinds)}.")
-    try:
-        task = kinds[name].from_json(manifest["task"])
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{directory / MANIFEST} describes a task that cannot be: {error}") from None
-    before, task = task, task if grow is None else grow(task)
+    before = read_task(directory, manifest)
+    task = before if grow is None else grow(before)
     try:
         facts = BaseFacts(**{**manifest["base"], "heads": tuple(manifest["base"]["heads"])})
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}[facts.dtype]
@@ -118,14 +112,24 @@ def load_adapter(directory: str | Path, *, base: str | Path | None = None, quant
     if (found := base_facts(model).fingerprint) != facts.fingerprint:
         raise ValueError(f"{base or facts.name} is not the base of {directory}: expected weights with the fingerprint "
                          f"{facts.fingerprint[:12]}, found {found[:12]}; pass base=... with the model the adapter was trained on.")
-    with told(f"the tokenizer of {directory}"):
-        tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
+    tokenizer = read_tokenizer(str(directory))
     if POSITIONS in vars(own):
         vars(tokenizer)[POSITIONS] = vars(own)[POSITIONS]
     loaded = _put_weights(model, directory, len(getattr(before, "labels", None) or ()))
     vars(loaded)[METHOD] = manifest.get("method")
     vars(loaded)[LINEAGE] = [*manifest.get("lineage", []), {"folder": directory.name, "sum": manifest["sum"], "task": before.to_json()}]
     return loaded, task, tokenizer
+
+
+def read_task(directory: Path, manifest: dict[str, Any]) -> Task:
+    """The task that the manifest of a folder describes. Raises ValueError where it cannot be."""
+    kinds = {kind.__name__: kind for kind in TASKS}
+    if (name := manifest["task"].get("name")) not in kinds:
+        raise ValueError(f"{directory / MANIFEST} names the task {name!r}, expected one of {sorted(kinds)}.")
+    try:
+        return kinds[name].from_json(manifest["task"])
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{directory / MANIFEST} describes a task that cannot be: {error}") from None
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

@@ -1,15 +1,19 @@
 """The gradient of a step: over micro-batches that fit into memory, over all processes, and what of it is not finite."""
 
+import contextlib
 import math
 import signal
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from peftcls import faults, methods, plan, prefix, trunk
@@ -57,6 +61,24 @@ class Gradients:
         if config.micro_batch_tokens is None and config.micro_batch_size is not None:
             return config.micro_batch_size * int(lengths.max())
         return config.micro_batch_tokens or batch_tokens(self.processes.device)
+
+    @contextlib.contextmanager
+    def frozen_once(self, tables: Sequence[TrainingTable]) -> Iterator[None]:
+        """Within it the layers below everything that is trained hand out states that were computed once."""
+        config = self.config
+        if config.epochs == 1 or not tables:
+            yield
+            return
+        rows, tokens = config.micro_batch_size, batch_tokens(self.processes.device)
+        plans = [(t, micro) for t in tables for micro in plan.micro_batches(range(len(t.lengths)), t.lengths, tokens=tokens, rows=rows)]
+        shown = self.processes.is_main_process and sys.stderr.isatty()
+        batches = (self.collate([t.features[i] for i in micro])
+                   for t, micro in tqdm(plans, unit="batch", desc="frozen layers", leave=False, disable=not shown))
+        with trunk.frozen_once(self.model, batches, lambda batch: self.task.loss_sum(self.model, batch), folder=Path(config.output_dir),
+                               tokens=sum(int(t.lengths.sum()) for t in tables)) as remark:
+            if remark and self.processes.is_main_process:
+                print(remark)
+            yield
 
     def add_up(self, table: TrainingTable, indices: list[int], step: int, signals: Signals) -> tuple[float, int]:
         """Leave in the parameters the gradient of the sum of all rows' losses over the sum of their weights.
@@ -146,15 +168,19 @@ class Gradients:
         flat = torch.cat([g.flatten().to(kind) for g in gradients] + [torch.tensor(numbers, dtype=kind, device=gradients[0].device)])
         seconds = PATIENT_SECONDS
         if self._longest_seconds is not None:
-            seconds = max(faults.STALL_SECONDS, faults.STALL_FACTOR * self._longest_seconds)
-        sentence = (f"process {self.processes.process_index} has waited {seconds:.0f} s for the others in step {step + 1}: one of them "
-                    "does not go on. Start again with resume=True, on any number of processes.")
-        with faults.watched(seconds, sentence):
+            seconds = faults.patient_seconds(self._longest_seconds)
+        with faults.watched(seconds, self.processes.process_index, f"step {step + 1}"):
             flat = reduce(flat, reduction="sum")
             summed: list[float] = flat[-len(numbers):].tolist()
         for gradient, piece in zip(gradients, flat[: -len(numbers)].split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(piece.view_as(gradient))
         return summed
+
+    def describe_not_finite(self, table: TrainingTable, indices: list[int], step: int, loss: float, length: float) -> str:
+        """A sentence about a step whose loss or gradient is not finite, with its rows; the gradients are gone then."""
+        alone = self.not_finite_rows(table, indices)
+        return (f"step {step + 1}: the loss is {loss} and the gradient's length {length}, expected finite numbers. The step was not taken. "
+                f"Its rows: {sorted(i + 1 for i in indices)}; not finite when alone: {alone or 'none'}.")
 
     def not_finite_rows(self, table: TrainingTable, indices: list[int]) -> list[int]:
         """The numbers of the rows, of all processes, whose loss or gradient is not finite when they are read alone."""

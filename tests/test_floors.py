@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = [
     {"rows", "parsers", "schema", "metrics", "plan", "schedule", "settings", "config", "demo", "fingerprint", "signals", "faults"},
     {"packing", "pooling", "processor", "prefix", "trunk", "tasks", "check", "doctor", "features", "evaluation", "split"},
-    {"folder_check", "models", "methods", "adapt", "adapters", "summary", "folder_facts", "card"},
+    {"folder_check", "models", "methods", "adapt", "adapters", "summary", "launch", "folder_facts", "card"},
     {"predictor", "checkpoint", "gradients", "rehearsal", "trainer", "folds", "learning_on", "reload_check", "merge", "answer_files"},
     {"baselines", "report", "recipe", "cli"},
     {"", "api", "__main__"},  # the package itself, which only hands names on
