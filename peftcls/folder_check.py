@@ -124,7 +124,8 @@ def check_adapter_folder(directory: Path, manifest: Mapping[str, Any]) -> None:
         manifest: as it was read. Its own sum proves that it is whole, not who wrote it.
     """
     file, base = directory / "peftcls.json", manifest["base"]
-    wrong = [f"base {name}={base.get(name)!r}" for name, kinds in BASE_TYPES.items() if not isinstance(base.get(name), kinds)]
+    wrong = [f"base {name}={base.get(name)!r}" for name, kinds in BASE_TYPES.items()
+             if not isinstance(base.get(name), kinds) or (name not in base and name != "random_seed")]
     wrong += [f"base heads={base['heads']!r}"] if not wrong and not all(isinstance(head, str) for head in base["heads"]) else []
     wrong += [] if isinstance(manifest["task"].get("name"), str) else [f"task {manifest['task'].get('name')!r}"]
     lineage, versions = manifest.get("lineage", []), manifest.get("versions", {})

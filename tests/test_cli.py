@@ -454,6 +454,9 @@ def test_check_says_what_is_wrong_with_the_rows_and_its_exit_code_says_whether_a
     assert code == 0
     assert "12 rows of train: 0 errors" in out
     assert "tokens of a row's texts" in out
+    code, out, _ = run(capsys, "check", good, "--model", "demo", "--max-length", "99999")
+    assert code == 0
+    assert "the model has as many positions, fewer than max_length=99999." in out
     bad = table(tmp_path / "bad.csv", ["text", "label"], [("hello", "yes"), ("", "no"), ("hello", "no")])
     code, out, _ = run(capsys, "check", bad, "--json")
     assert code == 1
