@@ -16,12 +16,12 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from peftcls.adapt import set_head_dropout, trained_parameters, widen_trained, wrap_adapter
 from peftcls.folder_check import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PART_WEIGHTS, check_adapter_folder, check_finite, read_object
 from peftcls.methods import METHOD
-from peftcls.models import BaseFacts, Quantize, base_facts, load_base, told
+from peftcls.models import BaseFacts, Quantize, base_facts, load_base, read_tokenizer
 from peftcls.pooling import unwrapped
 from peftcls.tasks.base import POSITIONS, Task
 from peftcls.tasks.classification import Classification
@@ -62,7 +62,7 @@ def save_adapter(directory: str | Path, model: torch.nn.Module, task: Task, toke
             if base_facts(model).revision is None:  # a folder: its path is nobody else's business, and nothing that PEFT could fetch
                 config.base_model_name_or_path = None
             config.save_pretrained(str(beside))
-        tokenizer.save_pretrained(str(beside))
+        tokenizer.save_pretrained(str(beside), save_jinja_files=False)  # of several chat templates it would make a folder
         manifest = {"format": FORMAT, "task": task.to_json(), "base": dataclasses.asdict(base_facts(model)),
                     "method": vars(model).get(METHOD), "lineage": vars(model).get(LINEAGE, []),
                     "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
@@ -122,13 +122,7 @@ def open_folder(directory: str | Path) -> Folder:
     directory = Path(directory)
     manifest = read_manifest(directory)
     check_adapter_folder(directory, manifest)
-    kinds = {kind.__name__: kind for kind in TASKS}
-    if (name := manifest["task"].get("name")) not in kinds:
-        raise ValueError(f"{directory / MANIFEST} names the task {name!r}, expected one of {sorted(kinds)}.")
-    try:
-        task = kinds[name].from_json(manifest["task"])
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{directory / MANIFEST} describes a task that cannot be: {error}") from None
+    task = read_task(directory, manifest)
     try:
         facts = BaseFacts(**{**manifest["base"], "heads": tuple(manifest["base"]["heads"])})
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}[facts.dtype]
@@ -156,11 +150,21 @@ def load_own_base(folder: Folder, task: Task, *, base: str | Path | None = None,
 
 def load_own_tokenizer(folder: Folder, *, like: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """A folder's tokenizer; `like` is another for the same base, which knows how many positions that has."""
-    with told(f"the tokenizer of {folder.directory}"):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder.directory), trust_remote_code=False)
+    tokenizer = read_tokenizer(str(folder.directory))
     if POSITIONS in vars(like):
         vars(tokenizer)[POSITIONS] = vars(like)[POSITIONS]
     return tokenizer
+
+
+def read_task(directory: Path, manifest: dict[str, Any]) -> Task:
+    """The task that the manifest of a folder describes. Raises ValueError where it cannot be."""
+    kinds = {kind.__name__: kind for kind in TASKS}
+    if (name := manifest["task"].get("name")) not in kinds:
+        raise ValueError(f"{directory / MANIFEST} names the task {name!r}, expected one of {sorted(kinds)}.")
+    try:
+        return kinds[name].from_json(manifest["task"])
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{directory / MANIFEST} describes a task that cannot be: {error}") from None
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """Where a run stands, on disk: trained tensors, optimizer, the best so far; never a weight of the base."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -18,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from peftcls.faults import RunStoppedError
 
 PREFIX = "checkpoint-"
+NAME = re.compile(PREFIX + r"[0-9]{8,}")  # other programs' checkpoints, which may lie in the same folder, have names of their own
 LEFT_OVER = (".writing-", ".saving-", ".states-")  # what a killed program leaves of checkpoints, adapters and frozen layers' states
 STATE, TENSORS, MANIFEST = "state.json", "tensors.safetensors", "manifest.json"
 KEPT = 2  # a damaged newest one has one to fall back to
@@ -41,6 +44,13 @@ class Progress:
     """The last one after which there was an evaluation, if there are validation rows, and a checkpoint."""
     tokens: int | None = None
     """What fits into memory at once, where it turned out to be less than was set."""
+    skipped_steps: list[int] = dataclasses.field(default_factory=list)
+    """Those, from 1, that were left out since their loss or gradient was not finite."""
+
+    def newest(self, *names: str) -> dict[str, str]:
+        """The newest value of some entries of the log, for a progress bar."""
+        latest = {name: value for entry in self.history for name, value in entry.items()}
+        return {name.replace("valid_", "valid "): f"{latest[name]:.3f}" for name in names if name in latest}
 
 
 def copy_tensors(parameters: dict[str, torch.nn.Parameter]) -> Tensors:
@@ -79,7 +89,8 @@ def write_checkpoint(folder: Path, progress: Progress, parameters: dict[str, tor
         run: what must be the same when the run is taken up again, as JSON values.
 
     Raises:
-        RunStoppedError: the disk is full, or cannot be written to; the checkpoints that were there are still whole.
+        RunStoppedError: the disk is full, or cannot be written to, or a tensor is not finite; the checkpoints that were there are still
+            whole.
     """
     tensors = {f"model/{name}": tensor for name, tensor in copy_tensors(parameters).items()}
     tensors |= {f"best/{name}": tensor for name, tensor in (best or {}).items()}
@@ -87,12 +98,15 @@ def write_checkpoint(folder: Path, progress: Progress, parameters: dict[str, tor
     for name, parameter in parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{key}/{name}"] = value.detach().cpu().clone()
+    if spoilt := [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]:
+        raise RunStoppedError(f"the tensor {spoilt[0]} is not finite after step {progress.step}, so no checkpoint of it is written; the "
+                              f"checkpoints before it are whole. Start again with a lower learning rate.")
     final, beside = folder / f"{PREFIX}{progress.step:08d}", None
-    if final.exists():
-        if damage(final) is None:  # of the same step, and all that comes after it follows from it
-            return
-        remove_checkpoint(final)
+    if final.exists() and damage(final) is None:  # of the same step, and all that comes after it follows from it
+        return
     try:
+        if final.exists():
+            remove_checkpoint(final)
         folder.mkdir(parents=True, exist_ok=True)
         check_room(folder, sum(tensor.nbytes for tensor in tensors.values()))
         beside = Path(tempfile.mkdtemp(prefix=LEFT_OVER[0], dir=folder))
@@ -113,14 +127,16 @@ def write_checkpoint(folder: Path, progress: Progress, parameters: dict[str, tor
             shutil.rmtree(beside, ignore_errors=True)
     found = find_checkpoints(folder)
     for other in found[: (place := found.index(final))] + found[place + KEPT :]:
-        remove_checkpoint(other)
+        with contextlib.suppress(OSError):  # it is tried again after the next one
+            remove_checkpoint(other)
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
-    """Take a checkpoint away at once: there is never a half of one under its name."""
-    away = Path(tempfile.mkdtemp(prefix=LEFT_OVER[0], dir=checkpoint.parent))
+    """Take a checkpoint away at once: there is never a half of one under its name. It needs no room on the disk."""
+    away = checkpoint.with_name(LEFT_OVER[0] + checkpoint.name)
+    shutil.rmtree(away, ignore_errors=True)
     os.replace(checkpoint, away)
-    shutil.rmtree(away)
+    shutil.rmtree(away, ignore_errors=True)
 
 
 def flush(path: Path) -> None:
@@ -145,7 +161,8 @@ def _manifest(checkpoint: Path) -> str:
 
 def find_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, newest first."""
-    return sorted(folder.glob(f"{PREFIX}*"), reverse=True)
+    found = [path for path in folder.glob(f"{PREFIX}*") if NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)), reverse=True)
 
 
 def remove_left_overs(folder: Path) -> None:
@@ -216,7 +233,11 @@ def read_checkpoint(checkpoint: Path, parameters: dict[str, torch.nn.Parameter],
     if changed := [f"{k} was {before.get(k)!r}, is {run.get(k)!r}" for k in sorted(run | before) if run.get(k) != before.get(k)]:
         raise ValueError(f"{checkpoint} belongs to another run: {'; '.join(changed)}. Go on with the same settings and rows, or choose "
                          "another output_dir.")
-    tensors = load_file(checkpoint / TENSORS)
+    try:
+        progress, tensors = Progress(**state["progress"]), load_file(checkpoint / TENSORS)
+    except TypeError as error:
+        raise ValueError(f"{checkpoint} was written by another version of peftcls ({error}); go on with that one, or choose another "
+                         "output_dir.") from None
     put_tensors(parameters, {name: tensors[f"model/{name}"] for name in parameters})
     for name, parameter in parameters.items():
         found = {parts[1]: value for key, value in tensors.items()
@@ -225,4 +246,4 @@ def read_checkpoint(checkpoint: Path, parameters: dict[str, torch.nn.Parameter],
             optimizer.state[parameter] = {k: v if v.ndim == 0 else v.to(parameter.device) for k, v in found.items()}
     best, method = ({key.removeprefix(kind): value for key, value in tensors.items() if key.startswith(kind)}
                     for kind in ("best/", "method/"))
-    return Progress(**state["progress"]), best or None, method
+    return progress, best or None, method

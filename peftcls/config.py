@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from peftcls.schedule import Schedule
@@ -24,6 +25,8 @@ class TrainConfig:
         warmup: the share of the steps over which the learning rate rises.
         schedule: what it does then: "linear" or "cosine" to zero, or "constant".
         max_grad_norm: a longer gradient is cut to this length.
+        max_skipped_steps: leave out a step whose loss or gradient is not finite, at most so many in the whole run; it need not be begun
+            again without the rows. Such rows are named each time.
         gradient_checkpointing: hold the states between layers alone and compute the rest again on the way back: less memory,
             about a third more time, the same weights.
         eval_every: steps between evaluations and checkpoints; an epoch unless given.
@@ -47,6 +50,7 @@ class TrainConfig:
     warmup: float = 0.06
     schedule: Schedule = "linear"
     max_grad_norm: float = 1.0
+    max_skipped_steps: int = 0
     gradient_checkpointing: bool = False
     eval_every: int | None = None
     patience: int | None = None
@@ -65,10 +69,23 @@ class TrainConfig:
         problems += [f"{name}={value!r}: expected a number above 0" for name, value in
                      {"learning_rate": self.learning_rate, "max_grad_norm": self.max_grad_norm}.items() if not 0 < value < math.inf]
         problems += [f"{name}={value!r}: expected a number of at least 0" for name, value in
-                     {"weight_decay": self.weight_decay, "seed": self.seed}.items() if not 0 <= value < math.inf]
+                     {"weight_decay": self.weight_decay, "seed": self.seed, "max_skipped_steps": self.max_skipped_steps}.items()
+                     if not 0 <= value < math.inf]
         if not 0 <= self.warmup < 1:
             problems.append(f"warmup={self.warmup!r}: expected a share of the steps, from 0 to below 1")
         if self.schedule not in ("linear", "cosine", "constant"):
             problems.append(f"schedule={self.schedule!r}: expected 'linear', 'cosine' or 'constant'")
         if problems:
             raise ValueError("TrainConfig: " + "; ".join(problems) + ".")
+
+    def check_scores(self, names: Sequence[str], *, given: bool) -> None:
+        """Raise ValueError where the run is to be judged by a score that there is not.
+
+        Args:
+            names: of the task's scores.
+            given: whether there are validation rows.
+        """
+        if not given and (self.patience is not None or self.monitor is not None):
+            raise ValueError("patience and monitor need a score on validation rows; give fit(train_rows, valid_rows), or leave both out.")
+        if self.monitor is not None and self.monitor not in names:
+            raise ValueError(f"monitor={self.monitor!r}: expected one of {list(names)}.")

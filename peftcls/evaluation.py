@@ -16,6 +16,7 @@ from peftcls.rows import Row, as_dataset
 from peftcls.tasks.base import Answer, Task
 
 RESAMPLES = 1000
+FEWEST_ROWS = 20  # resamples of fewer are too much alike
 NO_ANSWER = "(no answer)"
 Rows: TypeAlias = datasets.Dataset | Iterable[Mapping[str, Any]]
 
@@ -37,7 +38,9 @@ class Evaluation:
                  for name, value in self.scores.items()]
         tables = [] if self.labels is None else [self.labels.to_string(float_format="{:.3f}".format)]
         tables += [] if self.confusion is None else [self.confusion.to_string()]
-        return "\n\n".join([f"{self.rows} rows\n" + "\n".join(lines), *tables])
+        rows = f"{self.rows} row{'s' * (self.rows != 1)}"
+        few = f"; an interval of fewer than {FEWEST_ROWS} means little" if self.rows < FEWEST_ROWS else ""
+        return "\n\n".join([f"{rows}{few}\n" + "\n".join(lines), *tables])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,12 +28,20 @@ def is_lost_process(error: BaseException) -> bool:
             and (type(error).__name__.startswith("Dist") or any(mark in str(error) for mark in LOST_MARKS)))
 
 
+def patient_seconds(longest_seconds: float) -> float:
+    """How long to wait for the others, where the most that this process took for such a share of work is known."""
+    return max(STALL_SECONDS, STALL_FACTOR * longest_seconds)
+
+
 @contextlib.contextmanager
-def watched(seconds: float, sentence: str) -> Iterator[None]:
-    """Within it this process waits for others; after so many seconds it says the sentence and ends with exit code 1.
+def watched(seconds: float, process: int, where: str) -> Iterator[None]:
+    """Within it a process waits for others; after so many seconds it says so in a sentence and ends with exit code 1.
 
     A thread does it, since a call that waits for other processes hears neither exceptions nor signals.
     """
+    sentence = (f"process {process} has waited {seconds:.0f} s for the others in {where}: one of them does not go on. Start again with "
+                "resume=True, on any number of processes.")
+
     def leave() -> None:
         print(f"\n{sentence}", file=sys.stderr, flush=True)
         os._exit(1)

@@ -9,10 +9,13 @@ from importlib.metadata import version
 
 import datasets
 import numpy as np
+import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from peftcls.rows import Row, RowError, source_name, without_progress_bars
 from peftcls.tasks.base import Feature, Task
+
+SUMMED_ROWS = 1000  # at a time
 
 
 def encode_rows(task: Task, rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, *, source: str, first: int = 1,
@@ -55,6 +58,18 @@ def encoded_once() -> Iterator[None]:
         yield
     finally:
         _opened.pop()
+
+
+def content_sum(rows: datasets.Dataset) -> str:
+    """A short SHA-256 of what a table holds, wherever it comes from and however often it was copied."""
+    found = hashlib.sha256(repr(sorted(rows.column_names)).encode())
+    for batch in rows.select_columns(sorted(rows.column_names)).with_format("arrow").iter(SUMMED_ROWS):
+        table = batch.replace_schema_metadata(None).combine_chunks()
+        with pa.BufferOutputStream() as held:
+            with pa.ipc.new_stream(held, table.schema) as stream:
+                stream.write_table(table)
+            found.update(held.getvalue())
+    return found.hexdigest()[:16]
 
 
 def encode_table(task: Task, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, base_fingerprint: str, *,

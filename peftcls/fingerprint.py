@@ -5,6 +5,7 @@ import json
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 from huggingface_hub import snapshot_download
@@ -38,22 +39,24 @@ def fingerprint_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def _tensor_lines(file: Path) -> list[str]:
-    lines = []
-    with file.open("rb") as opened:
-        try:
+    try:
+        with file.open("rb") as opened:
             (size,) = struct.unpack("<Q", opened.read(8))
             if size > LONGEST_HEADER_BYTES:
                 raise ValueError("its header is too long")
             header = json.loads(opened.read(size))
-        except (struct.error, ValueError) as error:
-            raise ValueError(f"{file.name} in {file.parent} is not a whole safetensors file ({error}); fetch it again.") from None
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            begin, end = entry["data_offsets"]
-            sample = hashlib.sha256()
-            for place in (begin, (begin + end) // 2, max(begin, end - SAMPLE_BYTES)):
-                opened.seek(8 + size + place)
-                sample.update(opened.read(min(SAMPLE_BYTES, end - place)))
-            lines.append(f"{name} {entry['dtype']} {entry['shape']} {sample.hexdigest()}")
-    return lines
+            data_bytes = file.stat().st_size - 8 - size
+            return [_tensor_line(opened, 8 + size, data_bytes, name, entry) for name, entry in header.items() if name != "__metadata__"]
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
+        raise ValueError(f"{file.name} in {file.parent} is not a whole safetensors file ({error}); fetch it again.") from None
+
+
+def _tensor_line(opened: BinaryIO, start: int, data_bytes: int, name: str, entry: Mapping[str, Any]) -> str:
+    begin, end = entry["data_offsets"]
+    if not 0 <= begin <= end <= data_bytes:
+        raise ValueError(f"the tensor {name} lies outside it")
+    sample = hashlib.sha256()
+    for place in (begin, (begin + end) // 2, max(begin, end - SAMPLE_BYTES)):
+        opened.seek(start + place)
+        sample.update(opened.read(min(SAMPLE_BYTES, end - place)))
+    return f"{name} {entry['dtype']} {entry['shape']} {sample.hexdigest()}"

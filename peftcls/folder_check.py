@@ -27,6 +27,9 @@ METHODS = ("LORA", "ADALORA", "IA3")  # the kinds of adapter that attach_lora ma
 HEADS = frozenset(("classifier", "score", "qa_outputs"))  # PEFT adds these names to those that it is given
 FREE_TEXTS = frozenset(("base_model_name_or_path", "revision", "task_type", "peft_type", "peft_version"))  # not acted upon
 NUMBERS = frozenset(("r", "target_r", "init_r", "lora_alpha", "lora_dropout", "total_step", "tinit", "tfinal", "deltaT"))
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_labels", "n_embd", "n_layer", "n_inner", "d_model",
+         "d_ff", "dim", "hidden_dim", "n_layers", "type_vocab_size")
+LEAST_SIZE = 1000  # a model without a wide tensor may have as many layers, or labels of another task
 RANKS = ("r", "target_r", "init_r")
 SWITCHES = frozenset(("fan_in_fan_out", "inference_mode", "use_dora", "use_rslora"))
 BASE_TYPES: dict[str, tuple[type, ...]] = {
@@ -57,9 +60,10 @@ def check_links(folder: Path) -> None:
     """Raise ValueError where a file of a folder is a link out of it; the hub's own cache links to the blobs beside its snapshots."""
     home = folder.resolve()
     allowed = [home, *([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])]
-    for file in folder.iterdir():
+    for file in folder.rglob("*"):  # libraries read folders within it too; a link to one is not followed here
         if file.is_symlink() and not any(file.resolve().is_relative_to(place) for place in allowed):
-            raise ValueError(f"{file.name} in {folder} is a link out of the folder, to {file.resolve()}; put the file itself there.")
+            raise ValueError(f"{file.relative_to(folder)} in {folder} is a link out of the folder, to {file.resolve()}; put the file "
+                             "itself there.")
 
 
 def check_base_folder(folder: Path) -> None:
@@ -74,6 +78,25 @@ def check_base_folder(folder: Path) -> None:
         if odd and index.name.endswith(".safetensors.index.json"):
             raise ValueError(f"{index.name} in {folder} names the file {odd[0]!r}, which is not in the folder; copy the model again.")
     check_tokenizer_config(folder)
+    _check_sizes(folder)
+
+
+def _check_sizes(folder: Path) -> None:
+    """Whether a model is no larger by its settings than its weights could make it: memory is taken before the two are compared."""
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        sizes = {name: size for name in SIZES if isinstance(size := settings.get(name), int)}
+    except (ValueError, AttributeError, RecursionError):  # the library says what is wrong with it
+        return
+    if not sizes:
+        return
+    try:
+        widest = max((_widest(file) for file in folder.glob("*.safetensors")), default=0)
+    except ValueError:  # likewise
+        return
+    if large := [f"{name}={size}" for name, size in sizes.items() if size > max(widest, LEAST_SIZE)]:
+        raise ValueError(f"config.json of {folder} has {large[0]}, but no side of its tensors is longer than {widest}; copy the model "
+                         "again.")
 
 
 def check_base_config(source: str, config: Any, revision: str | None) -> None:
@@ -121,10 +144,13 @@ def check_adapter_folder(directory: Path, manifest: Mapping[str, Any]) -> None:
         manifest: as it was read. Its own sum proves that it is whole, not who wrote it.
     """
     file, base = directory / "peftcls.json", manifest["base"]
-    wrong = [f"base {name}={base.get(name)!r}" for name, kinds in BASE_TYPES.items() if not isinstance(base.get(name), kinds)]
+    wrong = [f"base {name}={base.get(name)!r}" for name, kinds in BASE_TYPES.items()
+             if not isinstance(base.get(name), kinds) or (name not in base and name != "random_seed")]
     wrong += [f"base heads={base['heads']!r}"] if not wrong and not all(isinstance(head, str) for head in base["heads"]) else []
     wrong += [] if isinstance(manifest["task"].get("name"), str) else [f"task {manifest['task'].get('name')!r}"]
-    wrong += [] if isinstance(manifest.get("lineage", []), list) else [f"lineage {manifest['lineage']!r}"]
+    lineage, versions = manifest.get("lineage", []), manifest.get("versions", {})
+    wrong += [] if _is_lineage(lineage) else [f"lineage {lineage!r}"]
+    wrong += [] if isinstance(versions, dict) and all(isinstance(version, str) for version in versions.values()) else ["versions"]
     wrong += [] if isinstance(manifest.get("method"), str | None) else [f"method {manifest['method']!r}"]
     if wrong:
         raise ValueError(f"{file} is damaged ({wrong[0][:200]} is of another kind); copy the folder again.")
@@ -142,6 +168,12 @@ def check_adapter_folder(directory: Path, manifest: Mapping[str, Any]) -> None:
     check_tokenizer_config(directory)
     if ADAPTER_WEIGHTS in weights:
         _check_adapter_config(directory / ADAPTER_CONFIG, base["heads"], _widest(directory / ADAPTER_WEIGHTS))
+
+
+def _is_lineage(found: Any) -> bool:
+    """Whether it names the folders that an adapter was learnt on from, as `load_adapter` does."""
+    return isinstance(found, list) and all(
+        isinstance(old, dict) and isinstance(old.get("folder"), str) and isinstance(old.get("sum"), str) for old in found)
 
 
 def _check_adapter_config(file: Path, heads: Iterable[str], widest: int) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 from safetensors import safe_open
 
-from peftcls.adapters import ADAPTER_WEIGHTS, MANIFEST, PART_WEIGHTS, read_manifest
+from peftcls.adapters import MANIFEST, read_manifest, read_task
+from peftcls.folder_check import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PART_WEIGHTS, check_adapter_folder
 
-ADAPTER_CONFIG = "adapter_config.json"
 KEPT = ("r", "target_r", "lora_alpha", "lora_dropout")
 
 
@@ -23,6 +23,8 @@ def describe_folder(directory: str | Path) -> dict[str, Any]:
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
+    check_adapter_folder(directory, manifest)
+    read_task(directory, manifest)
     adapter: dict[str, Any] = {"method": manifest.get("method")}
     if (file := directory / ADAPTER_CONFIG).is_file():
         config = json.loads(file.read_text(encoding="utf-8"))

@@ -89,9 +89,7 @@ def cross_validate(model: torch.nn.Module, task: Task, tokenizer: PreTrainedToke
     encoded = encode_table(task, table, tokenizer, base_facts(model).fingerprint)
     try:
         with computed_once(model, task, tokenizer, [encoded], folder=Path(config.output_dir), rows=config.micro_batch_size,
-                           shown=accelerator.is_main_process) as remark:
-            if remark:
-                accelerator.print(remark)
+                           shown=accelerator.is_main_process):
             for fold, (trainer, held) in enumerate(zip(trainers, _parts(task, table, folds, config.seed, labelled), strict=True)):
                 put_tensors(parameters, start)
                 trainer.fit(table.select(sorted(set(range(len(table))) - set(held))), resume=resume)

@@ -18,7 +18,7 @@ from peftcls.tasks.base import Batch, Task
 
 @contextlib.contextmanager
 def computed_once(model: torch.nn.Module, task: Task, tokenizer: PreTrainedTokenizerBase, tables: Sequence[TrainingTable], *, folder: Path,
-                  rows: int | None = None, shown: bool = True) -> Iterator[str]:
+                  rows: int | None = None, shown: bool = True) -> Iterator[None]:
     """Within it the layers below everything that is trained hand out states that were computed once.
 
     Opened around several trainings of a model, it serves them all: what is trained may change, what is frozen may not.
@@ -30,20 +30,19 @@ def computed_once(model: torch.nn.Module, task: Task, tokenizer: PreTrainedToken
         tables: all rows that will be read.
         folder: for the states, where they are too many for the memory.
         rows: at most this many at once.
-        shown: with a progress bar.
-
-    Yields:
-        A sentence about what was done, or why nothing was; empty where there is nothing to do, or it was done around this.
+        shown: with a progress bar, and a sentence about what was done, or why nothing was.
     """
     if not tables or trunk.TRUNK in vars(unwrapped(model)):
-        yield ""
+        yield
         return
     plans = _plans(model, tables, rows)
     batches = (_collated(model, task, tokenizer, t, micro)
                for t, micro in tqdm(plans, unit="batch", desc="frozen layers", leave=False, disable=not shown or not sys.stderr.isatty()))
     with trunk.frozen_once(model, batches, task.loss_sum, folder=folder, tokens=sum(int(t.lengths.sum()) for t in tables),
                            lines=sum(t.lines for t in tables)) as remark:
-        yield remark
+        if remark and shown:
+            print(remark)
+        yield
 
 
 @contextlib.contextmanager

@@ -147,15 +147,19 @@ class Gradients:
         flat = torch.cat([g.flatten().to(kind) for g in gradients] + [torch.tensor(numbers, dtype=kind, device=gradients[0].device)])
         seconds = PATIENT_SECONDS
         if self._longest_seconds is not None:
-            seconds = max(faults.STALL_SECONDS, faults.STALL_FACTOR * self._longest_seconds)
-        sentence = (f"process {self.processes.process_index} has waited {seconds:.0f} s for the others in step {step + 1}: one of them "
-                    "does not go on. Start again with resume=True, on any number of processes.")
-        with faults.watched(seconds, sentence):
+            seconds = faults.patient_seconds(self._longest_seconds)
+        with faults.watched(seconds, self.processes.process_index, f"step {step + 1}"):
             flat = reduce(flat, reduction="sum")
             summed: list[float] = flat[-len(numbers):].tolist()
         for gradient, piece in zip(gradients, flat[: -len(numbers)].split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(piece.view_as(gradient))
         return summed
+
+    def describe_not_finite(self, table: TrainingTable, indices: list[int], step: int, loss: float, length: float) -> str:
+        """A sentence about a step whose loss or gradient is not finite, with its rows; the gradients are gone then."""
+        alone = self.not_finite_rows(table, indices)
+        return (f"step {step + 1}: the loss is {loss} and the gradient's length {length}, expected finite numbers. The step was not taken. "
+                f"Its rows: {sorted(i + 1 for i in indices)}; not finite when alone: {alone or 'none'}.")
 
     def not_finite_rows(self, table: TrainingTable, indices: list[int]) -> list[int]:
         """The numbers of the rows, of all processes, whose loss or gradient is not finite when they are read alone."""

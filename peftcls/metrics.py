@@ -1,9 +1,10 @@
 """Names for scores; the arithmetic is scikit-learn's and SciPy's."""
 
+import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -169,3 +170,10 @@ def interval(score: Callable[..., float], *columns: Sequence[Any], resamples: in
     found = stats.bootstrap((np.arange(rows),), of_rows, vectorized=False, n_resamples=resamples, method="percentile",
                             rng=np.random.default_rng(seed)).confidence_interval
     return float(found.low), float(found.high)
+
+
+def rank_scores(scores: Mapping[str, float], monitor: str) -> tuple[float, float]:
+    """What is greater where scores are better: by the one that decides, and of equal ones by the lower loss; without any, least."""
+    if not scores:
+        return -math.inf, 0.0
+    return (-1 if monitor in LOWER_IS_BETTER else 1) * scores[monitor], -scores.get("loss", 0.0)

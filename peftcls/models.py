@@ -71,6 +71,9 @@ def load_base(name: str | Path, task: Task, *, quantize: Quantize | None = None,
     with _quiet(), told(f"the base model {source}"):  # the labels of another task, which a base may bring, are not ours
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, **settings)
         check_base_config(source, config, revision)
+        config.return_dict = True
+        if str(config._attn_implementation).startswith("flash"):  # what is not installed would be fetched, as code
+            config._attn_implementation = None
     tokenizer = load_tokenizer(name, revision=revision)
     config.pad_token_id = tokenizer.pad_token_id
     dtype = dtype or fast_dtype(getattr(config.get_text_config(), "hidden_size", 0))
@@ -122,14 +125,37 @@ def load_tokenizer(name: str | Path, *, revision: str | None = None) -> PreTrain
     """
     source = str(BASE_FOLDER) if str(name) == "demo" else str(name)
     _look_at_folder(source)
+    return read_tokenizer(source, revision=revision)
+
+
+def read_tokenizer(source: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, or of a model on the hub, with a padding token. Raises ValueError, as `load_tokenizer`."""
     with _quiet(), told(f"the tokenizer of {source}"):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+        tokenizer.model_max_length = int(tokenizer.model_max_length)
+        tokenizer("a", verbose=False)  # settings of the wrong kind show where they are used
     if not tokenizer.is_fast:
         raise ValueError(f"{source} has no fast tokenizer (tokenizer.json), which is needed to know where a token stands in its text.")
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ValueError(f"the tokenizer of {source} has neither a padding token nor an end-of-text token; add one to it.")
         tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_reader(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base model that knows how many positions the model has, without reading its weights.
+
+    Raises:
+        ValueError: as `load_base`.
+    """
+    tokenizer, source = load_tokenizer(name), str(BASE_FOLDER) if str(name) == "demo" else str(name)
+    with torch.device("meta"), _quiet(), told(f"the base model {source}"):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        check_base_config(source, config, None)
+        positions = _positions(AutoModel.from_config(config))
+    if positions is not None:
+        vars(tokenizer)[POSITIONS] = positions
     return tokenizer
 
 

@@ -12,6 +12,9 @@ from typing import Any, TypeAlias
 Row: TypeAlias = dict[str, Any]
 Parser: TypeAlias = Callable[[Path, str, Sequence[str] | None], Iterator[Row]]
 WIDEST_FIELD_CHARACTERS = 16 * 1024 * 1024
+OTHER_SEPARATORS = (";", "\t")  # of files that are called csv, as spreadsheets write them where the comma is in numbers
+SEPARATOR_LINE = "sep="  # with it spreadsheets begin a file to say what parts its fields
+WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 
 
 class RowError(ValueError):
@@ -21,7 +24,10 @@ class RowError(ValueError):
 @contextlib.contextmanager
 def _open(path: Path, encoding: str) -> Iterator[Iterator[str]]:
     """The lines of a text file; a byte that is not in `encoding` is a RowError with its line."""
-    start = path.read_bytes()[:4]
+    with path.open("rb") as opened:
+        start = opened.read(4)
+    if start in WORKBOOKS:
+        raise RowError(f"{path.name} is a workbook or an archive, expected text; save the table as CSV in UTF-8.")
     if encoding == "utf-8-sig" and start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise RowError(f"{path.name} is in UTF-16, expected UTF-8; pass encoding='utf-16'.")
     try:
@@ -48,14 +54,19 @@ def _line_of_bad_byte(path: Path, encoding: str) -> int:
     return 1
 
 
-def _table(path: Path, encoding: str, columns: Sequence[str] | None, **dialect: Any) -> Iterator[Row]:
+def _table(path: Path, encoding: str, columns: Sequence[str] | None, skipped: int = 0, **dialect: Any) -> Iterator[Row]:
     csv.field_size_limit(WIDEST_FIELD_CHARACTERS)
     with _open(path, encoding) as lines:
         reader = csv.reader(lines, strict=True, **dialect)
         try:
+            for _ in range(skipped):
+                next(reader, None)
             header = list(columns) if columns else next(reader, None)
             if not header:
                 raise RowError(f"{path.name} is empty: expected a line with the names of the columns.")
+            if len(nameless := [place for place, name in enumerate(header, 1) if not name.strip()]) > 1:  # one may be of row numbers
+                raise RowError(f"{path.name} has {len(nameless)} columns without a name, the first of them column {nameless[0]}; name "
+                               "each, or leave out the separators at the ends of the lines.")
             if doubled := [name for name in header if header.count(name) > 1]:
                 raise RowError(f"{path.name} has the column {doubled[0]!r} {header.count(doubled[0])} times; name each once.")
             number = 0
@@ -73,7 +84,18 @@ def _table(path: Path, encoding: str, columns: Sequence[str] | None, **dialect: 
 
 
 def _csv(path: Path, encoding: str, columns: Sequence[str] | None) -> Iterator[Row]:
-    return _table(path, encoding, columns)
+    separator, skipped = _separator(path, encoding)
+    return _table(path, encoding, columns, skipped, delimiter=separator)
+
+
+def _separator(path: Path, encoding: str) -> tuple[str, int]:
+    """What parts the fields of a csv file, and how many lines say so: a comma, unless the first record has none outside quotes."""
+    with _open(path, encoding) as lines:
+        first = next(iter(lines), "").rstrip("\r\n")
+    if len(first) == len(SEPARATOR_LINE) + 1 and first.startswith(SEPARATOR_LINE):
+        return first[-1], 1
+    fields = {separator: len(next(csv.reader([first], delimiter=separator), [])) for separator in (",", *OTHER_SEPARATORS)}
+    return "," if fields[","] > 1 else max(fields, key=lambda separator: fields[separator]), 0
 
 
 def _tsv(path: Path, encoding: str, columns: Sequence[str] | None) -> Iterator[Row]:

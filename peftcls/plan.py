@@ -14,6 +14,12 @@ def steps_per_epoch(rows: int, batch_size: int) -> int:
     return -(-rows // batch_size)
 
 
+def rows_before(rows: int, batch_size: int, step: int) -> int:
+    """How many rows have been seen before a step."""
+    epoch, place = divmod(step, steps_per_epoch(rows, batch_size))
+    return epoch * rows + place * batch_size
+
+
 def step_rows(rows: int, batch_size: int, seed: int, step: int, strata: Sequence[int] | np.ndarray | None = None) -> list[int]:
     """The indices of the rows of one optimizer step, whatever the number of processes.
 

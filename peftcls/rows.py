@@ -23,9 +23,9 @@ def read_rows(source: str | Path, *, split: str | None = None, encoding: str | N
     """Read a csv, tsv, json, jsonl or parquet file, or a data set on the hub, as a memory-mapped table.
 
     Values of csv and tsv files stay the strings they are: "0012" is not a number and "NA" is not a gap. A csv file
-    follows RFC 4180; in a tsv file quotes are characters like any other unless every one of them is well-formed
-    quoting. SQuAD-format json is flattened to one row a question. The file is read through once for errors before
-    anything is kept.
+    follows RFC 4180; where its first line has no comma, semicolons or tabs part its fields. In a tsv file quotes are
+    characters like any other unless every one of them is well-formed quoting. SQuAD-format json is flattened to one row
+    a question. The file is read through once for errors before anything is kept.
 
     Args:
         source: a path, or the name of a data set on the hub.

@@ -1,12 +1,22 @@
-"""What of a model is trained, saved and frozen, in numbers."""
+"""What of a model is trained, saved and frozen, in numbers, and what makes a run the one that it is."""
 
+import dataclasses
 from typing import Any
 
+import datasets
 import pandas as pd
 import torch
 
+from peftcls import methods
 from peftcls.adapt import trained_parameters
+from peftcls.adapters import LINEAGE
+from peftcls.config import TrainConfig
+from peftcls.features import TrainingTable, content_sum
 from peftcls.models import base_facts
+from peftcls.tasks.base import Task
+
+FREE_ON_RESUME = ("output_dir", "log_every", "trackers", "gradient_checkpointing",  # they do not change the weights
+                  "max_skipped_steps")  # it does so where the run would have ended without
 
 
 def model_parts(model: torch.nn.Module) -> list[dict[str, Any]]:
@@ -28,6 +38,22 @@ def describe_model(model: torch.nn.Module) -> str:
     rows = [{"part": part["part"], "trained": part["trained"], "saved": part["trained"], "parameters": f"{part['parameters']:,}",
              "bytes": f"{part['bytes']:,}"} for part in model_parts(model)]
     return pd.DataFrame(rows).replace({True: "yes", False: "no"}).to_string(index=False)
+
+
+def identify_run(model: torch.nn.Module, task: Task, config: TrainConfig, table: TrainingTable,
+                 valid: datasets.Dataset | None) -> dict[str, Any]:
+    """All that must be the same when a run is taken up again, by the names that a message uses.
+
+    Rows are compared by what is in the columns that the task reads, wherever they come from.
+    """
+    facts = base_facts(model)
+    held = None if valid is None else content_sum(valid.select_columns(task.columns(with_target=True)))
+    return {"task": task.to_json(), "method": vars(model).get(methods.METHOD), "adapter": methods.method_settings(model),
+            "start": [old["sum"] for old in vars(model).get(LINEAGE, [])], "base": facts.fingerprint, "dtype": facts.dtype,
+            "training rows": f"{len(table.features)} rows, sum {content_sum(table.features)}",
+            "validation rows": None if valid is None else f"{len(valid)} rows, sum {held}",
+            "trained tensors": {name: list(p.shape) for name, p in trained_parameters(model).items()},
+            **{name: value for name, value in dataclasses.asdict(config).items() if name not in FREE_ON_RESUME}}
 
 
 def _in_head(name: str, heads: tuple[str, ...]) -> bool:

@@ -82,9 +82,7 @@ def sweep(model: torch.nn.Module | Mapping[str, torch.nn.Module], task: Task, to
                 owner, config = models[names[0]], configs[names[0]]
                 tables = [encode_table(task, rows, tokenizer, base_facts(owner).fingerprint) for rows in (train, valid)]
                 with computed_once(owner, task, tokenizer, tables, folder=Path(config.output_dir).parent, rows=config.micro_batch_size,
-                                   shown=accelerator.is_main_process) as remark:
-                    if remark:
-                        accelerator.print(remark)
+                                   shown=accelerator.is_main_process):
                     for name in names:
                         accelerator.print(f"{name}: training {len(found) + 1} of {len(configs)}")
                         put_tensors(trained_parameters(models[name]), starts[name])

@@ -1,12 +1,12 @@
 """The training loop, on one process or many: the same rows, the same sums, the same weights."""
 
+import contextlib
 import dataclasses
 import math
-import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast, gather_object
+from accelerate.utils import InitProcessGroupKwargs, broadcast, gather_object
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -24,29 +24,29 @@ from transformers import PreTrainedTokenizerBase
 from peftcls import checkpoint as disk
 from peftcls import faults, methods, plan
 from peftcls.adapt import checkpoint_layers, train_mode, trained_parameters
-from peftcls.adapters import LINEAGE, save_adapter
+from peftcls.adapters import save_adapter
 from peftcls.card import write_card
 from peftcls.check import check_rows
 from peftcls.checkpoint import Progress, Tensors, copy_tensors, put_tensors
 from peftcls.config import TrainConfig
-from peftcls.doctor.examine import examine_rows
+from peftcls.doctor.examine import refuse_errors
 from peftcls.faults import RunStoppedError
 from peftcls.features import TrainingTable, encode_table
 from peftcls.frozen import computed_once
 from peftcls.gradients import PATIENT_SECONDS, Gradients
-from peftcls.metrics import LOWER_IS_BETTER
+from peftcls.launch import check_launch, check_output_dir
+from peftcls.metrics import rank_scores
 from peftcls.models import base_facts
 from peftcls.predictor import CHUNK_ROWS, Predictor
 from peftcls.rehearsal import Rehearsal, longest_rows, rehearse
 from peftcls.reload_check import compare_reloaded
-from peftcls.rows import Row, RowError, as_dataset, source_name
+from peftcls.rows import Row, as_dataset, source_name
 from peftcls.schedule import learning_rate_factor
 from peftcls.signals import Signals, end_by
-from peftcls.summary import describe_model
-from peftcls.tasks.base import Answer, Task
+from peftcls.summary import describe_model, identify_run
+from peftcls.tasks.base import Answer, Task, token_limit
 
 PROBE_ROWS = 8
-FREE_ON_RESUME = ("output_dir", "log_every", "trackers", "gradient_checkpointing")  # they do not change the weights
 
 
 class Trainer:
@@ -63,14 +63,7 @@ class Trainer:
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), log_with=list(config.trackers) or None,
                                        project_dir=str(config.output_dir),
                                        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=PATIENT_SECONDS))])
-        if (started := int(os.environ.get("WORLD_SIZE", 1))) != self.accelerator.num_processes:
-            raise ValueError(f"the launcher started {started} processes, but Accelerate sees {self.accelerator.num_processes}; on a "
-                             "machine without a GPU start them with torchrun --nproc-per-node.")
-        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-            raise ValueError(f"the launcher asks for {self.accelerator.distributed_type.value}, expected plain processes: every process "
-                             "holds the base. If it does not fit, load it with quantize='8bit' or '4bit'.")
-        if self.accelerator.mixed_precision == "fp16":
-            raise ValueError("mixed precision fp16 needs a loss scale, which this trainer does not keep; launch with bf16 or no.")
+        check_launch(self.accelerator.num_processes, self.accelerator.distributed_type, self.accelerator.mixed_precision)
         self.parameters = trained_parameters(model)
         if not self.parameters:
             raise ValueError("nothing of the model is trained; call attach_lora(model, task) or train_only(model, task, ...) first.")
@@ -80,15 +73,14 @@ class Trainer:
         if config.gradient_checkpointing:
             checkpoint_layers(model)
         self.output_dir = Path(config.output_dir)
-        above = next(path for path in (self.output_dir, *self.output_dir.absolute().parents) if path.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK):
-            raise ValueError(f"output_dir={str(self.output_dir)!r}: {above} is not a folder that can be written to; choose another.")
+        check_output_dir(self.output_dir)
         self.optimizer = torch.optim.AdamW(methods.parameter_groups(model, self.parameters, config.weight_decay), lr=config.learning_rate)
         self.progress = Progress()
         self.best: Tensors | None = None
         self._probe: list[Row] = []
         self._asked: tuple[datasets.Dataset, TrainingTable] | None = None  # the validation rows of a `fit`, and the same in tokens
         self._signals, self._stop = Signals(), 0
+        self._run: dict[str, Any] | None = None
         self.gradients = Gradients(model, task, tokenizer, config, self.parameters, self.accelerator.autocast)
 
     def __enter__(self) -> Self:
@@ -115,7 +107,7 @@ class Trainer:
 
         Raises:
             RowError: rows that cannot be learnt from, before anything is written.
-            FloatingPointError: the loss or a gradient is not finite; the weights are those before that step.
+            FloatingPointError: the loss or a gradient is not finite; the weights, and a checkpoint, are those before that step.
             RunStoppedError: memory or disk is used up, or another process is gone; the last checkpoint is whole.
             KeyboardInterrupt: after SIGINT, when the step was finished and a checkpoint written; after SIGTERM SystemExit(143).
         """
@@ -125,43 +117,33 @@ class Trainer:
             check_rows(self.task, valid)
             held = encode_table(self.task, valid, self.tokenizer, base_facts(self.model).fingerprint)
             self._asked = valid, encode_table(self.task, valid, self.tokenizer, base_facts(self.model).fingerprint, with_target=False)
-        elif self.config.patience is not None or self.config.monitor is not None:
-            raise ValueError("patience and monitor need a score on validation rows; give fit(train_rows, valid_rows), or leave both out.")
-        if self.config.monitor is not None and self.config.monitor not in self.task.score_names:
-            raise ValueError(f"monitor={self.config.monitor!r}: expected one of {list(self.task.score_names)}.")
-        if (examination := examine_rows(self.task, train, valid)).errors:
-            raise RowError("\n".join(f"{error.split} rows: {error.sentence}" for error in examination.errors))
+        self.config.check_scores(self.task.score_names, given=valid is not None)
+        examination = refuse_errors(self.task, train, valid)
         if any(found.severity == "warning" for found in examination.findings):
             self.accelerator.print(examination)
         table = encode_table(self.task, train, self.tokenizer, base_facts(self.model).fingerprint)
         self._probe = train.select(range(min(PROBE_ROWS, len(train)))).select_columns(self.task.columns(with_target=False)).to_list()
         per_epoch = plan.steps_per_epoch(len(train), self.config.batch_size)
-        run = {"task": self.task.to_json(), "method": vars(self.model).get(methods.METHOD), "adapter": methods.method_settings(self.model),
-               "start": [old["sum"] for old in vars(self.model).get(LINEAGE, [])], "base": base_facts(self.model).fingerprint,
-               "training rows": f"{len(train)} rows, sum {table.fingerprint}",
-               "validation rows": None if valid is None else f"{len(valid)} rows, sum {valid._fingerprint}",
-               "dtype": base_facts(self.model).dtype, "trained tensors": {name: list(p.shape) for name, p in self.parameters.items()},
-               **{k: v for k, v in dataclasses.asdict(self.config).items() if k not in FREE_ON_RESUME}}
+        self._run = identify_run(self.model, self.task, self.config, table, valid)
         try:
             with self._signals.caught():
-                self._begin(table, train, resume, run, per_epoch * self.config.epochs)
+                self._begin(table, train, resume, per_epoch * self.config.epochs)
                 once = self.config.epochs == 1 or self.progress.examined_step == per_epoch * self.config.epochs
                 with computed_once(self.model, self.task, self.tokenizer, [] if once else [table] if valid is None else [table, held],
-                                   folder=self.output_dir, rows=self.config.micro_batch_size,
-                                   shown=self.accelerator.is_main_process) as remark:
-                    if remark:
-                        self.accelerator.print(remark)
+                                   folder=self.output_dir, rows=self.config.micro_batch_size, shown=self.accelerator.is_main_process):
                     self._signals.is_put_off = True
-                    self._loop(table, valid, per_epoch, run)
+                    self._loop(table, valid, per_epoch)
                 self._finish()
         except RuntimeError as error:
             if self.accelerator.num_processes == 1 or not faults.is_lost_process(error):
                 raise
             raise RunStoppedError(f"another process has ended or does not answer, after step {self.progress.step} ({error}). Go on with "
                                   "resume=True, on any number of processes.") from error
+        finally:
+            self._run = None
         return self.progress.best_scores
 
-    def _begin(self, table: TrainingTable, train: datasets.Dataset, resume: bool, run: dict[str, Any], steps: int) -> None:
+    def _begin(self, table: TrainingTable, train: datasets.Dataset, resume: bool, steps: int) -> None:
         self.progress, self.best, self._stop = Progress(), None, 0
         methods.begin_method(self.model, steps)
         chosen, damaged = disk.choose_checkpoint(self.output_dir, resume=resume)
@@ -171,58 +153,79 @@ class Trainer:
         for parameter in self.parameters.values():  # every process starts from the first one's weights
             broadcast(parameter.data)
         if chosen is not None:
-            self.progress, self.best, method = disk.read_checkpoint(chosen, self.parameters, self.optimizer, run)
+            self.progress, self.best, method = disk.read_checkpoint(chosen, self.parameters, self.optimizer, self._run or {})
             methods.restore_method_state(self.model, method)
             self.accelerator.print(f"going on from {chosen.name}")
+        elif resume:
+            self.accelerator.print(f"there is no checkpoint in {self.output_dir} to go on from: this run begins with its first step.")
         self.gradients.tokens = self.progress.tokens
         self.accelerator.print(describe_model(self.model))
         if table.shortened_rows:
-            self.accelerator.print(f"{table.shortened_rows} of {len(train)} rows of {source_name(train)} are longer than "
-                                   f"{getattr(self.task, 'max_length', '')} tokens; their text is shortened at its end.")
+            most = token_limit(self.tokenizer, getattr(self.task, "max_length", 0))
+            self.accelerator.print(f"{table.shortened_rows} of {len(train)} rows of {source_name(train)} are longer than {most} tokens; "
+                                   "their text is shortened at its end.")
         if self.config.trackers:
             self.accelerator.init_trackers("peftcls", config={k: str(v) for k, v in dataclasses.asdict(self.config).items()})
 
-    def _loop(self, table: TrainingTable, valid: datasets.Dataset | None, per_epoch: int, run: dict[str, Any]) -> None:
+    def _loop(self, table: TrainingTable, valid: datasets.Dataset | None, per_epoch: int) -> None:
         config, steps, rows = self.config, per_epoch * self.config.epochs, len(table.lengths)
         every = config.eval_every or per_epoch
         bar = tqdm(total=rows * config.epochs, unit="row", disable=not self.accelerator.is_main_process, dynamic_ncols=True,
                    mininterval=0.2 if sys.stderr.isatty() else 10.0,
-                   initial=sum(len(plan.step_rows(rows, config.batch_size, config.seed, s)) for s in range(self.progress.step)))
+                   initial=plan.rows_before(rows, config.batch_size, self.progress.step))
         train_mode(self.model)
         for step in range(self.progress.step, steps + 1):  # so many are done
             if step and (step % every == 0 or step == steps) and self.progress.examined_step < step:
                 if valid is not None:
-                    self._judge(self.evaluate(valid), step, bar)
+                    with self._kept():
+                        scores = self.evaluate(valid)
+                    self._judge(scores, step, bar)
                     train_mode(self.model)
                 self.progress.examined_step = step
-                self._write_checkpoint(run)
+                self._write_checkpoint()
             if self._stop:
                 self._end_by_signal(f"stopped after step {step} of {steps}, whose checkpoint is in {self.output_dir}; go on with "
                                     "fit(..., resume=True), or --resume.")
             if step == steps or (config.patience is not None and self.progress.evaluations_since_best >= config.patience):
                 break
             indices = plan.step_rows(rows, config.batch_size, config.seed, step, table.strata)
-            self.progress.losses.append(self._step(table, indices, step, steps))
+            loss = self._step(table, indices, step, steps)
+            self.progress.losses += [] if loss is None else [loss]
             self.progress.step = step + 1
             bar.update(len(indices))
-            if (step + 1) % config.log_every == 0 or step + 1 == steps:
+            if self.progress.losses and ((step + 1) % config.log_every == 0 or step + 1 == steps):
                 self._log({"step": step + 1, "loss": float(np.mean(self.progress.losses))}, bar)
                 self.progress.losses = []
             if self._stop:  # before an evaluation, which may take longer than a program is given to end
-                self._write_checkpoint(run)
+                self._write_checkpoint()
                 self.progress.examined_step = step + 1
         bar.close()
         self.model.eval()
 
-    def _write_checkpoint(self, run: dict[str, Any]) -> None:
-        problem, self.progress.tokens = None, self.gradients.tokens
-        if self.accelerator.is_main_process:
-            try:
-                disk.write_checkpoint(self.output_dir, self.progress, self.parameters, self.optimizer, self.best,
-                                      methods.method_state(self.model), run)
-            except RunStoppedError as error:
-                problem = str(error)
+    def _write_checkpoint(self) -> None:
+        problem = None
+        try:
+            self._write_alone()
+        except RunStoppedError as error:
+            problem = str(error)
         self._agree(problem)
+
+    def _write_alone(self) -> None:
+        self.progress.tokens = self.gradients.tokens
+        if self.accelerator.is_main_process:
+            disk.write_checkpoint(self.output_dir, self.progress, self.parameters, self.optimizer, self.best,
+                                  methods.method_state(self.model), self._run or {})
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        """What goes wrong within it changes no weight: the steps since the last checkpoint are kept, and then the error goes on."""
+        try:
+            yield
+        except Exception:
+            if self._run is not None and self.progress.step:
+                with contextlib.suppress(RunStoppedError):
+                    self._write_alone()
+            raise
 
     def _agree(self, problem: str | None = None) -> None:
         """Wait for all processes; what went wrong in one of them, or a signal that it has had, is then known to all."""
@@ -254,16 +257,15 @@ class Trainer:
         if self._stop:
             self._end_by_signal(f"the run is finished, and its adapter is in {self.output_dir}.")
 
-    def _step(self, table: TrainingTable, indices: list[int], step: int, steps: int) -> float:
-        """One optimizer step: the gradient of the sum of all losses over the sum of all weights. Returns that loss."""
+    def _step(self, table: TrainingTable, indices: list[int], step: int, steps: int) -> float | None:
+        """One optimizer step: the gradient of the sum of all losses over the sum of all weights. Returns that loss; None if left out."""
         config = self.config
-        total, self._stop = self.gradients.add_up(table, indices, step, self._signals)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.max_grad_norm)
-        if not math.isfinite(total) or not math.isfinite(float(norm)):
-            alone = self.gradients.not_finite_rows(table, indices)
-            raise FloatingPointError(f"step {step + 1}: the loss is {total} and the gradient's length {float(norm)}, expected finite "
-                                     f"numbers. The step was not taken. Its rows: {sorted(i + 1 for i in indices)}; not finite when alone: "
-                                     f"{alone or 'none'}. Lower the learning rate (now {config.learning_rate}) or look at these rows.")
+        with self._kept():
+            total, self._stop = self.gradients.add_up(table, indices, step, self._signals)
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.max_grad_norm)
+            if not math.isfinite(total) or not math.isfinite(float(norm)):
+                self._leave_out(self.gradients.describe_not_finite(table, indices, step, total, float(norm)), step)
+                return None
         for group in self.optimizer.param_groups:
             factor = learning_rate_factor(step, steps, warmup=config.warmup, schedule=config.schedule)
             group["lr"] = config.learning_rate * group["factor"] * factor
@@ -272,12 +274,19 @@ class Trainer:
         self.optimizer.zero_grad()
         return total
 
+    def _leave_out(self, sentence: str, step: int) -> None:
+        """Go on without a step that is not finite, as often as is allowed."""
+        skipped, most = self.progress.skipped_steps, self.config.max_skipped_steps
+        if self._run is None or len(skipped) >= most:
+            raise FloatingPointError(f"{sentence} Lower the learning rate (now {self.config.learning_rate}), look at these rows, or go on "
+                                     f"without such steps: max_skipped_steps={most + 1} and resume=True.")
+        skipped.append(step + 1)
+        self.accelerator.print(f"\n{sentence} It is left out, as {len(skipped)} of at most {most} steps.")
+
     def _judge(self, scores: dict[str, float], step: int, bar: Any) -> None:
         """Keep these weights if they are the best so far; of equal scores the one with the lower loss is better."""
         monitor = self.config.monitor or self.task.monitor
-        seen = self.progress.best_scores
-        sign = -1 if monitor in LOWER_IS_BETTER else 1
-        rank, best = ((sign * s[monitor], -s.get("loss", 0.0)) if s else (-math.inf, 0.0) for s in (scores, seen))
+        rank, best = (rank_scores(found, monitor) for found in (scores, self.progress.best_scores))
         settled = methods.has_settled(self.model, step)
         if settled and rank > best:
             self.best = copy_tensors(self.parameters)
@@ -288,12 +297,7 @@ class Trainer:
 
     def _log(self, entry: dict[str, float], bar: Any) -> None:
         self.progress.history.append(entry)
-        monitor = self.config.monitor or self.task.monitor
-        latest = {k: v for e in self.progress.history for k, v in e.items()}
-        shown = {"loss": f"{latest['loss']:.3f}"} if "loss" in latest else {}
-        if f"valid_{monitor}" in latest:
-            shown[f"valid {monitor}"] = f"{latest[f'valid_{monitor}']:.3f}"
-        bar.set_postfix(shown, refresh=False)
+        bar.set_postfix(self.progress.newest("loss", f"valid_{self.config.monitor or self.task.monitor}"), refresh=False)
         if self.config.trackers:
             self.accelerator.log({k: v for k, v in entry.items() if k != "step"}, step=int(entry["step"]))
 
@@ -305,6 +309,7 @@ class Trainer:
         """
         train, config = as_dataset(train_rows, "train_rows"), self.config
         check_rows(self.task, train, training=True)
+        refuse_errors(self.task, train)
         table = encode_table(self.task, train, self.tokenizer, base_facts(self.model).fingerprint)
         rows = longest_rows(table.lengths, config.batch_size, micro_rows=config.micro_batch_size,
                             tokens=self.gradients.most_tokens(table.lengths), processes=self.accelerator.num_processes)
@@ -323,18 +328,21 @@ class Trainer:
         """One answer a row, in the rows' order, on every process; each process works on its share."""
         table = as_dataset(rows)
         encoded = self._asked[1] if self._asked is not None and self._asked[0] is table else None
-        own = list(range(self.accelerator.process_index, len(table), self.accelerator.num_processes))
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        own, started = list(range(rank, len(table), processes)), time.perf_counter()
         predictor = Predictor(self.model, self.task, self.tokenizer)
         if encoded is not None:
             answered = [answer for start in range(0, len(own), CHUNK_ROWS)
                         for answer in predictor.answer(encoded.of(own[start : start + CHUNK_ROWS]))]
-        elif self.accelerator.num_processes == 1:
+        elif processes == 1:
             return predictor.predict(table)
         else:
             check_rows(self.task, table, with_target=False)
             answered = predictor.predict(table.select(own)) if own else []
         found = list(zip(own, answered, strict=True))
-        answers: dict[int, Answer] = dict(gather_object(found))
+        seconds = faults.patient_seconds(time.perf_counter() - started) if own else PATIENT_SECONDS
+        with faults.watched(seconds, rank, "an evaluation"):
+            answers: dict[int, Answer] = dict(gather_object(found))
         return [answers[i] for i in range(len(table))]
 
     def evaluate(self, rows: datasets.Dataset | Iterable[Mapping[str, Any]]) -> dict[str, float]:

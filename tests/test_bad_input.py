@@ -41,6 +41,13 @@ def exactly(sentence: str) -> str:
     ("t.csv", "text,label\n", "t.csv has no rows: expected at least one below the header."),
     ("t.tsv", "text\tlabel\n", "t.tsv has no rows: expected at least one below the header."),
     ("t.csv", "text,label\n\n\n", "t.csv has no rows: expected at least one below the header."),
+    ("t.csv", "text,label,,\na,b,,\n", "t.csv has 2 columns without a name, the first of them column 3; name each, or leave out the "
+                                       "separators at the ends of the lines."),
+    ("t.csv", "text;label\na;b\nc\n", "row 2 of t.csv (line 3) has 1 fields, expected 2 (text, label); put quotes around a text that "
+                                      "holds a separator."),
+    ("t.csv", "sep=;\n", "t.csv is empty: expected a line with the names of the columns."),
+    ("t.csv", b"PK\x03\x04\x14\x00\x06", "t.csv is a workbook or an archive, expected text; save the table as CSV in UTF-8."),
+    ("t.csv", b"\xd0\xcf\x11\xe0\xa1\xb1", "t.csv is a workbook or an archive, expected text; save the table as CSV in UTF-8."),
     ("t.csv", "text,label,text\na,b,c\n", "t.csv has the column 'text' 2 times; name each once."),
     ("t.csv", "text,label\na,b\n\nc\n", "row 2 of t.csv (line 4) has 1 fields, expected 2 (text, label); put quotes around a text that "
                                        "holds a separator."),

@@ -511,12 +511,15 @@ def test_the_public_names_are_there_when_they_are_asked_for():
         _ = peftcls.nothing_of_the_kind
 
 
-def test_check_says_what_is_wrong_with_the_rows_and_its_exit_code_says_whether_anything_is(capsys, tmp_path):
+def test_check_says_what_is_wrong_with_the_rows_and_its_exit_code_says_whether_anything_is(bert, capsys, tmp_path):
     good = table(tmp_path / "good.csv", ["text", "label"], [(f"a text number {n}", "yes" if n % 2 else "no") for n in range(12)])
     code, out, _ = run(capsys, "check", good, "--model", "demo")
     assert code == 0
     assert "12 rows of train: 0 errors" in out
     assert "tokens of a row's texts" in out
+    code, out, _ = run(capsys, "check", good, "--model", bert, "--max-length", "99999")
+    assert code == 0
+    assert "the model has as many positions, fewer than max_length=99999." in out
     bad = table(tmp_path / "bad.csv", ["text", "label"], [("hello", "yes"), ("", "no"), ("hello", "no")])
     code, out, _ = run(capsys, "check", bad, "--json")
     assert code == 1

@@ -8,8 +8,10 @@ import pytest
 
 import peftcls
 from peftcls import Classification, ExtractiveQA, Instruction, Regression, examine_rows, read_rows
+from peftcls.doctor.examine import refuse_errors
 from peftcls.doctor.giveaways import ColumnLooks
 from peftcls.doctor.text_faults import text_faults
+from peftcls.models import load_reader
 
 WORDS = ["patient", "drug", "trial", "heart", "lung", "galaxy", "market", "bank", "radio", "river", "stone", "music", "winter", "letter"]
 NAMES = ["Miller", "Okafor", "Tanaka", "Silva", "Novak", "Haddad", "Larsen", "Kowal"]
@@ -83,6 +85,24 @@ def test_two_spellings_of_a_label_are_a_warning_that_names_both(often, rare):
     assert finding.rows == (101, 102)
 
 
+@pytest.mark.parametrize(("often", "typo"), [("spam", "spma"), ("ham", "hma"), ("spam", "sapm"), ("cat", "vat"), ("yes", "yess"),
+                                             ("positive", "postive")])
+def test_a_label_that_occurs_once_beside_a_near_one_is_asked_about_also_in_few_rows(often, typo):
+    table = [*rows(20, labels=(often, "other thing")), {"text": "one more text", "label": typo}]
+    finding = one(examine_rows(Classification(), table), "label-spelling")
+    assert (finding.severity, finding.rows, finding.count) == ("warning", (21,), 1)
+    assert finding.sentence.startswith(f"the label {typo!r} (1 row) may be {often!r} (")
+    assert finding.sentence.endswith(f"Did you mean {often!r}?")
+
+
+def test_a_label_that_no_row_or_no_task_knows_is_asked_about():
+    bad = [*rows(30, 1), {"text": "one more text", "label": "Yes "}]
+    asked = one(examine_rows(Classification(), rows(), bad), "unseen-label").sentence
+    assert asked.endswith("put such rows into training. Did you mean 'yes'?")
+    examination = examine_rows(Classification(labels=("no", "yes")), [*rows(), {"text": "one more text", "label": "yse"}])
+    assert one(examination, "unknown-label").sentence.endswith("add it to labels=. Did you mean 'yes'?")
+
+
 @pytest.mark.parametrize("labels", [("label 1", "label 2"), ("cat", "car"), ("important", "unimportant"), ("0", "1"), ("+", "-")])
 def test_labels_that_are_alike_but_frequent_or_numbered_are_left_in_peace(labels):
     assert not found(examine_rows(Classification(), rows(100, labels=labels)), "label-spelling")
@@ -100,7 +120,8 @@ def test_spaces_around_a_label_are_a_note_and_a_drift_of_its_kind_a_warning():
 def test_the_labels_of_rows_with_several_are_examined_too():
     train = [{"text": t, "label": [["a"], ["b"], ["a", "b"], []][n % 4]} for n, t in enumerate(texts(60))]
     examination = examine_rows(Classification(multi_label=True), train, [{"text": "x y z", "label": ["a", "c"]}])
-    assert [(finding.what, finding.split) for finding in examination.findings] == [("unseen-label", "valid"), ("absent-label", "valid")]
+    assert [(finding.what, finding.split) for finding in examination.findings] == [
+        ("unseen-label", "valid"), ("few-rows", "valid"), ("absent-label", "valid")]
 
 
 # Rows that say the same
@@ -251,6 +272,29 @@ def test_the_rows_that_are_shortened_are_those_that_encoding_would_shorten(llama
     finding = one(examine_rows(task, table, tokenizer=tokenizer), "shortened")
     assert (finding.count, list(finding.rows)) == (len(expected), expected[:5])
     assert 5 < len(expected) < 145
+
+
+def test_the_limit_is_that_of_the_model_where_it_has_fewer_positions(bert):
+    tokenizer = load_reader(bert)
+    table = [{"text": "the patient " * (200 if n == 3 else 2) + str(n), "label": "yn"[n % 2]} for n in range(20)]
+    examination = examine_rows(Classification(max_length=9999), table, tokenizer=tokenizer)
+    assert one(examination, "tokens").sentence.endswith("is 256: the model has as many positions, fewer than max_length=9999.")
+    assert one(examination, "shortened").rows == (4,)
+    assert "the model reads no more or use long_text='windows'" in one(examination, "shortened").sentence
+
+
+def test_too_few_rows_to_judge_by_are_a_warning():
+    examination = examine_rows(Classification(), rows(), rows(1, 1), rows(19, 2))
+    assert [(f.severity, f.split) for f in found(examination, "few-rows")] == [("warning", "valid"), ("warning", "test")]
+    sentence = "1 row to judge by, expected at least 20; one row alone moves a score by 100%, and its interval means little."
+    assert found(examination, "few-rows")[0].sentence == sentence
+    assert not found(examine_rows(Classification(), rows(), rows(20, 1)), "few-rows")
+
+
+def test_nothing_is_trained_on_while_an_error_stands_in_any_split():
+    with pytest.raises(peftcls.RowError, match=r"^test rows: the label 'maybe' is in no training row"):
+        refuse_errors(Classification(), rows(), rows(30, 1), [*rows(30, 2), {"text": "odd", "label": "maybe"}])
+    assert refuse_errors(Classification(), rows(), rows(3, 1)).findings
 
 
 def test_a_prompt_that_no_shortening_can_fit_is_an_error(llama):

@@ -111,12 +111,12 @@ def test_numbers_are_evaluated_without_tables():
     found = evaluate_answers(Regression(), [Answer(value=float(n % 7)) for n in range(12)], rows, resamples=30)
     assert set(found.intervals) == {"pearson", "spearman", "rmse"}
     assert found.labels is found.confusion is None
-    assert str(found).startswith("12 rows\npearson ")
+    assert str(found).startswith("12 rows; an interval of fewer than 20 means little\npearson ")
 
 
 def test_an_evaluation_reads_as_a_text():
     shown = str(evaluate_answers(TASK, answers_of("ab" * 4), rows_of("aa" * 4), resamples=30))
-    assert shown.startswith("8 rows\naccuracy             0.5000   95 % interval ")
+    assert shown.startswith("8 rows; an interval of fewer than 20 means little\naccuracy             0.5000   95 % interval ")
     assert "right label" in shown
     assert "precision" in shown
 

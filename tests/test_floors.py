@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = [
     {"rows", "parsers", "schema", "metrics", "plan", "schedule", "settings", "config", "demo", "fingerprint", "signals", "faults"},
     {"packing", "pooling", "processor", "prefix", "states", "trunk", "tasks", "check", "doctor", "features", "evaluation", "split"},
-    {"folder_check", "models", "sharing", "methods", "adapt", "adapters", "routing", "one_base", "summary", "folder_facts", "card"},
+    {"folder_check", "models", "sharing", "methods", "adapt", "adapters", "routing", "one_base", "summary", "launch", "folder_facts",
+     "card"},
     {"predictor", "many", "checkpoint", "gradients", "rehearsal", "frozen", "trainer", "folds", "sweeps", "learning_on", "reload_check",
      "merge", "answer_files"},
     {"baselines", "report", "recipe", "cli"},

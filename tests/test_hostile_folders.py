@@ -11,13 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import HealthCheck, given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import peftcls
 from peftcls.adapters import MANIFEST, save_adapter, seal
 from peftcls.fingerprint import fingerprint_base
+from peftcls.folder_facts import describe_folder, tell_folder
 
 TASK = peftcls.Classification(labels=("no", "yes"), max_length=32)
 Change = Callable[[Path], Any]
@@ -175,6 +179,14 @@ ADAPTERS: dict[str, tuple[Change, str]] = {
     "a base without a name": (manifest(lambda m: m["base"].update(name=None)), r"is damaged|cannot"),
     "a seed that is text": (manifest(lambda m: m["base"].update(random_seed="x")), r"base random_seed='x' is of another kind"),
     "heads that are numbers": (manifest(lambda m: m["base"].update(heads=[1])), r"base heads=\[1\] is of another kind"),
+    "a lineage of nothing": (manifest(lambda m: m.update(lineage=[{"a": 5}])), r"lineage \[\{'a': 5\}\] is of another kind"),
+    "versions that are a number": (manifest(lambda m: m.update(versions=5)), r"versions is of another kind"),
+    "a tokenizer whose length is a text": (lambda f: (change_json(f / "tokenizer_config.json", model_max_length="x"), reseal(f)),
+                                           "cannot load the tokenizer of .*: ValueError"),
+    "a tokenizer that cannot pad": (lambda f: (change_json(f / "tokenizer_config.json", pad_token=None), reseal(f)),
+                                    "the tokenizer of .* has neither a padding token"),
+    "a link in a folder within": (lambda f: ((f / "more").mkdir(), (f / "more" / "x.jinja").symlink_to("/etc/passwd"), reseal(f)),
+                                  r"more/x\.jinja in .* is a link out of the folder"),
     "a lineage that is a number": (manifest(lambda m: m.update(lineage=5)), r"lineage 5 is of another kind"),
     "a task whose name is a list": (manifest(lambda m: m["task"].update(name=[1])), r"task \[1\] is of another kind"),
     "a task of another version": (manifest(lambda m: m["task"].update(evil=1)), r"a task that cannot be: Classification has no \['evil'\]"),
@@ -333,9 +345,28 @@ BASES: dict[str, tuple[Change, str]] = {
 }
 
 
+BASES |= {
+    f"sizes that memory is too small for: {name}": (config(**{name: size}), f"has {name}={size}, but no side of its tensors is longer than")
+    for name, size in {"vocab_size": 10**12, "hidden_size": 10**9, "num_hidden_layers": 10**9, "num_labels": 10**9}.items()}
+BASES |= {
+    f"weights beside its own that are none: {text[:40]}": (
+        lambda f, text=text: header(text.encode())(f / "zz.safetensors"), r"zz\.safetensors in .* is not a whole safetensors file")
+    for text in ("[1]", "5", '{"a": 5}', '{"a": {}}', "[" * 50_000, *(
+        json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": place}}) for place in ([-5, 4], [9, 4], ["x", 4], [0, 10**30])))}
+
+
 def linked_base(folder: Path, name: str) -> None:
     shutil.move(folder / name, folder.parent / "elsewhere")
     (folder / name).symlink_to(folder.parent / "elsewhere")
+
+
+def chat_template_elsewhere(folder: Path) -> None:
+    (folder / "additional_chat_templates").mkdir()
+    (folder.parent / "secret").write_text("SECRET")
+    (folder / "additional_chat_templates" / "evil.jinja").symlink_to(folder.parent / "secret")
+
+
+BASES["a chat template elsewhere"] = (chat_template_elsewhere, r"additional_chat_templates/evil\.jinja in .* is a link out of the folder")
 
 
 @pytest.mark.parametrize("name", BASES)
@@ -354,11 +385,128 @@ def test_a_hostile_or_damaged_base_is_refused_in_one_sentence(home, name):
     lambda f: change_json(f / "tokenizer_config.json", vocab_file="/etc/passwd"),
     lambda f: (code(f), change_json(f / "tokenizer_config.json", tokenizer_class="Evil",
                                     auto_map={"AutoTokenizer": ["modeling_evil.Evil", "modeling_evil.Evil"]})),
-], ids=["pickled", "auto_map", "package", "jinja", "shards", "vocabulary", "tokenizer"])
+    config(attn_implementation="flash_attention_2"), config(attn_implementation="flash_attention_3"), config(return_dict=False),
+], ids=["pickled", "auto_map", "package", "jinja", "shards", "vocabulary", "tokenizer", "flash", "other flash", "tuples"])
 def test_what_a_base_does_not_need_is_never_used(saved, home, spoil):
     spoil(home / "base")
     model, _ = peftcls.load_base(home / "base", TASK)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), peftcls.load_base(saved / "base", TASK)[0].parameters(), strict=True))
+
+
+def test_a_base_with_several_chat_templates_is_saved_without_a_folder_of_them(home, llama):
+    shutil.copytree(llama, home / "llama")
+    (home / "llama" / "additional_chat_templates").mkdir()
+    (home / "llama" / "additional_chat_templates" / "tools.jinja").write_text("{{ tools }}")
+    (home / "llama" / "chat_template.jinja").write_text("{{ messages }}")
+    task = peftcls.Instruction(template="{input}: ", input="text", output="label", labels=("no", "yes"), max_length=64, max_new_tokens=8)
+    model, tokenizer = peftcls.load_base(home / "llama", task)
+    assert set(tokenizer.chat_template) == {"default", "tools"}
+    model = peftcls.attach_lora(model, task, rank=2)
+    save_adapter(home / "new", model, task, tokenizer)
+    assert not [path for path in (home / "new").iterdir() if path.is_dir()]
+    found = peftcls.load_predictor(home / "new").predict([{"text": "a drug"}])
+    assert found == peftcls.Predictor(model, task, tokenizer).predict([{"text": "a drug"}])
+
+
+SHOWN: dict[str, Change] = {
+    "targets": settings(target_modules=5), "rank": settings(r={"a": 1}), "versions": manifest(lambda m: m.update(versions=5)),
+    "settings": lambda f: ((f / "adapter_config.json").write_text("[]"), reseal(f)),
+    "cut": lambda f: ((f / "adapter_config.json").write_text("{"), reseal(f)),
+    "labels": manifest(lambda m: m["task"].update(labels=5)), "decisions": manifest(lambda m: m["task"].update(decisions=5)),
+    "lineage": manifest(lambda m: m.update(lineage=[{"a": 5}])), "fingerprint": manifest(lambda m: m["base"].update(fingerprint=5)),
+    "revision": manifest(lambda m: m["base"].pop("revision")), "weights": weights(header(b"[]"))}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_what_cannot_be_shown_is_refused_in_one_sentence_too(home, name):
+    SHOWN[name](home / "adapter")
+    for show in (lambda: tell_folder(describe_folder(home / "adapter")), lambda: peftcls.write_card(home / "adapter")):
+        with pytest.raises(ValueError, match="adapter") as told:
+            show()
+        assert "\n" not in str(told.value)
+
+
+# Any content
+
+
+@pytest.fixture(scope="module")
+def fuzzed(saved, tmp_path_factory) -> Path:
+    """Both folders once more, to be spoilt and put right again and again."""
+    return Path(shutil.copytree(saved, tmp_path_factory.mktemp("fuzz") / "home"))
+
+
+VALUES = st.recursive(st.none() | st.booleans() | st.integers(-9, 10**6) | st.floats() | st.text(max_size=6)
+                      | st.sampled_from(["../x", "LORA", "/etc"]),
+                      lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5)
+
+
+def any_change(draw: Any, found: Any) -> Any:
+    """A JSON value with one thing in it changed, left out, or added."""
+    if isinstance(found, dict) and found and draw(st.integers(0, 3)):
+        name = draw(st.sampled_from(sorted(found)))
+        return {**found, name: any_change(draw, found[name])}
+    if isinstance(found, dict) and draw(st.booleans()):
+        return {**found, draw(st.text(max_size=6)): draw(VALUES)}
+    if isinstance(found, dict) and found:
+        return {name: value for name, value in found.items() if name != draw(st.sampled_from(sorted(found)))}
+    return draw(VALUES)
+
+
+def loads_or_says_why(load: Callable[[], Any], named: str) -> None:
+    try:
+        load()
+    except ValueError as error:
+        assert named in str(error), "the folder is named"  # noqa: PT017
+        assert "\n" not in str(error)  # noqa: PT017
+
+
+@pytest.mark.filterwarnings("ignore:Unexpected keyword arguments")  # PEFT's, for a setting of another version that is switched off
+@pytest.mark.parametrize("name", ["peftcls.json", "adapter_config.json", "tokenizer_config.json"])
+@given(data=st.data())
+@hypothesis.settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+def test_an_adapter_with_any_setting_changed_is_loaded_or_refused_in_one_sentence(fuzzed, name, data):
+    folder, file = fuzzed / "adapter", fuzzed / "adapter" / name
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    try:
+        file.write_text(json.dumps(any_change(data.draw, json.loads(file.read_text()))))
+        if name == MANIFEST and isinstance(changed := json.loads(file.read_text()), dict):
+            file.write_text(json.dumps(seal(changed)))
+        elif name != MANIFEST:
+            reseal(folder)
+        loads_or_says_why(lambda: peftcls.load_predictor(folder, base=fuzzed / "base").predict(["a drug"]), "adapter")
+        loads_or_says_why(lambda: tell_folder(describe_folder(folder)), "adapter")
+        assert set(folder.iterdir()) == set(before)
+    finally:
+        for path, content in before.items():
+            path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+@given(data=st.data())
+@hypothesis.settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+def test_a_base_with_any_setting_changed_is_loaded_or_refused_in_one_sentence(fuzzed, name, data):
+    file = fuzzed / "base" / name
+    before = file.read_bytes()
+    try:
+        file.write_text(json.dumps(any_change(data.draw, json.loads(before))))
+        loads_or_says_why(lambda: peftcls.load_base(fuzzed / "base", TASK), "base")
+    finally:
+        file.write_bytes(before)
+
+
+@pytest.mark.parametrize(("folder", "name"), [("adapter", "adapter_model.safetensors"), ("base", "model.safetensors")])
+@given(place=st.integers(0, 3000), new=st.binary(max_size=6), cut=st.integers(0, 6))
+@hypothesis.settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+def test_weights_with_any_bytes_changed_are_loaded_or_refused_in_one_sentence(fuzzed, folder, name, place, new, cut):
+    file, manifest_file = fuzzed / folder / name, fuzzed / "adapter" / MANIFEST
+    before, listed = file.read_bytes(), manifest_file.read_bytes()
+    try:
+        file.write_bytes(before[:place] + new + before[place + cut:])
+        reseal(fuzzed / "adapter")
+        loads_or_says_why(lambda: peftcls.load_predictor(fuzzed / "adapter", base=fuzzed / "base"), folder)
+    finally:
+        file.write_bytes(before)
+        manifest_file.write_bytes(listed)
 
 
 def test_a_snapshot_of_the_hubs_own_cache_with_links_to_its_blobs_is_read(saved, tmp_path):

@@ -42,7 +42,7 @@ FILES: list[tuple[str, str | bytes, str]] = [
     ("t.csv", b"\xff\xfe\x00\x00t\x00\x00\x00", "t.csv is in UTF-16, expected UTF-8"),
     ("t.csv", b"\x00\x00\xfe\xff\x00\x00\x00t", f"line 1 of t.csv has the byte 0xfe, {UTF8}"),
     ("t.csv", b"\x1f\x8b\x08\x00", f"line 1 of t.csv has the byte 0x8b, {UTF8}"),
-    ("t.csv", b"PK\x03\x04\x14\x00", "t.csv has no rows"),
+    ("t.jsonl", b"PK\x03\x04\x14\x00", "t.jsonl is a workbook or an archive, expected text; save the table as CSV in UTF-8."),
     ("t.csv", b"text\nok\n\xc3", f"line 3 of t.csv has the byte 0xc3, {UTF8}"),
     ("t.csv", b"text\n\xed\xa0\x80\n", f"line 2 of t.csv has the byte 0xed, {UTF8}"),
     ("t.csv", b"text\n\xc0\xaf\n", f"line 2 of t.csv has the byte 0xc0, {UTF8}"),

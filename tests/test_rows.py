@@ -60,6 +60,30 @@ def test_a_path_may_be_given_as_text(write):
     assert read_rows(str(write("a.csv", "text\nx\n"))).to_list() == [{"text": "x"}]
 
 
+@pytest.mark.parametrize("content", [
+    "text;label\nthe patient recovered;yes\nstock prices fell;no\n", "\ufefftext;label\nthe patient recovered;yes\nstock prices fell;no\n",
+    "sep=;\r\ntext;label\r\nthe patient recovered;yes\r\nstock prices fell;no\r\n",
+    "sep=|\ntext|label\nthe patient recovered|yes\nstock prices fell|no\n",
+    '"text";"label"\n"the patient recovered";yes\nstock prices fell;"no"\n',
+    "text\tlabel\nthe patient recovered\tyes\nstock prices fell\tno\n"])
+def test_a_csv_file_of_a_spreadsheet_that_parts_fields_otherwise_gives_the_same_rows(write, content):
+    assert read_rows(write("a.csv", content)).to_list() == ROWS
+
+
+@pytest.mark.parametrize(("content", "row"), [
+    ("text;label\n1,5 mg, daily;no\n", {"text": "1,5 mg, daily", "label": "no"}),
+    ("text;label\n\"a;b\";no\n", {"text": "a;b", "label": "no"}), ("text,label\na;b;c,no\n", {"text": "a;b;c", "label": "no"}),
+    ("text,a;b\nx,y\n", {"text": "x", "a;b": "y"}), ("text\na;b\n", {"text": "a;b"}),
+    ('"text;x",label\na,b\n', {"text;x": "a", "label": "b"}), (",text,label\n0,a,b\n", {"": "0", "text": "a", "label": "b"})])
+def test_the_first_line_alone_says_what_parts_the_fields_of_a_csv_file(write, content, row):
+    assert read_rows(write("a.csv", content)).to_list() == [row]
+
+
+def test_columns_that_are_named_may_be_parted_by_semicolons(write):
+    rows = read_rows(write("a.csv", "a;b\nc;d\n"), columns=["text", "label"])
+    assert rows.to_list() == [{"text": "a", "label": "b"}, {"text": "c", "label": "d"}]
+
+
 def test_the_rows_remember_the_file_they_come_from(write):
     one, other = read_rows(write("one.csv", "text\nx\n")), read_rows(write("other.csv", "text\nx\n"))
     assert (source_name(one), source_name(other)) == ("one.csv", "other.csv")

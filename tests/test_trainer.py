@@ -76,11 +76,11 @@ def test_interrupted_equals_uninterrupted_bit_for_bit_with_dropout(bert, tmp_pat
     assert not find_checkpoints(tmp_path / "cut"), "a finished run leaves its adapter alone"
 
 
-def interrupt(trainer, rows, monkeypatch, at=3):
+def interrupt(trainer, rows, monkeypatch, at=3, valid=None):
     step = trainer._step
     monkeypatch.setattr(trainer, "_step", lambda t, i, n, s: step(t, i, n, s) if n < at else (_ for _ in ()).throw(Killed()))
     with pytest.raises(Killed):
-        trainer.fit(rows)
+        trainer.fit(rows, valid)
 
 
 def test_a_changed_setting_is_refused_on_resume_with_the_difference(bert, tmp_path, text_rows, monkeypatch):
@@ -91,6 +91,58 @@ def test_a_changed_setting_is_refused_on_resume_with_the_difference(bert, tmp_pa
         build(bert, tmp_path, text_rows).fit(text_rows[:-1], resume=True)
     with pytest.raises(ValueError, match="was not finished; go on with resume=True, or remove it"):
         build(bert, tmp_path, text_rows).fit(text_rows)
+
+
+def test_the_same_rows_from_elsewhere_are_gone_on_with_and_changed_ones_refused(bert, tmp_path, text_rows, monkeypatch):
+    build(bert, tmp_path / "whole", text_rows).fit(text_rows, text_rows)
+    interrupt(build(bert, tmp_path / "cut", text_rows), text_rows, monkeypatch, valid=text_rows)
+    odd = [{**text_rows[0], "label": "no"}, *text_rows[1:]]
+    for train, valid, what in ((odd, text_rows, "training"), (text_rows, odd, "validation"), (text_rows[::-1], text_rows, "training")):
+        with pytest.raises(ValueError, match=rf"{what} rows was '16 rows, sum [0-9a-f]+', is '16 rows, sum [0-9a-f]+'"):
+            build(bert, tmp_path / "cut", text_rows).fit(train, valid, resume=True)
+    peftcls.rows.as_dataset([{**row, "comment": n} for n, row in enumerate(text_rows)]).to_parquet(tmp_path / "rows.parquet")
+    again = peftcls.read_rows(tmp_path / "rows.parquet")  # another file, with a column that nobody reads
+    build(bert, tmp_path / "cut", text_rows).fit(again, again.select(range(16)), resume=True)
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_a_run_that_there_is_nothing_of_says_so_where_it_is_to_go_on(bert, tmp_path, text_rows, capsys):
+    build(bert, tmp_path / "a", text_rows, epochs=1).fit(text_rows, resume=True)
+    assert f"there is no checkpoint in {tmp_path / 'a'} to go on from: this run begins with its first step." in capsys.readouterr().out
+    build(bert, tmp_path / "b", text_rows, epochs=1).fit(text_rows)
+    assert "to go on from" not in capsys.readouterr().out
+
+
+def test_patience_and_the_best_step_go_on_where_a_run_was_cut_in_the_midst_of_a_step(bert, tmp_path, text_rows, monkeypatch):
+    def made(name):
+        trainer = build(bert, tmp_path / name, text_rows, dropout=0.3, micro_batch_size=2, eval_every=1, epochs=5, patience=4)
+        evaluate, scores = trainer.evaluate, [0.5, 0.9, 0.6, 0.9, 0.3, 0.2, 0.1]
+        trainer.evaluate = lambda rows: evaluate(rows) | {"f1_macro": scores[trainer.progress.step - 1], "loss": 1.0}
+        return trainer
+
+    whole = made("whole")
+    best = whole.fit(text_rows, text_rows)
+    assert (whole.progress.step, whole.progress.best_step) == (6, 2)
+    for cut_step in (1, 4):
+        cut = made(f"cut{cut_step}")
+        backward, calls = cut.gradients._backward, []
+
+        def die(features, weight, cut=cut, backward=backward, calls=calls, at=cut_step):
+            calls.append(cut.progress.step)
+            if calls.count(at) == 2:  # the second of three micro-batches: half a gradient is there
+                cut._run = None  # as if killed: nothing more is written
+                raise Killed
+            return backward(features, weight)
+
+        monkeypatch.setattr(cut.gradients, "_backward", die)
+        with pytest.raises(Killed):
+            cut.fit(text_rows, text_rows)
+        again = made(f"cut{cut_step}")
+        assert again.fit(text_rows, text_rows, resume=True) == best
+        assert again.progress == whole.progress
+        expected, found = weights(tmp_path / "whole"), weights(tmp_path / f"cut{cut_step}")
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 def test_a_checkpoint_holds_no_weight_of_the_base(bert, tmp_path, text_rows, monkeypatch):

@@ -4,7 +4,7 @@ import json
 
 from peftcls.cli.guess import guess_columns, listed_labels, task_for
 from peftcls.doctor.examine import examine_rows
-from peftcls.models import load_tokenizer
+from peftcls.models import load_reader
 from peftcls.rows import read_rows
 
 
@@ -16,7 +16,7 @@ def check_files(*, file: str, kind: str | None, text: tuple[str, ...], label: st
     columns = guess_columns(rows, kind=kind, text=text, label=label)
     task = task_for(columns, labels=listed_labels(labels), prompt=prompt, max_length=max_length)
     held, last = (None if given is None else read_rows(given, encoding=encoding) for given in (valid, test))
-    found = examine_rows(task, rows, held, last, tokenizer=None if model is None else load_tokenizer(model))
+    found = examine_rows(task, rows, held, last, tokenizer=None if model is None else load_reader(model))
     if as_json:
         print(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
     else:

@@ -14,7 +14,7 @@ from peftcls.check import check_rows
 from peftcls.cli.folders import push_folder
 from peftcls.cli.guess import guess_columns, listed_labels, task_for
 from peftcls.config import TrainConfig
-from peftcls.doctor.examine import examine_rows
+from peftcls.doctor.examine import refuse_errors
 from peftcls.folder_check import check_out_folder
 from peftcls.methods import Method
 from peftcls.models import Quantize, load_base
@@ -64,7 +64,7 @@ def train_file(*, file: str, out: Path, kind: str | None, text: tuple[str, ...],
     if isinstance(plain, Classification):  # of the rows put aside, nothing is learnt but the names of their labels
         plain = dataclasses.replace(plain, labels=names)
     task = plain.learn(tables["train"])
-    for found in examine_rows(task, tables["train"], tables["valid"], tables["test"]).findings:
+    for found in refuse_errors(task, tables["train"], tables["valid"], tables["test"]).findings:
         if found.severity != "note" and "test" in found.split:  # the trainer tells the rest
             _say(f"{found.severity}: {found.sentence}")
 

@@ -17,6 +17,7 @@ from peftcls.rows import RowError, as_dataset
 from peftcls.tasks.base import Task, token_limit
 from peftcls.tasks.extractive_qa import ExtractiveQA
 
+FEWEST_JUDGES = 20  # rows of a split that is to judge or choose; with fewer one row is more than 5 %
 GIVEAWAY = 0.97  # held-out recall of a rule on one column; what is honestly telling in real texts stays below
 FAR = 10.0  # deviations, of which one is 1.4826 times the median distance from the median
 LONG_SHARE = 0.1  # of rows that are shortened before it is more than a note
@@ -77,12 +78,25 @@ def examine_rows(task: Task, train: Rows, valid: Rows | None = None, test: Rows 
         findings += [*_row_findings(split), *_repeats(split, free=not closed_labels(task)), *_questions(split), *_numbers(split)]
         findings += _lengths(split, task, tokenizer) if tokenizer is not None else []
     findings += label_findings(task, splits) if closed_labels(task) else []
+    findings += [_few(split) for split in splits[1:] if split.rows < FEWEST_JUDGES]
     findings += [found for one, other in combinations(splits, 2) for found in _leaks(one, other)]
     findings += _giveaways(looks, splits[0], task) if looks else []
     if learnt and not any(found.severity == "error" and found.split == "train" for found in findings):
         problem = learnt.table_problem(tables["train"])
         findings += [Finding("error", "table", f"the table {problem}.", "train")] if problem else []
     return Examination.of(findings, split_rows)
+
+
+def refuse_errors(task: Task, train: Rows, valid: Rows | None = None, test: Rows | None = None) -> Examination:
+    """What was found about rows that are about to be learnt from.
+
+    Raises:
+        RowError: there is an error among it, which stands in the way.
+    """
+    found = examine_rows(task, train, valid, test)
+    if found.errors:
+        raise RowError("\n".join(f"{error.split} rows: {error.sentence}" for error in found.errors))
+    return found
 
 
 def _learnt(task: Task, train: datasets.Dataset) -> Task | None:
@@ -128,6 +142,12 @@ def _repeats(split: Split, *, free: bool) -> Iterator[Finding]:
                                                                       "decide for one.", split.name, _first(odd["row"].tolist()), len(odd))
 
 
+def _few(split: Split) -> Finding:
+    rows = f"{split.rows} row{'s' * (split.rows != 1)}"
+    return Finding("warning", "few-rows", f"{rows} to judge by, expected at least {FEWEST_JUDGES}; one row alone moves a score by "
+                                          f"{1 / max(split.rows, 1):.0%}, and its interval means little.", split.name)
+
+
 def _leaks(train: Split, split: Split) -> Iterator[Finding]:
     """Rows of a split whose text the model will have learnt, or will have been chosen by."""
     both = f"{train.name} and {split.name}"
@@ -155,15 +175,19 @@ def _lengths(split: Split, task: Task, tokenizer: PreTrainedTokenizerBase) -> It
     limit = token_limit(tokenizer, int(getattr(task, "max_length", 0)))
     if not split.tokens:
         return
+    wanted = int(getattr(task, "max_length", 0))
+    told = f": the model has as many positions, fewer than max_length={wanted}" if limit < wanted else ""
     places = ", ".join(f"{p} % at most {int(v)}" for p, v in zip(PERCENTILES, np.percentile(split.tokens, PERCENTILES), strict=True))
-    yield Finding("note", "tokens", f"tokens of a row's texts: {places}; the limit, with all that is around them, is {limit}.", split.name)
+    yield Finding("note", "tokens", f"tokens of a row's texts: {places}; the limit, with all that is around them, is {limit}{told}.",
+                  split.name)
     if split.shortened.count:
         windows = isinstance(task, ExtractiveQA) or getattr(task, "long_text", None) == "windows"
         long = split.shortened.count > LONG_SHARE * split.rows
+        raised = "the model reads no more" if limit < wanted else "raise max_length"
         other = " or use long_text='windows'" if hasattr(task, "long_text") else ""
-        told = "are read in several windows" if windows else f"lose the end of their text; raise max_length{other}"
+        what = "are read in several windows" if windows else f"lose the end of their text; {raised}{other}"
         severity: Severity = "warning" if long and not windows else "note"
-        sentence = f"{split.shortened.count} of {split.rows} rows are longer than {limit} tokens and {told}."
+        sentence = f"{split.shortened.count} of {split.rows} rows are longer than {limit} tokens and {what}."
         yield split.shortened.finding(severity, "windows" if windows else "shortened", sentence, split.name)
 
 

@@ -12,6 +12,9 @@ FEWEST_ROWS = 5  # of a label in training: with fewer it is hardly learnt
 SLIP_SHARE = 0.05  # a label with at most this share of the rows of one spelt nearly alike may be a slip of the pen
 ALIKE = 0.8  # by difflib's ratio
 SHORTEST_WORD = 4
+SHORTEST_SLIP = 3  # letters of a label that one wrong letter is looked for in
+OFTEN_ROWS = 5  # of a label, beside which another that occurs once may be a slip of the pen
+NEAR = 0.6
 MOST_NAMED = 5
 SAME = {"true": "1", "false": "0"}
 
@@ -32,7 +35,7 @@ def _of_training(task: Task, train: Split) -> Iterator[Finding]:
     for name, places in train.labels.items():
         if listed and name not in listed:
             yield places.finding("error", "unknown-label", f"the label {name!r} is none of the task's {_named(listed)}; correct the rows, "
-                                                           "or add it to labels=.", train.name)
+                                                           f"or add it to labels=.{_meant(name, listed)}", train.name)
         elif places.count < FEWEST_ROWS:
             yield places.finding("warning", "rare-label", f"the label {name!r} has {places.count} training rows, expected at least "
                                                           f"{FEWEST_ROWS}; it will hardly be learnt.", train.name)
@@ -51,7 +54,8 @@ def _of_others(train: Split, split: Split) -> Iterator[Finding]:
     for name, places in split.labels.items():
         if name not in train.labels:
             yield places.finding("error", "unseen-label", f"the label {name!r} is in no training row; these have "
-                                                          f"{_named(tuple(train.labels))}. Correct it, or put such rows into training.",
+                                                          f"{_named(tuple(train.labels))}. Correct it, or put such rows into training."
+                                                          + _meant(name, tuple(train.labels)),
                                  split.name)
     if absent := [name for name in train.labels if name not in split.labels]:
         yield Finding("note", "absent-label", f"no row has the label{'s' * (len(absent) > 1)} {_named(absent)} of the training rows; the "
@@ -81,17 +85,34 @@ def _spellings(splits: Sequence[Split]) -> Iterator[Finding]:
         if len(alike) > 1:
             yield _slip(min(alike, key=lambda name: counts[name]), max(alike, key=lambda name: counts[name]), counts, splits)
     for rare in names:
-        often = [name for name in names if counts[rare] <= SLIP_SHARE * counts[name] and _folded(rare) != _folded(name)]
-        near = difflib.get_close_matches(rare.casefold(), [name.casefold() for name in often], 1, ALIKE)
-        if near and len(rare) >= SHORTEST_WORD and not _digits_differ(rare, near[0]):
-            yield _slip(rare, next(name for name in often if name.casefold() == near[0]), counts, splits)
+        often = [name for name in names if _folded(rare) != _folded(name) and not _digits_differ(rare, name)
+                 and (counts[rare] <= SLIP_SHARE * counts[name] or (counts[rare] == 1 and counts[name] >= OFTEN_ROWS))]
+        alike = difflib.get_close_matches(rare.casefold(), [name.casefold() for name in often], 1, ALIKE)
+        near = [name for name in often if len(rare) >= SHORTEST_WORD and name.casefold() in alike]
+        near += [name for name in often if len(rare) >= SHORTEST_SLIP and _is_slip(rare.casefold(), name.casefold())]
+        if near:
+            yield _slip(rare, near[0], counts, splits)
 
 
 def _slip(rare: str, often: str, counts: dict[str, int], splits: Sequence[Split]) -> Finding:
-    split = next(split for split in splits if rare in split.labels)
+    split, rows = next(split for split in splits if rare in split.labels), f"{counts[rare]} row{'s' * (counts[rare] != 1)}"
     return split.labels[rare].finding("warning", "label-spelling",
-                                      f"the label {rare!r} ({counts[rare]} rows) may be {often!r} ({counts[often]} rows) in another "
-                                      "spelling; they are learnt as two labels.", split.name)
+                                      f"the label {rare!r} ({rows}) may be {often!r} ({counts[often]} rows) in another spelling; they are "
+                                      f"learnt as two labels. Did you mean {often!r}?", split.name)
+
+
+def _is_slip(one: str, other: str) -> bool:
+    """Whether a letter is missing, added or wrong, or two beside each other have changed places."""
+    short, long = sorted((one, other), key=len)
+    same = next((place for place, letter in enumerate(short) if letter != long[place]), len(short))
+    short, long = short[same:], long[same:]
+    return short == long[1:] or (len(short) == len(long) and (short[1:] == long[1:] or short == long[1::-1] + long[2:]))
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    """A question after the label that may have been meant, with a space before it; nothing where none is near."""
+    near = difflib.get_close_matches(name, known, 1, NEAR) or [own for own in known if _folded(own) == _folded(name)]
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def _folded(name: str) -> str:

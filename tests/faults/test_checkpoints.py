@@ -51,6 +51,42 @@ def test_every_bit_of_a_checkpoint_counts(name, tmp_path):
     assert "is not a whole checkpoint" in damage(file.parent)
 
 
+def test_what_other_programs_keep_under_such_names_is_left_alone(tmp_path):
+    (tmp_path / "checkpoint-500").mkdir()
+    (tmp_path / "checkpoint-500" / "optimizer.pt").write_text("of another program")
+    (tmp_path / "checkpoint-00000009").write_text("a file")
+    (tmp_path / "checkpoint-notes.txt").write_text("mine")
+    assert choose_checkpoint(tmp_path, resume=False) == (None, [])
+    assert [path.name for path in written(tmp_path, [2, 4, 6])] == ["checkpoint-00000006", "checkpoint-00000004"]
+    assert (tmp_path / "checkpoint-500" / "optimizer.pt").read_text() == "of another program"
+    assert {"checkpoint-notes.txt", "checkpoint-00000009"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_numbers_and_not_letters_say_which_checkpoint_is_the_newest(tmp_path):
+    for step in (99999999, 100000000):
+        (tmp_path / f"checkpoint-{step:08d}").mkdir()
+    assert [path.name for path in find_checkpoints(tmp_path)] == ["checkpoint-100000000", "checkpoint-99999999"]
+
+
+def test_what_is_not_finite_is_never_written(tmp_path):
+    before = written(tmp_path, [2])
+    parameters = {"weight": torch.nn.Parameter(torch.tensor([1.0, float("inf")]))}
+    with pytest.raises(RunStoppedError, match=r"^the tensor model/weight is not finite after step 4, so no checkpoint of it is written"):
+        write_checkpoint(tmp_path, Progress(4), parameters, torch.optim.AdamW(parameters.values()), None, {}, {"seed": 0})
+    assert find_checkpoints(tmp_path) == before
+
+
+def test_a_checkpoint_of_another_version_is_told(tmp_path):
+    path = written(tmp_path, [2])[0]
+    state = json.loads((path / "state.json").read_text())
+    state["progress"]["novelty"] = 1
+    (path / "state.json").write_text(json.dumps(state))
+    (path / "manifest.json").write_text(checkpoint._manifest(path))
+    parameters = {"weight": torch.nn.Parameter(torch.arange(6.0))}
+    with pytest.raises(ValueError, match=r"checkpoint-00000002 was written by another version of peftcls \(.*'novelty'\); go on with"):
+        checkpoint.read_checkpoint(path, parameters, torch.optim.AdamW(parameters.values()), {"seed": 0})
+
+
 def test_a_damaged_checkpoint_of_a_later_step_goes_when_an_earlier_one_is_written_again(tmp_path):
     newest = written(tmp_path, [2, 4, 6])[0]
     (newest / "state.json").unlink()

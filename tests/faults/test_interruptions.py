@@ -222,7 +222,75 @@ def test_rows_that_are_not_finite_are_named_one_by_one_and_the_checkpoint_before
     assert (newest.name, damage(newest)) == (f"checkpoint-{at:08d}", None)
 
 
+def spoil(trainer, steps):
+    """Let the loss of these steps, from 0, be nan."""
+    task, plain = trainer.gradients.task, trainer.gradients.task.loss_sum
+    object.__setattr__(task, "loss_sum", lambda model, batch: plain(model, batch) * (
+        float("nan") if trainer.progress.step in steps and torch.is_grad_enabled() else 1.0))
+    return trainer
+
+
+def test_a_step_that_is_not_finite_is_left_out_where_that_is_allowed(whole, bert, tmp_path, capsys):
+    rows, expected, _ = whole
+    trainer = spoil(build(bert, tmp_path, rows, **SETTINGS, max_skipped_steps=2), {2, 4})
+    trainer.fit(rows, rows)
+    assert trainer.progress.skipped_steps == [3, 5]
+    assert not all(torch.equal(expected[name], tensor) for name, tensor in weights(tmp_path).items())
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in weights(tmp_path).values())
+    assert all(entry["loss"] == entry["loss"] for entry in trainer.progress.history if "loss" in entry)
+    out = capsys.readouterr().out
+    assert re.search(r"step 3: the loss is nan .* The step was not taken\. Its rows: \[.*\]; not finite when alone: \[.*\]\. It is left "
+                     r"out, as 1 of at most 2 steps\.", out)
+
+
+def test_one_step_too_many_ends_the_run_and_leaves_a_finite_checkpoint_to_go_on_from(whole, bert, tmp_path):
+    rows, _, _ = whole
+    spoil(build(bert, tmp_path / "whole", rows, **SETTINGS, max_skipped_steps=2), {2, 4}).fit(rows, rows)
+    trainer = spoil(build(bert, tmp_path / "cut", rows, **SETTINGS, max_skipped_steps=1), {2, 4})
+    with pytest.raises(FloatingPointError, match=r"^step 5: .*, look at these rows, or go on without such steps: max_skipped_steps=2 and "
+                                                 r"resume=True\.$"):
+        trainer.fit(rows, rows)
+    newest = find_checkpoints(tmp_path / "cut")[0]
+    assert (newest.name, damage(newest)) == ("checkpoint-00000004", None)
+    again = spoil(build(bert, tmp_path / "cut", rows, **SETTINGS, max_skipped_steps=2), {2, 4})
+    again.fit(rows, rows, resume=True)
+    assert again.progress.skipped_steps == [3, 5]
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.parametrize("during", ["a step", "an evaluation"])
+def test_whatever_goes_wrong_the_steps_before_it_are_kept(during, whole, bert, tmp_path, monkeypatch):
+    rows, expected, history = whole
+    trainer = build(bert, tmp_path, rows, **SETTINGS)
+    owner, name = (trainer.gradients, "add_up") if during == "a step" else (trainer, "evaluate")
+    plain, step = getattr(owner, name), 3 if during == "a step" else 4
+
+    def fail(*given):
+        if trainer.progress.step == step:
+            raise OSError("the fan is broken")
+        return plain(*given)
+
+    monkeypatch.setattr(owner, name, fail)
+    with pytest.raises(OSError, match="the fan is broken"):
+        trainer.fit(rows, rows)
+    newest = find_checkpoints(tmp_path)[0]
+    assert (newest.name, damage(newest)) == (f"checkpoint-{step:08d}", None)
+    again = build(bert, tmp_path, rows, **SETTINGS)
+    again.fit(rows, rows, resume=True)
+    found = weights(tmp_path)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert again.progress.history == history
+
+
+def test_a_rehearsal_leaves_no_step_out(bert, tmp_path, text_rows):
+    trainer = spoil(build(bert, tmp_path / "out", text_rows, max_skipped_steps=9), {0})
+    with pytest.raises(FloatingPointError, match="step 1: the loss is nan"):
+        trainer.rehearse(text_rows)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_wait_that_is_over_in_time_ends_nothing():
-    with watched(60, "nobody says this"):
+    with watched(60, 0, "a test"):
         pass
     assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer) and not thread.finished.is_set()]

@@ -1,8 +1,12 @@
-"""One of two processes: the other one is short of memory, finds a nan, gets a signal, and ends or stalls in the end."""
+"""One of two processes: the other one is short of memory, finds a nan, gets a signal, and ends or stalls in the end.
+
+A training that one process began is gone on with, too.
+"""
 
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -16,11 +20,11 @@ torch.set_num_threads(1)
 rank, rows = int(os.environ["RANK"]), peftcls.read_rows(rows_file)
 
 
-def build(name):
+def build(name, **settings):
     task = peftcls.Classification(max_length=64).learn(rows)
     model, tokenizer = peftcls.load_base(base, task)
     model = peftcls.attach_lora(model, task, rank=4).double()
-    config = peftcls.TrainConfig(out / name, epochs=2, batch_size=6, eval_every=2, learning_rate=1e-2)
+    config = peftcls.TrainConfig(out / name, epochs=2, batch_size=6, eval_every=2, learning_rate=1e-2, **settings)
     return peftcls.Trainer(model, task, tokenizer, config)
 
 
@@ -43,7 +47,22 @@ def keep(trainer, name):
         save_file({name: p.detach() for name, p in trainer.parameters.items()}, out / f"{name}.safetensors")
 
 
+def stall():
+    (out / "stalled").write_text(str(time.monotonic()))
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 if end == "dies":
+    begun = build("begun")
+    begun.fit(rows, rows, resume=True)
+    keep(begun, "begun")
+
+    skipping = build("skipping", max_skipped_steps=1)
+    change_loss(skipping, lambda loss, batch: loss * (float("nan") if skipping.progress.step == 3 else 1))
+    skipping.fit(rows, rows)
+    keep(skipping, "skipping")
+    (out / f"skipped{rank}").write_text(str(skipping.progress.skipped_steps))
+
     def refuse(loss, batch):
         if batch["input_ids"].numel() > 20:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
@@ -74,7 +93,11 @@ if end == "dies":
 
 faults.STALL_SECONDS, faults.STALL_FACTOR = 2.0, 1.0
 lost = build("lost")
-at_step(lost, 3, lambda: os.kill(os.getpid(), signal.SIGKILL if end == "dies" else signal.SIGSTOP))
+if end == "stalls in an evaluation":
+    evaluate = lost.predict
+    lost.predict = lambda given: (stall() if rank == 1 else None, evaluate(given))[1]
+else:
+    at_step(lost, 3, (lambda: os.kill(os.getpid(), signal.SIGKILL)) if end == "dies" else stall)
 try:
     lost.fit(rows, rows)
 except faults.RunStoppedError as error:

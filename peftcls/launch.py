@@ -1,0 +1,31 @@
+"""What a launcher asks for, where this package does not do it: said before a model is moved."""
+
+import os
+from pathlib import Path
+
+from accelerate.utils import DistributedType
+
+
+def check_launch(processes: int, kind: DistributedType, precision: str) -> None:
+    """Raise ValueError where the launcher started other processes than Accelerate sees, or asks for sharding or a loss scale.
+
+    Args:
+        processes: as Accelerate sees them.
+        kind: of their work together.
+        precision: of the launcher's mixed precision.
+    """
+    if (started := int(os.environ.get("WORLD_SIZE", 1))) != processes:
+        raise ValueError(f"the launcher started {started} processes, but Accelerate sees {processes}; on a machine without a GPU start "
+                         "them with torchrun --nproc-per-node.")
+    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ValueError(f"the launcher asks for {kind.value}, expected plain processes: every process holds the base. If it does not "
+                         "fit, load it with quantize='8bit' or '4bit'.")
+    if precision == "fp16":
+        raise ValueError("mixed precision fp16 needs a loss scale, which this trainer does not keep; launch with bf16 or no.")
+
+
+def check_output_dir(folder: Path) -> None:
+    """Raise ValueError where nothing can be written to a folder that may not be there yet."""
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ValueError(f"output_dir={str(folder)!r}: {above} is not a folder that can be written to; choose another.")
