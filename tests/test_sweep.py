@@ -172,3 +172,17 @@ def test_trainings_that_do_not_go_together_are_refused_before_any_begins(base, t
         with pytest.raises(ValueError, match=sentence):
             sweep(models, task, tokenizer, configs, text_rows, text_rows)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("quantize", ["8bit", "4bit"])
+def test_a_base_in_few_bits_is_shared_too(base, quantize, tmp_path, text_rows):
+    task = TASK.learn(text_rows)
+    loaded, tokenizer = load_base(base, task, quantize=quantize)
+    other = attach_lora(share_base(loaded), task, rank=2)
+    own = {p.data_ptr() for p in loaded.base_model.parameters()}
+    assert own <= {p.data_ptr() for p in other.parameters()}
+    again, _ = load_base(base, task, quantize=quantize)
+    rows = [row["text"] for row in text_rows]
+    for model, expected in ((other, attach_lora(again, task, rank=2)), (attach_lora(loaded, task, rank=2), None)):
+        answers = peftcls.Predictor(model, task, tokenizer).predict(rows)
+        assert expected is None or answers == peftcls.Predictor(expected, task, tokenizer).predict(rows)
