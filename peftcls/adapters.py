@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from peftcls.adapt import set_head_dropout, trained_parameters, widen_trained, wrap_adapter
 from peftcls.folder_check import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PART_WEIGHTS, check_adapter_folder, check_finite, read_object
 from peftcls.methods import METHOD
-from peftcls.models import BaseFacts, Quantize, base_facts, load_base, read_tokenizer
+from peftcls.models import BaseFacts, Quantize, base_facts, load_base, read_tokenizer, told
 from peftcls.pooling import unwrapped
 from peftcls.tasks.base import POSITIONS, Task
 from peftcls.tasks.classification import Classification
@@ -201,7 +201,7 @@ def _put_weights(model: Any, directory: Path, labels: int) -> torch.nn.Module:
     """Put a folder's tensors on a base; those of its head become the first rows of a head with more labels."""
     peft = (directory / ADAPTER_WEIGHTS).is_file()
     if peft:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), told(f"the adapter in {directory}"):
             config = PeftConfig.from_pretrained(str(directory))
             config.base_model_name_or_path, config.inference_mode = model.name_or_path, False
             set_head_dropout(model, getattr(config, "lora_dropout", 0.0))

@@ -31,6 +31,7 @@ SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", 
          "d_ff", "dim", "hidden_dim", "n_layers", "type_vocab_size")
 LEAST_SIZE = 1000  # a model without a wide tensor may have as many layers, or labels of another task
 RANKS = ("r", "target_r", "init_r")
+EMPTY = frozenset(("feedforward_modules",))  # written as an empty list, where the default is none
 SWITCHES = frozenset(("fan_in_fan_out", "inference_mode", "use_dora", "use_rslora"))
 BASE_TYPES: dict[str, tuple[type, ...]] = {
     "name": (str,), "revision": (str, type(None)), "fingerprint": (str,), "quantize": (str, type(None)), "dtype": (str,), "heads": (list,),
@@ -197,7 +198,7 @@ def _check_adapter_config(file: Path, heads: Iterable[str], widest: int) -> None
         elif name == "init_lora_weights":
             fits = value in (True, "pissa")
         else:
-            fits = not value or (name in usual and value == usual[name])
+            fits = value == usual[name] or (name in EMPTY and value == []) if name in usual else not value
         if not fits:
             raise ValueError(f"{file} has {name}={json.dumps(value)[:200]}, which is no setting of an adapter that peftcls wrote.")
     if large := [f"{name}={settings[name]}" for name in RANKS if name in settings and not 1 <= settings[name] <= widest]:

@@ -38,7 +38,7 @@ def describe_folder(directory: str | Path) -> dict[str, Any]:
     sizes = {name: (directory / name).stat().st_size for name in [*sorted(manifest["files"]), MANIFEST]}
     return {"folder": str(directory), "task": manifest["task"], "base": manifest["base"],
             "adapter": adapter if weights.name == ADAPTER_WEIGHTS else None, "weights": weights.name, "tensors": tensors,
-            "lineage": manifest.get("lineage", []), "versions": manifest["versions"], "sum": manifest["sum"], "bytes": sizes}
+            "lineage": manifest.get("lineage", []), "versions": manifest.get("versions", {}), "sum": manifest["sum"], "bytes": sizes}
 
 
 def tell_folder(facts: dict[str, Any]) -> str:

@@ -210,6 +210,9 @@ ADAPTERS: dict[str, tuple[Change, str]] = {
     "a rank of billions": (settings(r=10**9), "has r=1000000000, expected a rank of at least 1 and at most 128"),
     "a rank of zero": (settings(r=0), "has r=0, expected a rank of at least 1"),
     "an alpha of text": (settings(lora_alpha="16"), rf"lora_alpha=\"16\", {NEVER_WRITTEN}"),
+    "no targets": (settings(target_modules=[]), "cannot load the adapter in .*: NoMatchingPeftModuleError"),
+    "a bias of nothing": (settings(bias=None), rf"bias=null, {NEVER_WRITTEN}"),
+    "a list for settings": (settings(arrow_config=[]), rf"arrow_config=\[\], {NEVER_WRITTEN}"),
     "an unknown setting": (settings(novelty="x"), rf"novelty=\"x\", {NEVER_WRITTEN}"),
     "another kind of adapter": (settings(peft_type="PROMPT_TUNING", tokenizer_name_or_path="evil/x"),
                                 "has the peft_type 'PROMPT_TUNING', expected one"),
@@ -448,7 +451,8 @@ def any_change(draw: Any, found: Any) -> Any:
     if isinstance(found, dict) and draw(st.booleans()):
         return {**found, draw(st.text(max_size=6)): draw(VALUES)}
     if isinstance(found, dict) and found:
-        return {name: value for name, value in found.items() if name != draw(st.sampled_from(sorted(found)))}
+        gone = draw(st.sampled_from(sorted(found)))
+        return {name: value for name, value in found.items() if name != gone}
     return draw(VALUES)
 
 
