@@ -183,7 +183,7 @@ def _squad(articles: list[Row], path: Path) -> Iterator[Row]:
                     answers = _optional(question, "answers") or []
                     if (impossible := question.get("is_impossible")) is not None and not isinstance(impossible, bool):
                         raise ValueError(f"is_impossible is {impossible!r}, neither true nor false")
-                    if impossible is bool(answers) and "answers" in question:
+                    if impossible is bool(answers) and ("answers" in question or impossible is False):
                         raise ValueError(f"is_impossible is {str(impossible).lower()} and there are {len(answers)} answers")
                     yield {"id": str(question["id"]), "title": article.get("title", ""), "paragraph": p,
                            "context": _text(paragraph, "context"), "question": _text(question, "question"),

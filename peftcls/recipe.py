@@ -25,6 +25,7 @@ from peftcls.predictor import Predictor
 from peftcls.report import THIS_RUN, Meter, describe_run, write_report
 from peftcls.rows import RowError, read_rows, source_name
 from peftcls.signals import EXIT_CODES
+from peftcls.summary import describe_model
 from peftcls.tasks.base import Answer, Task
 from peftcls.tasks.extractive_qa import ExtractiveQA
 from peftcls.trainer import Trainer
@@ -87,7 +88,7 @@ def run_recipe(main: Callable[[], None]) -> None:
 def only_rehearse(trainer: Trainer, options: argparse.Namespace, train: datasets.Dataset) -> bool:
     """Whether there is to be a dry run alone; it is done and told then."""
     if options.dry_run:
-        trainer.accelerator.print(trainer.rehearse(train))
+        trainer.accelerator.print(describe_model(trainer.model), trainer.rehearse(train), sep="\n")
     return bool(options.dry_run)
 
 

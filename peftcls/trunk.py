@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from peftcls.packing import can_pack, packing
+from peftcls.packing import packing
 from peftcls.pooling import unwrapped
 from peftcls.states import Place, States
 
@@ -157,9 +157,10 @@ def frozen_once(model: torch.nn.Module, batches: Iterable[Batch], forward: Forwa
         return
     layers, height = found
     inner = unwrapped(model)
-    can_pack(inner)  # is asked while the layers compute
     vars(inner)[TRUNK], trunk = None, None  # nothing is kept yet, but nothing else is to be shared between lines either
     try:
+        with torch.no_grad():
+            forward(model, first)  # by the way the model is asked what it can leave out, while all its layers compute
         states, in_tuple = _leaving(layers, height, functools.partial(forward, model, first))
         part: Part = _read_part(model, first, forward, states, in_tuple) if height == len(layers) else "all"
         size = (room := tokens if part == "all" else lines) * states.shape[2] * states.dtype.itemsize
@@ -201,7 +202,6 @@ def lent(owner: torch.nn.Module, model: torch.nn.Module, batch: Batch, forward: 
     if own is None or TRUNK in vars(inner) or found is None or found[1] != own.height:
         yield TRUNK in vars(inner)
         return
-    can_pack(inner)
     trunk, vars(inner)[TRUNK] = dataclasses.replace(own, layers=found[0]), None
     try:
         if _stands_in(model, trunk, batch, forward):

@@ -197,6 +197,15 @@ QUESTIONS = [{"question": "who recovered?", "context": "the patient was given a 
               {"text": ["stock prices"], "answer_start": [0]}}]
 
 
+@pytest.mark.parametrize("base", ["bert", "llama"])
+def test_states_are_kept_of_a_model_that_has_read_nothing_yet(base, request, tmp_path, text_rows):
+    task = Classification(max_length=32).learn(text_rows)
+    model, tokenizer = opened(request.getfixturevalue(base), task, [-1])
+    batch = task.collate([task.encode(row, tokenizer, with_target=True) for row in text_rows], tokenizer)
+    with trunk.frozen_once(model, [batch], task.loss_sum, tokens=500, lines=16, folder=tmp_path) as remark:
+        assert "are kept" in remark
+
+
 @pytest.mark.parametrize(("base", "how", "height"), [("bert", [-1], 1), ("gpt2", [-1], 1), ("llama", [1], 1), ("bert", "head", 2),
                                                      ("gpt2", "head", 2), ("llama", "last_block", 1)])
 @pytest.mark.parametrize("kind", ["label", "windows", "span", "instruction"])
@@ -265,12 +274,12 @@ def test_kept_states_go_through_the_layers_above_without_padding(bert, tmp_path,
     model, tokenizer = opened(bert, task, [-1])
     batch = task.collate([task.encode(row, tokenizer, with_target=True) for row in text_rows], tokenizer)
     widths = []
-    top = unwrapped(model).base_model.encoder.layer[1].attention
-    top.register_forward_hook(lambda _, given, out: widths.append(tuple(out[0].shape[:2])))
+    unwrapped(model).base_model.encoder.layer[1].attention.register_forward_pre_hook(
+        lambda _, given: widths.append(tuple(given[0].shape[:2])))
     with trunk.frozen_once(model, [batch], task.loss_sum, tokens=500, lines=16, folder=tmp_path), trunk.reading(model, batch) as given:
         widths.clear()
         task.loss_sum(model, given)
-    assert widths == [(1, int(batch["attention_mask"].sum()))]
+    assert widths == [(1, int(batch["attention_mask"].sum())), (1, 16)], "all tokens are attended to, those that are read go on"
 
 
 def test_what_was_not_read_before_is_computed(bert, tmp_path, text_rows):

@@ -22,8 +22,10 @@ from peftcls.recipe import report_scores
 from peftcls.report import Meter
 from peftcls.rows import name_source, read_rows, source_name
 from peftcls.split import split_off
+from peftcls.summary import describe_model
 from peftcls.tasks.base import Task
 from peftcls.tasks.classification import Classification
+from peftcls.tasks.extractive_qa import ExtractiveQA
 from peftcls.tasks.regression import Regression
 from peftcls.trainer import Trainer
 
@@ -79,9 +81,11 @@ def train_file(*, file: str, out: Path, kind: str | None, text: tuple[str, ...],
     config = TrainConfig(out, epochs=epochs, batch_size=batch_size, learning_rate=rate, seed=seed, trackers=trackers)
     with Trainer(trained, task, tokenizer, config) as trainer:
         if dry_run:
-            _say(str(trainer.rehearse(tables["train"])))
+            _say(f"{describe_model(trained)}\n{trainer.rehearse(tables['train'])}")
             return
         trainer.fit(tables["train"], tables["valid"], resume=resume)
+        if isinstance(task, ExtractiveQA) and task.unanswerable:
+            trainer.calibrate(tables["valid"])  # when to give no answer
         scores = report_scores(trainer, tables["train"], tables["valid"], tables["test"], {}, meter)
         if trainer.accelerator.is_main_process:
             card = write_card(out, scores=scores, about=_about(file, tables))

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -100,8 +101,9 @@ def was_moved(context: str, gold: Gold) -> bool:
 
 
 def cuts_a_word(context: str, start: int, end: int) -> bool:
-    """Whether an answer begins or ends inside a word."""
-    return any(context[i - 1].isalnum() and context[i].isalnum() for i in (start, end) if 0 < i < len(context))
+    """Whether an answer begins or ends inside a word, in a script that puts spaces between words and nothing at their ends."""
+    return any(all(c.isalnum() and unicodedata.category(c) != "Lo" for c in context[i - 1 : i + 1])
+               for i in (start, end) if 0 < i < len(context))
 
 
 def stands_elsewhere(context: str, question: str, start: int, end: int) -> bool:
