@@ -120,8 +120,24 @@ def compare_answers(task: Task, first: Sequence[Answer], second: Sequence[Answer
         ValueError: the task has no such score, or answers and rows are not as many.
     """
     table, name = _listed(task, rows, first, second), score or task.monitor
-    one, two = _scorer(task, first, table), _scorer(task, second, table)
-    every = tuple(range(len(table)))
+    return _compared(task, _scorer(task, first, table), _scorer(task, second, table), len(table), name, resamples)
+
+
+def beside_best(task: Task, systems: Sequence[Sequence[Answer]], rows: Rows, *, score: str,
+                resamples: int = RESAMPLES) -> list[tuple[dict[str, Interval], Comparison]]:
+    """The intervals of each system's scores, and the first, the best, against it: as `evaluate_answers` and `compare_answers` give them.
+
+    All are asked of the same resamples, each once.
+    """
+    table = _listed(task, rows, *systems)
+    scorers, every = [_scorer(task, answers, table) for answers in systems], list(range(len(table)))
+    return [({name: interval(lambda chosen, name=name, of=of: of(tuple(chosen))[name], every, resamples=resamples)
+              for name in task.score(answers, table)}, _compared(task, scorers[0], of, len(table), score, resamples))
+            for answers, of in zip(systems, scorers, strict=True)]
+
+
+def _compared(task: Task, one: Any, two: Any, rows: int, name: str, resamples: int) -> Comparison:
+    every = tuple(range(rows))
     if name not in one(every):
         raise ValueError(f"score={name!r}: {type(task).__name__} has {sorted(one(every))}.")
     differences: list[float] = []

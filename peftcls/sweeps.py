@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from peftcls.adapt import trained_parameters
 from peftcls.checkpoint import copy_tensors, put_tensors
 from peftcls.config import TrainConfig
-from peftcls.evaluation import Comparison, compare_answers, evaluate_answers
+from peftcls.evaluation import Comparison, beside_best
 from peftcls.features import encode_table, encoded_once
 from peftcls.frozen import computed_for, computed_once
 from peftcls.metrics import LOWER_IS_BETTER, Interval
@@ -121,13 +121,12 @@ def _alike(models: Mapping[str, torch.nn.Module], configs: Mapping[str, TrainCon
 
 def _train(name: str, trainer: Trainer, train: datasets.Dataset, valid: datasets.Dataset, resume: bool) -> Trained:
     scores = trainer.fit(train, valid, resume=resume)
-    answers = trainer.predict(valid)
-    return Trained(name, trainer.output_dir, scores, evaluate_answers(trainer.task, answers, valid).intervals, answers,
-                   trainer.progress.best_step, trainer.progress.history, None)
+    return Trained(name, trainer.output_dir, scores, {}, trainer.predict(valid), trainer.progress.best_step, trainer.progress.history, None)
 
 
 def _ordered(found: list[Trained], task: Task, valid: datasets.Dataset, monitor: str) -> list[Trained]:
     sign = -1 if monitor in LOWER_IS_BETTER else 1
-    best, *others = sorted(found, key=lambda one: (-sign * one.scores[monitor], one.scores.get("loss", 0.0)))  # as in a training
-    return [best, *(dataclasses.replace(one, against_best=compare_answers(task, best.answers, one.answers, valid, score=monitor))
-                    for one in others)]
+    ordered = sorted(found, key=lambda one: (-sign * one.scores[monitor], one.scores.get("loss", 0.0)))  # as in a training
+    judged = beside_best(task, [one.answers for one in ordered], valid, score=monitor)
+    return [dataclasses.replace(one, intervals=intervals, against_best=comparison if one is not ordered[0] else None)
+            for one, (intervals, comparison) in zip(ordered, judged, strict=True)]
