@@ -15,7 +15,8 @@ from peftcls.features import TrainingTable, content_sum
 from peftcls.models import base_facts
 from peftcls.tasks.base import Task
 
-FREE_ON_RESUME = ("output_dir", "log_every", "trackers", "gradient_checkpointing",  # they do not change the weights
+FREE_ON_RESUME = ("output_dir", "log_every", "trackers",  # they do not change the weights
+                  "gradient_checkpointing",  # it does so by rounding, and by the dropout masks that are drawn
                   "max_skipped_steps")  # it does so where the run would have ended without
 
 

