@@ -25,9 +25,15 @@ def _no_own_attention() -> None:
 
 
 def _no_packing() -> None:
-    from peftcls import gradients, packing
+    from peftcls import gradients, packing, prefix
 
-    packing.can_pack = gradients.can_pack = lambda _: False  # type: ignore[assignment]
+    packing.can_pack = gradients.can_pack = prefix.can_pack = lambda _: False  # type: ignore[assignment]
+
+
+def _whole_last_layer() -> None:
+    from peftcls import packing, pooling
+
+    packing.can_narrow = pooling.can_narrow = lambda _: False  # type: ignore[assignment]
 
 
 def _no_shared_prefix() -> None:
@@ -68,6 +74,7 @@ SWITCHES: dict[str, Callable[[], None]] = {
     "bfloat16": _no_narrow_base,
     "attention": _no_own_attention,
     "packing": _no_packing,
+    "last_layer": _whole_last_layer,
     "prefix": _no_shared_prefix,
     "trunk": _no_kept_states,
     "cuts": _no_cheap_cuts,

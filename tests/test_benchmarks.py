@@ -50,8 +50,8 @@ def test_an_experiment_holds_only_what_differs_from_the_defaults(file):
 @pytest.mark.parametrize(("changed", "sentence"), [
     ({"batchsize": 8}, "there is no setting 'batchsize'; did you mean 'batch_size'?"),
     ({"systems": ["trl"]}, "systems='trl': expected one of ['trainer', 'trainer_best', 'pad_to_max', 'peftcls']."),
-    ({"without": [["speed"]]}, "without='speed': expected one of ['bfloat16', 'attention', 'packing', 'prefix', 'trunk', 'cuts', "
-                               "'logits']."),
+    ({"without": [["speed"]]}, "without='speed': expected one of ['bfloat16', 'attention', 'packing', 'last_layer', 'prefix', "
+                               "'trunk', 'cuts', 'logits']."),
     ({"rows": 30}, "rows=30: expected a multiple of batch_size=16, so that all see the same steps."),
     ({"rows": 32}, "rows=32: expected more than 2 steps, which are not timed."),
     ({"epochs": 0}, "epochs=0: expected predict=true, or there is nothing to time."),
@@ -71,7 +71,8 @@ def test_every_fast_path_has_a_switch_that_finds_what_it_switches():
     switched = ("import sys; from switches import leave_out; leave_out(tuple(sys.argv[1:]));"
                 "from peftcls import gradients, prefix, processor;"
                 "assert processor.LONGEST_TOKENS == 0 and not prefix.can_share(0) and not gradients.can_pack(0)")
-    names = {"gradients": ["can_pack", "call_tokens"], "packing": ["can_pack"], "prefix": ["can_share"], "trunk": ["frozen_layers"],
+    names = {"gradients": ["can_pack", "call_tokens"], "packing": ["can_pack", "can_narrow"], "pooling": ["can_narrow"],
+             "prefix": ["can_share", "can_pack"], "trunk": ["frozen_layers"],
              "processor": ["LONGEST_TOKENS"], "models": ["fast_dtype"]}  # a switch that sets a name nobody reads would change nothing
     for module, own in names.items():
         for name in own:
