@@ -31,7 +31,7 @@ SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", 
          "d_ff", "dim", "hidden_dim", "n_layers", "type_vocab_size")
 LEAST_SIZE = 1000  # a model without a wide tensor may have as many layers, or labels of another task
 RANKS = ("r", "target_r", "init_r")
-EMPTY = frozenset(("feedforward_modules",))  # written as an empty list, where the default is none
+EMPTY = frozenset(("feedforward_modules", "target_parameters"))  # PEFT may write an empty list, where the default is none
 SWITCHES = frozenset(("fan_in_fan_out", "inference_mode", "use_dora", "use_rslora"))
 BASE_TYPES: dict[str, tuple[type, ...]] = {
     "name": (str,), "revision": (str, type(None)), "fingerprint": (str,), "quantize": (str, type(None)), "dtype": (str,), "heads": (list,),
