@@ -190,7 +190,7 @@ def _squad(articles: list[Row], path: Path) -> Iterator[Row]:
                            "answers": {"text": [_text(answer, "text") for answer in answers],
                                        "answer_start": [_start(answer["answer_start"]) for answer in answers]}}
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        fault = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        fault = {ValueError: str(error), KeyError: f"no {error}"}.get(type(error), f"{type(error).__name__}: {error}")
         raise RowError(f"{place} of {path.name} is not in the SQuAD form ({fault}); expected paragraphs "
                        "with a context and qas, and in each of these id, question and answers with text and answer_start.") from None
 

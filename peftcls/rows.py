@@ -82,6 +82,8 @@ def require_columns(rows: datasets.Dataset, columns: Iterable[str], reader: str)
 
 
 def _read_hub(name: str, split: str | None, path: Path) -> datasets.Dataset:
+    if name == "-":
+        raise RowError(f"cannot read -: rows are not read from a pipe; expected a file ending in {', '.join(sorted(READERS))}.")
     if path.exists() or path.suffix.lower() in READERS or name.startswith((".", "/", "~")):
         if not path.exists() and path.suffix.lower() in READERS:
             raise RowError(f"there is no file {name}; check the path, which starts from {Path.cwd()} where it is not absolute.")

@@ -117,6 +117,11 @@ def test_a_file_that_is_not_in_the_encoding_that_was_named_is_told(write, encodi
 FORMS = ".csv, .json, .jsonl, .parquet, .tsv"
 
 
+def test_rows_from_a_pipe_are_refused_in_one_sentence():
+    with pytest.raises(RowError, match=r"cannot read -: rows are not read from a pipe; expected a file ending in \.csv"):
+        read_rows("-")
+
+
 def test_a_file_that_is_not_there_is_told(tmp_path):
     with pytest.raises(RowError, match=f"there is no file {re.escape(str(tmp_path / 'missing.csv'))}; check the path"):
         read_rows(tmp_path / "missing.csv")

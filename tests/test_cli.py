@@ -238,6 +238,14 @@ def test_all_columns_are_kept_and_the_answers_added(classifier, tmp_path, capsys
     assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.csv", "new.csv"], "nothing else is left"
 
 
+def test_answers_that_are_replaced_and_a_resume_of_nothing_are_told(classifier, tmp_path, capsys):
+    file, out = table(tmp_path / "new.csv", ["text"], [("a patient",)]), tmp_path / "answers.csv"
+    told = f"there is no {out}.part to go on from: all rows are answered.\n1 rows answered in {out}; new columns: 'label', 'probability'\n"
+    assert run(capsys, "predict", classifier, file, "--out", out, "--resume") == (0, told, "")
+    assert run(capsys, "predict", classifier, file, "--out", out) == (
+        0, f"1 rows answered in {out}, which was there and is replaced; new columns: 'label', 'probability'\n", "")
+
+
 @pytest.mark.parametrize("ending", [".tsv", ".jsonl", ".parquet"])
 def test_the_ending_says_the_form_and_what_is_written_is_read_again(classifier, tmp_path, capsys, ending):
     file = table(tmp_path / "new.csv", ["text", "label"], [('say "hi"\tto all', "no"), ("a patient", "yes")])

@@ -21,7 +21,9 @@ SHOWN_LABELS = 5
 def predict_rows(*, directory: Path, file: str, out: Path, probabilities: bool, resume: bool, batch_size: int | None, base: str | None,
                  encoding: str | None) -> None:
     """Answer a file."""
-    predictor = load_predictor(directory, base=base)
+    predictor, replaced = load_predictor(directory, base=base), out.is_file()
+    if resume and not Path(f"{out}{PART}").is_file():
+        print(f"there is no {out}{PART} to go on from: all rows are answered.")
     try:
         count, columns = predict_file(predictor, directory, file, out, probabilities=probabilities, resume=resume, encoding=encoding,
                                       batch_size=batch_size)
@@ -29,7 +31,8 @@ def predict_rows(*, directory: Path, file: str, out: Path, probabilities: bool, 
         if Path(f"{out}{PART}").is_file():
             print(f"\nthe answers so far are in {out}{PART}; go on with --resume.", file=sys.stderr)
         raise
-    print(f"{count} rows answered in {out}; new columns: {', '.join(map(repr, columns))}")
+    print(f"{count} rows answered in {out}{', which was there and is replaced' if replaced else ''}; new columns: "
+          f"{', '.join(map(repr, columns))}")
 
 
 def evaluate_rows(*, directory: Path, file: str, as_json: bool, batch_size: int | None, base: str | None, encoding: str | None) -> None:
