@@ -44,9 +44,8 @@ def _line_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor], pooling
         text_first = getattr(inner.config, "summary_type", "first") != "last"  # XLNet's head reads the last token there is
         order = inputs["attention_mask"].argsort(dim=1, descending=text_first, stable=True)
         moved = {name: values.gather(1, order) for name, values in inputs.items()}
-        first = torch.zeros_like(moved["attention_mask"], dtype=torch.bool)
-        first[:, 0] = True
-        with packed(inner, moved["attention_mask"], reads=first if _reads_first_alone(inner) else None):
+        first = _place(moved["attention_mask"], "first") if _reads_first_alone(inner) else None
+        with packed(inner, moved["attention_mask"], reads=first):
             return model(**moved).logits
     reads = None if pooling == "mean" else _place(inputs["attention_mask"], pooling or "last")
     with packed(inner, inputs["attention_mask"], reads=reads):

@@ -70,6 +70,8 @@ class Predictor:
         for start in range(first, len(table), chunk_rows):
             chunk: list[Row] = table.select(range(start, min(start + chunk_rows, len(table)))).to_list()
             yield self.answer(list(encode_rows(self.task, chunk, self.tokenizer, source=source_name(table), first=start + 1)), batch_size)
+            if start + chunk_rows >= len(table):
+                break  # a request of a few rows does not pay for what keeps a long table's memory constant
             if start // CHUNK_ROWS < (start + chunk_rows) // CHUNK_ROWS:
                 gc.collect()  # what is left of calls of a model holds itself, and is many small things among few large ones
             if (give_back := _give_back()) is not None:  # or what batches of all widths leave between them adds up, a GiB in a million rows
