@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
+from peftcls.lora import compute_together
 from peftcls.methods import METHOD, Method, method_config
 from peftcls.models import attention_projections, base_facts, linear_layers
 from peftcls.pooling import unwrapped
@@ -84,6 +85,7 @@ def wrap_adapter(model: Any, config: PeftConfig) -> PeftModel:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)  # PEFT asks by the old name
         wrapped = get_peft_model(model, config)
+    compute_together(wrapped)
     for head in base_facts(wrapped).heads:
         keep_in_float32(unwrapped(wrapped).get_submodule(head))
     return wrapped.eval()

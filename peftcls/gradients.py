@@ -110,7 +110,7 @@ class Gradients:
             inner = unwrapped(self.model)
             packs = prefix.can_pack_behind(inner) if shared else can_pack(inner)  # then padding costs next to nothing
             micros = plan.micro_batches(own, lengths - shared, rows=self.config.micro_batch_size, tokens=tokens,
-                                        call_tokens=tokens if packs else call_tokens(self.processes.device))
+                                        call_tokens=call_tokens(self.processes.device), packed=packs)
             with prefix.opening(self.model, shared):
                 for number, micro in enumerate(micros):
                     _seed(int(np.random.SeedSequence((self.config.seed, step, process, number)).generate_state(1)[0]))

@@ -122,10 +122,9 @@ class ManyPredictor:
         answers: dict[int, Answer] = {}
         for group, members in groups.items():
             alone = group if isinstance(group, int) else None
-            call = batch_tokens(device) if alone is None and packs else call_tokens(device)  # padding that is left out cuts no batch
             shared = 0 if alone is None else tasks[alone].shared_tokens(self.model, [features[place] for place in members])
             for batch in plan.micro_batches(members, lengths, rows=batch_size, tokens=batch_tokens(device), shared=shared,
-                                            call_tokens=call):
+                                            call_tokens=call_tokens(device), packed=alone is None and packs):
                 owners = [rows[place][2] for place in batch]
                 answers |= zip(batch, self._read(group, [features[place] for place in batch], owners), strict=True)
         return [answers[place] for place in range(len(rows))]

@@ -10,38 +10,28 @@ from typing import Any
 
 import torch
 
-from peftcls import plan
+from peftcls.bins import fill_bins, rounded
 
-PACKS, NARROWS = "packs", "narrows"
+PACKS, NARROWS, LAYERS, CHECKPOINTING = "packs", "narrows", "layers_in_order", "can_checkpoint"
 LEAST_TOKENS = 16  # of padding that are worth the packing
-GROUP_TOKENS = 48  # what another group of rows costs in attention, as a number of tokens
+ASKED_STEP, READ_STEP = 8, 16  # what the number of tokens that are read is rounded up to: in a bin, and in all
 PROBE = (7, 4, 2)
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Rows of similar length, which attention takes together.
+    """Bins of one width, which attention takes together: the tokens of a whole row, or of several, stand in each.
 
     Args:
-        rows: their numbers.
-        width: tokens of the longest.
-        first: the place of their first token among all real tokens.
-        last: the place behind their last.
-        spread: for each place of the padded group, row by row, its token's place in the group; any, where there is none.
-        real: the places of the padded group that hold a token.
-        asked: the places in each row that are read of the last layer, padded; of shape (rows, most of any row).
-        asked_spread: where those tokens stand in the group.
+        rows: the row whose token stands in each slot, of shape (bins, slots of a bin); -1 where none does.
+        spots: the place of that token in its row; 0 where there is none.
+        asked: the slots of each bin that are read of the last layer, padded; of shape (bins, most of any bin).
         asked_real: the places of `asked`, flat, that are not padding.
     """
 
     rows: torch.Tensor
-    width: int
-    first: int
-    last: int
-    spread: torch.Tensor
-    real: torch.Tensor
+    spots: torch.Tensor
     asked: torch.Tensor
-    asked_spread: torch.Tensor
     asked_real: torch.Tensor
 
 
@@ -60,48 +50,49 @@ class Packing:
 
     def __init__(self, mask: torch.Tensor, reads: torch.Tensor | None = None, opening: Sequence[torch.Tensor] = ()) -> None:
         self.opening, self.narrow, self.answer, self.is_short = opening, False, list[torch.Tensor](), False
-        reads = mask.bool() if reads is None else reads & mask.bool()
         self.rows, self.width = mask.shape
-        self.lengths = mask.sum(1)
-        lengths = self.lengths.tolist()
         self.groups: list[Group] = []
         self.masks: dict[tuple[int, int, bool], torch.Tensor] = {}
-        start, places, read = 0, list[torch.Tensor](), list[torch.Tensor]()
-        for members in plan.micro_batches(range(self.rows), lengths, call_tokens=GROUP_TOKENS):
-            width, tokens = lengths[members[0]], sum(lengths[i] for i in members)
-            inside = torch.arange(width, device=mask.device) < self.lengths[members].unsqueeze(1)
-            spread = (inside.flatten().cumsum(0) - 1).clamp(min=0)
-            counts = reads[members].sum(1)
-            asked = reads[members].long().argsort(dim=1, descending=True, stable=True)[:, : int(counts.max())]
-            firsts = self.lengths[members].cumsum(0) - self.lengths[members]
-            asked_spread = (firsts.unsqueeze(1) + asked).flatten().clamp(max=tokens - 1)
-            real = torch.arange(asked.shape[1], device=mask.device) < counts.unsqueeze(1)
-            self.groups.append(Group(torch.tensor(members, device=mask.device), width, start, start + tokens, spread,
-                                     inside.flatten().nonzero().squeeze(1), asked, asked_spread, real.flatten().nonzero().squeeze(1)))
-            places += [torch.arange(lengths[i], device=mask.device) + i * self.width for i in members]
-            read += [start + asked_spread[self.groups[-1].asked_real]]
-            start += tokens
-        self.places, self.read = torch.cat(places), torch.cat(read)
+        reads, first, homes, read = mask.bool() if reads is None else reads & mask.bool(), 0, list[torch.Tensor](), list[torch.Tensor]()
+        for rows, spots in fill_bins(mask.sum(1).tolist()):
+            table, places = (torch.from_numpy(found).to(mask.device) for found in (rows, spots))
+            homes += [torch.where(table < 0, self.rows * self.width, table * self.width + places).flatten()]
+            wanted = reads[table, places] & (table >= 0)
+            counts = wanted.sum(1)
+            most = min(table.shape[1], rounded(int(counts.max()), ASKED_STEP))
+            asked = wanted.long().argsort(dim=1, descending=True, stable=True)[:, :most]
+            real = (torch.arange(most, device=mask.device) < counts.unsqueeze(1)).flatten().nonzero().squeeze(1)
+            starts = torch.arange(len(table), device=mask.device).unsqueeze(1) * table.shape[1] + first
+            self.groups.append(Group(table, places, asked, real))
+            read += [(starts + asked).flatten()[real]]
+            first += table.numel()
+        self.homes, self.read = torch.cat(homes), torch.cat(read)
+        self.read_homes = self.homes[self.read]
+        if more := -len(self.read) % READ_STEP:
+            self.read = torch.nn.functional.pad(self.read, (0, more))
+            self.read_homes = torch.nn.functional.pad(self.read_homes, (0, more), value=self.rows * self.width)
 
     @property
     def given(self) -> torch.Tensor:
-        """The places, in the padded batch, of the tokens that a layer is given now."""
-        return self.places[self.read] if self.is_short else self.places
+        """The places, in the padded batch, of the tokens that a layer is given now; 0 for a slot that holds none."""
+        homes = self.read_homes if self.is_short else self.homes
+        return homes.where(homes < self.rows * self.width, 0)
 
     def pack(self, states: torch.Tensor) -> torch.Tensor:
-        """From (rows, tokens, width) to (1, real tokens, width); one row stands for all where they are alike."""
+        """From (rows, tokens, width) to (1, slots, width); one row stands for all where they are alike."""
         if states.shape[0] == 1:
             states = states.expand(self.rows, -1, -1)
-        return states.reshape(self.rows * self.width, -1).index_select(0, self.places).unsqueeze(0)
+        return states.reshape(self.rows * self.width, -1).index_select(0, self.given).unsqueeze(0)
 
     def unpack(self, states: torch.Tensor) -> torch.Tensor:
         """Back to (rows, tokens, width), with zeros for padding, and for all that is not read if the last layer was short."""
-        padded = states.new_zeros(self.rows * self.width, states.shape[2]).index_copy(0, self.given, states[0])
-        return padded.view(self.rows, self.width, -1)
+        homes = self.read_homes if self.is_short else self.homes
+        padded = states.new_zeros(self.rows * self.width + 1, states.shape[2]).index_copy(0, homes, states[0])  # empty slots go to the end
+        return padded[:-1].view(self.rows, self.width, -1)
 
     def attend(self, rows: Callable[..., tuple[torch.Tensor, Any]], module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor,
                value: torch.Tensor, mask: torch.Tensor | None, **more: Any) -> tuple[torch.Tensor, None]:
-        """Attention within each row, over packed heads of shape (1, heads, real tokens, width).
+        """Attention within each row, over packed heads of shape (1, heads, slots, width).
 
         Args:
             rows: computes it for padded rows.
@@ -111,39 +102,54 @@ class Packing:
         """
         if self.answer:
             return self.answer.pop(), None
-        if mask is None and (getattr(module, "is_causal", True) or len(self.places) < self.rows * self.width):
-            raise ValueError("packed tokens need a mask that tells their rows apart.")
+        if mask is None and getattr(module, "is_causal", True):
+            raise ValueError("packed tokens of a causal model need a mask.")
         parts = []
-        for number, group in enumerate(self.groups):
+        groups = enumerate(zip(self.groups, *(self._in_bins(heads) for heads in (query, key, value)), strict=True))
+        for number, (group, queries, keys, values) in groups:
             if self.narrow and not len(group.asked_real):
                 continue
-            keys, values = (self._behind_opening(module, which, _spread(heads, group, group.spread))
-                            for which, heads in enumerate((key, value)))
-            queries = _spread(query, group, group.asked_spread if self.narrow else group.spread)
-            found, _ = rows(module, queries, keys, values, self._mask_of(mask, number), **more)
-            kept = group.asked_real if self.narrow else group.real
-            parts.append(found.reshape(-1, *found.shape[2:]).index_select(0, kept))
-        found = torch.cat(parts).unsqueeze(0)
+            if self.narrow:
+                queries = queries.gather(2, group.asked[:, None, :, None].expand(-1, queries.shape[1], -1, queries.shape[3]))
+            keys, values = (self._behind_opening(module, which, own) for which, own in enumerate((keys, values)))
+            found, _ = rows(module, queries, keys, values, self._mask_of(mask, number, query.dtype), **more)
+            parts.append(found.flatten(0, 1).index_select(0, group.asked_real) if self.narrow else found.flatten(0, 1))
+        found = torch.cat(parts)
         if self.narrow:
+            found = torch.nn.functional.pad(found, (0, 0, 0, 0, 0, len(self.read) - len(found))).unsqueeze(0)
             self.answer.append(found)
             raise _AttendedError
-        return found, None
+        return found.unsqueeze(0), None
+
+    def _in_bins(self, heads: torch.Tensor) -> list[torch.Tensor]:
+        """From (1, heads, slots, width) for each group (bins, heads, slots of a bin, width)."""
+        slots = [group.rows.numel() for group in self.groups]
+        parts = heads.squeeze(0).split(slots, dim=1) if len(slots) > 1 else [heads.squeeze(0)]
+        return [part.unflatten(1, tuple(group.rows.shape)).transpose(0, 1) for part, group in zip(parts, self.groups, strict=True)]
 
     def _behind_opening(self, module: Any, which: int, own: torch.Tensor) -> torch.Tensor:
         if not self.opening:
             return own
         return torch.cat([self.opening[2 * module.layer_idx + which].expand(len(own), -1, -1, -1), own], dim=2)
 
-    def _mask_of(self, mask: torch.Tensor | None, number: int) -> torch.Tensor | None:
-        """A group's part of an attention mask."""
-        if mask is None:
-            return None
+    def _mask_of(self, mask: torch.Tensor | None, number: int, dtype: torch.dtype) -> torch.Tensor:
+        """What each slot of a group's bins sees: of its own row what the model's mask says, of others nothing."""
         key = (id(mask), number, self.narrow)  # layers of one kind are given the same mask
         if key not in self.masks:
-            group, before = self.groups[number], mask.shape[3] - mask.shape[2]
-            own = mask.index_select(0, group.rows)[..., : before + group.width]
+            group = self.groups[number]
+            rows, spots = group.rows.unsqueeze(2), group.spots
+            before = 0 if mask is None else mask.shape[3] - mask.shape[2]
+            same = torch.nn.functional.pad(rows == group.rows.unsqueeze(1), (before, 0), value=True).unsqueeze(1)
+            if mask is None:
+                own = torch.zeros(1, 1, 1, 1, dtype=dtype, device=same.device)
+            else:
+                seen = torch.nn.functional.pad(spots + before, (before, 0))
+                seen[:, :before] = torch.arange(before, device=seen.device)
+                own = mask[group.rows.clamp(min=0), :, spots].transpose(1, 2)  # of an empty slot: what a first token sees, itself
+                own = own.gather(3, seen[:, None, None].expand(*own.shape[:3], -1))
+            own = torch.where(same, own, torch.finfo(own.dtype).min)
             asked = group.asked[:, None, :, None].expand(-1, own.shape[1], -1, own.shape[3])
-            self.masks[key] = own.gather(2, asked) if self.narrow else own[:, :, : group.width]
+            self.masks[key] = own.gather(2, asked) if self.narrow else own
         return self.masks[key]
 
     def shortened(self, whole: Callable[..., Any]) -> Callable[..., Any]:
@@ -166,12 +172,6 @@ class Packing:
             return whole(states[:, self.read], *inputs, **more)
 
         return layer
-
-
-def _spread(heads: torch.Tensor, group: Group, places: torch.Tensor) -> torch.Tensor:
-    """A group's part of (1, heads, real tokens, width), padded: (rows, heads, places a row, width)."""
-    own = heads[0, :, group.first : group.last].index_select(1, places)
-    return own.view(heads.shape[1], len(group.rows), len(places) // len(group.rows), heads.shape[3]).transpose(0, 1)
 
 
 _now: list[Packing] = []  # of the batch that a model is reading
@@ -236,12 +236,22 @@ def packed(inner: Any, mask: torch.Tensor, *, reads: torch.Tensor | None = None,
 
 def layers_of(backbone: torch.nn.Module) -> torch.nn.ModuleList:
     """The layers of a backbone in order: its longest list of modules; empty where it has none."""
-    return max((m for m in backbone.modules() if isinstance(m, torch.nn.ModuleList)), key=len, default=torch.nn.ModuleList())
+    if LAYERS not in vars(backbone):  # going through all modules takes as long as a small layer
+        lists = (module for module in backbone.modules() if isinstance(module, torch.nn.ModuleList))
+        vars(backbone)[LAYERS] = max(lists, key=len, default=torch.nn.ModuleList())
+    return vars(backbone)[LAYERS]
+
+
+def checkpoints(inner: torch.nn.Module) -> bool:
+    """Whether any of a model's layers is computed again on the way back."""
+    if CHECKPOINTING not in vars(inner):
+        vars(inner)[CHECKPOINTING] = [module for module in inner.modules() if hasattr(module, "gradient_checkpointing")]
+    return any(module.gradient_checkpointing for module in vars(inner)[CHECKPOINTING])
 
 
 def can_pack(inner: Any) -> bool:
     """Whether a model gives the same states without padding: asked once, of the model itself."""
-    if any(getattr(module, "gradient_checkpointing", False) for module in inner.modules()):  # it computes again outside of all this
+    if checkpoints(inner):  # it computes again outside of all this
         return False
     if PACKS not in vars(inner):
         vars(inner)[PACKS] = bool(layers_of(inner.base_model)) and not inner.config.is_encoder_decoder and _packs_alike(inner)

@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from peftcls.packing import at_rest, can_pack, packed
+from peftcls.packing import at_rest, can_pack, checkpoints, packed
 from peftcls.pooling import unwrapped, widened
 from peftcls.trunk import TRUNK
 
@@ -181,7 +181,7 @@ def _shared_tokens(ids: torch.Tensor, mask: torch.Tensor, marks: torch.Tensor) -
 def can_share(model: torch.nn.Module) -> bool:
     """Whether a model gives the same logits when it reads on from keys and values: asked once, of the model itself."""
     inner = unwrapped(model)
-    if TRUNK in vars(inner) or any(getattr(module, "gradient_checkpointing", False) for module in inner.modules()):  # or it keeps nothing
+    if TRUNK in vars(inner) or checkpoints(inner):  # or it keeps nothing
         return False
     if SHARES not in vars(inner):
         vars(inner)[SHARES] = _reads_on_alike(inner)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
 from peftcls.packing import packing
@@ -80,12 +80,14 @@ def _attend_rows(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor
             and more.get("position_bias") is None):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal,
                                       **more)
-    groups = query.shape[1] // key.shape[1]
-    scores = torch.matmul(query, repeat_kv(key, groups).transpose(2, 3)).mul_(query.shape[3] ** -0.5 if scaling is None else scaling)
+    (rows, heads, _, width), groups = query.shape, query.shape[1] // key.shape[1]
+    asked = (query * (width ** -0.5 if scaling is None else scaling)).reshape(rows, heads // groups, -1, width)
+    scores = torch.matmul(asked, key.transpose(2, 3))  # heads that read the same keys stand one behind another
     if attention_mask is not None:
-        scores = scores.add_(attention_mask)
-    weights = F.dropout(scores.softmax(-1), dropout)
-    return torch.matmul(weights, repeat_kv(value, groups)).transpose(1, 2).contiguous(), None
+        alike = attention_mask.shape[1] == 1
+        scores = scores.add_(attention_mask.repeat(1, 1, groups, 1) if alike else attention_mask.reshape(scores.shape))
+    found = torch.matmul(F.dropout(scores.softmax(-1), dropout), value).view(query.shape)
+    return found.transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(OWN_ATTENTION, _attend)

@@ -48,7 +48,7 @@ class States:
         across = torch.arange(width)
         index, real = (starts + across).flatten(), (across < lengths).flatten()
         if (own := packing()) is not None:
-            return self.kept.index_select(0, index[own.places.cpu()]).unsqueeze(0)
+            return self.kept.index_select(0, index[own.given.cpu()]).unsqueeze(0)
         found = self.kept.new_zeros(len(index), self.kept.shape[1])
         found[real] = self.kept.index_select(0, index[real])
         return found.view(len(places), width, -1)

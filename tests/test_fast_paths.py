@@ -28,6 +28,7 @@ from peftcls import (
     train_only,
     trunk,
 )
+from peftcls.bins import WIDTH_STEP, fill_bins
 from peftcls.features import encode_table
 from peftcls.plan import micro_batches
 from peftcls.pooling import FIRST_ALONE, unwrapped
@@ -279,7 +280,9 @@ def test_kept_states_go_through_the_layers_above_without_padding(bert, tmp_path,
     with trunk.frozen_once(model, [batch], task.loss_sum, tokens=500, lines=16, folder=tmp_path), trunk.reading(model, batch) as given:
         widths.clear()
         task.loss_sum(model, given)
-    assert widths == [(1, int(batch["attention_mask"].sum())), (1, 16)], "all tokens are attended to, those that are read go on"
+    (whole, read), real = widths, int(batch["attention_mask"].sum())
+    assert real <= whole[1] < min(real + 64, batch["input_ids"].numel()), "all tokens are attended to"
+    assert read == (1, 16), "those that are read go on"
 
 
 def test_what_was_not_read_before_is_computed(bert, tmp_path, text_rows):
@@ -366,6 +369,26 @@ def test_without_padding_the_loss_and_gradients_are_the_same(name, kind, tmp_pat
         del vars(unwrapped(model))[packing.PACKS]
 
 
+@given(st.lists(st.integers(1, 150), min_size=1, max_size=40))
+@settings(max_examples=100, deadline=None)
+def test_every_token_of_every_row_has_one_slot_and_rows_are_not_torn_apart(lengths):
+    groups = fill_bins(lengths)
+    found = [(int(row), int(spot)) for rows, spots in groups for row, spot in zip(rows.ravel(), spots.ravel(), strict=True) if row >= 0]
+    assert sorted(found) == [(row, spot) for row, length in enumerate(lengths) for spot in range(length)]
+    for rows, spots in groups:
+        assert rows.shape == spots.shape
+        assert rows.shape[1] % WIDTH_STEP == 0
+        for line, places in zip(rows, spots, strict=True):
+            for row in set(line[line >= 0].tolist()):
+                assert (line == row).sum() == lengths[row]
+                assert places[line == row].tolist() == list(range(lengths[row]))
+        assert (spots[rows < 0] == 0).all()
+
+
+def test_short_rows_fill_the_bins_of_long_ones():
+    assert sum(rows.size for rows, _ in fill_bins([100, 60, 60, 28, 4])) == 256
+
+
 def test_layers_are_given_real_tokens_alone(bert, text_rows):
     task = Classification(max_length=64).learn(text_rows)
     model, tokenizer = load_base(bert, task)
@@ -375,7 +398,10 @@ def test_layers_are_given_real_tokens_alone(bert, text_rows):
     task.loss_sum(model, batch)  # the model is asked at first whether it can
     seen.clear()
     task.loss_sum(model, batch)
-    assert seen == [(1, int(batch["attention_mask"].sum()), 128)]
+    ((rows, slots, width),), real = seen, int(batch["attention_mask"].sum())
+    assert (rows, width) == (1, 128)
+    assert slots % WIDTH_STEP == 0
+    assert real <= slots < min(real + 64, batch["input_ids"].numel())
     assert packing.packing() is None
 
 

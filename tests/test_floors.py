@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = [
-    {"rows", "parsers", "schema", "metrics", "plan", "schedule", "settings", "config", "demo", "fingerprint", "signals", "faults"},
-    {"packing", "pooling", "processor", "prefix", "states", "trunk", "tasks", "check", "doctor", "features", "evaluation", "split"},
+    {"rows", "parsers", "schema", "metrics", "plan", "bins", "schedule", "settings", "config", "demo", "fingerprint", "signals", "faults"},
+    {"packing", "lora", "pooling", "processor", "prefix", "states", "trunk", "tasks", "check", "doctor", "features", "evaluation", "split"},
     {"folder_check", "models", "sharing", "methods", "adapt", "adapters", "routing", "one_base", "summary", "launch", "folder_facts",
      "card"},
     {"predictor", "many", "checkpoint", "gradients", "rehearsal", "frozen", "trainer", "folds", "sweeps", "learning_on", "reload_check",
