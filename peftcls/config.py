@@ -18,8 +18,8 @@ class TrainConfig:
         epochs: passes over the training rows.
         batch_size: rows of an optimizer step, over all processes.
         micro_batch_size: at most this many rows in memory at once, in each process.
-        micro_batch_tokens: at most this many tokens in memory at once, padding included; without either, a number
-            that suits the device.
+        micro_batch_tokens: at most this many tokens in memory at once, with the padding that is computed; without either, a
+            number that suits the device.
         learning_rate: its peak.
         weight_decay: of AdamW, on matrices alone, never on norms and biases.
         warmup: the share of the steps over which the learning rate rises.

@@ -52,7 +52,7 @@ class Packing:
         self.opening, self.narrow, self.answer, self.is_short = opening, False, list[torch.Tensor](), False
         self.rows, self.width = mask.shape
         self.groups: list[Group] = []
-        self.masks: dict[tuple[int, int, bool], torch.Tensor] = {}
+        self.masks: dict[tuple[int, int, bool], torch.Tensor | None] = {}
         reads, first, homes, read = mask.bool() if reads is None else reads & mask.bool(), 0, list[torch.Tensor](), list[torch.Tensor]()
         for rows, spots in fill_bins(mask.sum(1).tolist()):
             table, places = (torch.from_numpy(found).to(mask.device) for found in (rows, spots))
@@ -104,15 +104,14 @@ class Packing:
             return self.answer.pop(), None
         if mask is None and getattr(module, "is_causal", True):
             raise ValueError("packed tokens of a causal model need a mask.")
-        parts = []
-        groups = enumerate(zip(self.groups, *(self._in_bins(heads) for heads in (query, key, value)), strict=True))
+        parts, groups = [], enumerate(zip(self.groups, *(self._in_bins(heads) for heads in (query, key, value)), strict=True))
         for number, (group, queries, keys, values) in groups:
             if self.narrow and not len(group.asked_real):
                 continue
             if self.narrow:
                 queries = queries.gather(2, group.asked[:, None, :, None].expand(-1, queries.shape[1], -1, queries.shape[3]))
             keys, values = (self._behind_opening(module, which, own) for which, own in enumerate((keys, values)))
-            found, _ = rows(module, queries, keys, values, self._mask_of(mask, number, query.dtype), **more)
+            found, _ = rows(module, queries, keys, values, self._mask_of(mask, number, query.dtype), **{**more, "is_causal": False})
             parts.append(found.flatten(0, 1).index_select(0, group.asked_real) if self.narrow else found.flatten(0, 1))
         found = torch.cat(parts)
         if self.narrow:
@@ -132,8 +131,8 @@ class Packing:
             return own
         return torch.cat([self.opening[2 * module.layer_idx + which].expand(len(own), -1, -1, -1), own], dim=2)
 
-    def _mask_of(self, mask: torch.Tensor | None, number: int, dtype: torch.dtype) -> torch.Tensor:
-        """What each slot of a group's bins sees: of its own row what the model's mask says, of others nothing."""
+    def _mask_of(self, mask: torch.Tensor | None, number: int, dtype: torch.dtype) -> torch.Tensor | None:
+        """What each slot of a group's bins sees: of its own row what the model's mask says, of others nothing; None where all see all."""
         key = (id(mask), number, self.narrow)  # layers of one kind are given the same mask
         if key not in self.masks:
             group = self.groups[number]
@@ -149,7 +148,8 @@ class Packing:
                 own = own.gather(3, seen[:, None, None].expand(*own.shape[:3], -1))
             own = torch.where(same, own, torch.finfo(own.dtype).min)
             asked = group.asked[:, None, :, None].expand(-1, own.shape[1], -1, own.shape[3])
-            self.masks[key] = own.gather(2, asked) if self.narrow else own
+            own = own.gather(2, asked) if self.narrow else own
+            self.masks[key] = own if own.any() else None
         return self.masks[key]
 
     def shortened(self, whole: Callable[..., Any]) -> Callable[..., Any]:

@@ -84,8 +84,10 @@ def _attend_rows(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor
     asked = (query * (width ** -0.5 if scaling is None else scaling)).reshape(rows, heads // groups, -1, width)
     scores = torch.matmul(asked, key.transpose(2, 3))  # heads that read the same keys stand one behind another
     if attention_mask is not None:
-        alike = attention_mask.shape[1] == 1
-        scores = scores.add_(attention_mask.repeat(1, 1, groups, 1) if alike else attention_mask.reshape(scores.shape))
+        mask = attention_mask
+        if groups > 1:
+            mask = mask.repeat(1, 1, groups, 1) if mask.shape[1] == 1 else mask.reshape(scores.shape)
+        scores = scores.add_(mask)
     found = torch.matmul(F.dropout(scores.softmax(-1), dropout), value).view(query.shape)
     return found.transpose(1, 2).contiguous(), None
 

@@ -136,14 +136,14 @@ def test_a_signal_before_the_first_step_ends_the_program_where_it_stands():
 
 
 def bounded(trainer, tokens, kind=torch.OutOfMemoryError):
-    """Let the task raise what an accelerator, or the machine, raises above a number of tokens. Returns the sizes that were tried."""
+    """Let the task raise what an accelerator, or the machine, raises above a number of tokens, padding left out. Returns the sizes that were tried."""
     sizes, task = [], trainer.gradients.task
     plain = task.loss_sum
 
     def loss_sum(model, batch):
         loss = plain(model, batch)
         if torch.is_grad_enabled():
-            sizes.append(batch["input_ids"].numel())
+            sizes.append(int(batch["attention_mask"].sum()))
             if sizes[-1] > tokens:
                 raise kind("CUDA out of memory. Tried to allocate 2 GiB." if kind is torch.OutOfMemoryError else
                            "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
