@@ -136,7 +136,7 @@ def test_a_signal_before_the_first_step_ends_the_program_where_it_stands():
 
 
 def bounded(trainer, tokens, kind=torch.OutOfMemoryError):
-    """Let the task raise what an accelerator, or the machine, raises above a number of tokens, padding left out. Returns the sizes that were tried."""
+    """Let the task raise what an accelerator, or the machine, raises above a number of real tokens. Returns the sizes that were tried."""
     sizes, task = [], trainer.gradients.task
     plain = task.loss_sum
 
