@@ -476,12 +476,25 @@ def test_plain_attention_in_bfloat16_is_the_fused_kernel_up_to_rounding(heads, m
     if masked:
         mask = torch.zeros(3, 1, 12, 12, dtype=torch.bfloat16)
         mask[1, :, :, 7:] = torch.finfo(torch.bfloat16).min
-    plain, _ = processor._attend_rows(module, query, key, value, mask, scaling=0.2)
+    plain, _ = processor._attend_rows(module, query.requires_grad_(), key, value, mask, scaling=0.2)
     fused, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=0.2)
     assert torch.allclose(plain, fused, atol=3e-2)
     exact, _ = sdpa_attention_forward(module, query.double(), key.double(), value.double(), None if mask is None else mask.double(),
                                       scaling=0.2)
     assert (plain - exact).abs().mean() < 3 * (fused - exact).abs().mean() + 1e-4
+
+
+@pytest.mark.parametrize("faster", [True, False])
+@pytest.mark.parametrize("learning", [True, False])
+def test_the_fused_kernel_is_for_answers_and_only_where_it_is_faster(faster, learning, monkeypatch):
+    used = []
+    monkeypatch.setattr(processor, "_fused_answers_faster", lambda: faster)
+    monkeypatch.setattr(processor, "sdpa_attention_forward",
+                        lambda *given, **more: used.append(1) or sdpa_attention_forward(*given, **more))
+    heads = torch.randn(2, 4, 16, 32, dtype=torch.bfloat16, requires_grad=learning)
+    found, _ = processor._attend_rows(torch.nn.Module(), heads, heads, heads, torch.zeros(2, 1, 16, 16, dtype=torch.bfloat16))
+    assert bool(used) == (faster and not learning)
+    assert found.shape == (2, 16, 4, 32)
 
 
 @pytest.mark.parametrize(("base", "part"), [("bert", "head"), ("bert", "last_block"), ("gpt2", "last_two_blocks"), ("llama", "last_block"),

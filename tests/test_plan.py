@@ -91,6 +91,18 @@ def test_micro_batches_keep_their_limits_save_for_one_long_row(lengths, rows, to
 
 
 @given(lengths_of_rows, limits, token_limits)
+@settings(max_examples=300, deadline=None)
+def test_padding_that_is_left_out_counts_nothing_but_is_no_more_than_half(lengths, rows, tokens):
+    found = micro_batches(range(len(lengths)), lengths, rows=rows, tokens=tokens, packed=True)
+    assert sorted(chain(*found)) == list(range(len(lengths)))
+    for batch in found:
+        own = [lengths[i] for i in batch]
+        assert rows is None or len(batch) <= rows
+        assert tokens is None or len(batch) == 1 or (sum(own) <= tokens and max(own) * len(own) <= 2 * tokens)
+    assert len(found) <= len(micro_batches(range(len(lengths)), lengths, rows=rows, tokens=tokens))
+
+
+@given(lengths_of_rows, limits, token_limits)
 @settings(max_examples=100, deadline=None)
 def test_the_longest_row_comes_first_so_that_memory_runs_out_at_once_or_never(lengths, rows, tokens):
     order = [lengths[i] for batch in micro_batches(range(len(lengths)), lengths, rows=rows, tokens=tokens) for i in batch]
