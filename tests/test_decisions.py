@@ -235,7 +235,7 @@ TASKS = {"head": Classification(labels=("no", "yes"), max_length=32), "instructi
 def trainer_of(kind, base, folder, rows):
     model, tokenizer = peftcls.load_base(base, TASKS[kind])
     trainer = Trainer(peftcls.attach_lora(model, TASKS[kind], rank=4), TASKS[kind], tokenizer,
-                      TrainConfig(folder, epochs=2, batch_size=4, learning_rate=1e-2))
+                      TrainConfig(folder, epochs=8, batch_size=4, learning_rate=1e-2))
     trainer.fit(rows)
     return trainer
 
@@ -243,7 +243,8 @@ def trainer_of(kind, base, folder, rows):
 @pytest.mark.parametrize("kind", ["head", "instruction"])
 def test_a_calibrated_folder_decides_as_the_trainer_does(kind, request, tmp_path, text_rows):
     trainer = trainer_of(kind, request.getfixturevalue("bert" if kind == "head" else "llama"), tmp_path, text_rows)
-    valid = [{**row, "label": "yes" if n in (0, 9) else row["label"]} for n, row in enumerate(text_rows)]
+    other = {"yes": "no", "no": "yes"}  # of every fourth row, so that the trainer is too sure of itself
+    valid = [{**row, "label": other[row["label"]] if n % 4 == 0 else row["label"]} for n, row in enumerate(text_rows)]
     plain = trainer.predict(valid)
     before, after = trainer.calibrate(valid, min_accuracy=0.5)
     decisions = trainer.task.decisions
