@@ -16,17 +16,16 @@ class UpdatedLinear(Linear):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """What PEFT's layer gives; in bfloat16 the update is computed in it too, as under autocast, and stays in float32 itself."""
-        base, (name, *more) = self.get_base_layer(), self.active_adapters or [""]
+        base: Any = self.get_base_layer()
+        name, *more = self.active_adapters or [""]
         plain = (not (more or args or kwargs or self.disable_adapters or self.merged or self.lora_variant) and name in self.lora_A
-                 and type(base) in (torch.nn.Linear, Conv1D) and base.weight.dtype == x.dtype and not base.weight.requires_grad
-                 and not (base.bias is not None and base.bias.requires_grad) and not torch.is_autocast_enabled(x.device.type))
-        if not plain or (self.training and isinstance(self.lora_dropout[name], torch.nn.Dropout)):
-            return super().forward(x, *args, **kwargs)
-        down, up = self.lora_A[name], self.lora_B[name]
-        if up.bias is not None:
+                 and self.lora_B[name].bias is None and not (self.training and isinstance(self.lora_dropout[name], torch.nn.Dropout))
+                 and type(base) in (torch.nn.Linear, Conv1D) and base.weight.dtype == x.dtype
+                 and not any(p.requires_grad for p in base.parameters()) and not torch.is_autocast_enabled(x.device.type))
+        if not plain:
             return super().forward(x, *args, **kwargs)
         weight = base.weight if isinstance(base, torch.nn.Linear) else base.weight.t()
-        return _Updated.apply(x, weight, base.bias, down.weight, up.weight, self.scaling[name])
+        return _Updated.apply(x, weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name])
 
 
 class _Updated(torch.autograd.Function):

@@ -34,6 +34,10 @@ class Group:
     asked: torch.Tensor
     asked_real: torch.Tensor
 
+    def asked_of(self, table: torch.Tensor) -> torch.Tensor:
+        """What a table of shape (bins, heads, slots, any) holds of the slots that are read."""
+        return table.gather(2, self.asked[:, None, :, None].expand(-1, table.shape[1], -1, table.shape[3]))
+
 
 class _AttendedError(Exception):
     """Attention has answered for the tokens that are read; the rest of the layer need not be computed for the others."""
@@ -52,7 +56,7 @@ class Packing:
         self.opening, self.narrow, self.answer, self.is_short = opening, False, list[torch.Tensor](), False
         self.rows, self.width = mask.shape
         self.groups: list[Group] = []
-        self.masks: dict[tuple[int, int, bool], torch.Tensor | None] = {}
+        self.masks: dict[tuple[int, int, torch.dtype], tuple[torch.Tensor | None, torch.Tensor | None]] = {}
         reads, first, homes, read = mask.bool() if reads is None else reads & mask.bool(), 0, list[torch.Tensor](), list[torch.Tensor]()
         for rows, spots in fill_bins(mask.sum(1).tolist()):
             table, places = (torch.from_numpy(found).to(mask.device) for found in (rows, spots))
@@ -80,9 +84,8 @@ class Packing:
 
     def pack(self, states: torch.Tensor) -> torch.Tensor:
         """From (rows, tokens, width) to (1, slots, width); one row stands for all where they are alike."""
-        if states.shape[0] == 1:
-            states = states.expand(self.rows, -1, -1)
-        return states.reshape(self.rows * self.width, -1).index_select(0, self.given).unsqueeze(0)
+        every = states.expand(self.rows, -1, -1).reshape(self.rows * self.width, -1)
+        return every.index_select(0, self.given).unsqueeze(0)
 
     def unpack(self, states: torch.Tensor) -> torch.Tensor:
         """Back to (rows, tokens, width), with zeros for padding, and for all that is not read if the last layer was short."""
@@ -108,10 +111,11 @@ class Packing:
         for number, (group, queries, keys, values) in groups:
             if self.narrow and not len(group.asked_real):
                 continue
+            seen = self._mask_of(mask, number, query.dtype)
             if self.narrow:
-                queries = queries.gather(2, group.asked[:, None, :, None].expand(-1, queries.shape[1], -1, queries.shape[3]))
+                queries, seen = group.asked_of(queries), None if seen is None else group.asked_of(seen)
             keys, values = (self._behind_opening(module, which, own) for which, own in enumerate((keys, values)))
-            found, _ = rows(module, queries, keys, values, self._mask_of(mask, number, query.dtype), **{**more, "is_causal": False})
+            found, _ = rows(module, queries, keys, values, seen, **{**more, "is_causal": False})
             parts.append(found.flatten(0, 1).index_select(0, group.asked_real) if self.narrow else found.flatten(0, 1))
         found = torch.cat(parts)
         if self.narrow:
@@ -133,24 +137,20 @@ class Packing:
 
     def _mask_of(self, mask: torch.Tensor | None, number: int, dtype: torch.dtype) -> torch.Tensor | None:
         """What each slot of a group's bins sees: of its own row what the model's mask says, of others nothing; None where all see all."""
-        key = (id(mask), number, self.narrow)  # layers of one kind are given the same mask
+        key = (id(mask), number, dtype)  # layers of one kind are given the same mask, which is kept, or another might have its number
         if key not in self.masks:
-            group = self.groups[number]
-            rows, spots = group.rows.unsqueeze(2), group.spots
+            group, spots = self.groups[number], self.groups[number].spots
             before = 0 if mask is None else mask.shape[3] - mask.shape[2]
-            same = torch.nn.functional.pad(rows == group.rows.unsqueeze(1), (before, 0), value=True).unsqueeze(1)
-            if mask is None:
-                own = torch.zeros(1, 1, 1, 1, dtype=dtype, device=same.device)
-            else:
+            same = torch.nn.functional.pad(group.rows.unsqueeze(2) == group.rows.unsqueeze(1), (before, 0), value=True).unsqueeze(1)
+            own = torch.zeros(1, 1, 1, 1, dtype=dtype, device=same.device)
+            if mask is not None:
                 seen = torch.nn.functional.pad(spots + before, (before, 0))
                 seen[:, :before] = torch.arange(before, device=seen.device)
                 own = mask[group.rows.clamp(min=0), :, spots].transpose(1, 2)  # of an empty slot: what a first token sees, itself
                 own = own.gather(3, seen[:, None, None].expand(*own.shape[:3], -1))
             own = torch.where(same, own, torch.finfo(own.dtype).min)
-            asked = group.asked[:, None, :, None].expand(-1, own.shape[1], -1, own.shape[3])
-            own = own.gather(2, asked) if self.narrow else own
-            self.masks[key] = own if own.any() else None
-        return self.masks[key]
+            self.masks[key] = mask, own if own.any() else None
+        return self.masks[key][1]
 
     def shortened(self, whole: Callable[..., Any]) -> Callable[..., Any]:
         """A layer that answers for the tokens that are read alone.

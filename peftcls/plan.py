@@ -68,16 +68,16 @@ def micro_batches(indices: Sequence[int], lengths: Lengths, *, rows: int | None 
     """
     ordered = sorted(indices, key=lambda i: (-lengths[i], i))
     widths = np.array([lengths[i] for i in ordered], dtype=np.int64) - shared
-    before = np.concatenate([[0], widths.cumsum()])
+    before, room = np.concatenate([[0], widths.cumsum()]), (tokens or 0) * (2 if packed else 1)
     costs, firsts = np.zeros(len(ordered) + 1), np.zeros(len(ordered) + 1, dtype=np.int64)  # of the rows up to here; of its last batch
     for end in range(1, len(ordered) + 1):
-        most = min(end, rows or end, end if tokens is None else max(2 * tokens // max(int(widths[end - 1]), 1), 1))
+        most = min(end, rows or end, end if tokens is None else max(room // max(int(widths[end - 1]), 1), 1))
         starts = np.arange(end - most, end)
         padded = widths[starts] * (end - starts)
         computed = before[end] - before[starts] if packed else padded
         whole = costs[starts] + computed + shared + call_tokens
         if tokens is not None:
-            whole[:-1][(computed[:-1] > tokens) | (padded[:-1] > 2 * tokens)] = np.inf
+            whole[:-1][(computed[:-1] > tokens) | (padded[:-1] > room)] = np.inf
         firsts[end] = starts[whole.argmin()]
         costs[end] = whole.min()
     batches: list[MicroBatch] = []

@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,16 +32,22 @@ def fast_dtype(hidden_size: int) -> torch.dtype:
 
 @functools.cache
 def _processor_gains() -> bool:
-    seconds = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
-    with torch.inference_mode():
-        for turn in range(6):
-            for dtype in seconds:
-                states, weight = torch.ones(256, 768, dtype=dtype), torch.ones(3072, 768, dtype=dtype)
-                started = time.perf_counter()
-                F.linear(states, weight)
-                if turn:  # the first call of all builds its kernel
-                    seconds[dtype] = min(seconds[dtype], time.perf_counter() - started)
-    return seconds[torch.float32] > GAIN * seconds[torch.bfloat16]
+    wide, narrow = (functools.partial(F.linear, torch.ones(256, 768, dtype=dtype), torch.ones(3072, 768, dtype=dtype))
+                    for dtype in (torch.float32, torch.bfloat16))
+    return _gain(wide, narrow) > GAIN
+
+
+@torch.inference_mode()
+def _gain(first: Callable[[], object], second: Callable[[], object]) -> float:
+    """How many times as long the first call takes as the second, at the best of several turns each."""
+    best = [float("inf"), float("inf")]
+    for turn in range(6):
+        for number, call in enumerate((first, second)):
+            started = time.perf_counter()
+            call()
+            if turn:  # the first call of all builds its kernel
+                best[number] = min(best[number], time.perf_counter() - started)
+    return best[0] / best[1]
 
 
 def call_tokens(device: torch.device) -> int:
@@ -49,7 +56,7 @@ def call_tokens(device: torch.device) -> int:
 
 
 def batch_tokens(device: torch.device) -> int:
-    """How many tokens, padding included, suit a call of a model: enough to keep the device busy, few enough for its nearest memory."""
+    """How many tokens that are computed suit a call of a model: enough to keep the device busy, few enough for its nearest memory."""
     return 2048 if device.type == "cpu" else 32768
 
 
@@ -78,7 +85,8 @@ def _attend_rows(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor
                  **more: Any) -> tuple[torch.Tensor, None]:
     masked = attention_mask is not None or not (getattr(module, "is_causal", True) if is_causal is None else is_causal)
     if not (masked and query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[2] <= LONGEST_TOKENS
-            and more.get("position_bias") is None and (query.requires_grad or key.requires_grad or not _fused_answers_faster())):
+            and more.get("position_bias") is None
+            and (any(heads.requires_grad for heads in (query, key, value)) or not _fused_answers_faster())):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal,
                                       **more)
     (rows, heads, _, width), groups = query.shape, query.shape[1] // key.shape[1]
@@ -97,18 +105,8 @@ def _attend_rows(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor
 def _fused_answers_faster() -> bool:
     """Whether the fused kernel's way forward in bfloat16 is the faster here; its way back never was."""
     heads, mask = torch.ones(4, 12, 128, 64, dtype=torch.bfloat16), torch.zeros(4, 1, 128, 128, dtype=torch.bfloat16)
-    seconds = dict.fromkeys(("fused", "plain"), float("inf"))
-    with torch.inference_mode():
-        for turn in range(6):
-            for way in seconds:
-                started = time.perf_counter()
-                if way == "fused":
-                    F.scaled_dot_product_attention(heads, heads, heads, mask)
-                else:
-                    torch.matmul(torch.matmul(heads, heads.transpose(2, 3)).add_(mask).softmax(-1), heads)
-                if turn:
-                    seconds[way] = min(seconds[way], time.perf_counter() - started)
-    return seconds["plain"] > FUSED_GAIN * seconds["fused"]
+    return _gain(lambda: torch.matmul(torch.matmul(heads, heads.transpose(2, 3)).add_(mask).softmax(-1), heads),
+                 lambda: F.scaled_dot_product_attention(heads, heads, heads, mask)) > FUSED_GAIN
 
 
 AttentionInterface.register(OWN_ATTENTION, _attend)

@@ -385,6 +385,21 @@ def test_every_token_of_every_row_has_one_slot_and_rows_are_not_torn_apart(lengt
         assert (spots[rows < 0] == 0).all()
 
 
+def test_layers_of_different_widths_each_get_a_mask_of_their_own():
+    own, seen = packing.Packing(torch.ones(2, 20, dtype=torch.long)), []
+    module = torch.nn.Module()
+    module.is_causal = False
+
+    def rows(_, query, key, value, mask, **more):
+        seen.append(mask.dtype)
+        return processor._attend_rows(module, query, key, value, mask, **more)
+
+    for dtype in (torch.bfloat16, torch.float32, torch.bfloat16):
+        heads = torch.randn(1, 4, 64, 32, dtype=dtype)
+        assert own.attend(rows, module, heads, heads, heads, None)[0].dtype == dtype
+    assert seen == [torch.bfloat16, torch.float32, torch.bfloat16]
+
+
 def test_short_rows_fill_the_bins_of_long_ones():
     assert sum(rows.size for rows, _ in fill_bins([100, 60, 60, 28, 4])) == 256
 
