@@ -32,6 +32,7 @@ SHAPES: dict[str, Any] = {  # the dimensions of published models; the weights ar
     "two-layers": (LlamaForCausalLM, LlamaConfig(tie_word_embeddings=True, **{**SMOLLM2, "num_hidden_layers": 2}), BASE_FOLDER),
     "tiny": (BertModel, BertConfig(vocab_size=8192, **TINY), BASE_FOLDER),
 }
+STORED_NARROW = {"smollm2-135m", "qwen2.5-0.5b"}  # as they are published
 TEXTS = {"sms": ("sms_spam", "Text", "Label", "test"), "abstracts": ("medical_papers", "abstract", "label", "validation")}
 Rows = list[dict[str, str]]
 
@@ -44,7 +45,10 @@ def base_folder(name: str, cache: Path) -> str:
         kind, config, words = SHAPES[name]
         torch.manual_seed(0)
         AutoTokenizer.from_pretrained(words or minilm_folder()).save_pretrained(folder.parent)
-        kind(config).save_pretrained(folder.parent)
+        model = kind(config)
+        if name in STORED_NARROW:
+            model.bfloat16()
+        model.save_pretrained(folder.parent)
     return str(folder.parent)
 
 

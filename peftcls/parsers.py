@@ -171,8 +171,13 @@ def _json_fault(error: ValueError | RecursionError, place: str) -> str:
 
 
 def _squad(articles: list[Row], path: Path) -> Iterator[Row]:
-    """One row a question, over all articles and paragraphs; the columns are those of the Hub's `squad`, and the paragraph."""
-    place = ""
+    """One row a question, over all articles and paragraphs; the columns are those of the Hub's `squad`, and the paragraph.
+
+    A file of questions alone is read, to be answered; beside questions with answers one that says nothing would be learnt as one
+    that has no answer.
+    """
+    place = unsaid = ""
+    answered = False
     try:
         for a, article in enumerate(articles, 1):
             place = f"article {a}"
@@ -185,6 +190,11 @@ def _squad(articles: list[Row], path: Path) -> Iterator[Row]:
                         raise ValueError(f"is_impossible is {impossible!r}, neither true nor false")
                     if impossible is bool(answers) and ("answers" in question or impossible is False):
                         raise ValueError(f"is_impossible is {str(impossible).lower()} and there are {len(answers)} answers")
+                    answered |= bool(answers)
+                    unsaid = unsaid or ("" if question.get("answers") is not None or impossible else place)
+                    if answered and unsaid:
+                        place = unsaid
+                        raise ValueError("neither answers nor is_impossible, while other questions have answers")
                     yield {"id": str(question["id"]), "title": article.get("title", ""), "paragraph": p,
                            "context": _text(paragraph, "context"), "question": _text(question, "question"),
                            "answers": {"text": [_text(answer, "text") for answer in answers],

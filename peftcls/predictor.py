@@ -1,9 +1,7 @@
 """Answers from a saved adapter, in another program than the one that trained it."""
 
-import ctypes
-import functools
 import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -16,6 +14,7 @@ from peftcls.adapters import load_adapter
 from peftcls.check import check_rows
 from peftcls.features import encode_rows
 from peftcls.many import ManyPredictor, load_many
+from peftcls.memory import give_back
 from peftcls.models import Quantize, base_facts
 from peftcls.processor import batch_tokens, call_tokens
 from peftcls.rows import Row, RowError, as_dataset, source_name
@@ -74,8 +73,7 @@ class Predictor:
                 break  # a request of a few rows does not pay for what keeps a long table's memory constant
             if start // CHUNK_ROWS < (start + chunk_rows) // CHUNK_ROWS:
                 gc.collect()  # what is left of calls of a model holds itself, and is many small things among few large ones
-            if (give_back := _give_back()) is not None:  # or what batches of all widths leave between them adds up, a GiB in a million rows
-                give_back(0)
+            give_back()  # or what batches of all widths leave between them adds up, a GiB in a million rows
 
     def _table(self, rows: Any) -> datasets.Dataset:
         if isinstance(rows, str | Mapping):
@@ -102,15 +100,6 @@ class Predictor:
             with trunk.reading(self.model, inputs) as inputs:
                 answers |= zip(batch, self.task.decode(self.model, inputs, chosen, self.tokenizer), strict=True)
         return [answers[i] for i in range(len(features))]
-
-
-@functools.cache
-def _give_back() -> Callable[[int], int] | None:
-    """The C library's function that gives freed memory back to the system; None where it has none."""
-    try:
-        return ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):
-        return None
 
 
 @overload

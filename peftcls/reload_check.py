@@ -8,10 +8,21 @@ import torch
 
 from peftcls import trunk
 from peftcls.adapters import MANIFEST
+from peftcls.memory import give_back
+from peftcls.models import base_facts
 from peftcls.predictor import Predictor, load_predictor
 from peftcls.rows import Row
 
 TOLERANCE = 1e-4  # of a probability; the same kernels on the same weights differ by rounding at most
+
+
+def share_weights(loaded: torch.nn.Module, trained: torch.nn.Module) -> None:
+    """Hold what two models have alike, value for value and under one name, once; what differs stays each one's own."""
+    own = dict(trained.named_parameters())
+    for name, weight in loaded.named_parameters():
+        kept = own.get(name)
+        if kept is not None and (kept.shape, kept.dtype) == (weight.shape, weight.dtype) and torch.equal(kept, weight.to(kept.device)):
+            weight.data = kept.data
 
 
 def compare_reloaded(directory: Path, trained: Predictor, probe: Sequence[Row]) -> None:
@@ -22,7 +33,11 @@ def compare_reloaded(directory: Path, trained: Predictor, probe: Sequence[Row]) 
     """
     if not probe:
         return
-    loaded = load_predictor(directory, device=next(trained.model.parameters()).device)
+    give_back()
+    loaded = load_predictor(directory, device="cpu")  # on a GPU there may be no room for a second base
+    share_weights(loaded.model, trained.model)
+    if base_facts(loaded.model).quantize is None:
+        loaded.model.to(next(trained.model.parameters()).device)
     if next(p.dtype for p in trained.model.parameters() if p.is_floating_point()) == torch.float64:  # a model that was widened by hand
         loaded.model.double()
     with trunk.computing(trained.model):

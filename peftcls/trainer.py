@@ -46,7 +46,7 @@ from peftcls.signals import Signals, end_by
 from peftcls.summary import describe_model, identify_run
 from peftcls.tasks.base import Answer, Task, token_limit
 
-PROBE_ROWS = 8
+PROBE_ROWS = 4
 
 
 class Trainer:

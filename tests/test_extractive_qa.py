@@ -270,6 +270,11 @@ def test_an_empty_question_or_context_is_refused(changed, sentence):
         check_rows(ExtractiveQA(), as_dataset([{**ROWS[0], **changed}]))
 
 
+def test_rows_of_which_none_has_an_answer_are_nothing_to_learn_from():
+    with pytest.raises(RowError, match="no row of asked has an answer in column 'answers'; expected rows to learn from"):
+        ExtractiveQA().learn(as_dataset([{**ROWS[0], "answers": {"text": [], "answer_start": []}}], "asked"))
+
+
 def test_an_id_that_comes_twice_is_refused():
     with pytest.raises(RowError, match="has the id 'a' twice; give each question its own"):
         check_rows(ExtractiveQA(), as_dataset([{**ROWS[0], "id": "a"}, {**ROWS[1], "id": "a"}]), training=True)

@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = [
-    {"rows", "parsers", "schema", "metrics", "plan", "bins", "schedule", "settings", "config", "demo", "fingerprint", "signals", "faults"},
+    {"rows", "parsers", "schema", "metrics", "plan", "bins", "schedule", "settings", "config", "demo", "fingerprint", "signals", "faults",
+     "memory"},
     {"packing", "lora", "pooling", "processor", "prefix", "states", "trunk", "tasks", "check", "doctor", "features", "evaluation", "split"},
     {"folder_check", "models", "sharing", "methods", "adapt", "adapters", "routing", "one_base", "summary", "launch", "folder_facts",
      "card"},

@@ -99,6 +99,8 @@ FILES: list[tuple[str, str | bytes, str]] = [
     ("t.json", asked(question=5), f"{FORM} ('question' is a number, not a text)"),
     ("t.json", asked(is_impossible=True), f"{FORM} (is_impossible is true and there are 1 answers)"),
     ("t.json", asked(is_impossible=False, answers=[]), f"{FORM} (is_impossible is false and there are 0 answers)"),
+    ("t.json", squad({"context": "c", "qas": [{"id": "1", "question": "q?"}, {"id": "2", "question": "q?", "answers": [{"text": "c", "answer_start": 0}]}]}),  # noqa: E501
+     f"{FORM} (neither answers nor is_impossible, while other questions have answers)"),
     ("t.json", asked(is_impossible="true"), f"{FORM} (is_impossible is 'true', neither true nor false)"),
     ("t.json", asked(answers=["c"]), f"{FORM} (TypeError"),
     ("t.json", asked(answers={"text": ["c"], "answer_start": [0]}), f"{FORM} (TypeError"),

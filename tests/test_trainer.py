@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing import event_accumulator
 
 import peftcls
 from peftcls.checkpoint import find_checkpoints
+from peftcls.reload_check import share_weights
 from peftcls.schedule import learning_rate_factor
 
 TEMPLATE = "Text: {input}\nAnswer: "
@@ -201,6 +202,17 @@ def test_a_folder_that_answers_otherwise_fails_the_run(bert, tmp_path, text_rows
     monkeypatch.setattr(peftcls.adapters, "trained_tensors", lambda model: {k: v + 0.5 for k, v in save(model).items()})
     with pytest.raises(RuntimeError, match="was saved but answers otherwise than the trained model"):
         trainer.fit(text_rows)
+
+
+def test_a_fresh_base_beside_the_trained_one_takes_no_memory_where_both_are_alike(bert, tmp_path, text_rows):
+    trainer = build(bert, tmp_path, text_rows)
+    trainer.fit(text_rows)
+    loaded, own = peftcls.load_predictor(tmp_path).model, dict(trainer.model.named_parameters())
+    other = next(name for name in own if name.endswith("word_embeddings.weight"))
+    loaded.get_parameter(other).data[0, 0] += 1.0
+    share_weights(loaded, trainer.model)
+    assert {name for name, p in loaded.named_parameters() if p.data_ptr() != own[name].data_ptr()} == {other}
+    assert loaded.get_parameter(other)[0, 0] == own[other][0, 0] + 1.0
 
 
 def test_the_folder_holds_the_trained_tensors_and_nothing_of_the_base(bert, tmp_path, text_rows):

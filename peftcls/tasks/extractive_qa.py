@@ -88,20 +88,23 @@ class ExtractiveQA(Task):
             return self
         table = as_dataset(rows)
         require_columns(table, self.columns(with_target=True), "ExtractiveQA")
-        return dataclasses.replace(self, unanswerable=self._some_have_none(table))
+        answerable = self._answerable(table)
+        if not any(answerable):
+            raise RowError(f"no row of {source_name(table)} has an answer in column {self.answers!r}; expected rows to learn from.")
+        return dataclasses.replace(self, unanswerable=not all(answerable))
 
-    def _some_have_none(self, rows: datasets.Dataset) -> bool:
-        found = False
+    def _answerable(self, rows: datasets.Dataset) -> list[bool]:
+        found = []
         for number, value in enumerate(rows[self.answers], 1):
             try:
-                found |= not gold_answers(value)
+                found.append(bool(gold_answers(value)))
             except ValueError as error:
                 raise RowError(f"row {number} of {source_name(rows)} {error} (column {self.answers!r}).") from None
         return found
 
     def extended(self, rows: datasets.Dataset) -> Self:
         require_columns(rows, self.columns(with_target=True), "ExtractiveQA")
-        return dataclasses.replace(self, unanswerable=self._some_have_none(rows) or self.unanswerable, null_threshold=0.5)
+        return dataclasses.replace(self, unanswerable=not all(self._answerable(rows)) or self.unanswerable, null_threshold=0.5)
 
     def problem(self, row: Row, *, with_target: bool) -> str | None:
         if (problem := text_problem(row, self.columns(with_target=False))) or not with_target:
