@@ -1,15 +1,16 @@
 """How much is forgotten when an adapter learns new labels, with and without a share of its old rows.
 
-    python benchmarks/learning_on.py --data DATA --seeds 0 1 2
+    python benchmarks/learning_on.py --data DATA --seeds 0 1 2 --rows 150 400
 
 DATA holds the folder open_text (one text a line, a file a source), which is not part of the project. The task is to tell
 from a passage which source it is from: two sources are learnt first, the other two afterwards, from the saved folder. Beside
 it stands what learning all four at once, from the start, gives: telling four sources apart is harder than telling two.
-Results go to benchmarks/results/learning_on.json; a seed that is there is not run again.
+It is done with some numbers of training rows a source. Results go to benchmarks/results/learning_on.json; what is there is not run again.
 """
 
 import argparse
 import gzip
+import itertools
 import json
 import subprocess
 import sys
@@ -25,19 +26,19 @@ from peftcls.rows import as_dataset
 
 RESULTS = Path(__file__).parent / "results" / "learning_on.json"
 OLD, NEW = ("wikipedia_paragraphs", "biomedical_sentences"), ("paper_titles", "covid_papers")
-TRAIN_ROWS, TEST_ROWS, WORDS = 150, 400, 60
+TEST_ROWS, WORDS = 400, 60
 SHARE = 0.5
 
 
-def passages(data: Path, sources: tuple[str, ...], seed: int) -> tuple[Any, Any]:
+def passages(data: Path, sources: tuple[str, ...], count: int, seed: int) -> tuple[Any, Any]:
     """Training and test rows of some sources, cut at a number of words so that length tells little."""
     random, train, test = np.random.default_rng(seed), [], []
     for source in sources:
         with gzip.open(data / "open_text" / f"{source}.txt.gz", "rt", encoding="utf-8") as file:
             lines = [line.strip() for line in file if line.strip()]
-        chosen = random.permutation(len(lines))[: TRAIN_ROWS + TEST_ROWS]
+        chosen = random.permutation(len(lines))[: count + TEST_ROWS]
         rows = [{"text": " ".join(lines[i].split()[:WORDS]), "label": source} for i in chosen]
-        train, test = [*train, *rows[:TRAIN_ROWS]], [*test, *rows[TRAIN_ROWS:]]
+        train, test = [*train, *rows[:count]], [*test, *rows[count:]]
     return as_dataset(train, "train"), as_dataset(test, "test")
 
 
@@ -51,9 +52,9 @@ def from_the_start(rows: Any, folder: Path, seed: int) -> Trainer:
     return trainer
 
 
-def measure(data: Path, seed: int) -> dict[str, Any]:
+def measure(data: Path, count: int, seed: int) -> dict[str, Any]:
     """Accuracy on the old and new sources before and after the second run, with and without replay."""
-    (old_train, old_test), (new_train, new_test) = passages(data, OLD, seed), passages(data, NEW, seed)
+    (old_train, old_test), (new_train, new_test) = (passages(data, sources, count, seed) for sources in (OLD, NEW))
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         mixed = with_replay(new_train, old_train, share=SHARE, seed=seed)
@@ -80,13 +81,15 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="*", type=int, default=[150, 400], help="training rows a source (150 400)")
     options = parser.parse_args()
     if not (options.data / "open_text").is_dir():
         sys.exit(f"there is no folder {options.data / 'open_text'}; give --data the folder that holds open_text.")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True,
                             check=False).stdout.strip()
-    for seed in options.seeds:
+    for count, seed in itertools.product(options.rows, options.seeds):
         results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-        if f"seed {seed}" not in results:
-            results[f"seed {seed}"] = {**measure(options.data, seed), "share of old rows": SHARE, "commit": commit}
+        runs = results.setdefault(f"{count} training rows a source", {})
+        if f"seed {seed}" not in runs:
+            runs[f"seed {seed}"] = {**measure(options.data, count, seed), "share of old rows": SHARE, "commit": commit}
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
