@@ -88,7 +88,7 @@ def run_recipe(main: Callable[[], None]) -> None:
 def only_rehearse(trainer: Trainer, options: argparse.Namespace, train: datasets.Dataset) -> bool:
     """Whether there is to be a dry run alone; it is done and told then."""
     if options.dry_run:
-        trainer.accelerator.print(describe_model(trainer.model), trainer.rehearse(train), sep="\n")
+        trainer.accelerator.print(describe_model(trainer.model, trainer.task), trainer.rehearse(train), sep="\n")
     return bool(options.dry_run)
 
 

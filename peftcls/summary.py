@@ -34,11 +34,19 @@ def model_parts(model: torch.nn.Module) -> list[dict[str, Any]]:
              "bytes": sum(t.numel() * t.element_size() for t in tensors)} for part, tensors in sorted(parts.items())]
 
 
-def describe_model(model: torch.nn.Module) -> str:
-    """A table of counts and bytes: the adapter, the head, and the frozen rest that is never saved."""
+def describe_model(model: torch.nn.Module, task: Task) -> str:
+    """A table of counts and bytes: the adapter, the head, and the frozen rest that is never saved; and what is learnt on from.
+
+    Labels that the earlier folder does not know are named: a label in another spelling would become one of them.
+    """
     rows = [{"part": part["part"], "trained": part["trained"], "saved": part["trained"], "parameters": f"{part['parameters']:,}",
              "bytes": f"{part['bytes']:,}"} for part in model_parts(model)]
-    return pd.DataFrame(rows).replace({True: "yes", False: "no"}).to_string(index=False)
+    told = pd.DataFrame(rows).replace({True: "yes", False: "no"}).to_string(index=False)
+    if lineage := vars(model).get(LINEAGE):
+        known, labels = lineage[-1]["task"].get("labels") or [], getattr(task, "labels", None) or ()
+        added = ", ".join(repr(label) for label in labels if label not in known)
+        told += f"\nlearning on from {lineage[-1]['folder']}" + (f"; added to its {len(known)} labels: {added}" if added else "")
+    return told
 
 
 def identify_run(model: torch.nn.Module, task: Task, config: TrainConfig, table: TrainingTable,

@@ -159,7 +159,7 @@ class Trainer:
         elif resume:
             self.accelerator.print(f"there is no checkpoint in {self.output_dir} to go on from: this run begins with its first step.")
         self.gradients.tokens = self.progress.tokens
-        self.accelerator.print(describe_model(self.model))
+        self.accelerator.print(describe_model(self.model, self.task))
         if table.shortened_rows:
             most = token_limit(self.tokenizer, getattr(self.task, "max_length", 0))
             self.accelerator.print(f"{table.shortened_rows} of {len(train)} rows of {source_name(train)} are longer than {most} tokens; "

@@ -58,6 +58,15 @@ def test_the_head_grows_behind_its_old_rows(bert, text_rows, tmp_path):
     assert [answer.label for answer in predictor.predict([row["text"] for row in NEW])].count("spam") >= 5
 
 
+def test_labels_that_the_earlier_folder_does_not_know_are_named(bert, text_rows, tmp_path, capsys):
+    first_run(bert, tmp_path / "first", text_rows)
+    for rows, told in ((text_rows, "learning on from first\n"), ([{"text": "a text", "label": "Yes"}, *text_rows],
+                                                                 "learning on from first; added to its 2 labels: 'Yes'\n")):
+        model, task, tokenizer = learn_on(tmp_path / "first", rows)
+        Trainer(model, task, tokenizer, TrainConfig(tmp_path / "next", epochs=1, batch_size=8)).fit(rows)
+        assert told in capsys.readouterr().out
+
+
 def test_labels_of_an_instruction_grow_without_a_head(llama, tmp_path):
     rows = [{"instruction": "which?", "input": f"text {n}", "output": ("yes", "no")[n % 2]} for n in range(4)]
     task = Instruction(labels=("no", "yes"), max_length=64, max_new_tokens=8)

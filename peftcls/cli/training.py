@@ -81,7 +81,7 @@ def train_file(*, file: str, out: Path, kind: str | None, text: tuple[str, ...],
     config = TrainConfig(out, epochs=epochs, batch_size=batch_size, learning_rate=rate, seed=seed, trackers=trackers)
     with Trainer(trained, task, tokenizer, config) as trainer:
         if dry_run:
-            _say(f"{describe_model(trained)}\n{trainer.rehearse(tables['train'])}")
+            _say(f"{describe_model(trained, task)}\n{trainer.rehearse(tables['train'])}")
             return
         trainer.fit(tables["train"], tables["valid"], resume=resume)
         if isinstance(task, ExtractiveQA) and task.unanswerable:
