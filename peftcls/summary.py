@@ -18,6 +18,7 @@ from peftcls.tasks.base import Task
 FREE_ON_RESUME = ("output_dir", "log_every", "trackers",  # they do not change the weights
                   "gradient_checkpointing",  # it does so by rounding, and by the dropout masks that are drawn
                   "max_skipped_steps")  # it does so where the run would have ended without
+SHOWN_LABELS = 10
 
 
 def model_parts(model: torch.nn.Module) -> list[dict[str, Any]]:
@@ -44,8 +45,10 @@ def describe_model(model: torch.nn.Module, task: Task) -> str:
     told = pd.DataFrame(rows).replace({True: "yes", False: "no"}).to_string(index=False)
     if lineage := vars(model).get(LINEAGE):
         known, labels = lineage[-1]["task"].get("labels") or [], getattr(task, "labels", None) or ()
-        added = ", ".join(repr(label) for label in labels if label not in known)
-        told += f"\nlearning on from {lineage[-1]['folder']}" + (f"; added to its {len(known)} labels: {added}" if added else "")
+        added = [repr(label) for label in labels if label not in known]
+        shown = ", ".join([*added[:SHOWN_LABELS], *(["..."] if len(added) > SHOWN_LABELS else [])])
+        told += f"\nlearning on from {lineage[-1]['folder']}"
+        told += f"; {len(added)} added to its {len(known)} labels: {shown}" if added else ""
     return told
 
 

@@ -68,6 +68,27 @@ def test_a_rare_label_is_a_warning_and_one_that_validation_lacks_a_note():
     assert not found(examine_rows(Classification(), [*rows(), *[{"text": t, "label": "third"} for t in texts(5, 3)]]), "rare-label")
 
 
+def test_many_labels_that_are_alike_at_fault_are_one_finding():
+    table = [*rows(), *[{"text": t, "label": f"topic {n % 8}"} for n, t in enumerate(texts(16, 3))]]
+    finding = one(examine_rows(Classification(), table), "rare-label")
+    assert (finding.rows, finding.count) == ((61, 62, 63, 64, 65), 16)
+    assert finding.sentence == ("the labels 'topic 0', 'topic 1', 'topic 2', 'topic 3', 'topic 4' and 3 more are hardly learnt: 16 "
+                                "training rows, expected at least 5 of a label.")
+    finding = one(examine_rows(Classification(labels=("no", "yes")), table), "unknown-label")
+    assert (finding.severity, finding.count) == ("error", 16)
+    assert one(examine_rows(Classification(), rows(), table), "unseen-label").count == 16
+
+
+def test_a_column_in_which_every_row_has_its_own_value_is_no_column_of_labels():
+    own = [{"text": t, "label": 0.37 * n} for n, t in enumerate(texts(20))]
+    finding = one(examine_rows(Classification(), own), "own-label")
+    assert finding.sentence == ("each of the 20 rows has a label of its own, such as '0'; choose a column whose labels come again, or "
+                                "Regression for numbers.")
+    assert not found(examine_rows(Classification(), own), "rare-label")
+    for fewer in (own[:19], [*own, {"text": "once more", "label": 0.37}]):
+        assert not found(examine_rows(Classification(), fewer), "own-label")
+
+
 @pytest.mark.parametrize("task", [Classification(), Instruction(template="{input}: ", input="text", output="label", labels=("no", "yes"))])
 def test_one_label_alone_is_an_error(task):
     finding = one(examine_rows(task, rows(labels=("yes",))), "one-label")
@@ -100,7 +121,7 @@ def test_a_label_that_no_row_or_no_task_knows_is_asked_about():
     asked = one(examine_rows(Classification(), rows(), bad), "unseen-label").sentence
     assert asked.endswith("put such rows into training. Did you mean 'yes'?")
     examination = examine_rows(Classification(labels=("no", "yes")), [*rows(), {"text": "one more text", "label": "yse"}])
-    assert one(examination, "unknown-label").sentence.endswith("add it to labels=. Did you mean 'yes'?")
+    assert one(examination, "unknown-label").sentence.endswith("complete labels=. Did you mean 'yes'?")
 
 
 @pytest.mark.parametrize("labels", [("label 1", "label 2"), ("cat", "car"), ("important", "unimportant"), ("0", "1"), ("+", "-")])
@@ -321,6 +342,15 @@ def test_targets_that_are_no_numbers_all_one_number_or_far_off_are_found():
     assert not examine_rows(Regression(), table(*normal)).findings
     assert one(examine_rows(Regression(), table(*[3.0] * 9)), "constant-target").severity == "error"
     assert [f.rows for f in found(examine_rows(Regression(), table(*normal, float("inf"), float("nan"))), "bad-row")] == [(51,), (52,)]
+
+
+def test_numbers_in_other_units_than_were_learnt_first_are_a_warning():
+    first = [{"text": t, "score": float(n % 7)} for n, t in enumerate(texts(50))]
+    task = Regression().learn(first)
+    assert not examine_rows(task, first).findings
+    other = one(examine_rows(task, [{**row, "score": 20 * row["score"]} for row in first]), "other-scale")
+    assert (other.severity, other.sentence) == ("warning", "the targets lie around 60, 28 deviations from the mean 2.94 of those learnt "
+                                                "first; write them in the same units, or train anew.")
 
 
 def squad(tmp_path, paragraphs):

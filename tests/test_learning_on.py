@@ -61,7 +61,7 @@ def test_the_head_grows_behind_its_old_rows(bert, text_rows, tmp_path):
 def test_labels_that_the_earlier_folder_does_not_know_are_named(bert, text_rows, tmp_path, capsys):
     first_run(bert, tmp_path / "first", text_rows)
     for rows, told in ((text_rows, "learning on from first\n"), ([{"text": "a text", "label": "Yes"}, *text_rows],
-                                                                 "learning on from first; added to its 2 labels: 'Yes'\n")):
+                                                                 "learning on from first; 1 added to its 2 labels: 'Yes'\n")):
         model, task, tokenizer = learn_on(tmp_path / "first", rows)
         Trainer(model, task, tokenizer, TrainConfig(tmp_path / "next", epochs=1, batch_size=8)).fit(rows)
         assert told in capsys.readouterr().out

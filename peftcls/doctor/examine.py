@@ -16,6 +16,7 @@ from peftcls.doctor.scan import Split, closed_labels, scan_rows
 from peftcls.rows import RowError, as_dataset
 from peftcls.tasks.base import Task, token_limit
 from peftcls.tasks.extractive_qa import ExtractiveQA
+from peftcls.tasks.regression import Regression
 
 FEWEST_JUDGES = 20  # rows of a split that is to judge or choose; with fewer one row is more than 5 %
 GIVEAWAY = 0.97  # held-out recall of a rule on one column; what is honestly telling in real texts stays below
@@ -78,6 +79,7 @@ def examine_rows(task: Task, train: Rows, valid: Rows | None = None, test: Rows 
         findings += [*_row_findings(split), *_repeats(split, free=not closed_labels(task)), *_questions(split), *_numbers(split)]
         findings += _lengths(split, task, tokenizer) if tokenizer is not None else []
     findings += label_findings(task, splits) if closed_labels(task) else []
+    findings += _other_scale(task, splits[0]) if isinstance(task, Regression) else []
     findings += [_few(split) for split in splits[1:] if split.rows < FEWEST_JUDGES]
     findings += [found for one, other in combinations(splits, 2) for found in _leaks(one, other)]
     findings += _giveaways(looks, splits[0], task) if looks else []
@@ -208,6 +210,15 @@ def _numbers(split: Split) -> Iterator[Finding]:
         yield Finding("warning", "outlier", f"the targets {', '.join(f'{v:g}' for v in values[far][:SHOWN_ROWS])} are more than {FAR:g} "
                                             f"robust deviations from the median {middle:g}; the squared error will follow them.",
                       split.name, _first(rows.tolist()), int(far.sum()))
+
+
+def _other_scale(task: Regression, train: Split) -> Iterator[Finding]:
+    """Numbers far from those that the task has its scale from, as where an adapter learns on from a table in other units."""
+    if task.mean is not None and task.deviation is not None and train.values:
+        middle = float(np.median(train.values))
+        if (off := abs(middle - task.mean) / task.deviation) > FAR:
+            yield Finding("warning", "other-scale", f"the targets lie around {middle:g}, {off:.0f} deviations from the mean {task.mean:g} "
+                                                    "of those learnt first; write them in the same units, or train anew.", train.name)
 
 
 def _questions(split: Split) -> Iterator[Finding]:

@@ -2,10 +2,10 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from peftcls.doctor.findings import Finding
-from peftcls.doctor.scan import Split
+from peftcls.doctor.findings import SHOWN_ROWS, Finding, Severity
+from peftcls.doctor.scan import Places, Split
 from peftcls.tasks.base import Task
 
 FEWEST_ROWS = 5  # of a label in training: with fewer it is hardly learnt
@@ -16,6 +16,7 @@ SHORTEST_SLIP = 3  # letters of a label that one wrong letter is looked for in
 OFTEN_ROWS = 5  # of a label, beside which another that occurs once may be a slip of the pen
 NEAR = 0.6
 MOST_NAMED = 5
+MANY_LABELS = 20  # that each stand in one row are not labels, but numbers, identities or texts
 SAME = {"true": "1", "false": "0"}
 
 
@@ -32,17 +33,21 @@ def label_findings(task: Task, splits: Sequence[Split]) -> list[Finding]:
 
 def _of_training(task: Task, train: Split) -> Iterator[Finding]:
     listed = tuple(getattr(task, "labels", None) or ())
-    for name, places in train.labels.items():
-        if listed and name not in listed:
-            yield places.finding("error", "unknown-label", f"the label {name!r} is none of the task's {_named(listed)}; correct the rows, "
-                                                           f"or add it to labels=.{_meant(name, listed)}", train.name)
-        elif places.count < FEWEST_ROWS:
-            yield places.finding("warning", "rare-label", f"the label {name!r} has {places.count} training rows, expected at least "
-                                                          f"{FEWEST_ROWS}; it will hardly be learnt.", train.name)
+    one_each = not getattr(task, "multi_label", False)
+    unknown = {name: places for name, places in train.labels.items() if listed and name not in listed}
+    rare = {name: places for name, places in train.labels.items() if name not in unknown and places.count < FEWEST_ROWS}
+    yield from _one_by_one(unknown, "error", "unknown-label", train, lambda names, _: (
+        f"{names} none of the task's {_named(listed)}; correct the rows, or complete labels=.{_meant(next(iter(unknown)), listed)}"))
+    if one_each and MANY_LABELS <= train.rows == len(train.labels):
+        yield Finding("error", "own-label", f"each of the {train.rows} rows has a label of its own, such as {next(iter(train.labels))!r}; "
+                                            "choose a column whose labels come again, or Regression for numbers.", train.name)
+    else:
+        yield from _one_by_one(rare, "warning", "rare-label", train, lambda names, count: (
+            f"{names} hardly learnt: {count} training row{'s' * (count != 1)}, expected at least {FEWEST_ROWS} of a label."))
     for name in listed:
         if train.labels and name not in train.labels:
             yield Finding("warning", "untrained-label", f"no training row has the task's label {name!r}; it is not learnt.", train.name)
-    if len(train.labels) == 1 and not getattr(task, "multi_label", False):
+    if len(train.labels) == 1 and one_each:
         name, places = next(iter(train.labels.items()))
         yield places.finding("error", "one-label", f"every training row has the label {name!r}; a classifier needs rows of two or more.",
                              train.name)
@@ -51,15 +56,24 @@ def _of_training(task: Task, train: Split) -> Iterator[Finding]:
 def _of_others(train: Split, split: Split) -> Iterator[Finding]:
     if not train.labels:
         return
-    for name, places in split.labels.items():
-        if name not in train.labels:
-            yield places.finding("error", "unseen-label", f"the label {name!r} is in no training row; these have "
-                                                          f"{_named(tuple(train.labels))}. Correct it, or put such rows into training."
-                                                          + _meant(name, tuple(train.labels)),
-                                 split.name)
+    unseen, known = {name: places for name, places in split.labels.items() if name not in train.labels}, tuple(train.labels)
+    yield from _one_by_one(unseen, "error", "unseen-label", split, lambda names, _: (
+        f"{names} in no training row; these have {_named(known)}. Correct the row, or put such rows into training."
+        f"{_meant(next(iter(unseen)), known)}"))
     if absent := [name for name in train.labels if name not in split.labels]:
         yield Finding("note", "absent-label", f"no row has the label{'s' * (len(absent) > 1)} {_named(absent)} of the training rows; the "
                                               f"scores say nothing about {'them' if len(absent) > 1 else 'it'}.", split.name)
+
+
+def _one_by_one(found: dict[str, Places], severity: Severity, what: str, split: Split,
+                sentence: Callable[[str, int], str]) -> Iterator[Finding]:
+    """A finding about each label, or one about all where they are too many to be read; `sentence` goes on from their names."""
+    if len(found) <= MOST_NAMED:
+        for name, places in found.items():
+            yield places.finding(severity, what, sentence(f"the label {name!r} is", places.count), split.name)
+        return
+    rows, count = sorted(row for places in found.values() for row in places.rows), sum(places.count for places in found.values())
+    yield Places(rows[:SHOWN_ROWS], count).finding(severity, what, sentence(f"the labels {_named(tuple(found))} are", count), split.name)
 
 
 def _kinds(splits: Sequence[Split]) -> Iterator[Finding]:
