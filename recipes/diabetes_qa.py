@@ -45,8 +45,15 @@ def main() -> None:
         print("" if found else "no page answers this question")
         return
 
+    if options.replay and options.start is None:
+        raise ValueError(f"--replay {options.replay}: expected --start, the folder that has learnt these rows; without one, all rows "
+                         "belong into --train.")
+    old = read_rows(options.replay) if options.replay else None
+    learnt = train if old is None else with_replay(train, old, seed=options.seed)
     if options.start is not None:
-        model, task, tokenizer = learn_on(options.start, train, quantize=options.quantize, seed=options.seed)
+        model, task, tokenizer = learn_on(options.start, learnt, quantize=options.quantize, seed=options.seed)
+        if not isinstance(task, ExtractiveQA):
+            raise ValueError(f"--start {options.start} holds a {type(task).__name__}, expected an ExtractiveQA.")
     else:
         task = ExtractiveQA(max_length=320, stride=96).learn(train)
         model, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
@@ -57,10 +64,9 @@ def main() -> None:
     with Trainer(model, task, tokenizer, config) as trainer:
         if only_rehearse(trainer, options, train):
             return
-        old = read_rows(options.replay) if options.replay else None
         tables = {"old rows": old, "new rows": train, "test rows": test}
         before = {name: trainer.evaluate(rows) for name, rows in tables.items() if rows} if options.start is not None else {}
-        trainer.fit(with_replay(train, old, seed=options.seed) if old else train, valid, resume=options.resume)
+        trainer.fit(learnt, valid, resume=options.resume)
         if valid and task.unanswerable:
             trainer.calibrate(valid)
         if options.start is not None:

@@ -98,6 +98,13 @@ def test_what_would_fail_after_the_training_is_refused_before_it(arguments, sent
     assert not (tmp_path / "runs").exists()
 
 
+def test_replay_without_a_start_is_refused(tmp_path):
+    ended = run("diabetes_qa", "--replay", sample("diabetes_train.json"), "--out", tmp_path / "out")
+    assert ended.returncode == 1
+    assert "expected --start, the folder that has learnt these rows" in ended.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_recipe_tells_what_it_takes():
     ended = run("medical_paper_head", "--help")
     assert ended.returncode == 0
