@@ -64,7 +64,7 @@ def measure(data: Path, old: tuple[str, ...], count: int, seed: int) -> dict[str
         found["all at once"] = {"old": at_once.evaluate(old_test)["accuracy"], "new": at_once.evaluate(new_test)["accuracy"]}
         start = from_the_start(old_train, Path(folder) / "first", seed).predict(old_test)
         for how, rows in (("without replay", new_train), ("with replay", mixed)):
-            model, task, tokenizer = learn_on(Path(folder) / "first", new_train, seed=seed)
+            model, task, tokenizer = learn_on(Path(folder) / "first", new_train)
             trainer = Trainer(model, task, tokenizer, TrainConfig(Path(folder) / how, epochs=4, learning_rate=1e-3, seed=seed))
             before = {"old sources": trainer.evaluate(old_test), "new sources": trainer.evaluate(new_test)}
             trainer.fit(rows)

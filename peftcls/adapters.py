@@ -83,14 +83,13 @@ def save_adapter(directory: str | Path, model: torch.nn.Module, task: Task, toke
 
 
 def load_adapter(directory: str | Path, *, base: str | Path | None = None, quantize: Quantize | Literal["none"] | None = None,
-                 seed: int = 0, grow: Callable[[Task], Task] | None = None) -> tuple[torch.nn.Module, Task, PreTrainedTokenizerBase]:
+                 grow: Callable[[Task], Task] | None = None) -> tuple[torch.nn.Module, Task, PreTrainedTokenizerBase]:
     """Load the base that a folder names and put the folder's weights on it, ready to be trained on.
 
     Args:
         directory: written by `save_adapter` or `Trainer.save`.
         base: where the base model is now, if not where it was; its fingerprint must be the same.
         quantize: as at training unless given; "none" is the base in full precision.
-        seed: for the head's rows of labels that `grow` adds.
         grow: makes the folder's task able to learn other rows as well; the head then grows.
 
     Raises:
@@ -98,7 +97,7 @@ def load_adapter(directory: str | Path, *, base: str | Path | None = None, quant
     """
     folder = open_folder(directory)
     task = folder.task if grow is None else grow(folder.task)
-    model, tokenizer = load_own_base(folder, task, base=base, quantize=quantize, seed=seed)
+    model, tokenizer = load_own_base(folder, task, base=base, quantize=quantize)
     directory, manifest, before = folder.directory, folder.manifest, folder.task
     loaded = _put_weights(model, directory, len(getattr(before, "labels", None) or ()))
     vars(loaded)[METHOD] = manifest.get("method")
@@ -131,15 +130,15 @@ def open_folder(directory: str | Path) -> Folder:
     return Folder(directory, manifest, task, facts, dtype)
 
 
-def load_own_base(folder: Folder, task: Task, *, base: str | Path | None = None, quantize: Quantize | Literal["none"] | None = None,
-                  seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_own_base(folder: Folder, task: Task, *, base: str | Path | None = None,
+                  quantize: Quantize | Literal["none"] | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base that a folder names, with a head for `task`, and the folder's tokenizer; arguments and errors as of `load_adapter`."""
     directory, facts = folder.directory, folder.base
     held = None if quantize == "none" else quantize or facts.quantize
     try:
         model, own = load_base(base or facts.name, task, quantize=held, dtype=folder.dtype,
                                revision=None if base else facts.revision, pretrained=facts.random_seed is None,
-                               seed=seed if facts.random_seed is None else facts.random_seed)
+                               seed=facts.random_seed or 0)
     except ValueError as error:
         raise ValueError(f"{directory} cannot be loaded without its base: {error}") from None
     if (found := base_facts(model).fingerprint) != facts.fingerprint:
@@ -198,7 +197,11 @@ def seal(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _put_weights(model: Any, directory: Path, labels: int) -> torch.nn.Module:
-    """Put a folder's tensors on a base; those of its head become the first rows of a head with more labels."""
+    """Put a folder's tensors on a base; those of its head become the first rows of a head with more labels.
+
+    The rows of new labels are the mean of the old ones, so that a new label is never the likeliest before it is learnt (Hewitt 2021,
+    "Initializing New Word Embeddings for Pretrained Language Models").
+    """
     peft = (directory / ADAPTER_WEIGHTS).is_file()
     if peft:
         with torch.random.fork_rng(devices=[]), told(f"the adapter in {directory}"):
@@ -216,7 +219,7 @@ def _put_weights(model: Any, directory: Path, labels: int) -> torch.nn.Module:
     heads = base_facts(model).heads
     for name, tensor in tensors.items():
         if name in expected and any(f".{head}." in f".{name}" for head in heads) and 0 < labels == len(tensor) < len(expected[name]):
-            tensors[name] = torch.cat([tensor, expected[name].detach()[labels:].to(tensor)])
+            tensors[name] = torch.cat([tensor, tensor.mean(0, keepdim=True).expand(len(expected[name]) - labels, *tensor.shape[1:])])
     if wrong := sorted(set(tensors) ^ set(expected)) or [n for n in tensors if tensors[n].shape != expected[n].shape]:
         raise ValueError(f"{file} does not fit the base: {wrong[0]} and {len(wrong) - 1} more are missing, unknown or of another shape.")
     check_finite(file, tensors.items())

@@ -20,10 +20,11 @@ from peftcls.tasks.base import Task
 
 
 def learn_on(directory: str | Path, rows: datasets.Dataset | Iterable[Mapping[str, Any]], *, base: str | Path | None = None,
-             quantize: Quantize | None = None, seed: int = 0) -> tuple[torch.nn.Module, Task, PreTrainedTokenizerBase]:
+             quantize: Quantize | None = None) -> tuple[torch.nn.Module, Task, PreTrainedTokenizerBase]:
     """Load a saved folder as the start of a new run; what `Trainer` gets from it is what `attach_lora` would have given.
 
-    Labels that the folder does not know are added behind its own: the head grows, its old rows are kept. Decisions that
+    Labels that the folder does not know are added behind its own: the head grows, its old rows are kept, and until something
+    is learnt it answers as the folder does. Decisions that
     were fitted (temperature, thresholds) are forgotten, since they belong to the old weights; calibrate again. The new
     folder names the old one in its lineage.
 
@@ -32,14 +33,13 @@ def learn_on(directory: str | Path, rows: datasets.Dataset | Iterable[Mapping[st
         rows: that will be learnt from; looked at for labels alone.
         base: where the base model is now, if it moved.
         quantize: as at the first training unless given.
-        seed: for the head's rows of new labels.
 
     Raises:
         ValueError: the folder is incomplete or damaged, or the base is not the one it was trained on.
         RowError: the rows lack a column that the folder's task reads.
     """
     table = as_dataset(rows)
-    return load_adapter(directory, base=base, quantize=quantize, grow=lambda task: task.extended(table), seed=seed)
+    return load_adapter(directory, base=base, quantize=quantize, grow=lambda task: task.extended(table))
 
 
 def with_replay(new_rows: datasets.Dataset | Iterable[Mapping[str, Any]], old_rows: datasets.Dataset | Iterable[Mapping[str, Any]], *,

@@ -51,7 +51,7 @@ def main() -> None:
     old = read_rows(options.replay) if options.replay else None
     learnt = train if old is None else with_replay(train, old, seed=options.seed)
     if options.start is not None:
-        model, task, tokenizer = learn_on(options.start, learnt, quantize=options.quantize, seed=options.seed)
+        model, task, tokenizer = learn_on(options.start, learnt, quantize=options.quantize)
         if not isinstance(task, ExtractiveQA):
             raise ValueError(f"--start {options.start} holds a {type(task).__name__}, expected an ExtractiveQA.")
     else:
