@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from peftcls.faults import RunStoppedError
+from peftcls.folder_check import all_finite
 
 PREFIX = "checkpoint-"
 NAME = re.compile(PREFIX + r"[0-9]{8,}")  # other programs' checkpoints, which may lie in the same folder, have names of their own
@@ -98,7 +99,7 @@ def write_checkpoint(folder: Path, progress: Progress, parameters: dict[str, tor
     for name, parameter in parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{key}/{name}"] = value.detach().cpu().clone()
-    if spoilt := [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]:
+    if spoilt := [name for name, tensor in tensors.items() if not all_finite(tensor)]:
         raise RunStoppedError(f"the tensor {spoilt[0]} is not finite after step {progress.step}, so no checkpoint of it is written; the "
                               f"checkpoints before it are whole. Start again with a lower learning rate.")
     final, beside = folder / f"{PREFIX}{progress.step:08d}", None

@@ -24,9 +24,8 @@ def learn_on(directory: str | Path, rows: datasets.Dataset | Iterable[Mapping[st
     """Load a saved folder as the start of a new run; what `Trainer` gets from it is what `attach_lora` would have given.
 
     Labels that the folder does not know are added behind its own: the head grows, its old rows are kept, and until something
-    is learnt it answers as the folder does. Decisions that
-    were fitted (temperature, thresholds) are forgotten, since they belong to the old weights; calibrate again. The new
-    folder names the old one in its lineage.
+    is learnt it answers as the folder does. Decisions that were fitted (temperature, thresholds) are forgotten, since they
+    belong to the old weights; calibrate again. The new folder names the old one in its lineage.
 
     Args:
         directory: written by `Trainer.fit`, `Trainer.save` or `Trainer.calibrate`.

@@ -1,6 +1,7 @@
 """What of a model is trained, saved and frozen, in numbers, and what makes a run the one that it is."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -45,11 +46,15 @@ def describe_model(model: torch.nn.Module, task: Task) -> str:
     told = pd.DataFrame(rows).replace({True: "yes", False: "no"}).to_string(index=False)
     if lineage := vars(model).get(LINEAGE):
         known, labels = lineage[-1]["task"].get("labels") or [], getattr(task, "labels", None) or ()
-        added = [repr(label) for label in labels if label not in known]
-        shown = ", ".join([*added[:SHOWN_LABELS], *(["..."] if len(added) > SHOWN_LABELS else [])])
+        added = [label for label in labels if label not in known]
         told += f"\nlearning on from {lineage[-1]['folder']}"
-        told += f"; {len(added)} added to its {len(known)} labels: {shown}" if added else ""
+        told += f"; {len(added)} added to its {len(known)} labels: {first_labels(added)}" if added else ""
     return told
+
+
+def first_labels(labels: Sequence[str]) -> str:
+    """The first few labels, and three dots where there are more."""
+    return ", ".join([*map(repr, labels[:SHOWN_LABELS]), *(["..."] if len(labels) > SHOWN_LABELS else [])])
 
 
 def identify_run(model: torch.nn.Module, task: Task, config: TrainConfig, table: TrainingTable,

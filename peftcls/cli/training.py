@@ -22,7 +22,7 @@ from peftcls.recipe import report_scores
 from peftcls.report import Meter
 from peftcls.rows import name_source, read_rows, source_name
 from peftcls.split import split_off
-from peftcls.summary import describe_model
+from peftcls.summary import describe_model, first_labels
 from peftcls.tasks.base import Task
 from peftcls.tasks.classification import Classification
 from peftcls.tasks.extractive_qa import ExtractiveQA
@@ -30,7 +30,6 @@ from peftcls.tasks.regression import Regression
 from peftcls.trainer import Trainer
 
 SHARE = 0.15  # of the rows that is put aside for validation, and for the test
-SHOWN = 10  # labels
 RANK, DROPOUT = 16, 0.05
 RATE, RATE_OF_ALL = 1e-3, 5e-5  # a whole pretrained model is moved more gently than a new adapter
 
@@ -50,8 +49,7 @@ def train_file(*, file: str, out: Path, kind: str | None, text: tuple[str, ...],
     plain = task_for(columns, labels=named, prompt=prompt, max_length=max_length, class_weight=class_weight)
     task = plain.learn(rows)
     names = getattr(task, "labels", None)
-    listed = ", ".join([*map(repr, (names or ())[:SHOWN]), *(["..."] if len(names or ()) > SHOWN else [])])
-    _say(str(columns) + (f" ({len(names)} labels: {listed})" if names else ""))
+    _say(str(columns) + (f" ({len(names)} labels: {first_labels(names)})" if names else ""))
     check_rows(task, rows, training=True)
     tables = {"train": rows, **{name: read_rows(given, encoding=encoding) for name, given in (("valid", valid), ("test", test)) if given}}
     for name in ("valid", "test"):
