@@ -48,10 +48,11 @@ SETTINGS: dict[str, dict[str, Any]] = {  # what each sets otherwise than its lib
     "trl_float32": {"bf16": False},  # faster where a processor has no instructions for bfloat16
     "trl_best": {"activation_checkpointing": False, "train_sampling_strategy": OWN_BATCHES},
     "trl_packing": {"activation_checkpointing": False, "packing": True},
+    "trl_liger": {"activation_checkpointing": False, "train_sampling_strategy": OWN_BATCHES, "use_liger_kernel": True},  # on a GPU alone
     "generate": {},
     "generate_best": {},
 }
-AT_ITS_BEST = ("trainer_best", "trl_best", "trl_packing", "generate_best")  # in bfloat16 where the machine is faster in it
+AT_ITS_BEST = ("trainer_best", "trl_best", "trl_packing", "trl_liger", "generate_best")  # in bfloat16 where the machine is faster in it
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
 
 

@@ -10,8 +10,8 @@ from typing import Any, Literal, Self, get_args
 
 FOLDER = Path(__file__).parent / "experiments"
 SYSTEMS = {"heads": ("trainer", "trainer_best"), "instructions": ("trl", "trl_best")}
-MORE_SYSTEMS = {"heads": ("pad_to_max",), "instructions": ("trl_float32", "trl_packing", "generate", "generate_best")}
-FAST_PATHS = ("bfloat16", "attention", "packing", "last_layer", "prefix", "trunk", "cuts", "logits")
+MORE_SYSTEMS = {"heads": ("pad_to_max",), "instructions": ("trl_float32", "trl_packing", "trl_liger", "generate", "generate_best")}
+FAST_PATHS = ("bfloat16", "attention", "packing", "last_layer", "prefix", "trunk", "cuts", "logits", "recording")
 NARROW_PATHS = {"bfloat16", "attention"}  # they do nothing where a machine is not faster in bfloat16
 Measure = Literal["rows_per_second", "rows_per_second_in_all", "predict_rows_per_second"]
 
@@ -41,7 +41,7 @@ class Experiment:
         rate: the peak of the learning rate, which falls linearly to zero.
         seeds: one turn each; all systems take each turn, in one order and then in the other.
         warm_steps: first steps that are not timed, in which kernels are built and memory is laid out.
-        gate_rows: rows of the step on which loss and gradient are compared.
+        gate_rows: rows of the step on which loss and gradient are compared; 0 where another experiment has done so.
         threads: of each process.
         limit_seconds: for one process.
         measure: what systems are compared by.

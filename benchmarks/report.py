@@ -22,6 +22,7 @@ RESULTS = Path(__file__).parent / "results"
 NAMES = {"trainer": "Trainer + PEFT, defaults", "trainer_best": "Trainer + PEFT, group_by_length",
          "pad_to_max": "Trainer + PEFT, padded to the maximum", "trl": "TRL, defaults", "trl_float32": "TRL, float32",
          "trl_best": "TRL, no checkpointing, group_by_length", "trl_packing": "TRL, no checkpointing, packing",
+         "trl_liger": "TRL, no checkpointing, group_by_length, Liger",
          "generate": "generate", "generate_best": "generate, sorted by length"}
 OURS, OTHERS = "#4477aa", ("#ee6677", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#888888")
 ABOUT = ("`benchmarks/run.py` makes the result of an experiment, `benchmarks/report.py` this page. Medians of the runs, smallest and "

@@ -97,7 +97,7 @@ def measure(e: Experiment, data: Path, cache: Path) -> dict[str, Any]:
     for seed in sorted(set(e.seeds)):
         start(dataclasses.replace(job, what="adapter", seed=seed))
     result["gates"] = []
-    if e.contenders:
+    if e.contenders and e.gate_rows:
         for bf16 in (False, True):
             result["gates"].append(found := parity_gate(dataclasses.replace(job, what="gate", bf16=bf16)))
             print(f"gate: {found}", flush=True)

@@ -70,6 +70,12 @@ def _logits_of_all_tokens() -> None:
         kind.forward = reading_all(kind.forward)  # type: ignore[method-assign]
 
 
+def _launched_one_by_one() -> None:
+    from peftcls import gradients
+
+    gradients.MOST_WORK = -1.0  # type: ignore[misc]
+
+
 SWITCHES: dict[str, Callable[[], None]] = {
     "bfloat16": _no_narrow_base,
     "attention": _no_own_attention,
@@ -79,4 +85,5 @@ SWITCHES: dict[str, Callable[[], None]] = {
     "trunk": _no_kept_states,
     "cuts": _no_cheap_cuts,
     "logits": _logits_of_all_tokens,
+    "recording": _launched_one_by_one,
 }

@@ -243,8 +243,9 @@ def read_checkpoint(checkpoint: Path, parameters: dict[str, torch.nn.Parameter],
     for name, parameter in parameters.items():
         found = {parts[1]: value for key, value in tensors.items()
                  if (parts := key.split("/", 2))[0] == "optimizer" and parts[2] == name}
-        if found:  # Adam counts its steps in a tensor on the CPU
-            optimizer.state[parameter] = {k: v if v.ndim == 0 else v.to(parameter.device) for k, v in found.items()}
+        if found:  # Adam counts its steps in a tensor on the CPU, unless all of it is done on a GPU
+            on_device = optimizer.defaults.get("fused")
+            optimizer.state[parameter] = {k: v.to(parameter.device) if v.ndim or on_device else v for k, v in found.items()}
     best, method = ({key.removeprefix(kind): value for key, value in tensors.items() if key.startswith(kind)}
                     for kind in ("best/", "method/"))
     return progress, best or None, method

@@ -16,9 +16,12 @@ from peftcls import faults, methods, plan, prefix, trunk
 from peftcls.config import TrainConfig
 from peftcls.faults import RunStoppedError
 from peftcls.features import TrainingTable
-from peftcls.packing import can_pack
+from peftcls.models import base_facts
+from peftcls.packing import can_pack, checkpoints
 from peftcls.pooling import unwrapped
 from peftcls.processor import batch_tokens, call_tokens
+from peftcls.recording import MOST_WORK, WEIGHT, Recorder
+from peftcls.shapes import in_fixed_shape
 from peftcls.signals import Signals
 from peftcls.tasks.base import Batch, Feature, Task
 
@@ -44,6 +47,10 @@ class Gradients:
         self.tokens: int | None = None
         """What fits into memory at once, where it turned out to be less than was set."""
         self._longest_seconds: float | None = None
+        self._size = sum(p.numel() for p in model.parameters())
+        able = (self.processes.device.type == "cuda" and base_facts(model).quantize is None and not checkpoints(unwrapped(model))
+                and not _casts(autocast, self.processes.device))
+        self._recorder = Recorder(self._recorded_loss, list(parameters.values()), self.processes.device) if able else None
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Features as tensors on the device."""
@@ -106,15 +113,18 @@ class Gradients:
         """
         process, total, micros = self.processes.process_index, 0.0, list[plan.MicroBatch]()
         try:
-            shared = self.task.shared_tokens(self.model, list(features.values())) if own else 0
             inner = unwrapped(self.model)
+            able = trunk.TRUNK not in vars(inner) and self._size * len(own) * int(lengths[own].max(initial=0)) <= MOST_WORK
+            recorder = self._recorder if able else None
+            shared = self.task.shared_tokens(self.model, list(features.values())) if own and recorder is None else 0
             packs = prefix.can_pack_behind(inner) if shared else can_pack(inner)  # then padding costs next to nothing
             micros = plan.micro_batches(own, lengths - shared, rows=self.config.micro_batch_size, tokens=tokens,
                                         call_tokens=call_tokens(self.processes.device), packed=packs)
             with prefix.opening(self.model, shared):
                 for number, micro in enumerate(micros):
                     _seed(int(np.random.SeedSequence((self.config.seed, step, process, number)).generate_state(1)[0]))
-                    total += self._backward([features[i] for i in micro], weight)
+                    chosen = [features[i] for i in micro]
+                    total += self._backward(chosen, weight) if recorder is None else self._replayed(recorder, chosen, weight)
             if self.processes.is_main_process and (penalty := methods.method_penalty(self.model)) is not None:
                 penalty.backward()
                 total += float(penalty.detach())
@@ -134,6 +144,14 @@ class Gradients:
             loss = self.task.loss_sum(self.model, batch) / weight
         loss.backward()
         return float(loss.detach())
+
+    def _replayed(self, recorder: Recorder, features: Sequence[Feature], weight: float) -> float:
+        """The same as one call, where such a batch has been seen before."""
+        return recorder.backward(in_fixed_shape(self.task.collate(features, self.tokenizer), self.tokenizer), weight)
+
+    def _recorded_loss(self, batch: Batch) -> torch.Tensor:
+        with self.autocast():
+            return self.task.loss_sum(self.model, batch) / batch[WEIGHT]
 
     def sum_over_processes(self, numbers: Sequence[float], step: int) -> list[float]:
         """Add up the gradients, and some numbers, of all processes; each row has been divided by the whole step's weight."""
@@ -177,6 +195,12 @@ class Gradients:
         """Forget the gradients."""
         for parameter in self.parameters.values():
             parameter.grad = None
+
+
+def _casts(autocast: Callable[[], AbstractContextManager], device: torch.device) -> bool:
+    """Whether numbers are made narrow on the way; what is then kept for later must not be part of a recording."""
+    with autocast():
+        return bool(torch.is_autocast_enabled(device.type))
 
 
 def _seed(number: int) -> None:

@@ -194,11 +194,10 @@ def packed(inner: Any, mask: torch.Tensor, *, reads: torch.Tensor | None = None,
         opening: keys and values that stand before every row, in a model that has been asked whether it can pack.
         asked: do so without asking whether the model can.
     """
-    padding = mask.numel() - int(mask.sum())
     if not asked:
-        able = bool(mask[:, 0].all()) and can_pack(inner)
+        able = can_pack(inner) and bool(mask[:, 0].all())  # the mask last: on a GPU, to look at it is to wait for it
         reads = reads if able and reads is not None and can_narrow(inner) else None
-        if not able or (padding < LEAST_TOKENS and reads is None and not opening):
+        if not able or (reads is None and not opening and mask.numel() - int(mask.sum()) < LEAST_TOKENS):
             yield
             return
     own, layers, cosines = Packing(mask, reads, opening), layers_of(inner.base_model), dict[int, Any]()

@@ -28,8 +28,12 @@ def class_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor], pooling
 
 def mean_of_windows(values: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
     """Means over the windows of each row: (windows of all rows, values) and how many each row has give (rows, values)."""
-    owner = torch.repeat_interleave(windows)  # the row that a window is of
-    return values.new_zeros(len(windows), values.shape[1]).index_add(0, owner, values) / windows.unsqueeze(1)
+    return values.new_zeros(len(windows), values.shape[1]).index_add(0, owners(windows, len(values)), values) / windows.unsqueeze(1)
+
+
+def owners(windows: torch.Tensor, lines: int) -> torch.Tensor:
+    """The row that each window is of, where so many windows each row has; they are counted already, so no device is waited for."""
+    return torch.repeat_interleave(windows, output_size=lines)
 
 
 def widened(logits: torch.Tensor) -> torch.Tensor:
@@ -44,10 +48,10 @@ def _line_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor], pooling
         text_first = getattr(inner.config, "summary_type", "first") != "last"  # XLNet's head reads the last token there is
         order = inputs["attention_mask"].argsort(dim=1, descending=text_first, stable=True)
         moved = {name: values.gather(1, order) for name, values in inputs.items()}
-        first = _place(moved["attention_mask"], "first") if _reads_first_alone(inner) else None
+        first = _marks(moved["attention_mask"], "first") if _reads_first_alone(inner) else None
         with packed(inner, moved["attention_mask"], reads=first):
             return model(**moved).logits
-    reads = None if pooling == "mean" else _place(inputs["attention_mask"], pooling or "last")
+    reads = None if pooling == "mean" else _marks(inputs["attention_mask"], pooling or "last")
     with packed(inner, inputs["attention_mask"], reads=reads):
         states = decoder_states(inner.base_model, inputs["input_ids"], inputs["attention_mask"], causal=causal)
     return inner.get_submodule(inner.base_facts.heads[0])(pool(states, inputs["attention_mask"], pooling or "last"))
@@ -83,14 +87,17 @@ def pool(states: torch.Tensor, mask: torch.Tensor, pooling: Pooling) -> torch.Te
     if pooling == "mean":
         weight = mask.unsqueeze(-1).to(states.dtype)
         return (states * weight).sum(1) / weight.sum(1)
-    return states[_place(mask, pooling)]
+    return states.take_along_dim(_place(mask, pooling)[:, None, None], dim=1).squeeze(1)
 
 
 def _place(mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:
-    """True at the last or first real token of each row, of shape (rows, tokens)."""
-    places = torch.arange(mask.shape[1], device=mask.device)
-    place = (places * mask).argmax(1) if pooling == "last" else mask.argmax(1)
-    return places == place.unsqueeze(1)
+    """Where each row's last or first real token stands, of shape (rows,)."""
+    return (torch.arange(mask.shape[1], device=mask.device) * mask).argmax(1) if pooling == "last" else mask.argmax(1)
+
+
+def _marks(mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    """True there, of shape (rows, tokens)."""
+    return torch.arange(mask.shape[1], device=mask.device) == _place(mask, pooling).unsqueeze(1)
 
 
 def _reads_first_alone(inner: Any) -> bool:
@@ -109,7 +116,7 @@ def _same_without_others(inner: Any) -> bool:
     mask = torch.ones_like(ids)
     with at_rest(inner):
         found = []
-        for reads in (torch.ones_like(ids).bool(), _place(mask, "first")):
+        for reads in (torch.ones_like(ids).bool(), _marks(mask, "first")):
             with packed(inner, mask, reads=reads, asked=True):
                 found.append(inner(input_ids=ids, attention_mask=mask).logits)
     near = 3e-2 if found[0].dtype in (torch.bfloat16, torch.float16) else 1e-4

@@ -108,8 +108,14 @@ class Prompts:
         """Logits of shape (marked places, vocabulary), in float32 or wider, row by row.
 
         Args:
-            marks: True, of shape (rows, tokens), for the places to read; each predicts the token after it.
+            marks: True, of shape (rows, tokens), for the places to read; each predicts the token after it. Or the places
+                themselves, of shape (rows, places), where the logits' shape must be known beforehand; all rows are then read
+                from their first token, and what stands for a place of -1 means nothing.
         """
+        if marks.dtype != torch.bool:
+            places = self.order.argsort(dim=1).gather(1, marks.clamp(min=0))
+            read = self.model(input_ids=self.ids, attention_mask=self.mask, logits_to_keep=places, use_cache=False)
+            return widened(read.logits).flatten(0, 1)
         marks, inner = marks.gather(1, self.order), unwrapped(self.model)
         sharing, own = can_share(self.model), vars(inner).get(OPENING)
         if own is None and sharing and (shared := _worth(len(self.ids), _shared_tokens(self.ids, self.mask, marks))):
@@ -119,12 +125,12 @@ class Prompts:
             self.cache = _filled(_BeforeRows(), before) if not self.keep and can_pack_behind(inner) else own.cache(self.ids)
         elif self.keep and sharing:
             self.cache = DynamicCache()
-        places = {} if self.cache is None else {"position_ids": torch.arange(first, self.ids.shape[1],
+        positions = {} if self.cache is None else {"position_ids": torch.arange(first, self.ids.shape[1],
                                                                              device=self.ids.device).expand(len(self.ids), -1)}
         packing = packed(inner, self.mask[:, first:], reads=marks[:, first:], opening=before)
         with packing if self.cache is None or isinstance(self.cache, _BeforeRows) else contextlib.nullcontext():
             found = self.model(input_ids=self.ids[:, first:], attention_mask=self.mask, past_key_values=self.cache,
-                               logits_to_keep=marks[:, first:], use_cache=self.cache is not None, **places)
+                               logits_to_keep=marks[:, first:], use_cache=self.cache is not None, **positions)
         return widened(found.logits)
 
     def read_on(self, run: Sequence[int], depths: Iterable[int]) -> torch.Tensor:

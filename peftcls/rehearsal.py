@@ -24,7 +24,7 @@ class Rehearsal:
     rows: int
     """Of each step, over all processes."""
     seconds: float
-    """That the second step took."""
+    """That the last step took."""
     steps: int
     """Of the whole training."""
     total_seconds: float
@@ -42,7 +42,7 @@ class Rehearsal:
 
     def __str__(self) -> str:
         lines = [f"two steps on the {self.rows} rows that take the most memory at once: {self.peak_bytes / 2**20:,.0f} MiB at the peak, "
-                 f"{self.seconds:.2f} s for the second",
+                 f"{self.seconds:.2f} s for the last",
                  f"estimated {_duration(self.total_seconds)} for {self.steps} steps, without evaluations and saving",
                  f"{len(self.moved)} of {len(self.moved) + len(self.still)} trained tensors moved"]
         if self.tokens is not None:
@@ -81,7 +81,7 @@ def rehearse(step: Callable[[int], object], *, model: torch.nn.Module, parameter
         torch.cuda.reset_peak_memory_stats(device)
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            for number in range(STEPS):
+            for number in range(STEPS + (device.type == "cuda")):  # on a GPU the second may be recorded
                 started = time.perf_counter()
                 step(number)
                 seconds = time.perf_counter() - started

@@ -74,7 +74,7 @@ class Trainer:
             checkpoint_layers(model)
         self.output_dir = Path(config.output_dir)
         check_output_dir(self.output_dir)
-        self.optimizer = torch.optim.AdamW(methods.parameter_groups(model, self.parameters, config.weight_decay), lr=config.learning_rate)
+        self.optimizer = methods.make_optimizer(model, self.parameters, config.learning_rate, config.weight_decay)
         self.progress = Progress()
         self.best: Tensors | None = None
         self._probe: list[Row] = []
@@ -150,8 +150,8 @@ class Trainer:
         for sentence in damaged:
             self.accelerator.print(f"{sentence}; it is left out.")
         disk.check_room(self.output_dir, disk.checkpoint_bytes(self.parameters))
-        for parameter in self.parameters.values():  # every process starts from the first one's weights
-            broadcast(parameter.data)
+        for parameter in self.parameters.values():
+            broadcast(parameter.data)  # every process starts from the first one's weights
         if chosen is not None:
             self.progress, self.best, method = disk.read_checkpoint(chosen, self.parameters, self.optimizer, self._run or {})
             methods.restore_method_state(self.model, method)

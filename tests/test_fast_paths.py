@@ -1,6 +1,7 @@
 """Every fast path gives what its plain twin gives: losses, gradients, answers, saved weights."""
 
 import itertools
+import math
 import time
 
 import pytest
@@ -24,6 +25,7 @@ from peftcls import (
     packing,
     prefix,
     processor,
+    shapes,
     states,
     train_only,
     trunk,
@@ -32,7 +34,9 @@ from peftcls.bins import WIDTH_STEP, fill_bins
 from peftcls.features import encode_table
 from peftcls.plan import micro_batches
 from peftcls.pooling import FIRST_ALONE, unwrapped
+from peftcls.recording import WEIGHT, Recorder, Recording
 from peftcls.rows import as_dataset
+from peftcls.shapes import in_fixed_shape
 from peftcls.signals import Signals
 
 GROUPED = {**SIZES, "num_key_value_heads": 2}
@@ -367,6 +371,92 @@ def test_without_padding_the_loss_and_gradients_are_the_same(name, kind, tmp_pat
         assert torch.allclose(found[0][0], found[1][0], atol=1e-9)
         assert torch.allclose(found[0][1], found[1][1], atol=1e-9)
         del vars(unwrapped(model))[packing.PACKS]
+
+
+@pytest.mark.parametrize("kind", ["label", "windows", "span", "one of some labels", "any text"])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
+def test_in_a_fixed_shape_the_loss_and_gradients_are_the_same(name, kind, request, text_rows):
+    if name == "bert" and kind in ("one of some labels", "any text"):
+        pytest.skip("an encoder does not generate")
+    rows = QUESTIONS if kind == "span" else [{**row, "output": row["label"] if kind == "one of some labels" else row["text"][:place]}
+                                             for place, row in enumerate(text_rows, 3)]
+    task = {"label": Classification(max_length=64), "windows": Classification(max_length=8, long_text="windows"),
+            "span": ExtractiveQA(max_length=64, stride=8), "one of some labels": ASKED,
+            "any text": Instruction(template="{input}\nIts beginning: ", input="text", output="output")}[kind]
+    task = task.learn(rows)
+    model, tokenizer = load_base(request.getfixturevalue(name), task)
+    model = attach_lora(model, task, rank=4).double()
+    for side in ("right", "left"):
+        tokenizer.padding_side = side
+        batch = task.collate([task.encode(row, tokenizer, with_target=True) for row in rows], tokenizer)
+        fixed, found = in_fixed_shape(batch, tokenizer), []
+        assert fixed["attention_mask"].shape[1] % shapes.WIDTH_STEP == 0
+        assert fixed["attention_mask"].sum() == batch["attention_mask"].sum()
+        for given_batch in (batch, fixed):
+            loss = task.loss_sum(model, given_batch)
+            loss.backward()
+            found.append((loss.detach(), gradients(model)))
+        assert torch.allclose(found[0][0], found[1][0], atol=1e-9)
+        assert torch.allclose(found[0][1], found[1][1], atol=1e-9)
+
+
+def test_a_fixed_shape_has_no_more_tokens_than_the_model_has_positions(bert, text_rows):
+    task = Classification(max_length=512).learn(text_rows)
+    _, tokenizer = load_base(bert, task)
+    long = [{"text": "the patient " * 300, "label": "yes"}, *text_rows]
+    batch = task.collate([task.encode(row, tokenizer, with_target=True) for row in long], tokenizer)
+    assert in_fixed_shape(batch, tokenizer)["input_ids"].shape[1] == 256
+
+
+class Again:
+    """Stands in for what a GPU records: does the same with the tensors that the recording holds."""
+
+    def __init__(self, recorder, held, loss):
+        self.recorder, self.held, self.loss, self.replays = recorder, held, loss, 0
+
+    def replay(self):
+        self.replays += 1
+        loss = self.recorder.loss(self.held)
+        loss.backward()
+        self.loss.copy_(loss.detach())
+
+
+def test_a_shape_is_recorded_when_it_is_seen_again_and_its_replays_add_the_same_gradients(monkeypatch, bert, text_rows):
+    def record(self, shapes, batch):
+        loss, held = torch.zeros(()), {name: tensor.clone() for name, tensor in batch.items()}
+        self.recordings[shapes] = Recording(Again(self, held, loss), held, loss)
+
+    monkeypatch.setattr(Recorder, "_record", record)
+    task = Classification(max_length=64).learn(text_rows)
+    model, tokenizer = load_base(bert, task)
+    model = attach_lora(model, task, rank=4)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    recorder = Recorder(lambda batch: task.loss_sum(model, batch) / batch[WEIGHT], parameters, torch.device("cpu"))
+    recorder.works = True
+
+    def batch_of(rows):
+        return in_fixed_shape(task.collate([task.encode(row, tokenizer, with_target=True) for row in rows], tokenizer), tokenizer)
+
+    halves = [batch_of(text_rows[part::2]) for part in range(2)]
+    for turn in range(3):
+        loss = sum(recorder.backward(half, 16.0) for half in halves)
+        found = gradients(model)  # which forgets them
+        plain = task.loss_sum(model, batch_of(text_rows)) / 16
+        plain.backward()
+        assert math.isclose(loss, float(plain.detach()), rel_tol=1e-5)
+        assert torch.allclose(found, gradients(model), atol=1e-6)
+        assert [recording.graph.replays for recording in recorder.recordings.values()] == [2 * turn + 1]
+
+
+def test_a_replay_adds_to_gradients_that_were_computed_otherwise(bert, text_rows):
+    parameter = torch.nn.Parameter(torch.ones(3))
+    recorder = Recorder(lambda batch: (parameter * batch["x"]).sum() / batch[WEIGHT], [parameter], torch.device("cpu"))
+    parameter.grad = torch.ones(3)
+    recorder.backward({"x": torch.arange(3.0)}, 2.0)
+    assert parameter.grad.tolist() == [1.0, 1.5, 2.0]
+    parameter.grad = None
+    recorder.backward({"x": torch.arange(3.0)}, 2.0)
+    assert parameter.grad.tolist() == [0.0, 0.5, 1.0]
 
 
 @given(st.lists(st.integers(1, 150), min_size=1, max_size=40))

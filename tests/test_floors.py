@@ -11,11 +11,12 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = [
     {"rows", "parsers", "schema", "metrics", "plan", "bins", "schedule", "settings", "config", "demo", "fingerprint", "signals", "faults",
      "memory"},
-    {"packing", "lora", "pooling", "processor", "prefix", "states", "trunk", "tasks", "check", "doctor", "features", "evaluation", "split"},
+    {"packing", "lora", "pooling", "processor", "prefix", "states", "trunk", "tasks", "shapes", "check", "doctor", "features", "evaluation",
+     "split"},
     {"folder_check", "models", "sharing", "methods", "adapt", "adapters", "routing", "one_base", "summary", "launch", "folder_facts",
      "card"},
-    {"predictor", "many", "checkpoint", "gradients", "rehearsal", "frozen", "trainer", "folds", "sweeps", "learning_on", "reload_check",
-     "merge", "answer_files"},
+    {"predictor", "many", "checkpoint", "recording", "gradients", "rehearsal", "frozen", "trainer", "folds", "sweeps", "learning_on",
+     "reload_check", "merge", "answer_files"},
     {"baselines", "report", "recipe", "cli"},
     {"", "api", "__main__"},  # the package itself, which only hands names on
 ]

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 
 from peftcls import metrics
-from peftcls.pooling import end_logits, mean_of_windows
+from peftcls.pooling import end_logits, mean_of_windows, owners
 from peftcls.rows import Row, RowError, as_dataset, require_columns, source_name
 from peftcls.settings import check_settings
 from peftcls.tasks.base import Answer, Batch, Feature, Task, pad, token_limit
@@ -186,13 +186,13 @@ class ExtractiveQA(Task):
         return {**collate_texts(features, tokenizer), **flags}
 
     def loss_sum(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        total = torch.zeros(())
+        total = torch.zeros((), device=batch["starts"].device)
         for logits, gold in zip(end_logits(model, batch), (batch["starts"], batch["ends"]), strict=True):
             every, right = (row_logsumexp(logits, keep, batch["windows"]) for keep in (batch["allowed"], gold))
             if self.unanswerable:
                 null = _null(logits, batch)
                 every = torch.logaddexp(every, null)
-                answered = torch.zeros(len(null), device=gold.device).index_add(0, torch.repeat_interleave(batch["windows"]),
+                answered = torch.zeros(len(null), device=gold.device).index_add(0, owners(batch["windows"], len(gold)),
                                                                                 gold.any(1).float())
                 right = torch.where(answered > 0, right, null)
             total = total.to(every) + (every - right).sum() / 2

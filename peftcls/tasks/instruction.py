@@ -1,6 +1,7 @@
 """An instruction and an input get a text for an answer, or one of a closed set of labels, from a causal LM."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Self
 
@@ -20,6 +21,7 @@ from peftcls.tasks.decisions import PLAIN, Decisions, decisions_setting, fit_dec
 from peftcls.tasks.labels import label_name, label_order, label_setting_problem
 from peftcls.tasks.prompt import fit_document, placeholders, render, split_cue, tokenize_answered
 
+NOTHING = -100  # a target that is none
 TEMPLATE = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 
 
@@ -163,9 +165,7 @@ class Instruction(Task):
         return self.labels or ()
 
     def _label_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, ...]]:
-        cue, space = split_cue(self.template)
-        prompt = render(cue, {})
-        return [tuple(tokenize_answered(tokenizer, prompt, space + label)[1]) for label in self._labels]
+        return _label_tokens(self.template, self._labels, tokenizer, len(tokenizer))
 
     def collate(self, features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> Batch:
         batch = pad_inputs(features, tokenizer)
@@ -178,9 +178,13 @@ class Instruction(Task):
         return common_tokens(model, [(f["input_ids"], f.get("prompt_tokens", len(f["input_ids"])) - 1) for f in features])
 
     def loss_sum(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        target = batch["input_ids"].roll(-1, dims=1)[batch["supervised"]]
-        found = Prompts(model, batch["input_ids"], batch["attention_mask"]).logits(batch["supervised"])
-        return F.cross_entropy(found, target, reduction="sum")
+        marks, following = batch["supervised"], batch["input_ids"].roll(-1, dims=1)
+        if marks.dtype == torch.bool:
+            target = following[marks]
+        else:  # as places
+            target = following.gather(1, marks.clamp(min=0)).masked_fill(marks < 0, NOTHING).flatten()
+        found = Prompts(model, batch["input_ids"], batch["attention_mask"]).logits(marks)
+        return F.cross_entropy(found, target, reduction="sum", ignore_index=NOTHING)
 
     def decode(self, model: torch.nn.Module, batch: Batch, features: Sequence[Feature],
                tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
@@ -246,3 +250,10 @@ class Instruction(Task):
         return dataclasses.replace(self, decisions=fit_decisions(answers, gold, self.labels, self.decisions, several=False,
                                                                  min_accuracy=min_accuracy))
 
+
+@functools.lru_cache(maxsize=4)  # every row asks for them
+def _label_tokens(template: str, labels: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, _: int) -> list[tuple[int, ...]]:
+    """The tokens of each label behind a template; a tokenizer that has grown is asked again."""
+    cue, space = split_cue(template)
+    prompt = render(cue, {})
+    return [tuple(tokenize_answered(tokenizer, prompt, space + label)[1]) for label in labels]

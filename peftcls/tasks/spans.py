@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from peftcls.pooling import owners
+
 NEVER = -1e9  # as a logit; finite, so that a line without a candidate has a gradient of zero and not of nan
 SHOWN_CHARACTERS = 40
 NEARER = 3  # words of the question that another place must share more before the given one is doubted
@@ -143,10 +145,9 @@ def row_logsumexp(logits: torch.Tensor, keep: torch.Tensor, windows: torch.Tenso
         (rows,)
     """
     by_window = logits.masked_fill(~keep, NEVER).logsumexp(1)
-    rows = torch.full((len(windows), int(windows.max())), NEVER, dtype=logits.dtype, device=logits.device)
-    owner = torch.repeat_interleave(windows)
-    place = torch.cat([torch.arange(int(count)) for count in windows]).to(owner.device)
-    return rows.index_put((owner, place), by_window).logsumexp(1)
+    owner = owners(windows, len(by_window))
+    highest = logits.new_full((len(windows),), NEVER).scatter_reduce(0, owner, by_window.detach(), "amax")
+    return highest + torch.zeros_like(highest).index_add(0, owner, (by_window - highest[owner]).exp()).log()
 
 
 def best_spans(start: torch.Tensor, end: torch.Tensor, allowed: torch.Tensor, offsets: Sequence[Sequence[tuple[int, int]]], context: str,

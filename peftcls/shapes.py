@@ -1,0 +1,36 @@
+"""Batches in a handful of shapes: what is done with one of them can be recorded once, and replayed for all that have its shape."""
+
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from peftcls.bins import rounded
+from peftcls.tasks.base import Batch, token_limit
+
+WIDTH_STEP, PLACES_STEP = 32, 4
+TOKEN_LEVEL = ("attention_mask", "token_type_ids", "supervised", "starts", "ends", "allowed", "null")  # filled with zeros
+
+
+def in_fixed_shape(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> Batch:
+    """The same rows some steps wide, the places that are supervised as numbers: nothing's shape depends on what a row says.
+
+    Args:
+        batch: as a task collates it, on the processor, where to look at it costs nothing.
+        tokenizer: says what padding is, and on which side it stands; a model with fewer positions is given fewer tokens.
+    """
+    width = batch["attention_mask"].shape[1]
+    more = min(rounded(width, WIDTH_STEP), token_limit(tokenizer, rounded(width, WIDTH_STEP))) - width
+    sides = (0, max(more, 0)) if tokenizer.padding_side == "right" else (max(more, 0), 0)
+    fills = {"input_ids": int(tokenizer.pad_token_id), **dict.fromkeys(TOKEN_LEVEL, 0)}
+    fixed = {name: F.pad(tensor, sides, value=fills[name]) if name in fills else tensor for name, tensor in batch.items()}
+    if "supervised" in fixed:
+        fixed["supervised"] = marked_places(fixed["supervised"])
+    return fixed
+
+
+def marked_places(marks: torch.Tensor) -> torch.Tensor:
+    """The places of each row that are True in marks of shape (rows, tokens): (rows, places), -1 where a row has fewer."""
+    counts = marks.sum(1, keepdim=True)
+    most = min(rounded(int(counts.max()), PLACES_STEP), marks.shape[1])
+    places = marks.long().argsort(dim=1, descending=True, stable=True)[:, :most]
+    return places.masked_fill(torch.arange(most) >= counts, -1)
