@@ -14,7 +14,7 @@ import torch
 from peftcls.faults import is_out_of_memory
 from peftcls.tasks.base import Batch
 
-MOST_WORK = 3e12  # parameters times tokens; with more, a GPU is busy anyway, and a recording holds as much memory as the step takes
+MOST_WORK = 5e12  # parameters times tokens; with more, a GPU is busy anyway, and a recording holds as much memory as the step takes
 MOST_SHAPES = 64
 WEIGHT = "step_weight"
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
