@@ -29,6 +29,7 @@ class TrainConfig:
             again without the rows. Such rows are named each time.
         gradient_checkpointing: hold the states between layers alone and compute the rest again on the way back: less memory,
             about a third more time, the same weights.
+        cuda_graphs: on a GPU, record what is done for a small batch of a shape and replay it: the same sums, several times faster.
         eval_every: steps between evaluations and checkpoints; an epoch unless given.
         patience: stop after this many evaluations in a row without a better score.
         monitor: the score that decides; the task's own unless given.
@@ -52,6 +53,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     max_skipped_steps: int = 0
     gradient_checkpointing: bool = False
+    cuda_graphs: bool = True
     eval_every: int | None = None
     patience: int | None = None
     monitor: str | None = None

@@ -48,9 +48,9 @@ class Gradients:
         """What fits into memory at once, where it turned out to be less than was set."""
         self._longest_seconds: float | None = None
         self._size = sum(p.numel() for p in model.parameters())
-        able = (self.processes.device.type == "cuda" and base_facts(model).quantize is None and not checkpoints(unwrapped(model))
-                and not _casts(autocast, self.processes.device))
-        self._recorder = Recorder(self._recorded_loss, list(parameters.values()), self.processes.device) if able else None
+        self._recorder = None
+        if config.cuda_graphs and self._can_be_recorded():
+            self._recorder = Recorder(self._recorded_loss, list(parameters.values()), self.processes.device)
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Features as tensors on the device."""
@@ -149,6 +149,14 @@ class Gradients:
         """The same as one call, where such a batch has been seen before."""
         return recorder.backward(in_fixed_shape(self.task.collate(features, self.tokenizer), self.tokenizer), weight)
 
+    def _can_be_recorded(self) -> bool:
+        """On a GPU; where numbers are made narrow or wide on the way, or layers computed again, more is done than kernels launched."""
+        device = self.processes.device
+        with self.autocast():
+            casts = device.type == "cuda" and torch.is_autocast_enabled("cuda")
+        return (device.type == "cuda" and not casts and base_facts(self.model).quantize is None
+                and not checkpoints(unwrapped(self.model)))
+
     def _recorded_loss(self, batch: Batch) -> torch.Tensor:
         with self.autocast():
             return self.task.loss_sum(self.model, batch) / batch[WEIGHT]
@@ -195,12 +203,6 @@ class Gradients:
         """Forget the gradients."""
         for parameter in self.parameters.values():
             parameter.grad = None
-
-
-def _casts(autocast: Callable[[], AbstractContextManager], device: torch.device) -> bool:
-    """Whether numbers are made narrow on the way; what is then kept for later must not be part of a recording."""
-    with autocast():
-        return bool(torch.is_autocast_enabled(device.type))
 
 
 def _seed(number: int) -> None:

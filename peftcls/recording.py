@@ -4,14 +4,16 @@ A small model's step is thousands of small kernels, and the processor takes long
 launches them all at once (CUDA graphs; Nguyen et al. 2021, "Accelerating PyTorch with CUDA Graphs").
 """
 
+import contextlib
 import dataclasses
+import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-from peftcls.faults import is_out_of_memory
+from peftcls.faults import RunStoppedError, is_out_of_memory
 from peftcls.tasks.base import Batch
 
 MOST_WORK = 5e12  # parameters times tokens; with more, a GPU is busy anyway, and a recording holds as much memory as the step takes
@@ -87,12 +89,30 @@ class Recorder:
     def _record(self, shapes: Shapes, batch: Batch) -> None:
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph, held = torch.cuda.CUDAGraph(), {name: tensor.to(self.device) for name, tensor in batch.items()}
+        stream = torch.cuda.current_stream()
         try:  # other threads may go on: one shows how far the run is
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"), _refusing_to_wait():
                 loss = self.loss(held)
                 loss.backward()
             self.recordings[shapes] = Recording(graph, held, loss.detach())
         except RuntimeError as error:
             self.works = False
+            torch.cuda.set_stream(stream)  # a recording that cannot be ended leaves its own behind
             why = "there is not enough memory to record it" if is_out_of_memory(error) else str(error).splitlines()[0]
+            try:
+                torch.rand((), device=self.device)
+            except RuntimeError:  # so it leaves the generator of random numbers
+                raise RunStoppedError(f"a step cannot be recorded ({why}), and what is left of the recording is in this process's way. "
+                                      "Start again with cuda_graphs=False, and resume=True.") from error
             print(f"a step's way there and back is launched kernel by kernel from now on: {why}", flush=True)
+
+
+@contextlib.contextmanager
+def _refusing_to_wait() -> Iterator[None]:
+    """Within it what would wait for the GPU is an error before it waits; in a recording, to wait would spoil more than the recording."""
+    with warnings.catch_warnings(action="ignore"):  # that not all of it is found
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

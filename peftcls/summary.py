@@ -17,7 +17,7 @@ from peftcls.models import base_facts
 from peftcls.tasks.base import Task
 
 FREE_ON_RESUME = ("output_dir", "log_every", "trackers",  # they do not change the weights
-                  "gradient_checkpointing",  # it does so by rounding, and by the dropout masks that are drawn
+                  "gradient_checkpointing", "cuda_graphs",  # they do so by rounding, and by the dropout masks that are drawn
                   "max_skipped_steps")  # it does so where the run would have ended without
 SHOWN_LABELS = 10
 

@@ -96,6 +96,7 @@ def test_what_cannot_be_recorded_is_computed_and_it_says_so(bert, tmp_path, text
     assert recordings == 0
     assert len(losses) == 8
     assert "kernel by kernel" in capsys.readouterr().out
+    assert 0 <= float(torch.rand((), device="cuda")) < 1  # the process is as it was
 
 
 @pytest.mark.parametrize("quantize", [None, "8bit", "4bit"])
