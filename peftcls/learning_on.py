@@ -16,6 +16,7 @@ from peftcls.adapters import load_adapter
 from peftcls.metrics import LOWER_IS_BETTER
 from peftcls.models import Quantize
 from peftcls.rows import RowError, as_dataset, name_source, source_name, without_progress_bars
+from peftcls.settings import check_settings
 from peftcls.tasks.base import Task
 
 
@@ -37,6 +38,7 @@ def learn_on(directory: str | Path, rows: datasets.Dataset | Iterable[Mapping[st
         ValueError: the folder is incomplete or damaged, or the base is not the one it was trained on.
         RowError: the rows lack a column that the folder's task reads.
     """
+    check_settings({"directory": directory, "base": base, "quantize": quantize}, learn_on)
     table = as_dataset(rows)
     return load_adapter(directory, base=base, quantize=quantize, grow=lambda task: task.extended(table))
 
@@ -55,6 +57,7 @@ def with_replay(new_rows: datasets.Dataset | Iterable[Mapping[str, Any]], old_ro
         ValueError: the share is not at least 0 and below 1.
         RowError: the two tables have no column in common.
     """
+    check_settings({"share": share, "seed": seed}, with_replay)
     new, old = as_dataset(new_rows, "new_rows"), as_dataset(old_rows, "old_rows")
     if not 0 <= share < 1:
         raise ValueError(f"share={share}: expected a share of at least 0 and below 1.")
@@ -64,7 +67,12 @@ def with_replay(new_rows: datasets.Dataset | Iterable[Mapping[str, Any]], old_ro
                        "in common.")
     if "id" in columns and set(new["id"]) & set(old["id"]):  # each file counts its own
         columns.remove("id")
-    count = min(len(old), round(share / (1 - share) * len(new)))
+    if left := sorted({*new.column_names, *old.column_names} - set(columns)):
+        print(f"the columns {left} are left out: not both tables have them, or their values are not each row's own.")
+    wanted = round(share / (1 - share) * len(new))
+    if (count := min(len(old), wanted)) < wanted:
+        reached = count / (count + len(new))
+        print(f"all {count} rows of {source_name(old)} are taken, {reached:.0%} of the result, where {share:.0%} was asked for.")
     chosen = np.random.default_rng(seed).permutation(len(old))[:count].tolist()
     first, second = new.select_columns(columns), old.select(chosen).select_columns(columns)
     mixed = _joined(first, second)
@@ -91,12 +99,20 @@ def side_by_side(before: Mapping[str, Mapping[str, float]], after: Mapping[str, 
         before: the scores by the name of their rows, for example {"old": trainer.evaluate(old), "new": ...}.
         after: likewise.
         scores: the names of the scores that are shown; all unless given.
+
+    Raises:
+        ValueError: no table has a score of that name.
     """
+    known = list(dict.fromkeys(score for found in (*before.values(), *after.values()) for score in found))
+    if unknown := [score for score in scores or () if score not in known]:
+        raise ValueError(f"scores names {unknown[0]!r}, expected some of {known}.")
     lines = []
-    for name, found in after.items():
-        for score in scores or found:
-            old, new = before.get(name, {}).get(score), found[score]
-            worse = old is not None and (new > old if score in LOWER_IS_BETTER else new < old)
-            lines.append({"rows": name, "score": score, "before": "" if old is None else f"{old:.4f}", "after": f"{new:.4f}",
-                          "difference": "" if old is None else f"{new - old:+.4f}", "": "worse" if worse else ""})
+    for name in dict.fromkeys([*after, *before]):
+        for score in scores or [score for score in known if score in {**before.get(name, {}), **after.get(name, {})}]:
+            old, new = before.get(name, {}).get(score), after.get(name, {}).get(score)
+            there = old is not None and new is not None
+            worse = there and (new > old if score in LOWER_IS_BETTER else new < old)  # type: ignore[operator]
+            lines.append({"rows": name, "score": score, "before": "" if old is None else f"{old:.4f}",
+                          "after": "" if new is None else f"{new:.4f}", "difference": f"{new - old:+.4f}" if there else "",  # type: ignore[operator]
+                          "": "worse" if worse else ""})
     return pd.DataFrame(lines).to_string(index=False)

@@ -173,11 +173,9 @@ def _json_fault(error: ValueError | RecursionError, place: str) -> str:
 def _squad(articles: list[Row], path: Path) -> Iterator[Row]:
     """One row a question, over all articles and paragraphs; the columns are those of the Hub's `squad`, and the paragraph.
 
-    A file of questions alone is read, to be answered; beside questions with answers one that says nothing would be learnt as one
-    that has no answer.
+    Of a question that says neither what its answers are nor that it has none, the cell of the answers is empty.
     """
-    place = unsaid = ""
-    answered = False
+    place = ""
     try:
         for a, article in enumerate(articles, 1):
             place = f"article {a}"
@@ -185,20 +183,16 @@ def _squad(articles: list[Row], path: Path) -> Iterator[Row]:
                 place = f"article {a}, paragraph {p}"
                 for q, question in enumerate(_optional(paragraph, "qas"), 1):
                     place = f"article {a}, paragraph {p}, question {q}"
-                    answers = _optional(question, "answers") or []
+                    answers = [] if question.get("answers", []) is None else _optional(question, "answers")
                     if (impossible := question.get("is_impossible")) is not None and not isinstance(impossible, bool):
                         raise ValueError(f"is_impossible is {impossible!r}, neither true nor false")
                     if impossible is bool(answers) and ("answers" in question or impossible is False):
                         raise ValueError(f"is_impossible is {str(impossible).lower()} and there are {len(answers)} answers")
-                    answered |= bool(answers)
-                    unsaid = unsaid or ("" if question.get("answers") is not None or impossible else place)
-                    if answered and unsaid:
-                        place = unsaid
-                        raise ValueError("neither answers nor is_impossible, while other questions have answers")
+                    said = {"text": [_text(answer, "text") for answer in answers],
+                            "answer_start": [_start(answer["answer_start"]) for answer in answers]}
                     yield {"id": str(question["id"]), "title": article.get("title", ""), "paragraph": p,
                            "context": _text(paragraph, "context"), "question": _text(question, "question"),
-                           "answers": {"text": [_text(answer, "text") for answer in answers],
-                                       "answer_start": [_start(answer["answer_start"]) for answer in answers]}}
+                           "answers": said if impossible or question.get("answers") is not None else None}
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         fault = {ValueError: str(error), KeyError: f"no {error}"}.get(type(error), f"{type(error).__name__}: {error}")
         raise RowError(f"{place} of {path.name} is not in the SQuAD form ({fault}); expected paragraphs "
@@ -210,7 +204,11 @@ def _optional(part: Row, name: str) -> Any:
     if name not in part and (other := [key for key, value in part.items() if isinstance(value, list) and key != "plausible_answers"]
                              or difflib.get_close_matches(name, part, 1)):
         raise ValueError(f"no {name!r}, but {other[0]!r}")
-    return part.get(name, [])
+    found = part.get(name, [])
+    if not isinstance(found, list) or (wrong := [value for value in found if not isinstance(value, dict)]):
+        raise ValueError(f"{name!r} is {_spoken(found)}, not a list" if not isinstance(found, list) else
+                         f"{name!r} has {_spoken(wrong[0])} in it, not an object")
+    return found
 
 
 def _text(part: Row, name: str) -> str:
@@ -220,7 +218,8 @@ def _text(part: Row, name: str) -> str:
 
 
 def _start(value: Any) -> int:
-    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer()) or (isinstance(value, str) and value.isdecimal())
+    if isinstance(value, bool) or not whole:
         raise ValueError(f"the answer_start {value!r} is no number of characters")
     return int(value)
 

@@ -33,6 +33,8 @@ def main() -> None:
                              start="a saved folder to learn on from", replay="rows that --start has learnt, to keep a share of them")
     train, valid, test = (None if file is None else read_rows(file) for file in (options.train, options.valid, options.test))
     if options.ask is not None:
+        if not options.ask.strip():
+            raise ValueError(f"--ask {options.ask!r}: expected a question.")
         pages = list(dict.fromkeys(train["context"]))
         predictor = load_predictor(options.out)
         if not isinstance(predictor.task, ExtractiveQA):

@@ -377,6 +377,13 @@ def test_questions_are_asked_of_a_file(bert, tmp_path, capsys, monkeypatch):
     assert ", characters " in out
 
 
+def test_a_document_in_another_encoding_is_told_by_its_name(bert, tmp_path, capsys):
+    folder, leaflet = saved(bert, tmp_path / "qa", peftcls.ExtractiveQA(max_length=64, unanswerable=False)), tmp_path / "leaflet.txt"
+    leaflet.write_bytes("früh".encode("latin-1"))
+    code, _, err = run(capsys, "try", folder, "--context", leaflet)
+    assert (code, err) == (1, f"{leaflet} is not a text in UTF-8; save the document as plain text in UTF-8.\n")
+
+
 def test_a_merged_folder_says_what_changes(bert, tmp_path, capsys):
     folder = saved(bert, tmp_path / "a", peftcls.Regression(mean=0.0, deviation=2.0, max_length=32))
     code, _, err = run(capsys, "merge", folder, tmp_path / "merged")

@@ -191,6 +191,12 @@ def test_an_accuracy_that_cannot_be_reached_is_told_with_the_best_there_is():
         task.calibrated(answers, rows, min_accuracy=0.9)
 
 
+def test_rows_of_one_label_fit_nothing():
+    answers = [Answer(label="a", probabilities={"a": 0.8, "b": 0.1, "c": 0.1})] * 3
+    with pytest.raises(ValueError, match=r"^rows with the label \['a'\] alone do not say how sure to be of another; calibrate"):
+        Classification(labels=LABELS).calibrated(answers, [{"text": "x", "label": "a"}] * 3)
+
+
 def test_a_bar_for_label_sets_is_refused():
     task = Classification(labels=LABELS, multi_label=True)
     logits, rows = made_sets(50, seed=0)

@@ -1,17 +1,19 @@
 """Extractive question answering: spans in the user's own text, windows, no answer, and what is wrong with a table."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import regex
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from task_checks import check_task
 
 import peftcls
-from peftcls import Answer, ExtractiveQA, RowError, TrainConfig, Trainer, attach_lora, check_rows, load_base, load_predictor
+from peftcls import Answer, ExtractiveQA, RowError, TrainConfig, Trainer, attach_lora, check_rows, load_base, load_predictor, read_rows
 from peftcls.doctor.examine import examine_rows
 from peftcls.metrics import span_f1, span_scores
 from peftcls.pooling import end_logits
@@ -41,7 +43,7 @@ def base(request: pytest.FixtureRequest) -> str:
 def test_it_keeps_the_contract_of_tasks(base, unanswerable):
     longer = [row("what fell after it?", "stock prices", CONTEXT * 2, start=CONTEXT.index("stock")), row("who?", "the patient")]
     rows = [*ROWS, *longer, *([row("who sang?", None), row("why did it fall?", None)] if unanswerable else [])]
-    check_task(ExtractiveQA(max_length=48, stride=12), base, rows, may_be_empty=unanswerable,
+    check_task(ExtractiveQA(max_length=48, stride=12), base, rows,
                right=lambda r: Answer(text="".join(r["answers"]["text"][:1])))
 
 
@@ -140,7 +142,7 @@ def test_the_loss_is_that_of_the_formula_over_all_windows(bert):
 # Prediction
 
 
-LETTERS = "ab cd. éé́ 東京の👩‍🔬🎉\r\n\t½ßİ—“”x1 2"
+LETTERS = "ab cd. éé́ 東京の👩‍🔬🎉❤️👍🏽🇩🇪\r\n\t½ßİ—“”x1 2"
 TEXTS = st.text(st.sampled_from(LETTERS), min_size=1, max_size=120).filter(str.strip)
 QUESTIONS = st.text(st.sampled_from(LETTERS), min_size=1, max_size=30).filter(str.strip)
 
@@ -158,6 +160,8 @@ def test_every_answer_is_the_slice_of_the_context_that_it_names(base, context, q
             assert found.text == context[found.start : found.end]
             assert found.text
             assert found.text == found.text.strip()
+            assert {found.start, found.end} <= {0, *(whole.end() for whole in regex.finditer(r"\X", context))} | {
+                space.end() for space in re.finditer(r"\s", context)}
     assert sum(a.probability for a in answer.n_best) + answer.null_probability <= 1 + 1e-9
     assert [a.probability for a in answer.n_best] == sorted((a.probability for a in answer.n_best), reverse=True)
 
@@ -242,9 +246,13 @@ def test_a_start_that_is_wrong_is_put_right_where_the_answer_occurs_once():
      "nowhere in the context; correct its answer_start (column 'answers')."),
     ({"text": ["one"], "answer_start": [3]}, "row 1 of rows has the answer 'one' at character 3, where ' two one' stands; it occurs 2 "
      "times in the context; correct its answer_start (column 'answers')."),
-    ("one", "row 1 of rows has the answer 'one'; it occurs 2 times in the context; correct its answer_start (column 'answers')."),
-    ({"text": [], "answer_start": []}, "row 1 of rows has no answer in column 'answers'; if questions may have none, use "
-     "unanswerable=True or task.learn(rows)."),
+    ("one", "row 1 of rows has the answer 'one'; it occurs 2 times in the context; say where: {\"text\": [...], \"answer_start\": [0]} "
+     "(column 'answers')."),
+    ("four", "row 1 of rows has the answer 'four'; it occurs nowhere in the context; correct it (column 'answers')."),
+    ({"text": [], "answer_start": []}, "row 1 of rows has no answer in column 'answers', while all rows that are learnt from have one; add "
+     "some without one to them (in Python, task.learn(rows) or unanswerable=True), or leave the row out."),
+    (None, "row 1 of rows has nothing in column 'answers'; give the answer, or an empty list (in a SQuAD file is_impossible) where the "
+     "context has none, or leave the row out."),
     ({"text": ["one", "two"], "answer_start": [0]}, "row 1 of rows has 2 answer texts and 1 answer_start values, expected as many "
      "(column 'answers')."),
     ([{"answer": "one"}], "row 1 of rows has the answers \"[{'answer': 'one'}]\", expected a text or objects with text and answer_start "
@@ -268,6 +276,35 @@ def test_a_message_about_a_squad_file_names_article_paragraph_and_question(write
 def test_an_empty_question_or_context_is_refused(changed, sentence):
     with pytest.raises(RowError, match=sentence):
         check_rows(ExtractiveQA(), as_dataset([{**ROWS[0], **changed}]))
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "json"])
+def test_an_empty_cell_is_no_answer_that_there_is_none(kind, write):
+    asked = [{"id": "1", "question": "q?", "answers": [{"text": "one", "answer_start": 0}]}, {"id": "2", "question": "q?"}]
+    if kind == "json":
+        content = json.dumps({"data": [{"title": "t", "paragraphs": [{"context": "one two", "qas": asked}]}]})
+    elif kind == "csv":
+        content = "id,question,context,answers\n1,q?,one two,one\n2,q?,one two,\n"
+    else:
+        content = "\n".join(json.dumps({**question, "context": "one two"}) for question in asked)
+    rows = read_rows(write(f"asked.{kind}", content))
+    task = ExtractiveQA().learn(rows)
+    assert not task.unanswerable
+    for told in (task, ExtractiveQA(unanswerable=True)):
+        with pytest.raises(RowError, match=r"^row 2 of asked.* has nothing in column 'answers'"):
+            check_rows(told, rows, training=True)
+    check_rows(task, rows, with_target=False)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_an_empty_list_in_a_table_is_that_there_is_no_answer(kind, write):
+    content = {"csv": "question,context,answers\nq?,one two,one\nq?,one two,[]\n",
+               "jsonl": '{"question": "q?", "context": "one two", "answers": [{"text": "one", "answer_start": 0}]}\n'
+                        '{"question": "q?", "context": "one two", "answers": []}\n'}[kind]
+    rows = read_rows(write(f"asked.{kind}", content))
+    task = ExtractiveQA().learn(rows)
+    assert task.unanswerable
+    check_rows(task, rows, training=True)
 
 
 def test_rows_of_which_none_has_an_answer_are_nothing_to_learn_from():

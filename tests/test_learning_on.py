@@ -122,6 +122,26 @@ def test_replay_mixes_in_the_share_that_was_asked_for(text_rows):
         peftcls.with_replay([{"a": "x"}], text_rows)
     with pytest.raises(RowError, match="hold other kinds of values in column 'label'; write it in one way"):
         peftcls.with_replay(NEW, [{"text": "x", "label": ["a"]}])
+    with pytest.raises(ValueError, match=r"^share='x': expected a number\.$"):
+        peftcls.with_replay(NEW, text_rows, share="x")
+
+
+def test_what_replay_leaves_out_is_told(text_rows, capsys):
+    peftcls.with_replay(NEW, [{**row, "place": number} for number, row in enumerate(text_rows)], share=0.9)
+    assert capsys.readouterr().out == (
+        "the columns ['place'] are left out: not both tables have them, or their values are not each row's own.\n"
+        "all 16 rows of old_rows are taken, 73% of the result, where 90% was asked for.\n")
+
+
+def test_a_list_is_no_new_label_of_an_instruction_and_no_folder(llama, tmp_path):
+    rows = [{"instruction": "which?", "input": f"text {n}", "output": ("yes", "no")[n % 2]} for n in range(4)]
+    task = Instruction(labels=("no", "yes"), max_length=64, max_new_tokens=8)
+    model, tokenizer = load_base(llama, task)
+    Trainer(attach_lora(model, task), task, tokenizer, TrainConfig(tmp_path, epochs=1)).fit(rows)
+    with pytest.raises(RowError, match=r"^row 1 of rows has \['a'\] in column 'output', expected one label\.$"):
+        learn_on(tmp_path, [{**row, "output": ["a"]} for row in rows])
+    with pytest.raises(ValueError, match=r"^directory=\[.*\]: expected a text or a path\.$"):
+        learn_on([str(tmp_path)], rows)
 
 
 def test_forgetting_is_seen_side_by_side():
@@ -129,6 +149,11 @@ def test_forgetting_is_seen_side_by_side():
     lines = [line.split() for line in table.splitlines()]
     assert lines[1:] == [["old", "accuracy", "0.9000", "0.8000", "-0.1000", "worse"], ["old", "loss", "0.2000", "0.1000", "-0.1000"],
                          ["new", "accuracy", "0.7000"]]
+    only = peftcls.side_by_side({"old": {"accuracy": 0.9}, "gone": {"accuracy": 0.5}}, {"old": {"accuracy": 0.9}}, scores=["accuracy"])
+    assert [line.split() for line in only.splitlines()][1:] == [["old", "accuracy", "0.9000", "0.9000", "+0.0000"],
+                                                                ["gone", "accuracy", "0.5000"]]
+    with pytest.raises(ValueError, match=r"^scores names 'acc', expected some of \['accuracy'\]\.$"):
+        peftcls.side_by_side({}, {"old": {"accuracy": 0.9}}, scores=["acc"])
 
 
 # Memory

@@ -221,7 +221,7 @@ def test_a_question_without_an_answer_and_a_paragraph_without_questions_are_read
     content = {"title": "One", "paragraphs": [{"context": "nobody asks"}, {"context": "c", "qas": [
         {"id": "1", "question": "q?", "answers": [], "is_impossible": True}, {"id": "2", "question": "q?"}]}]}
     rows = read_rows(write("a.json", squad(content)))
-    assert rows["answers"][:] == [{"text": [], "answer_start": []}] * 2
+    assert rows["answers"][:] == [{"text": [], "answer_start": []}, None]
 
 
 def test_a_large_squad_file_whose_first_thousand_questions_have_no_answer_is_read(write):

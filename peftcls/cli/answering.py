@@ -66,7 +66,10 @@ def try_texts(*, directory: Path, context: Path | None, base: str | None) -> Non
     if context is not None:
         if not isinstance(predictor.task, ExtractiveQA):
             raise ValueError(f"--context is for a folder that answers questions; {directory} holds a {type(predictor.task).__name__}.")
-        fixed = {predictor.task.context: context.read_text(encoding="utf-8")}
+        try:
+            fixed = {predictor.task.context: context.read_text(encoding="utf-8-sig")}
+        except UnicodeDecodeError:
+            raise ValueError(f"{context} is not a text in UTF-8; save the document as plain text in UTF-8.") from None
     for row in _typed([name for name in columns if name not in fixed]):
         print(spoken(predictor.predict([{**row, **fixed}])[0]), flush=True)
 

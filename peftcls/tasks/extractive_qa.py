@@ -18,6 +18,7 @@ from peftcls.tasks.spans import (
     find_answers,
     gold_answers,
     row_logsumexp,
+    says_nothing,
 )
 from peftcls.tasks.texts import collate_texts, has_separator, rows_from_texts, split_windows, text_problem
 
@@ -37,7 +38,8 @@ class ExtractiveQA(Task):
         question: the column with the question.
         context: the column with the text that holds the answer.
         answers: the column with the right answers: {"text": [...], "answer_start": [...]} as in SQuAD, a list of such
-            objects, or a text that occurs once in the context; without a text the question has no answer there.
+            objects, or a text that occurs once in the context; an empty list where there is no answer. An empty cell says
+            nothing, and cannot be learnt from.
         max_length: tokens of a window, question included.
         stride: tokens that two windows share, at most half of their room for the context; a longer answer may be whole in
             no window.
@@ -94,10 +96,11 @@ class ExtractiveQA(Task):
         return dataclasses.replace(self, unanswerable=not all(answerable))
 
     def _answerable(self, rows: datasets.Dataset) -> list[bool]:
+        """Whether there is an answer, for each row that says so or not."""
         found = []
         for number, value in enumerate(rows[self.answers], 1):
             try:
-                found.append(bool(gold_answers(value)))
+                found += [] if says_nothing(value) else [bool(gold_answers(value))]
             except ValueError as error:
                 raise RowError(f"row {number} of {source_name(rows)} {error} (column {self.answers!r}).") from None
         return found
@@ -109,13 +112,17 @@ class ExtractiveQA(Task):
     def problem(self, row: Row, *, with_target: bool) -> str | None:
         if (problem := text_problem(row, self.columns(with_target=False))) or not with_target:
             return problem
+        if says_nothing(row[self.answers]):
+            return (f"has nothing in column {self.answers!r}; give the answer, or an empty list (in a SQuAD file is_impossible) where the "
+                    "context has none, or leave the row out")
         try:
             golds = gold_answers(row[self.answers])
             find_answers(row[self.context], golds)
         except ValueError as error:
             return f"{error} (column {self.answers!r})"
         if not golds and not self.unanswerable:
-            return f"has no answer in column {self.answers!r}; if questions may have none, use unanswerable=True or task.learn(rows)"
+            return (f"has no answer in column {self.answers!r}, while all rows that are learnt from have one; add some without one "
+                    "to them (in Python, task.learn(rows) or unanswerable=True), or leave the row out")
         return None
 
     def table_problem(self, rows: datasets.Dataset) -> str | None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import datasets
@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 from peftcls import metrics
 from peftcls.pooling import unwrapped
 from peftcls.prefix import Prompts, common_tokens
-from peftcls.rows import Row, RowError, require_columns
+from peftcls.rows import Row, RowError, require_columns, source_name
 from peftcls.settings import check_settings
 from peftcls.tasks.base import Answer, Batch, Feature, Task, pad, pad_inputs, token_limit
 from peftcls.tasks.choices import Choices
@@ -94,8 +94,17 @@ class Instruction(Task):
 
     def extended(self, rows: datasets.Dataset) -> Self:
         require_columns(rows, self.columns(with_target=True), "Instruction")
-        new = {label_name(value) for value in rows[self.output] if value is not None} - {""} - set(self._labels) if self.labels else set()
-        return dataclasses.replace(self, labels=(*self._labels, *label_order(new)) if self.labels else None, decisions=PLAIN)
+        if not self.labels:
+            return dataclasses.replace(self, decisions=PLAIN)
+        for number, value in enumerate(rows[self.output], 1):
+            if isinstance(value, list | Mapping):
+                raise RowError(f"row {number} of {source_name(rows)} {self._no_list(value)}.")
+        new = {label_name(value) for value in rows[self.output] if value is not None} - {""} - set(self._labels)
+        return dataclasses.replace(self, labels=(*self._labels, *label_order(new)), decisions=PLAIN)
+
+    def _no_list(self, value: Any) -> str:
+        wanted = "one label" if self.labels else "a text; for several, set separator"
+        return f"has {str(value)[:80]} in column {self.output!r}, expected {wanted}"
 
     def problem(self, row: Row, *, with_target: bool) -> str | None:
         inputs = [self.input] if "{input}" in self.template else self.columns(with_target=False)
@@ -105,6 +114,8 @@ class Instruction(Task):
             return None
         if row[self.output] is None or not str(row[self.output]).strip():
             return f"has no answer in column {self.output!r}; fill it in or leave the row out"
+        if isinstance(row[self.output], Mapping if self.separator else list | Mapping):
+            return self._no_list(row[self.output])
         if self.separator is not None:
             listed = row[self.output] if isinstance(row[self.output], list) else []
             if odd := [part for part in listed if not isinstance(part, str | None)]:

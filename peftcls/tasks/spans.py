@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import regex
 import torch
 
 from peftcls.pooling import owners
@@ -37,8 +38,13 @@ class Span:
     probability: float
 
 
+def says_nothing(value: Any) -> bool:
+    """Whether a cell says neither what the answer is nor that there is none: it is empty, or not there."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
 def gold_answers(value: Any) -> list[Gold]:
-    """The answers of a cell: SQuAD's {"text": [...], "answer_start": [...]}, a list of such objects, or a text.
+    """The answers of a cell: SQuAD's {"text": [...], "answer_start": [...]}, a list of such objects, or a text; none of an empty list.
 
     Raises:
         ValueError: the cell holds something else; the text continues the row's number.
@@ -47,9 +53,9 @@ def gold_answers(value: Any) -> list[Gold]:
         with contextlib.suppress(ValueError, RecursionError):  # as a csv file has to write it
             value = json.loads(value)
     if value is None or isinstance(value, str):
-        return [Gold(value, None)] if value and value.strip() else []
+        return [] if says_nothing(value) else [Gold(str(value), None)]
     if isinstance(value, Mapping) and not isinstance(value.get("text"), list):
-        value = [value] if value.get("text") else []
+        value = [value]
     elif isinstance(value, Mapping):
         starts = value.get("answer_start")
         starts = [None] * len(value["text"]) if starts is None or starts == [] else starts
@@ -63,7 +69,9 @@ def gold_answers(value: Any) -> list[Gold]:
     for start in (item.get("answer_start") for item in value):
         if start is not None and (isinstance(start, bool) or not isinstance(start, int)):
             raise ValueError(f"has the answer_start {start!r}, expected a whole number of characters")
-    return [Gold(item["text"], item.get("answer_start")) for item in value if item["text"].strip()]
+    if any(not item["text"].strip() for item in value):
+        raise ValueError("has an answer without a text, expected words of the context, or an empty list where there is no answer")
+    return [Gold(item["text"], item.get("answer_start")) for item in value]
 
 
 def find_answers(context: str, golds: Sequence[Gold]) -> list[tuple[int, int]]:
@@ -84,8 +92,9 @@ def find_answers(context: str, golds: Sequence[Gold]) -> list[tuple[int, int]]:
             if len(places) != 1:
                 there = "" if start is None else f" at character {start}, where {context[max(start, 0):][:SHOWN_CHARACTERS]!r} stands"
                 often = f"{len(places)} times" if places else "nowhere"
-                raise ValueError(f"has the answer {gold.text[:SHOWN_CHARACTERS]!r}{there}; it occurs {often} in the context; "
-                                 "correct its answer_start")
+                mend = ("correct its answer_start" if start is not None else "correct it" if not places else
+                        f'say where: {{"text": [...], "answer_start": [{places[0]}]}}')
+                raise ValueError(f"has the answer {gold.text[:SHOWN_CHARACTERS]!r}{there}; it occurs {often} in the context; {mend}")
             start, end = places[0], places[0] + len(text)
         inner = context[start:end]
         found.append((start + len(inner) - len(inner.lstrip()), int(end or 0) - (len(inner) - len(inner.rstrip()))))
@@ -189,7 +198,15 @@ def best_spans(start: torch.Tensor, end: torch.Tensor, allowed: torch.Tensor, of
 
 
 def _inner_ends(offsets: Sequence[Sequence[tuple[int, int]]], context: str) -> tuple[np.ndarray, np.ndarray]:
-    """Where a span from, and to, each token begins and ends without white space, each of shape (windows, tokens)."""
-    begins = [[len(context) - len(context[a:].lstrip()) for a, _ in places] for places in offsets]
-    ends = [[len(context[:b].rstrip()) for _, b in places] for places in offsets]
+    """Where a span from, and to, each token begins and ends, each of shape (windows, tokens): without white space, in whole characters.
+
+    A tokenizer may cut what a reader sees as one character: an emoji from its skin colour, a letter from its accent.
+    """
+    first, last = np.arange(len(context) + 1), np.arange(len(context) + 1)  # of the character that a place is in
+    if not context.isascii():
+        for found in regex.finditer(r"\X", context):
+            if not found[0][0].isspace():  # which no span begins with, accent or not
+                first[found.start() : found.end()], last[found.start() + 1 : found.end()] = found.start(), found.end()
+    begins = [[first[len(context) - len(context[a:].lstrip())] for a, _ in places] for places in offsets]
+    ends = [[last[len(context[:b].rstrip())] for _, b in places] for places in offsets]
     return np.array(begins, dtype=np.int64), np.array(ends, dtype=np.int64)
