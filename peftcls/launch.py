@@ -1,9 +1,13 @@
-"""What a launcher asks for, where this package does not do it: said before a model is moved."""
+"""What a launcher, a folder or a tracker asks for or refuses: said before anything is learnt."""
 
+import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from accelerate.utils import DistributedType
+
+from peftcls.config import TrainConfig
 
 
 def check_launch(processes: int, kind: DistributedType, precision: str) -> None:
@@ -29,3 +33,13 @@ def check_output_dir(folder: Path) -> None:
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise ValueError(f"output_dir={str(folder)!r}: {above} is not a folder that can be written to; choose another.")
+
+
+def start_trackers(start: Callable[..., None], config: TrainConfig) -> None:
+    """Start the trackers of a run. Raises ValueError where one of them does not: no account, no server, no room."""
+    try:
+        start("peftcls", config={name: str(value) for name, value in dataclasses.asdict(config).items()})
+    except Exception as error:  # each library has errors of its own
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        raise ValueError(f"trackers={config.trackers!r} cannot be started ({type(error).__name__}: {reason}); set them up, or leave them "
+                         "out.") from error

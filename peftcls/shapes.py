@@ -7,25 +7,33 @@ from transformers import PreTrainedTokenizerBase
 from peftcls.bins import rounded
 from peftcls.tasks.base import Batch, token_limit
 
-WIDTH_STEP, PLACES_STEP = 32, 4
+WIDTH_STEP, NARROW, PLACES_STEP = 64, 256, 4
 TOKEN_LEVEL = ("attention_mask", "token_type_ids", "supervised", "starts", "ends", "allowed", "null")  # filled with zeros
 
 
 def in_fixed_shape(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> Batch:
-    """The same rows some steps wide, the places that are supervised as numbers: nothing's shape depends on what a row says.
+    """The same rows in one of a few widths, the places that are supervised as numbers: no shape depends on what a row says.
 
     Args:
         batch: as a task collates it, on the processor, where to look at it costs nothing.
         tokenizer: says what padding is, and on which side it stands; a model with fewer positions is given fewer tokens.
     """
     width = batch["attention_mask"].shape[1]
-    more = min(rounded(width, WIDTH_STEP), token_limit(tokenizer, rounded(width, WIDTH_STEP))) - width
+    more = token_limit(tokenizer, fixed_width(width)) - width
     sides = (0, max(more, 0)) if tokenizer.padding_side == "right" else (max(more, 0), 0)
     fills = {"input_ids": int(tokenizer.pad_token_id), **dict.fromkeys(TOKEN_LEVEL, 0)}
     fixed = {name: F.pad(tensor, sides, value=fills[name]) if name in fills else tensor for name, tensor in batch.items()}
     if "supervised" in fixed:
         fixed["supervised"] = marked_places(fixed["supervised"])
     return fixed
+
+
+def fixed_width(tokens: int) -> int:
+    """The next width that is a multiple of 64, or beyond 256 a power of two or three quarters of one."""
+    if tokens <= NARROW:
+        return rounded(tokens, WIDTH_STEP)
+    power: int = 1 << (tokens - 1).bit_length()
+    return power * 3 // 4 if tokens <= power * 3 // 4 else power
 
 
 def marked_places(marks: torch.Tensor) -> torch.Tensor:

@@ -34,7 +34,7 @@ from peftcls.faults import RunStoppedError
 from peftcls.features import TrainingTable, encode_table
 from peftcls.frozen import computed_once
 from peftcls.gradients import PATIENT_SECONDS, Gradients
-from peftcls.launch import check_launch, check_output_dir
+from peftcls.launch import check_launch, check_output_dir, start_trackers
 from peftcls.metrics import rank_scores
 from peftcls.models import base_facts
 from peftcls.predictor import CHUNK_ROWS, Predictor
@@ -165,7 +165,7 @@ class Trainer:
             self.accelerator.print(f"{table.shortened_rows} of {len(train)} rows of {source_name(train)} are longer than {most} tokens; "
                                    "their text is shortened at its end.")
         if self.config.trackers:
-            self.accelerator.init_trackers("peftcls", config={k: str(v) for k, v in dataclasses.asdict(self.config).items()})
+            start_trackers(self.accelerator.init_trackers, self.config)
 
     def _loop(self, table: TrainingTable, valid: datasets.Dataset | None, per_epoch: int) -> None:
         config, steps, rows = self.config, per_epoch * self.config.epochs, len(table.lengths)

@@ -390,7 +390,7 @@ def test_in_a_fixed_shape_the_loss_and_gradients_are_the_same(name, kind, reques
         tokenizer.padding_side = side
         batch = task.collate([task.encode(row, tokenizer, with_target=True) for row in rows], tokenizer)
         fixed, found = in_fixed_shape(batch, tokenizer), []
-        assert fixed["attention_mask"].shape[1] % shapes.WIDTH_STEP == 0
+        assert fixed["attention_mask"].shape[1] == shapes.fixed_width(batch["attention_mask"].shape[1])
         assert fixed["attention_mask"].sum() == batch["attention_mask"].sum()
         for given_batch in (batch, fixed):
             loss = task.loss_sum(model, given_batch)
@@ -398,6 +398,12 @@ def test_in_a_fixed_shape_the_loss_and_gradients_are_the_same(name, kind, reques
             found.append((loss.detach(), gradients(model)))
         assert torch.allclose(found[0][0], found[1][0], atol=1e-9)
         assert torch.allclose(found[0][1], found[1][1], atol=1e-9)
+
+
+def test_there_are_few_widths_and_none_is_much_too_wide():
+    widths = [shapes.fixed_width(tokens) for tokens in range(1, 4097)]
+    assert sorted(set(widths)) == [64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096]
+    assert all(tokens <= width <= max(64, tokens + 63, 1.5 * tokens) for tokens, width in enumerate(widths, 1))
 
 
 def test_a_fixed_shape_has_no_more_tokens_than_the_model_has_positions(bert, text_rows):

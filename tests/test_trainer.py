@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing import event_accumulator
 
@@ -263,6 +264,16 @@ def test_a_tracker_that_is_not_installed_is_refused(bert, tmp_path, text_rows):
     sentence = r"trackers names 'notebook', expected some of \['.*'\]: those of Accelerate that are installed here"
     with pytest.raises(ValueError, match=sentence):
         build(bert, tmp_path, text_rows, trackers=("notebook",))
+
+
+def test_a_tracker_that_does_not_start_is_told_in_a_sentence(bert, tmp_path, text_rows, monkeypatch):
+    def refuse(*_, **__):
+        raise ConnectionError("no server answers\nand more")
+
+    monkeypatch.setattr(Accelerator, "init_trackers", refuse)
+    sentence = r"^trackers=\('tensorboard',\) cannot be started \(ConnectionError: no server answers\); set them up"
+    with pytest.raises(ValueError, match=sentence):
+        build(bert, tmp_path, text_rows, trackers=("tensorboard",)).fit(text_rows)
 
 
 def test_a_tracker_gets_losses_and_scores(bert, tmp_path, text_rows):
