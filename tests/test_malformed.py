@@ -105,6 +105,9 @@ FILES: list[tuple[str, str | bytes, str]] = [
     ("t.json", squad({"context": "c", "qas": {"id": "1"}}), "article 1, paragraph 1 of t.json is not in the SQuAD form ('qas' is an object, not a list)"),  # noqa: E501
     ("t.json", asked(answers=[{"text": "c", "answer_start": "?"}]), f"{FORM} (the answer_start '?' is no number of characters)"),
     ("t.json", asked(answers=[{"text": 5, "answer_start": 0}]), f"{FORM} ('text' is a number, not a text)"),
+    ("t.json", asked(answers=[{"text": "", "answer_start": 0}]), f"{FORM} (the question '1' has an answer without a text; where there is "
+                                                               "no answer, answers is an empty list)"),
+    ("t.json", asked(answers=[{"text": "c", "answer_start": 0}, {"text": " \n", "answer_start": 0}]), f"{FORM} (the question '1' has an answer"),  # noqa: E501
     ("t.json", asked(answers=[{"text": "c", "answer_start": 1.5}]), f"{FORM} (the answer_start 1.5 is no number of characters)"),
     ("t.json", asked(answers=[{"text": "c", "answer_start": True}]), f"{FORM} (the answer_start True is no number of characters)"),
     ("t.json", asked(answers=[{"text": "c", "answer_start": None}]), f"{FORM} (the answer_start None is no number of characters)"),
