@@ -188,9 +188,9 @@ def _squad(articles: list[Row], path: Path) -> Iterator[Row]:
                         raise ValueError(f"is_impossible is {impossible!r}, neither true nor false")
                     if impossible is bool(answers) and ("answers" in question or impossible is False):
                         raise ValueError(f"is_impossible is {str(impossible).lower()} and there are {len(answers)} answers")
-                    said = {"text": [_text(answer, "text") for answer in answers],
-                            "answer_start": [_start(answer["answer_start"]) for answer in answers]}
-                    if not all(text.strip() for text in said["text"]):
+                    texts = [_text(answer, "text") for answer in answers]
+                    said = {"text": texts, "answer_start": [_start(answer["answer_start"]) for answer in answers]}
+                    if not all(text.strip() for text in texts):
                         raise ValueError(f"the question {question['id']!r} has an answer without a text; where there is no answer, answers "
                                          "is an empty list")
                     yield {"id": str(question["id"]), "title": article.get("title", ""), "paragraph": p,

@@ -29,7 +29,7 @@ from peftcls.card import write_card
 from peftcls.check import check_rows
 from peftcls.checkpoint import Progress, Tensors, copy_tensors, put_tensors
 from peftcls.config import TrainConfig
-from peftcls.doctor.examine import refuse_errors
+from peftcls.doctor.examine import FEWEST_JUDGES, refuse_errors
 from peftcls.faults import RunStoppedError
 from peftcls.features import TrainingTable, encode_table
 from peftcls.frozen import computed_once
@@ -358,26 +358,26 @@ class Trainer:
 
         Args:
             valid_rows: never the training rows, of which a model is too sure, and never the test rows.
-            min_accuracy: give no label where rows as unsure as this one are likely right less often; see `fit_decisions`. It is
-                an estimate from these rows, the better the more there are, and no promise for others.
+            min_accuracy: give no label where rows as unsure are likely right less often, by an estimate; see `fit_decisions`.
 
         Returns:
             The scores on these rows before and after.
 
         Raises:
-            ValueError: the task gives no probabilities, or no row can be answered with `min_accuracy`.
+            ValueError: the task gives no probabilities, no row can be answered with `min_accuracy`, or nothing can be fitted.
         """
         rows = as_dataset(valid_rows, "valid_rows")
         check_rows(self.task, rows)
         answers = self.predict(rows)
-        before = self.task.score(answers, rows)
         former, self.task = self.task, self.task.calibrated(answers, rows, min_accuracy=min_accuracy)
+        if len(rows) < FEWEST_JUDGES:
+            self.accelerator.print(f"{len(rows)} of at least {FEWEST_JUDGES} rows to calibrate by; what so few fit may not suit others.")
         try:
             self.save(self.output_dir)
         except BaseException:
             self.task = former
             raise
-        return before, self.evaluate(rows)
+        return former.score(answers, rows), self.evaluate(rows)
 
     def save(self, directory: str | Path) -> Path:
         """Write the adapter folder, load it onto a fresh base, and compare answers; a difference is an error.
