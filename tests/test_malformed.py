@@ -113,7 +113,10 @@ FILES: list[tuple[str, str | bytes, str]] = [
     ("t.json", asked(answers=[{"text": "c", "answer_start": None}]), f"{FORM} (the answer_start None is no number of characters)"),
     ("t.json", asked(answers=[{"text": "c", "answer_start": 10**30}]), "row 1 of t.json has a number of more than 64 bits in column 'answers'"),  # noqa: E501
     ("t.json", json.dumps({"data": [{"paragraphs": [{"context": "c", "qas": []}]}, {"Paragraphs": []}]}), "article 2 of t.json|article 1"),
-    ("t.json", squad("text"), "article 1, paragraph 1 of t.json is not in the SQuAD form"),
+    ("t.json", squad("text"), "article 1 of t.json is not in the SQuAD form ('paragraphs' has a text in it, not an object)"),
+    ("t.json", squad(None), "article 1 of t.json is not in the SQuAD form ('paragraphs' has None in it, not an object)"),
+    ("t.json", '[{"paragraphs": {"a": 1}}]', "article 1 of t.json is not in the SQuAD form ('paragraphs' is an object, not a list)"),
+    ("t.json", '[{"paragraphs": null}]', "article 1 of t.json is not in the SQuAD form ('paragraphs' is None, not a list)"),
 ]
 
 
