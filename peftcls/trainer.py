@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from peftcls import checkpoint as disk
 from peftcls import faults, methods, plan
 from peftcls.adapt import checkpoint_layers, train_mode, trained_parameters
-from peftcls.adapters import save_adapter
+from peftcls.adapters import check_not_start, save_adapter
 from peftcls.card import write_card
 from peftcls.check import check_rows
 from peftcls.checkpoint import Progress, Tensors, copy_tensors, put_tensors
@@ -53,7 +53,7 @@ class Trainer:
     """Trains what `attach_lora` or `train_only` opened, and leaves a folder that `load_predictor` reads.
 
     Raises:
-        ValueError: nothing of the model is trained, or the launcher asks for what this trainer does not do.
+        ValueError: nothing of the model is trained, it learns on from `output_dir`, or the launcher asks for what is not done here.
     """
 
     def __init__(self, model: torch.nn.Module, task: Task, tokenizer: PreTrainedTokenizerBase, config: TrainConfig) -> None:
@@ -74,12 +74,12 @@ class Trainer:
             checkpoint_layers(model)
         self.output_dir = Path(config.output_dir)
         check_output_dir(self.output_dir)
+        check_not_start(self.output_dir, model)
         self.optimizer = methods.make_optimizer(model, self.parameters, config.learning_rate, config.weight_decay)
-        self.progress = Progress()
         self.best: Tensors | None = None
         self._probe: list[Row] = []
         self._asked: tuple[datasets.Dataset, TrainingTable] | None = None  # the validation rows of a `fit`, and the same in tokens
-        self._signals, self._stop = Signals(), 0
+        self._signals, self._stop, self.progress = Signals(), 0, Progress()
         self._run: dict[str, Any] | None = None
         self.gradients = Gradients(model, task, tokenizer, config, self.parameters, self.accelerator.autocast)
 
