@@ -154,6 +154,8 @@ def test_forgetting_is_seen_side_by_side():
                                                                 ["gone", "accuracy", "0.5000"]]
     with pytest.raises(ValueError, match=r"^scores names 'acc', expected some of \['accuracy'\]\.$"):
         peftcls.side_by_side({}, {"old": {"accuracy": 0.9}}, scores=["acc"])
+    with pytest.raises(ValueError, match=r"^scores='accuracy': expected several, each a text or None\.$"):
+        peftcls.side_by_side({}, {"old": {"accuracy": 0.9}}, scores="accuracy")
 
 
 # Memory
