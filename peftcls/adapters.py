@@ -82,6 +82,14 @@ def save_adapter(directory: str | Path, model: torch.nn.Module, task: Task, toke
     return directory
 
 
+def check_not_start(directory: Path, model: torch.nn.Module) -> None:
+    """Raise ValueError where a folder is the one that the model learns on from: it stays, and the new one names it."""
+    start, file = vars(model).get(LINEAGE, [])[-1:], directory / MANIFEST
+    if start and file.is_file() and read_object(file).get("sum") == start[0]["sum"]:
+        raise ValueError(f"output_dir={str(directory)!r} holds the folder that this run learns on from, or a copy of it, and would replace "
+                         "it; choose another.")
+
+
 def load_adapter(directory: str | Path, *, base: str | Path | None = None, quantize: Quantize | Literal["none"] | None = None,
                  grow: Callable[[Task], Task] | None = None) -> tuple[torch.nn.Module, Task, PreTrainedTokenizerBase]:
     """Load the base that a folder names and put the folder's weights on it, ready to be trained on.

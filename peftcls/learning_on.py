@@ -103,6 +103,7 @@ def side_by_side(before: Mapping[str, Mapping[str, float]], after: Mapping[str, 
     Raises:
         ValueError: no table has a score of that name.
     """
+    check_settings({"scores": scores}, side_by_side)
     known = list(dict.fromkeys(score for found in (*before.values(), *after.values()) for score in found))
     if unknown := [score for score in scores or () if score not in known]:
         raise ValueError(f"scores names {unknown[0]!r}, expected some of {known}.")

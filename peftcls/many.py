@@ -45,7 +45,7 @@ class ManyPredictor:
         with routes.only(0), torch.inference_mode():
             can_pack(model)  # asked now, of one adapter
 
-    def predict(self, rows: Rows, adapter: str | Sequence[str], *, batch_size: int | None = None) -> list[Answer]:
+    def predict(self, rows: Rows, adapter: str | Sequence[str] | None = None, *, batch_size: int | None = None) -> list[Answer]:
         """One answer a row, in the rows' order: that of the row's adapter, as its folder alone gives it, up to rounding.
 
         Args:
@@ -57,6 +57,9 @@ class ManyPredictor:
             RowError: a column is missing or a text is empty; nothing has been predicted then.
             ValueError: there is no adapter of that name, or not one name a row.
         """
+        if not isinstance(adapter, str | Sequence):
+            raise ValueError(f"adapter={adapter!r}: expected the name of the one that answers, or one a row, of {list(self.names)}; "
+                             "predict_all asks each.")
         rows = rows if isinstance(rows, datasets.Dataset) else _listed(rows)
         names = [adapter] * len(rows) if isinstance(adapter, str) else list(adapter)
         if len(names) != len(rows):

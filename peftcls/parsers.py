@@ -179,7 +179,7 @@ def _squad(articles: list[Row], path: Path) -> Iterator[Row]:
     try:
         for a, article in enumerate(articles, 1):
             place = f"article {a}"
-            for p, paragraph in enumerate(article["paragraphs"], 1):
+            for p, paragraph in enumerate(_objects(article["paragraphs"], "paragraphs"), 1):
                 place = f"article {a}, paragraph {p}"
                 for q, question in enumerate(_optional(paragraph, "qas"), 1):
                     place = f"article {a}, paragraph {p}, question {q}"
@@ -188,8 +188,11 @@ def _squad(articles: list[Row], path: Path) -> Iterator[Row]:
                         raise ValueError(f"is_impossible is {impossible!r}, neither true nor false")
                     if impossible is bool(answers) and ("answers" in question or impossible is False):
                         raise ValueError(f"is_impossible is {str(impossible).lower()} and there are {len(answers)} answers")
-                    said = {"text": [_text(answer, "text") for answer in answers],
-                            "answer_start": [_start(answer["answer_start"]) for answer in answers]}
+                    texts = [_text(answer, "text") for answer in answers]
+                    said = {"text": texts, "answer_start": [_start(answer["answer_start"]) for answer in answers]}
+                    if not all(text.strip() for text in texts):
+                        raise ValueError(f"the question {question['id']!r} has an answer without a text; where there is no answer, answers "
+                                         "is an empty list")
                     yield {"id": str(question["id"]), "title": article.get("title", ""), "paragraph": p,
                            "context": _text(paragraph, "context"), "question": _text(question, "question"),
                            "answers": said if impossible or question.get("answers") is not None else None}
@@ -199,15 +202,19 @@ def _squad(articles: list[Row], path: Path) -> Iterator[Row]:
                        "with a context and qas, and in each of these id, question and answers with text and answer_start.") from None
 
 
-def _optional(part: Row, name: str) -> Any:
+def _optional(part: Row, name: str) -> list[Row]:
     """The list of that name; none is as good as an empty one, but one under another name would be lost in silence."""
     if name not in part and (other := [key for key, value in part.items() if isinstance(value, list) and key != "plausible_answers"]
                              or difflib.get_close_matches(name, part, 1)):
         raise ValueError(f"no {name!r}, but {other[0]!r}")
-    found = part.get(name, [])
-    if not isinstance(found, list) or (wrong := [value for value in found if not isinstance(value, dict)]):
-        raise ValueError(f"{name!r} is {_spoken(found)}, not a list" if not isinstance(found, list) else
-                         f"{name!r} has {_spoken(wrong[0])} in it, not an object")
+    return _objects(part.get(name, []), name)
+
+
+def _objects(found: Any, name: str) -> list[Row]:
+    if not isinstance(found, list):
+        raise ValueError(f"{name!r} is {_spoken(found)}, not a list")
+    if wrong := [value for value in found if not isinstance(value, dict)]:
+        raise ValueError(f"{name!r} has {_spoken(wrong[0])} in it, not an object")
     return found
 
 

@@ -24,12 +24,12 @@ from transformers import PreTrainedTokenizerBase
 from peftcls import checkpoint as disk
 from peftcls import faults, methods, plan
 from peftcls.adapt import checkpoint_layers, train_mode, trained_parameters
-from peftcls.adapters import save_adapter
+from peftcls.adapters import check_not_start, save_adapter
 from peftcls.card import write_card
 from peftcls.check import check_rows
 from peftcls.checkpoint import Progress, Tensors, copy_tensors, put_tensors
 from peftcls.config import TrainConfig
-from peftcls.doctor.examine import refuse_errors
+from peftcls.doctor.examine import FEWEST_JUDGES, refuse_errors
 from peftcls.faults import RunStoppedError
 from peftcls.features import TrainingTable, encode_table
 from peftcls.frozen import computed_once
@@ -53,7 +53,7 @@ class Trainer:
     """Trains what `attach_lora` or `train_only` opened, and leaves a folder that `load_predictor` reads.
 
     Raises:
-        ValueError: nothing of the model is trained, or the launcher asks for what this trainer does not do.
+        ValueError: nothing of the model is trained, it learns on from `output_dir`, or the launcher asks for what is not done here.
     """
 
     def __init__(self, model: torch.nn.Module, task: Task, tokenizer: PreTrainedTokenizerBase, config: TrainConfig) -> None:
@@ -74,12 +74,12 @@ class Trainer:
             checkpoint_layers(model)
         self.output_dir = Path(config.output_dir)
         check_output_dir(self.output_dir)
+        check_not_start(self.output_dir, model)
         self.optimizer = methods.make_optimizer(model, self.parameters, config.learning_rate, config.weight_decay)
-        self.progress = Progress()
         self.best: Tensors | None = None
         self._probe: list[Row] = []
         self._asked: tuple[datasets.Dataset, TrainingTable] | None = None  # the validation rows of a `fit`, and the same in tokens
-        self._signals, self._stop = Signals(), 0
+        self._signals, self._stop, self.progress = Signals(), 0, Progress()
         self._run: dict[str, Any] | None = None
         self.gradients = Gradients(model, task, tokenizer, config, self.parameters, self.accelerator.autocast)
 
@@ -358,26 +358,26 @@ class Trainer:
 
         Args:
             valid_rows: never the training rows, of which a model is too sure, and never the test rows.
-            min_accuracy: give no label where rows as unsure as this one are likely right less often; see `fit_decisions`. It is
-                an estimate from these rows, the better the more there are, and no promise for others.
+            min_accuracy: give no label where rows as unsure are likely right less often, by an estimate; see `fit_decisions`.
 
         Returns:
             The scores on these rows before and after.
 
         Raises:
-            ValueError: the task gives no probabilities, or no row can be answered with `min_accuracy`.
+            ValueError: the task gives no probabilities, no row can be answered with `min_accuracy`, or nothing can be fitted.
         """
         rows = as_dataset(valid_rows, "valid_rows")
         check_rows(self.task, rows)
         answers = self.predict(rows)
-        before = self.task.score(answers, rows)
         former, self.task = self.task, self.task.calibrated(answers, rows, min_accuracy=min_accuracy)
+        if len(rows) < FEWEST_JUDGES:
+            self.accelerator.print(f"{len(rows)} of at least {FEWEST_JUDGES} rows to calibrate by; what so few fit may not suit others.")
         try:
             self.save(self.output_dir)
         except BaseException:
             self.task = former
             raise
-        return before, self.evaluate(rows)
+        return former.score(answers, rows), self.evaluate(rows)
 
     def save(self, directory: str | Path) -> Path:
         """Write the adapter folder, load it onto a fresh base, and compare answers; a difference is an error.

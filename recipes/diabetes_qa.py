@@ -69,7 +69,7 @@ def main() -> None:
         tables = {"old rows": old, "new rows": train, "test rows": test}
         before = {name: trainer.evaluate(rows) for name, rows in tables.items() if rows} if options.start is not None else {}
         trainer.fit(learnt, valid, resume=options.resume)
-        if valid and task.unanswerable:
+        if valid and task.unanswerable and any(task.answerable(valid)):
             trainer.calibrate(valid)
         if options.start is not None:
             print(side_by_side(before, {name: trainer.evaluate(rows) for name, rows in tables.items() if rows}))

@@ -230,8 +230,8 @@ BAD_ROWS = {
                       "row 3 of train_rows has the label 'Yes', expected one of ['no', 'yes']."),
     "unknown answer": (CHOOSER, [*GOOD, {"text": "x", "label": "Yes"}],
                        "row 3 of train_rows has the label 'Yes', expected one of ['no', 'yes']."),
-    "one class": (CLASSIFIER, [GOOD[0]] * 3, "train_rows has only the label ['yes'] in column 'label'; a classifier needs rows of two or more."),  # noqa: E501
-    "one answer": (CHOOSER, [GOOD[0]] * 3, "train_rows has only the label ['yes'] in column 'label'; a classifier needs rows of two or more."),  # noqa: E501
+    "one class": (CLASSIFIER, [GOOD[0]] * 3, "train_rows has only the label ['yes'] in column 'label'; a classifier needs rows of two or more (where it learns on, with_replay adds old ones)."),  # noqa: E501
+    "one answer": (CHOOSER, [GOOD[0]] * 3, "train_rows has only the label ['yes'] in column 'label'; a classifier needs rows of two or more (where it learns on, with_replay adds old ones)."),  # noqa: E501
     "an answer longer than the limit": (WRITER, [*GOOD, {"text": "x", "label": "1 2 3 4 5 6"}],
                                         "row 3 of train_rows has an answer of 10 tokens in column 'label', expected at most 4; shorten it or "  # noqa: E501
                                         "raise max_new_tokens (now 5)."),

@@ -191,10 +191,14 @@ def test_an_accuracy_that_cannot_be_reached_is_told_with_the_best_there_is():
         task.calibrated(answers, rows, min_accuracy=0.9)
 
 
-def test_rows_of_one_label_fit_nothing():
-    answers = [Answer(label="a", probabilities={"a": 0.8, "b": 0.1, "c": 0.1})] * 3
-    with pytest.raises(ValueError, match=r"^rows with the label \['a'\] alone do not say how sure to be of another; calibrate"):
-        Classification(labels=LABELS).calibrated(answers, [{"text": "x", "label": "a"}] * 3)
+@pytest.mark.parametrize(("several", "gold", "told"), [
+    (False, ["a"] * 3, r"rows with the labels \['a'\] alone"), (False, ["a"], r"rows with the labels \['a'\] alone"),
+    (False, [], "no rows"),
+    (True, [["b", "a"], ["a", "b"]], r"rows with the labels \['a', 'b'\] alone"), (True, [], "no rows")])
+def test_rows_of_the_same_labels_fit_nothing(several, gold, told):
+    answers = [Answer(label="a", labels=("a",), probabilities={"a": 0.8, "b": 0.1, "c": 0.1})] * len(gold)
+    with pytest.raises(ValueError, match=f"^{told} do not say how sure to be of others; calibrate with rows of two labels or more"):
+        Classification(labels=LABELS, multi_label=several).calibrated(answers, [{"text": "x", "label": label} for label in gold])
 
 
 def test_a_bar_for_label_sets_is_refused():
@@ -247,12 +251,13 @@ def trainer_of(kind, base, folder, rows):
 
 
 @pytest.mark.parametrize("kind", ["head", "instruction"])
-def test_a_calibrated_folder_decides_as_the_trainer_does(kind, request, tmp_path, text_rows):
+def test_a_calibrated_folder_decides_as_the_trainer_does(kind, request, tmp_path, text_rows, capsys):
     trainer = trainer_of(kind, request.getfixturevalue("bert" if kind == "head" else "llama"), tmp_path, text_rows)
     other = {"yes": "no", "no": "yes"}  # of every fourth row, so that the trainer is too sure of itself
     valid = [{**row, "label": other[row["label"]] if n % 4 == 0 else row["label"]} for n, row in enumerate(text_rows)]
     plain = trainer.predict(valid)
     before, after = trainer.calibrate(valid, min_accuracy=0.5)
+    assert "16 of at least 20 rows to calibrate by; what so few fit may not suit others.\n" in capsys.readouterr().out
     decisions = trainer.task.decisions
     assert before == trainer.task.score(plain, valid)
     assert after["loss"] < before["loss"]

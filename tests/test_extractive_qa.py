@@ -408,6 +408,13 @@ def test_wrong_answers_alone_do_not_silence_a_model():
         ExtractiveQA().calibrated([wrong], [row("q", "one", "one")])
 
 
+@pytest.mark.parametrize("rows", [0, 3])
+def test_questions_without_an_answer_alone_silence_no_model(rows):
+    sure = Answer(text="x", null_probability=0.2, n_best=(Answer(text="x"),))
+    with pytest.raises(ValueError, match=r"^no row has an answer, and nothing says when to give one; calibrate with rows of both"):
+        ExtractiveQA(unanswerable=True).calibrated([sure] * rows, [row("q", None)] * rows)
+
+
 def test_an_adapter_does_not_take_the_token_types_from_a_reader(bert):
     task = ExtractiveQA(max_length=64, unanswerable=False)
     model, tokenizer = peftcls.load_base(bert, task)

@@ -154,6 +154,8 @@ def test_forgetting_is_seen_side_by_side():
                                                                 ["gone", "accuracy", "0.5000"]]
     with pytest.raises(ValueError, match=r"^scores names 'acc', expected some of \['accuracy'\]\.$"):
         peftcls.side_by_side({}, {"old": {"accuracy": 0.9}}, scores=["acc"])
+    with pytest.raises(ValueError, match=r"^scores='accuracy': expected several, each a text or None\.$"):
+        peftcls.side_by_side({}, {"old": {"accuracy": 0.9}}, scores="accuracy")
 
 
 # Memory
@@ -191,6 +193,16 @@ def test_gradient_checkpointing_really_computes_layers_again(llama, text_rows, t
 
 
 # What an attacker found
+
+
+def test_the_folder_that_a_run_begins_with_is_not_replaced(bert, text_rows, tmp_path):
+    first_run(bert, tmp_path, text_rows)
+    model, task, tokenizer = learn_on(tmp_path, text_rows)
+    with pytest.raises(ValueError, match=r"^output_dir='.*' holds the folder that this run learns on from, or a copy of it, and would"):
+        Trainer(model, task, tokenizer, TrainConfig(tmp_path))
+    Trainer(model, task, tokenizer, TrainConfig(tmp_path / "next", epochs=1, batch_size=8)).fit(text_rows)
+    assert load_predictor(tmp_path).label_names == load_predictor(tmp_path / "next").label_names
+    Trainer(model, task, tokenizer, TrainConfig(tmp_path / "next"))  # which is another folder than the start
 
 
 def test_a_run_is_not_taken_up_from_another_start(bert, text_rows, tmp_path):

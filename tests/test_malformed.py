@@ -105,12 +105,18 @@ FILES: list[tuple[str, str | bytes, str]] = [
     ("t.json", squad({"context": "c", "qas": {"id": "1"}}), "article 1, paragraph 1 of t.json is not in the SQuAD form ('qas' is an object, not a list)"),  # noqa: E501
     ("t.json", asked(answers=[{"text": "c", "answer_start": "?"}]), f"{FORM} (the answer_start '?' is no number of characters)"),
     ("t.json", asked(answers=[{"text": 5, "answer_start": 0}]), f"{FORM} ('text' is a number, not a text)"),
+    ("t.json", asked(answers=[{"text": "", "answer_start": 0}]), f"{FORM} (the question '1' has an answer without a text; where there is "
+                                                               "no answer, answers is an empty list)"),
+    ("t.json", asked(answers=[{"text": "c", "answer_start": 0}, {"text": " \n", "answer_start": 0}]), f"{FORM} (the question '1' has an answer"),  # noqa: E501
     ("t.json", asked(answers=[{"text": "c", "answer_start": 1.5}]), f"{FORM} (the answer_start 1.5 is no number of characters)"),
     ("t.json", asked(answers=[{"text": "c", "answer_start": True}]), f"{FORM} (the answer_start True is no number of characters)"),
     ("t.json", asked(answers=[{"text": "c", "answer_start": None}]), f"{FORM} (the answer_start None is no number of characters)"),
     ("t.json", asked(answers=[{"text": "c", "answer_start": 10**30}]), "row 1 of t.json has a number of more than 64 bits in column 'answers'"),  # noqa: E501
     ("t.json", json.dumps({"data": [{"paragraphs": [{"context": "c", "qas": []}]}, {"Paragraphs": []}]}), "article 2 of t.json|article 1"),
-    ("t.json", squad("text"), "article 1, paragraph 1 of t.json is not in the SQuAD form"),
+    ("t.json", squad("text"), "article 1 of t.json is not in the SQuAD form ('paragraphs' has a text in it, not an object)"),
+    ("t.json", squad(None), "article 1 of t.json is not in the SQuAD form ('paragraphs' has None in it, not an object)"),
+    ("t.json", '[{"paragraphs": {"a": 1}}]', "article 1 of t.json is not in the SQuAD form ('paragraphs' is an object, not a list)"),
+    ("t.json", '[{"paragraphs": null}]', "article 1 of t.json is not in the SQuAD form ('paragraphs' is None, not a list)"),
 ]
 
 

@@ -235,6 +235,8 @@ def test_names_are_checked(bert, tmp_path):
         together.predict(TEXTS, "topic")
     with pytest.raises(ValueError, match=r"^adapter has 2 names for 8 rows; give one name for all rows, or one a row\.$"):
         together.predict(TEXTS, ["spam", "topics"])
+    with pytest.raises(ValueError, match=r"^adapter=None: expected the name of the one that answers, or one a row, of \['spam', 'to"):
+        together.predict(TEXTS)
     with pytest.raises(RowError, match="found one str; put it into a list"):
         together.predict("a text", "spam")
     with pytest.raises(ValueError, match="there is no folder in the list"):

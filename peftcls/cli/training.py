@@ -82,7 +82,7 @@ def train_file(*, file: str, out: Path, kind: str | None, text: tuple[str, ...],
             _say(f"{describe_model(trained, task)}\n{trainer.rehearse(tables['train'])}")
             return
         trainer.fit(tables["train"], tables["valid"], resume=resume)
-        if isinstance(task, ExtractiveQA) and task.unanswerable:
+        if isinstance(task, ExtractiveQA) and task.unanswerable and any(task.answerable(tables["valid"])):
             trainer.calibrate(tables["valid"])  # when to give no answer
         scores = report_scores(trainer, tables["train"], tables["valid"], tables["test"], {}, meter)
         if trainer.accelerator.is_main_process:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from peftcls.doctor.findings import SHOWN_ROWS, Finding, Severity
 from peftcls.doctor.scan import Places, Split
 from peftcls.tasks.base import Task
+from peftcls.tasks.labels import ONE_LABEL
 
 FEWEST_ROWS = 5  # of a label in training: with fewer it is hardly learnt
 SLIP_SHARE = 0.05  # a label with at most this share of the rows of one spelt nearly alike may be a slip of the pen
@@ -49,8 +50,7 @@ def _of_training(task: Task, train: Split) -> Iterator[Finding]:
             yield Finding("warning", "untrained-label", f"no training row has the task's label {name!r}; it is not learnt.", train.name)
     if len(train.labels) == 1 and one_each:
         name, places = next(iter(train.labels.items()))
-        yield places.finding("error", "one-label", f"every training row has the label {name!r}; a classifier needs rows of two or more.",
-                             train.name)
+        yield places.finding("error", "one-label", f"every training row has the label {name!r}; {ONE_LABEL}.", train.name)
 
 
 def _of_others(train: Split, split: Split) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from peftcls.rows import Row, RowError, as_dataset, require_columns, source_name
 from peftcls.settings import check_settings
 from peftcls.tasks.base import Answer, Batch, Feature, Task
 from peftcls.tasks.decisions import PLAIN, Decisions, decisions_setting, fit_decisions
-from peftcls.tasks.labels import Shares, label_name, label_order, label_setting_problem, label_shares
+from peftcls.tasks.labels import ONE_LABEL, Shares, label_name, label_order, label_setting_problem, label_shares
 from peftcls.tasks.texts import (
     LongText,
     TextColumns,
@@ -166,7 +166,7 @@ class Classification(Task):
     def table_problem(self, rows: datasets.Dataset) -> str | None:
         found = {name for value in rows[self.label] for name, share in self._shares(value).items() if share}
         if len(found) < 2 and not (self.multi_label and found):
-            return f"has only the label {sorted(found)} in column {self.label!r}; a classifier needs rows of two or more"
+            return f"has only the label {sorted(found)} in column {self.label!r}; {ONE_LABEL}"
         return None
 
     def model_settings(self) -> dict[str, Any]:

@@ -103,11 +103,12 @@ def fit_decisions(answers: Sequence[Answer], gold: Sequence[Sequence[str]], labe
         min_accuracy: the accuracy below which it is better to say nothing; no abstention unless given.
 
     Raises:
-        ValueError: no bar reaches `min_accuracy`, the rows can have several labels and one is asked for, or all rows have one label.
+        ValueError: no bar reaches `min_accuracy`, the rows can have several labels and one is asked for, or all rows have the same
+            labels, or there are none.
     """
-    if not several and len({row[0] for row in gold}) < 2:
-        raise ValueError(f"rows with the label {sorted({row[0] for row in gold})} alone do not say how sure to be of another; calibrate "
-                         "with rows of two labels or more.")
+    if len(found := {tuple(sorted(row)) for row in gold}) < 2:
+        alone = f"rows with the labels {list(*found)} alone do" if found else "no rows do"
+        raise ValueError(f"{alone} not say how sure to be of others; calibrate with rows of two labels or more.")
     if several and min_accuracy is not None:
         raise ValueError(f"min_accuracy={min_accuracy} with multi_label=True: a row may have no label at all there; leave it out.")
     if min_accuracy is not None and not 0 < min_accuracy <= 1:

@@ -90,13 +90,13 @@ class ExtractiveQA(Task):
             return self
         table = as_dataset(rows)
         require_columns(table, self.columns(with_target=True), "ExtractiveQA")
-        answerable = self._answerable(table)
+        answerable = self.answerable(table)
         if not any(answerable):
             raise RowError(f"no row of {source_name(table)} has an answer in column {self.answers!r}; expected rows to learn from.")
         return dataclasses.replace(self, unanswerable=not all(answerable))
 
-    def _answerable(self, rows: datasets.Dataset) -> list[bool]:
-        """Whether there is an answer, for each row that says so or not."""
+    def answerable(self, rows: datasets.Dataset) -> list[bool]:
+        """Whether there is an answer, for each row that says so or not. Raises RowError for a cell that holds something else."""
         found = []
         for number, value in enumerate(rows[self.answers], 1):
             try:
@@ -107,7 +107,7 @@ class ExtractiveQA(Task):
 
     def extended(self, rows: datasets.Dataset) -> Self:
         require_columns(rows, self.columns(with_target=True), "ExtractiveQA")
-        return dataclasses.replace(self, unanswerable=not all(self._answerable(rows)) or self.unanswerable, null_threshold=0.5)
+        return dataclasses.replace(self, unanswerable=not all(self.answerable(rows)) or self.unanswerable, null_threshold=0.5)
 
     def problem(self, row: Row, *, with_target: bool) -> str | None:
         if (problem := text_problem(row, self.columns(with_target=False))) or not with_target:
@@ -239,6 +239,8 @@ class ExtractiveQA(Task):
                              "some have no answer, and takes no min_accuracy.")
         gold, null = [self.gold_of(row) for row in rows], [float(a.null_probability or 0.0) for a in answers]
         said = [metrics.span_f1(a.n_best[0].text or "" if a.n_best else "", g) for a, g in zip(answers, gold, strict=True)]
+        if all(g == ("",) for g in gold):
+            raise ValueError("no row has an answer, and nothing says when to give one; calibrate with rows of both kinds.")
         silent = [metrics.span_f1("", g) for g in gold]
         order = sorted(range(len(null)), key=lambda i: null[i])
         best, threshold, total = sum(silent), 0.0, sum(silent)

@@ -18,7 +18,7 @@ from peftcls.settings import check_settings
 from peftcls.tasks.base import Answer, Batch, Feature, Task, pad, pad_inputs, token_limit
 from peftcls.tasks.choices import Choices
 from peftcls.tasks.decisions import PLAIN, Decisions, decisions_setting, fit_decisions
-from peftcls.tasks.labels import label_name, label_order, label_setting_problem
+from peftcls.tasks.labels import ONE_LABEL, label_name, label_order, label_setting_problem
 from peftcls.tasks.prompt import fit_document, placeholders, render, split_cue, tokenize_answered
 
 NOTHING = -100  # a target that is none
@@ -129,7 +129,7 @@ class Instruction(Task):
     def table_problem(self, rows: datasets.Dataset) -> str | None:
         found = {label_name(value) for value in rows[self.output]} if self.labels else {"", " "}
         if len(found) < 2:
-            return f"has only the label {sorted(found)} in column {self.output!r}; a classifier needs rows of two or more"
+            return f"has only the label {sorted(found)} in column {self.output!r}; {ONE_LABEL}"
         return None
 
     def rows_of(self, texts: Sequence[Any]) -> list[Row]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 Shares = dict[str, float]
+ONE_LABEL = "a classifier needs rows of two or more (where it learns on, with_replay adds old ones)"
 
 
 def label_name(value: Any) -> str:
