@@ -110,9 +110,10 @@ class Recorder:
 @contextlib.contextmanager
 def _refusing_to_wait() -> Iterator[None]:
     """Within it what would wait for the GPU is an error before it waits; in a recording, to wait would spoil more than the recording."""
+    before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(action="ignore"):  # that not all of it is found
         torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:
-        torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.set_sync_debug_mode(before)

@@ -1,5 +1,6 @@
 """Every fast path gives what its plain twin gives: losses, gradients, answers, saved weights."""
 
+import contextlib
 import itertools
 import math
 import time
@@ -31,6 +32,7 @@ from peftcls import (
     trunk,
 )
 from peftcls.bins import WIDTH_STEP, fill_bins
+from peftcls.faults import RunStoppedError
 from peftcls.features import encode_table
 from peftcls.plan import micro_batches
 from peftcls.pooling import FIRST_ALONE, unwrapped
@@ -454,7 +456,39 @@ def test_a_shape_is_recorded_when_it_is_seen_again_and_its_replays_add_the_same_
         assert [recording.graph.replays for recording in recorder.recordings.values()] == [2 * turn + 1]
 
 
-def test_a_replay_adds_to_gradients_that_were_computed_otherwise(bert, text_rows):
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_what_cannot_be_recorded_is_computed_as_it_comes_and_told(spoilt, monkeypatch, capsys):
+    """Stands in for a GPU whose recording fails, and may leave its generator of random numbers useless."""
+    calls, parameter = [], torch.nn.Parameter(torch.ones(3))
+
+    def loss(batch):
+        if calls and calls[-1] == "error":  # in a recording, whatever waits is an error
+            raise RuntimeError("called a synchronizing operation\nand more")
+        return (parameter * batch["x"]).sum() / batch[WEIGHT]
+
+    def drawn(*_, **__):
+        raise RuntimeError("the generator is in use")
+
+    for name, fake in {"graph_pool_handle": lambda: (0, 1), "CUDAGraph": object, "current_stream": lambda: "the stream before",
+                       "graph": lambda *_, **__: contextlib.nullcontext(), "set_stream": calls.append, "get_sync_debug_mode": lambda: 0,
+                       "set_sync_debug_mode": calls.append}.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    if spoilt:
+        monkeypatch.setattr(torch, "rand", drawn)
+    recorder = Recorder(loss, [parameter], torch.device("cpu"))
+    recorder.works = True
+    recorder.backward({"x": torch.arange(3.0)}, 2.0)
+    if spoilt:
+        with pytest.raises(RunStoppedError, match=r"^a step cannot be recorded \(called a synchronizing operation\), .* cuda_graphs=False"):
+            recorder.backward({"x": torch.arange(3.0)}, 2.0)
+        return
+    assert [recorder.backward({"x": torch.arange(3.0)}, 2.0) for _ in range(2)] == [1.5, 1.5]
+    assert parameter.grad.tolist() == [0.0, 1.5, 3.0]
+    assert calls == ["error", 0, "the stream before"]
+    assert capsys.readouterr().out.endswith(" is launched kernel by kernel from now on: called a synchronizing operation\n")
+
+
+def test_a_replay_adds_to_gradients_that_were_computed_otherwise():
     parameter = torch.nn.Parameter(torch.ones(3))
     recorder = Recorder(lambda batch: (parameter * batch["x"]).sum() / batch[WEIGHT], [parameter], torch.device("cpu"))
     parameter.grad = torch.ones(3)
