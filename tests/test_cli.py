@@ -134,6 +134,18 @@ def test_every_kind_of_table_is_recognised_learnt_and_answered(kind, bert, llama
     assert expected in first
 
 
+def test_a_training_does_not_end_with_held_out_questions_of_which_none_has_an_answer(bert, tmp_path, capsys):
+    header, rows = TABLES["qa"]
+    files = {"train": [*rows, *(("who sang?", f"song {n}", "[]") for n in range(9))],
+             "valid": [("who?", f"tune {n}", "[]") for n in range(9)],
+             "test": [("what is told?", f"page {n} tells of a drug", "drug") for n in range(9)]}
+    train, valid, test = (table(tmp_path / f"{name}.csv", header, lines) for name, lines in files.items())
+    code, _, err = run(capsys, "train", train, "--valid", valid, "--test", test, "--out", tmp_path / "a", "--model", bert, *FAST[:4],
+                       "--max-length", 64)
+    assert code == 0, err
+    assert peftcls.load_predictor(tmp_path / "a").task.null_threshold == 0.5
+
+
 def test_a_prompt_and_labels_make_a_chooser(messages, llama, tmp_path, capsys):
     code, out, err = run(capsys, "train", messages, "--out", tmp_path / "a", "--model", llama, "--task", "instruction", "--text", "message",
                          "--label", "category", "--prompt", "Is it medical? {input} Answer: ", "--labels", "no,yes", *FAST[:4],
