@@ -55,7 +55,7 @@ def test_it_learns_where_the_answers_are_and_another_program_finds_the_same(base
     assert task.unanswerable is False
     model, tokenizer = load_base(base, task)
     model = attach_lora(model, task, rank=8, targets="all-linear")
-    trainer = Trainer(model, task, tokenizer, TrainConfig(tmp_path, epochs=40, batch_size=6, learning_rate=1e-2, weight_decay=0.0))
+    trainer = Trainer(model, task, tokenizer, TrainConfig(tmp_path, epochs=80, batch_size=6, learning_rate=1e-2, weight_decay=0.0))
     trainer.fit(ROWS)
     assert trainer.evaluate(ROWS)["exact_match"] >= 5 / 6
     answers = load_predictor(tmp_path).predict(ROWS)
