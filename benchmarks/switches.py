@@ -19,9 +19,17 @@ def _no_narrow_base() -> None:
 
 
 def _no_own_attention() -> None:
-    from peftcls import processor
+    from peftcls import models, processor
 
     processor.LONGEST_TOKENS = 0
+    if torch.cuda.is_available():  # on a processor, packing needs it
+        models.choose_kernels = processor.fuse_norms  # type: ignore[assignment]
+
+
+def _norms_written_out() -> None:
+    from peftcls import processor
+
+    processor.fuse_norms = lambda _: None  # type: ignore[assignment]
 
 
 def _no_packing() -> None:
@@ -79,6 +87,7 @@ def _launched_one_by_one() -> None:
 SWITCHES: dict[str, Callable[[], None]] = {
     "bfloat16": _no_narrow_base,
     "attention": _no_own_attention,
+    "norms": _norms_written_out,
     "packing": _no_packing,
     "last_layer": _whole_last_layer,
     "prefix": _no_shared_prefix,

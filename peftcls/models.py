@@ -19,7 +19,7 @@ from peftcls.demo import BASE_FOLDER
 from peftcls.fingerprint import fingerprint_base, fingerprint_tensors
 from peftcls.folder_check import check_base_config, check_base_folder, check_finite
 from peftcls.pooling import sees_later_tokens, unwrapped
-from peftcls.processor import choose_attention, fast_dtype
+from peftcls.processor import choose_kernels, fast_dtype
 from peftcls.tasks.base import POSITIONS, Task
 
 Quantize = Literal["8bit", "4bit"]
@@ -92,7 +92,7 @@ def load_base(name: str | Path, task: Task, *, quantize: Quantize | None = None,
     if quantize and not any(isinstance(module, QUANTIZED_LAYERS) for module in model.modules()):
         raise ValueError(f"quantize={quantize!r} with {type(model).__name__}: none of its layers can be held in 8 or 4 bits; leave it out.")
     model.requires_grad_(False).eval()
-    choose_attention(model)
+    choose_kernels(model)
     check_finite(source, model.named_parameters())
     for module in model.modules():  # bitsandbytes would repack 4-bit weights on some CPUs, in a layout without a gradient
         if hasattr(module, "support_avx512bf16_for_cpu"):

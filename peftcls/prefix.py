@@ -11,9 +11,9 @@ from transformers.cache_utils import DynamicLayer
 
 from peftcls.packing import at_rest, can_pack, checkpoints, packed
 from peftcls.pooling import unwrapped, widened
+from peftcls.processor import call_tokens
 from peftcls.trunk import TRUNK
 
-WORTH_TOKENS = 32  # what a second call of the model costs, as a number of tokens
 PROBE_TOKENS = 8
 SHARES, PACKS_BEHIND, OPENING = "shares_prefix", "packs_behind_prefix", "opening"
 
@@ -116,9 +116,9 @@ class Prompts:
             places = self.order.argsort(dim=1).gather(1, marks.clamp(min=0))
             read = self.model(input_ids=self.ids, attention_mask=self.mask, logits_to_keep=places, use_cache=False)
             return widened(read.logits).flatten(0, 1)
-        marks, inner = marks.gather(1, self.order), unwrapped(self.model)
+        ids, marks, inner = self.ids, marks.gather(1, self.order), unwrapped(self.model)
         sharing, own = can_share(self.model), vars(inner).get(OPENING)
-        if own is None and sharing and (shared := _worth(len(self.ids), _shared_tokens(self.ids, self.mask, marks))):
+        if own is None and sharing and (shared := _worth(len(ids), _shared_tokens(ids, self.mask, marks), ids.device)):
             own = Opening(inner, shared, several=False)
         first, before = (0, ()) if own is None else (own.tokens, own.read(self.ids))
         if own is not None:
@@ -171,11 +171,11 @@ def common_tokens(model: torch.nn.Module, rows: Sequence[tuple[Sequence[int], in
     for ids, read in others:
         shared = min(shared, read)
         shared = next((place for place in range(shared) if first[place] != ids[place]), shared)
-    return _worth(len(rows), shared)
+    return _worth(len(rows), shared, next(model.parameters()).device)
 
 
-def _worth(rows: int, shared: int) -> int:
-    return shared if (rows - 1) * shared > WORTH_TOKENS else 0
+def _worth(rows: int, shared: int, device: torch.device) -> int:
+    return shared if (rows - 1) * shared > call_tokens(device) / 2 else 0  # to read it alone is one call more, of the body
 
 
 def _shared_tokens(ids: torch.Tensor, mask: torch.Tensor, marks: torch.Tensor) -> int:

@@ -1,19 +1,22 @@
 """What the processor at hand does fastest: the width of numbers, and the way attention is computed."""
 
 import functools
+import inspect
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import eager_mask
+from transformers.masking_utils import eager_mask, sdpa_mask
 
 from peftcls.packing import packing
 
-OWN_ATTENTION = "peftcls"
+OWN_ATTENTION, GPU_ATTENTION = "peftcls", "peftcls_gpu"
+UNPLANNED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 LONGEST_TOKENS = 1024  # beyond, the table of all pairs of tokens would be larger than what it is made from
 NARROWEST = 320  # hidden size; a narrower model spends its time elsewhere than in matrix products
 GAIN, FUSED_GAIN = 1.3, 1.15
@@ -60,15 +63,53 @@ def batch_tokens(device: torch.device) -> int:
     return 2048 if device.type == "cpu" else 32768
 
 
-def choose_attention(model: PreTrainedModel) -> None:
-    """On a processor, let attention see rows where all else sees packed tokens, and compute it as is fastest there.
+def choose_kernels(model: PreTrainedModel) -> None:
+    """Compute attention and norms as is fastest for short texts; on a processor attention sees rows where all else sees packed tokens.
 
-    The fused kernel's way back in bfloat16 takes 2 to 8 times as long as plain matrix products, up to 512 tokens (12 heads
-    of 32 or 64, 512 tokens in all); in float32 it is the faster. Its way forward takes 1.5 times as long on one processor
-    and two thirds on another, which is asked once.
+    On a GPU cuDNN is left out, which torch would prefer where there is a mask: for every shape that it has not met it makes a
+    plan, which takes 0.1 to 0.5 s each way, and texts come in many shapes.
+
+    On a processor the fused kernel's way back in bfloat16 takes 2 to 8 times as long as plain matrix products, up to 512
+    tokens (12 heads of 32 or 64, 512 tokens in all); in float32 it is the faster. Its way forward takes 1.5 times as long on
+    one processor and two thirds on another, which is asked once.
     """
-    if not torch.cuda.is_available() and model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation(OWN_ATTENTION)
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(GPU_ATTENTION if torch.cuda.is_available() else OWN_ATTENTION)
+    if torch.cuda.is_available():
+        fuse_norms(model)
+
+
+def fuse_norms(model: torch.nn.Module) -> None:
+    """Let norms by the root mean square be computed by one kernel each way, where eight are written out, with fewer copies to go back.
+
+    What is no such norm (Zhang and Sennrich 2019, section 3) is left as it is: one of each kind is asked.
+    """
+    fused: dict[type, type | None] = {}
+    for module in list(model.modules()):
+        kind: Any = type(module)
+        if isinstance(getattr(module, "variance_epsilon", None), float) and getattr(module, "weight", None) is not None:
+            if kind not in fused:
+                fused[kind] = type(kind.__name__, (kind,), {"forward": _norm}) if _is_norm(module) else None
+            module.__class__ = fused[kind] or kind
+
+
+def _norm(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+    return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
+
+
+@torch.no_grad()
+def _is_norm(module: Any) -> bool:
+    weight = module.weight
+    if weight.ndim != 1 or not weight.is_floating_point() or len(inspect.signature(module.forward).parameters) > 1:  # it has a gate
+        return False
+    states = torch.linspace(-3, 5, 2 * len(weight), device=weight.device, dtype=weight.dtype).view(2, -1)
+    near = 2e-2 if weight.dtype in (torch.bfloat16, torch.float16) else 1e-5
+    return torch.allclose(module(states), _norm(module, states), rtol=near, atol=near)
+
+
+def _attend_unplanned(*heads: Any, **more: Any) -> tuple[torch.Tensor, None]:
+    with sdpa_kernel(UNPLANNED):
+        return sdpa_attention_forward(*heads, **more)
 
 
 def _attend(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
@@ -109,5 +150,7 @@ def _fused_answers_faster() -> bool:
                  lambda: F.scaled_dot_product_attention(heads, heads, heads, mask)) > FUSED_GAIN
 
 
+AttentionInterface.register(GPU_ATTENTION, _attend_unplanned)
+AttentionMaskInterface.register(GPU_ATTENTION, sdpa_mask)
 AttentionInterface.register(OWN_ATTENTION, _attend)
 AttentionMaskInterface.register(OWN_ATTENTION, eager_mask)

@@ -642,6 +642,70 @@ def test_the_fused_kernel_is_for_answers_and_only_where_it_is_faster(faster, lea
     assert found.shape == (2, 16, 4, 32)
 
 
+@pytest.mark.parametrize("kind", [transformers.BertModel, transformers.LlamaModel])
+def test_attention_on_a_gpu_leaves_out_what_makes_a_plan_for_every_shape(kind, monkeypatch):
+    torch.manual_seed(0)
+    model = kind(kind.config_class(vocab_size=500, **SIZES)).eval()
+    ids, mask = torch.randint(3, 500, (3, 12)), torch.ones(3, 12, dtype=torch.long)
+    mask[1, 7:] = 0
+    plain, plans = model(ids, attention_mask=mask).last_hidden_state, []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    processor.choose_kernels(model)
+    monkeypatch.undo()
+    monkeypatch.setattr(processor, "sdpa_attention_forward", lambda *given, **more: plans.append(torch.backends.cuda.cudnn_sdp_enabled())
+                        or sdpa_attention_forward(*given, **more))
+    found = model(ids, attention_mask=mask).last_hidden_state
+    assert torch.allclose(found[mask.bool()], plain[mask.bool()], atol=1e-6)
+    assert plans == [False] * model.config.num_hidden_layers
+    assert torch.backends.cuda.cudnn_sdp_enabled(), "elsewhere in the process it is as it was"
+
+
+@pytest.mark.parametrize(("name", "norms"), [("llama", 5), ("qwen3", 9), ("gpt2", 0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_norm_by_one_kernel_is_the_norm(name, norms, dtype):
+    torch.manual_seed(0)
+    kind, config = DECODERS[name]
+    model = kind(config).eval().to(dtype)
+    for parameter in model.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    ids, found = torch.randint(3, 500, (4, 20)), []
+    for fused in (False, True):
+        if fused:
+            processor.fuse_norms(model)
+        logits = model(ids).logits.float()
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten()).backward()
+        found.append((logits.detach(), gradients(model).float()))
+    assert sum(module.forward.__func__ is processor._norm for module in model.modules()) == norms
+    (plain, plain_gradients), (own, own_gradients) = found
+    near = 1e-5 if dtype == torch.float32 else 3e-2
+    assert (own - plain).norm() <= near * plain.norm()
+    assert (own_gradients - plain_gradients).norm() <= near * plain_gradients.norm()
+
+
+class AroundOne(transformers.models.llama.modeling_llama.LlamaRMSNorm):
+    def forward(self, hidden_states):
+        return super().forward(hidden_states) + hidden_states
+
+
+class Gated(transformers.models.llama.modeling_llama.LlamaRMSNorm):
+    def forward(self, hidden_states, gate=None):
+        return super().forward(hidden_states if gate is None else hidden_states * gate)
+
+
+@pytest.mark.parametrize("kind", [AroundOne, Gated])
+def test_what_only_looks_like_such_a_norm_is_left_as_it_is(kind):
+    model = torch.nn.Sequential(kind(16))
+    processor.fuse_norms(model)
+    assert type(model[0]) is kind
+
+
+def test_a_beginning_is_read_once_where_that_saves_more_than_a_call_costs():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [prefix._worth(8, 64, device) for device in (cpu, gpu)] == [64, 0]
+    assert [prefix._worth(100, 64, device) for device in (cpu, gpu)] == [64, 64]
+    assert prefix._worth(1, 512, cpu) == 0
+
+
 @pytest.mark.parametrize(("base", "part"), [("bert", "head"), ("bert", "last_block"), ("gpt2", "last_two_blocks"), ("llama", "last_block"),
                                             ("llama", "all"), ("bert", [0, 1]), ("gpt2", [1])])
 def test_over_a_bfloat16_base_everything_trained_steps_in_float32_and_comes_back(base, part, request, tmp_path, text_rows):
