@@ -54,6 +54,7 @@ def run(job: Job) -> dict[str, Any]:
     leave_out(job.without)
     task, model, tokenizer = _build(job, getattr(torch, e.dtype) if e.dtype else None)
     begin_with(model, job.adapter)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     found: dict[str, Any] = {"dtype": base_facts(model).dtype}
     clock = Clock()
     if e.epochs:

@@ -143,7 +143,8 @@ def check_bare_texts(case: Case) -> None:
 def check_features(case: Case) -> None:
     """A row has one encoding, within its limits, and Arrow gives it back."""
     features = case.features()
-    assert features == case.features()
+    assert features == case.features() == list(case.task.encode_many(case.rows, case.tokenizer, with_target=True))
+    assert case.features(with_target=False) == list(case.task.encode_many(case.rows, case.tokenizer, with_target=False))
     assert len({tuple(f["input_ids"]) for f in features}) > 1
     for feature, bare in zip(features, case.features(with_target=False), strict=True):
         assert feature["weight"] > 0

@@ -220,7 +220,7 @@ def test_an_answer_that_is_a_number_is_learnt_as_the_label_of_that_name(tokenize
 
 def test_tokenizing_in_one_go_loses_no_token(tokenizer):
     for prompt, answer in itertools.product(["", "a", "a ", "日", "a\n"], [" x", "\nx", " 日本", " 🙂"]):
-        before, after = tokenize_answered(tokenizer, prompt, answer)
+        ((before, after),) = tokenize_answered(tokenizer, [(prompt, answer)])
         assert before + after == tokenizer(prompt + answer)["input_ids"]
 
 

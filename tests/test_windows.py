@@ -19,6 +19,11 @@ WORDS = f"the patient was given a new drug and recovered {FILLER}".split()
 texts = st.lists(st.sampled_from(WORDS), min_size=1, max_size=90).map(" ".join)
 
 
+def in_windows(row, tokenizer, max_length):
+    (feature,) = encode_texts([row], tokenizer, max_length=max_length, long_text="windows")
+    return feature
+
+
 def windows_of(feature):
     """The windows of a feature, each a list of tokens."""
     ends = [sum(feature["windows"][: n + 1]) for n in range(len(feature["windows"]))]
@@ -38,7 +43,7 @@ def ids_of(text, tokenizer):
 @settings(max_examples=60, deadline=None)
 def test_windows_hold_every_token_and_repeat_a_quarter(kind, text, max_length):
     tokenizer = TOKENIZERS[kind]
-    feature = encode_texts([text], tokenizer, max_length=max_length, long_text="windows")
+    feature = in_windows([text], tokenizer, max_length)
     windows = [bare(window, tokenizer) for window in windows_of(feature)]
     room = max_length - tokenizer.num_special_tokens_to_add()
     overlap = room // OVERLAP
@@ -57,7 +62,7 @@ def test_the_shorter_text_of_a_pair_is_whole_in_every_window_of_the_longer(kind,
     first, other = ids_of(text, tokenizer), ids_of(second if kind == "word pieces" else "\n" + second, tokenizer)
     room = max_length - tokenizer.num_special_tokens_to_add(pair=True) - min(len(first), len(other))
     try:
-        feature = encode_texts([text, second], tokenizer, max_length=max_length, long_text="windows")
+        feature = in_windows([text, second], tokenizer, max_length)
     except RowError:
         assert room < LEAST_TOKENS
         return
@@ -74,9 +79,34 @@ def test_the_shorter_text_of_a_pair_is_whole_in_every_window_of_the_longer(kind,
     assert parts[0] + [token for part in parts[1:] for token in part[overlap:]] == long
 
 
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@given(rows=st.lists(st.tuples(texts, texts), min_size=1, max_size=4), max_length=st.integers(LEAST_TOKENS, 60), pair=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_a_row_is_shortened_where_it_has_more_tokens_than_fit(kind, rows, max_length, pair):
+    tokenizer = TOKENIZERS[kind]
+    asked = [row if pair else row[:1] for row in rows]
+    whole = [sum(len(ids_of(text if kind == "word pieces" or not place else "\n" + text, tokenizer)) for place, text in enumerate(row))
+             + tokenizer.num_special_tokens_to_add(pair=pair) for row in asked]
+    found = list(encode_texts(asked, tokenizer, max_length=max_length, long_text="truncate"))
+    assert [feature["shortened"] for feature in found] == [tokens > max_length for tokens in whole]
+    assert [len(feature["input_ids"]) for feature in found] == [min(tokens, max_length) for tokens in whole]
+
+
+@pytest.mark.parametrize("together", [1, 2, 256])
+def test_a_row_that_cannot_be_encoded_is_named_whatever_is_read_with_it(together, monkeypatch):
+    monkeypatch.setattr(peftcls.features, "TOGETHER", together)
+    task = Classification(text=("a", "b"), labels=("no", "yes"), max_length=16, long_text="windows")
+    rows = [{"a": "the bank", "b": FILLER if number != 4 else "x", "label": "no"} for number in range(5)]
+    rows += [{"a": FILLER, "b": FILLER, "label": "no"}, rows[0]]
+    encoded, found = peftcls.features.encode_rows(task, rows, TOKENIZERS["word pieces"], source="t.csv", first=10), []
+    with pytest.raises(RowError, match=r"^row 15 of t\.csv has two long texts"):
+        found += encoded
+    assert [len(feature["windows"]) > 1 for feature in found] == [True] * 4 + [False]
+
+
 def test_the_token_types_of_a_pair_are_those_of_its_windows():
     tokenizer = TOKENIZERS["word pieces"]
-    feature = encode_texts(["the patient", FILLER], tokenizer, max_length=20, long_text="windows")
+    feature = in_windows(["the patient", FILLER], tokenizer, 20)
     assert len(feature["windows"]) > 1
     lines = peftcls.tasks.texts.collate_texts([feature, feature], tokenizer)
     assert lines["windows"].tolist() == [len(feature["windows"])] * 2
@@ -98,9 +128,9 @@ def test_a_pair_that_just_fits_needs_no_room_for_windows():
     tokenizer, text = TOKENIZERS["word pieces"], "the patient was given"
     both = 2 * len(ids_of(text, tokenizer)) + 3
     assert both < 2 * LEAST_TOKENS
-    assert encode_texts([text, text], tokenizer, max_length=both, long_text="windows")["windows"] == [both]
+    assert in_windows([text, text], tokenizer, both)["windows"] == [both]
     with pytest.raises(RowError, match="no room"):
-        encode_texts([text, text], tokenizer, max_length=both - 1, long_text="windows")
+        in_windows([text, text], tokenizer, both - 1)
 
 
 def predictor(base, task):

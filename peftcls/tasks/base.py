@@ -2,7 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import datasets
@@ -87,9 +87,13 @@ class Task(ABC):
     def gold_of(self, row: Row) -> tuple[str, ...]:
         """What is right for a row: one label or text, or several."""
 
-    @abstractmethod
     def encode(self, row: Row, tokenizer: PreTrainedTokenizerBase, *, with_target: bool) -> Feature:
         """One row in tokens. Raises RowError, without the row's place, for what no shortening can fit."""
+        return next(self.encode_many([row], tokenizer, with_target=with_target))
+
+    @abstractmethod
+    def encode_many(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, with_target: bool) -> Iterator[Feature]:
+        """Rows in tokens, in their order: a tokenizer reads many texts at once on all cores. RowError is raised in a row's turn."""
 
     @abstractmethod
     def collate(self, features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> Batch:

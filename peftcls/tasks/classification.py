@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import datasets
@@ -186,17 +186,18 @@ class Classification(Task):
             return tuple(name for name, share in shares.items() if share >= 0.5)
         return (max(shares, key=lambda name: shares[name]),)  # of a soft target the label with most votes
 
-    def encode(self, row: Row, tokenizer: PreTrainedTokenizerBase, *, with_target: bool) -> Feature:
-        feature = encode_texts([row[column] for column in text_columns(self.text)], tokenizer, max_length=self.max_length,
-                               long_text=self.long_text)
-        if with_target:
-            shares = self._shares(row[self.label])
-            feature["target"] = [shares.get(name, 0.0) for name in self._labels]
-            weights = self.class_weight if isinstance(self.class_weight, Mapping) else {}
-            feature["weight"] = sum(share * float(weights.get(name, 1.0)) for name, share in shares.items()) if weights else 1.0
-            if self.sampling:
-                feature["stratum"] = self._labels.index(self.gold_of(row)[0])
-        return feature
+    def encode_many(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, with_target: bool) -> Iterator[Feature]:
+        texts = [[row[column] for column in text_columns(self.text)] for row in rows]
+        encoded = encode_texts(texts, tokenizer, max_length=self.max_length, long_text=self.long_text)
+        for row, feature in zip(rows, encoded, strict=True):
+            if with_target:
+                shares = self._shares(row[self.label])
+                feature["target"] = [shares.get(name, 0.0) for name in self._labels]
+                weights = self.class_weight if isinstance(self.class_weight, Mapping) else {}
+                feature["weight"] = sum(share * float(weights.get(name, 1.0)) for name, share in shares.items()) if weights else 1.0
+                if self.sampling:
+                    feature["stratum"] = self._labels.index(self.gold_of(row)[0])
+            yield feature
 
     @property
     def _labels(self) -> tuple[str, ...]:

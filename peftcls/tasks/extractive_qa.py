@@ -1,12 +1,12 @@
 """A question and a context get the place of the answer in the context, or none."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import datasets
 import torch
-from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
+from transformers import AutoModelForQuestionAnswering, BatchEncoding, PreTrainedTokenizerBase
 
 from peftcls import metrics
 from peftcls.pooling import end_logits, mean_of_windows, owners
@@ -143,30 +143,42 @@ class ExtractiveQA(Task):
     def gold_of(self, row: Row) -> tuple[str, ...]:
         return tuple(gold.text for gold in gold_answers(row[self.answers])) or ("",)
 
-    def encode(self, row: Row, tokenizer: PreTrainedTokenizerBase, *, with_target: bool) -> Feature:
-        question, context = row[self.question].strip(), row[self.context]
-        glue = "" if has_separator(tokenizer) else "\n"  # without a separator the two would run into one another
+    def encode_many(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, with_target: bool) -> Iterator[Feature]:
+        questions, glue = [row[self.question].strip() for row in rows], "" if has_separator(tokenizer) else "\n"  # or the two run together
         special = tokenizer.num_special_tokens_to_add(pair=True)
-        closed = special > 0  # else an end mark is set behind each window, for "no answer"
-        limit = token_limit(tokenizer, self.max_length) - (not closed)
-        room = limit - special - len(tokenizer(question, add_special_tokens=False, verbose=False)["input_ids"])
-        if room < LEAST_CONTEXT_TOKENS:
-            raise RowError(f"has a question that leaves {max(room, 0)} of {limit} tokens for the context in column "
-                           f"{self.context!r}, expected at least {LEAST_CONTEXT_TOKENS}; shorten it or raise max_length")
-        encoded = tokenizer(question, glue + context, truncation="only_second", max_length=limit, return_offsets_mapping=True,
-                            stride=min(self.stride, room // 2), return_overflowing_tokens=True)
-        spans = find_answers(context, gold_answers(row[self.answers])) if with_target else []
+        limit = token_limit(tokenizer, self.max_length) - (special == 0)
+        rooms = [limit - special - len(ids) for ids in tokenizer(questions, add_special_tokens=False, verbose=False)["input_ids"]]
+        strides = [min(self.stride, room // 2) if room >= LEAST_CONTEXT_TOKENS else None for room in rooms]
+        windows: dict[int, list[tuple[BatchEncoding, int]]] = {}
+        for stride in {stride for stride in strides if stride is not None}:
+            own = [place for place, found in enumerate(strides) if found == stride]
+            encoded = tokenizer([questions[place] for place in own], [glue + rows[place][self.context] for place in own],
+                                truncation="only_second", max_length=limit, return_offsets_mapping=True, stride=stride,
+                                return_overflowing_tokens=True)
+            for line, place in enumerate(encoded["overflow_to_sample_mapping"]):
+                windows.setdefault(own[place], []).append((encoded, line))
+        for place, row in enumerate(rows):
+            if place not in windows:
+                raise RowError(f"has a question that leaves {max(rooms[place], 0)} of {limit} tokens for the context in column "
+                               f"{self.context!r}, expected at least {LEAST_CONTEXT_TOKENS}; shorten it or raise max_length")
+            yield self._feature(row, windows[place], len(glue), tokenizer, limit, with_target=with_target)
+
+    def _feature(self, row: Row, windows: Sequence[tuple[BatchEncoding, int]], glue: int, tokenizer: PreTrainedTokenizerBase, limit: int, *,
+                 with_target: bool) -> Feature:
+        """A row's windows, each a line of what the tokenizer gave, with what may be an answer and what is one."""
+        closed = tokenizer.num_special_tokens_to_add(pair=True) > 0  # else an end mark is set behind each window, for "no answer"
+        spans = find_answers(row[self.context], gold_answers(row[self.answers])) if with_target else []
         feature: Feature = {"input_ids": [], "windows": [], "shortened": False, **{flag: [] for flag in FLAGS}, "offsets": []}
-        if "token_type_ids" in encoded:
-            feature["token_type_ids"] = [i for ids in encoded["token_type_ids"] for i in ids]
-        for line, ids in enumerate(encoded["input_ids"]):
-            parts = encoded.sequence_ids(line)
+        if "token_type_ids" in windows[0][0]:
+            feature["token_type_ids"] = [i for encoded, line in windows for i in encoded["token_type_ids"][line]]
+        for number, (encoded, line) in enumerate(windows):
+            ids, parts = encoded["input_ids"][line], encoded.sequence_ids(line)
             if not closed:
                 ids, parts = [*ids, int(tokenizer.eos_token_id or 0)], [*parts, None]
-            places = [(max(a - len(glue), 0), b - len(glue)) if part == 1 else (0, 0)
+            places = [(max(a - glue, 0), b - glue) if part == 1 else (0, 0)
                       for part, (a, b) in zip(parts, [*encoded["offset_mapping"][line], (0, 0)], strict=False)]
             allowed = [int(part == 1 and b > a) for part, (a, b) in zip(parts, places, strict=True)]
-            ends = _ends(spans, places, allowed, first=line == 0, last=line + 1 == len(encoded["input_ids"]))
+            ends = _ends(spans, places, allowed, first=number == 0, last=number + 1 == len(windows))
             cls = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else len(ids) - 1
             feature["input_ids"] += ids
             feature["windows"].append(len(ids))
@@ -183,7 +195,7 @@ class ExtractiveQA(Task):
             del feature["offsets"]
             feature["weight"] = 1.0
         else:
-            feature["context"] = context
+            feature["context"] = row[self.context]
             del feature["starts"], feature["ends"]
         return feature
 

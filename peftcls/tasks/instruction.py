@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import datasets
@@ -149,27 +149,35 @@ class Instruction(Task):
             return self._parts(row[self.output])
         return (label_name(row[self.output]) if self.labels else str(row[self.output]).strip(),)
 
-    def encode(self, row: Row, tokenizer: PreTrainedTokenizerBase, *, with_target: bool) -> Feature:
+    def encode_many(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, with_target: bool) -> Iterator[Feature]:
         cue, space = split_cue(self.template)
         choices = self._label_tokens(tokenizer)
         answer_limit = max(map(len, choices)) + 1 if choices else self.max_new_tokens
-        values = {**row, "instruction": row.get(self.instruction), "input": row.get(self.input)}
-        prompt, shortened = fit_document(tokenizer, cue, values, "input",
-                                         token_limit(tokenizer, self.max_length) - answer_limit)
-        if not with_target:
-            ids, _ = tokenize_answered(tokenizer, prompt, space + (self.labels[0] if self.labels else "x"))
-            return {"input_ids": ids, "shortened": shortened}
+        limit = token_limit(tokenizer, self.max_length) - answer_limit
+        values = [{**row, "instruction": row.get(self.instruction), "input": row.get(self.input)} for row in rows]
+        answers = [self._answer(row) if with_target else self.labels[0] if self.labels else "x" for row in rows]
+        asked = [(render(cue, own), space + answer) for own, answer in zip(values, answers, strict=True)]
+        for place, (ids, target) in enumerate(tokenize_answered(tokenizer, asked)):
+            shortened, answer = False, answers[place]
+            if len(ids) + len(target) > limit:
+                prompt, shortened = fit_document(tokenizer, cue, values[place], "input", limit)
+                ((ids, target),) = tokenize_answered(tokenizer, [(prompt, space + answer)])
+            if not with_target:
+                yield {"input_ids": ids, "shortened": shortened}
+                continue
+            if choices and tuple(target) != choices[self._labels.index(answer)]:
+                raise RowError(f"has the label {answer!r} in other tokens than alone: the template must end in a space or a new line")
+            if len(target) + 1 > answer_limit:
+                raise RowError(f"has an answer of {len(target)} tokens in column {self.output!r}, expected at most "
+                               f"{answer_limit - 1}; shorten it or raise max_new_tokens (now {self.max_new_tokens})")
+            yield {"input_ids": [*ids, *target, int(tokenizer.eos_token_id)], "prompt_tokens": len(ids),
+                   "weight": float(len(target) + 1), "shortened": shortened}
+
+    def _answer(self, row: Row) -> str:
         given = row[self.output]
-        listed = f"{self.separator} ".join(self._parts(given)) if isinstance(given, list) else str(given).strip()
-        answer = label_name(given) if self.labels else listed
-        ids, target = tokenize_answered(tokenizer, prompt, space + answer)
-        if choices and tuple(target) != choices[self._labels.index(answer)]:
-            raise RowError(f"has the label {answer!r} in other tokens than alone: the template must end in a space or a new line")
-        if len(target) + 1 > answer_limit:
-            raise RowError(f"has an answer of {len(target)} tokens in column {self.output!r}, expected at most "
-                           f"{answer_limit - 1}; shorten it or raise max_new_tokens (now {self.max_new_tokens})")
-        return {"input_ids": [*ids, *target, int(tokenizer.eos_token_id)], "prompt_tokens": len(ids),
-                "weight": float(len(target) + 1), "shortened": shortened}
+        if self.labels:
+            return label_name(given)
+        return f"{self.separator} ".join(self._parts(given)) if isinstance(given, list) else str(given).strip()
 
     @property
     def _labels(self) -> tuple[str, ...]:
@@ -267,4 +275,4 @@ def _label_tokens(template: str, labels: tuple[str, ...], tokenizer: PreTrainedT
     """The tokens of each label behind a template; a tokenizer that has grown is asked again."""
     cue, space = split_cue(template)
     prompt = render(cue, {})
-    return [tuple(tokenize_answered(tokenizer, prompt, space + label)[1]) for label in labels]
+    return [tuple(target) for _, target in tokenize_answered(tokenizer, [(prompt, space + label) for label in labels])] if labels else []

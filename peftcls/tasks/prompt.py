@@ -1,7 +1,7 @@
 """Prompts in tokens: rendering, shortening the document alone, and where the answer begins."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -31,14 +31,19 @@ def split_cue(template: str) -> tuple[str, str]:
     return cue, template[len(cue):] or " "
 
 
-def tokenize_answered(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> tuple[list[int], list[int]]:
-    """Prompt and answer tokenized in one go and parted where the first token of the answer begins."""
-    found = tokenizer(prompt + answer, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
-    ids, special = list(found["input_ids"]), found["special_tokens_mask"]
-    while special and special[-1]:  # an end mark of the tokenizer's own; the task adds its own after the answer
-        ids, special = ids[:-1], special[:-1]
-    first = next((i for i, (_, end) in enumerate(found["offset_mapping"][: len(ids)]) if end > len(prompt)), len(ids))
-    return ids[:first], ids[first:]
+def tokenize_answered(tokenizer: PreTrainedTokenizerBase, answered: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+    """Prompts and their answers, each pair tokenized in one go and parted where the first token of the answer begins."""
+    read = tokenizer([prompt + answer for prompt, answer in answered], return_offsets_mapping=True, return_special_tokens_mask=True,
+                     verbose=False)
+    found = []
+    for (prompt, _), ids, special, places in zip(answered, read["input_ids"], read["special_tokens_mask"], read["offset_mapping"],
+                                                 strict=True):
+        length = len(ids)
+        while length and special[length - 1]:  # an end mark of the tokenizer's own; the task adds its own after the answer
+            length -= 1
+        first = next((i for i, (_, end) in enumerate(places[:length]) if end > len(prompt)), length)
+        found.append((ids[:first], ids[first:length]))
+    return found
 
 
 def fit_document(tokenizer: PreTrainedTokenizerBase, template: str, values: dict[str, Any], document: str,

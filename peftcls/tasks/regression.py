@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import datasets
@@ -112,14 +112,15 @@ class Regression(Task):
     def gold_of(self, row: Row) -> tuple[str, ...]:
         return (str(_number(row[self.target])),)
 
-    def encode(self, row: Row, tokenizer: PreTrainedTokenizerBase, *, with_target: bool) -> Feature:
-        feature = encode_texts([row[column] for column in text_columns(self.text)], tokenizer, max_length=self.max_length,
-                               long_text=self.long_text)
-        if with_target:
-            mean, deviation = self._scale
-            feature["target"] = (float(row[self.target]) - mean) / deviation
-            feature["weight"] = 1.0
-        return feature
+    def encode_many(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, with_target: bool) -> Iterator[Feature]:
+        texts = [[row[column] for column in text_columns(self.text)] for row in rows]
+        encoded = encode_texts(texts, tokenizer, max_length=self.max_length, long_text=self.long_text)
+        for row, feature in zip(rows, encoded, strict=True):
+            if with_target:
+                mean, deviation = self._scale
+                feature["target"] = (float(row[self.target]) - mean) / deviation
+                feature["weight"] = 1.0
+            yield feature
 
     @property
     def _scale(self) -> tuple[float, float]:

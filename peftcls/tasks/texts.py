@@ -1,6 +1,6 @@
 """One text, or a pair of texts, in tokens: whole, shortened, or in overlapping windows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -56,8 +56,9 @@ def rows_from_texts(texts: Sequence[Any], columns: Sequence[str]) -> list[Row]:
     return rows
 
 
-def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_length: int, long_text: LongText) -> Feature:
-    """One or two texts in tokens, with the model's special tokens and token types.
+def encode_texts(rows: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, *, max_length: int,
+                 long_text: LongText) -> Iterator[Feature]:
+    """Rows of one or two texts in tokens, with the model's special tokens and token types.
 
     With "truncate" a longer text loses its end, and of a pair the longer one. With "windows" it is read in windows of
     `max_length` tokens, of a pair the longer text beside the other whole one; `input_ids` then holds the windows one
@@ -67,16 +68,20 @@ def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, ma
         RowError: a window of a pair has no room beside the shorter text.
     """
     max_length = token_limit(tokenizer, max_length)
-    if len(texts) == 2 and not has_separator(tokenizer):
-        texts = [texts[0], "\n" + texts[1]]  # a tokenizer without a separator would run the two into one another
-    if long_text == "truncate":
-        encoded = tokenizer(*texts, truncation=True, max_length=max_length)
-        whole = sum(len(ids) for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"])
-        feature: Feature = {"input_ids": encoded["input_ids"]}
-        feature["shortened"] = whole + tokenizer.num_special_tokens_to_add(pair=len(texts) == 2) > len(encoded["input_ids"])
+    if len(rows[0]) == 2 and not has_separator(tokenizer):
+        rows = [[first, "\n" + second] for first, second in rows]  # a tokenizer without a separator would run the two into one another
+    if long_text == "windows":
+        yield from (_in_windows(texts, tokenizer, max_length) for texts in rows)
+        return
+    encoded = tokenizer(*map(list, zip(*rows, strict=True)), truncation=True, max_length=max_length)
+    for place, found in enumerate(encoded.encodings):
+        feature: Feature = {"input_ids": encoded["input_ids"][place], "shortened": bool(found.overflowing)}
         if "token_type_ids" in encoded:
-            feature["token_type_ids"] = encoded["token_type_ids"]
-        return feature
+            feature["token_type_ids"] = encoded["token_type_ids"][place]
+        yield feature
+
+
+def _in_windows(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Feature:
     cut: bool | str = True
     room = max_length - tokenizer.num_special_tokens_to_add(pair=len(texts) == 2)
     if len(texts) == 2:
@@ -87,7 +92,7 @@ def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, ma
                            "room for the other; raise max_length or use long_text='truncate'")
     encoded = tokenizer(*texts, truncation=cut, max_length=max_length, stride=max(room // OVERLAP, 0), return_overflowing_tokens=True)
     windows = encoded["input_ids"]
-    feature = {"input_ids": [i for ids in windows for i in ids], "windows": [len(ids) for ids in windows], "shortened": False}
+    feature: Feature = {"input_ids": [i for ids in windows for i in ids], "windows": [len(ids) for ids in windows], "shortened": False}
     if "token_type_ids" in encoded:
         feature["token_type_ids"] = [i for ids in encoded["token_type_ids"] for i in ids]
     return feature
