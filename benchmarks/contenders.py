@@ -116,9 +116,9 @@ def run(job: Job) -> dict[str, Any]:
         trainer.save_model()
         found |= {**clock.measures(e), "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]}
     if e.predict:
-        trainer.predict(trainer.train_dataset.select(range(e.batch_size)))  # kernels are built
+        trainer.predict(_table(job, tokenizer, rows[: e.batch_size]))  # kernels are built
         started = time.perf_counter()
-        answers = trainer.predict(trainer.train_dataset).predictions.argmax(1)
+        answers = trainer.predict(_table(job, tokenizer, rows)).predictions.argmax(1)  # from texts, as peftcls
         found["predict_rows_per_second"] = len(rows) / (time.perf_counter() - started)
         if not e.epochs and settings["train_sampling_strategy"] != OWN_BATCHES:  # whose answers come in an order of its own
             found["answers"] = [LABELS[a] for a in answers]

@@ -29,14 +29,14 @@ from safetensors.numpy import load_file
 HERE = Path(__file__).parent
 LOSS_NEAR = {"float32": 1e-5, "bfloat16": 2e-2}  # relative to a loss above 1
 LEAST_COSINE = {"float32": 0.9999, "bfloat16": 0.0}  # in bfloat16 it is reported
-OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
 PYTHON = [sys.executable, str(HERE / "one_run.py")]
 
 
 def start(job: Job) -> dict[str, Any]:
     """A job in a process of its own, which ends with {"crash": ...} for a contender's and with SystemExit for peftcls's."""
     started = time.perf_counter()
-    threads = {"OMP_NUM_THREADS": str(job.experiment.threads)}
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "RAYON_NUM_THREADS"), str(job.experiment.threads))  # torch's, and tokenizers'
     try:
         ended = subprocess.run([*PYTHON, job.to_json()], capture_output=True, text=True, check=False,
                                timeout=job.experiment.limit_seconds, env={**os.environ, **OFFLINE, **threads})

@@ -50,7 +50,7 @@ def test_an_experiment_holds_only_what_differs_from_the_defaults(file):
 @pytest.mark.parametrize(("changed", "sentence"), [
     ({"batchsize": 8}, "there is no setting 'batchsize'; did you mean 'batch_size'?"),
     ({"systems": ["trl"]}, "systems='trl': expected one of ['trainer', 'trainer_best', 'pad_to_max', 'peftcls']."),
-    ({"without": [["speed"]]}, "without='speed': expected one of ['bfloat16', 'attention', 'packing', 'last_layer', 'prefix', "
+    ({"without": [["speed"]]}, "without='speed': expected one of ['bfloat16', 'attention', 'norms', 'packing', 'last_layer', 'prefix', "
                                "'trunk', 'cuts', 'logits', 'recording']."),
     ({"rows": 30}, "rows=30: expected a multiple of batch_size=16, so that all see the same steps."),
     ({"rows": 32}, "rows=32: expected more than 2 steps, which are not timed."),
