@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import hashlib
-import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
@@ -17,14 +16,13 @@ from peftcls.rows import Row, RowError, source_name, without_progress_bars
 from peftcls.tasks.base import Feature, Task
 
 SUMMED_ROWS = 1000  # at a time
-TOGETHER = 256  # rows that a tokenizer reads at once; what it says of them takes more memory than their tokens
+TOGETHER, CHARACTERS = 256, 2**20  # of a portion, at most
 
 
 def encode_rows(task: Task, rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, *, source: str, first: int = 1,
                 with_target: bool = False) -> Iterator[Feature]:
     """Encode rows, some at a time; a RowError says which row of `source` it is about."""
-    rest = iter(rows)
-    while own := list(itertools.islice(rest, TOGETHER)):
+    for own in _portions(rows):
         encoded = task.encode_many(own, tokenizer, with_target=with_target)
         for number in range(first, first + len(own)):
             try:
@@ -33,6 +31,19 @@ def encode_rows(task: Task, rows: Iterable[Row], tokenizer: PreTrainedTokenizerB
                 raise RowError(f"row {number} of {source} {error}.") from None
             yield feature
         first += len(own)
+
+
+def _portions(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Rows that a tokenizer is given at once: what it says of them takes many times the memory of their texts."""
+    portion, characters = list[Row](), 0
+    for row in rows:
+        portion.append(row)
+        characters += sum(len(value) for value in row.values() if isinstance(value, str))
+        if len(portion) == TOGETHER or characters >= CHARACTERS:
+            yield portion
+            portion, characters = [], 0
+    if portion:
+        yield portion
 
 
 @dataclasses.dataclass(frozen=True)

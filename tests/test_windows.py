@@ -92,9 +92,10 @@ def test_a_row_is_shortened_where_it_has_more_tokens_than_fit(kind, rows, max_le
     assert [len(feature["input_ids"]) for feature in found] == [min(tokens, max_length) for tokens in whole]
 
 
-@pytest.mark.parametrize("together", [1, 2, 256])
-def test_a_row_that_cannot_be_encoded_is_named_whatever_is_read_with_it(together, monkeypatch):
+@pytest.mark.parametrize(("together", "characters"), [(1, 2**20), (2, 2**20), (256, 2**20), (256, 100)])
+def test_a_row_that_cannot_be_encoded_is_named_whatever_is_read_with_it(together, characters, monkeypatch):
     monkeypatch.setattr(peftcls.features, "TOGETHER", together)
+    monkeypatch.setattr(peftcls.features, "CHARACTERS", characters)
     task = Classification(text=("a", "b"), labels=("no", "yes"), max_length=16, long_text="windows")
     rows = [{"a": "the bank", "b": FILLER if number != 4 else "x", "label": "no"} for number in range(5)]
     rows += [{"a": FILLER, "b": FILLER, "label": "no"}, rows[0]]
