@@ -1,13 +1,20 @@
 """What a launcher, a folder or a tracker asks for or refuses: said before anything is learnt."""
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from accelerate.utils import DistributedType
 
 from peftcls.config import TrainConfig
+from peftcls.faults import RunStoppedError
+
+try:
+    import fcntl
+except ImportError:  # there is none on Windows, where nothing can be told
+    fcntl = None  # type: ignore[assignment]
 
 
 def check_launch(processes: int, kind: DistributedType, precision: str) -> None:
@@ -33,6 +40,38 @@ def check_output_dir(folder: Path) -> None:
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise ValueError(f"output_dir={str(folder)!r}: {above} is not a folder that can be written to; choose another.")
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, *, first: bool) -> Iterator[None]:
+    """Within it no other program trains into a folder; the system lets go of it when this one ends, however it ends.
+
+    Args:
+        folder: made if it is not there, and removed at the end where nothing was written to it.
+        first: whether this is the process that holds it for all of its run.
+
+    Raises:
+        RunStoppedError: another program holds it.
+    """
+    if fcntl is None or not first:
+        yield
+        return
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunStoppedError(f"another program is training into {folder}, expected one alone; wait until it has ended, or choose "
+                                  "another output_dir.") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(held)
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def start_trackers(start: Callable[..., None], config: TrainConfig) -> None:

@@ -34,7 +34,7 @@ from peftcls.faults import RunStoppedError
 from peftcls.features import TrainingTable, encode_table
 from peftcls.frozen import computed_once
 from peftcls.gradients import PATIENT_SECONDS, Gradients
-from peftcls.launch import check_launch, check_output_dir, start_trackers
+from peftcls.launch import alone_in, check_launch, check_output_dir, start_trackers
 from peftcls.metrics import rank_scores
 from peftcls.models import base_facts
 from peftcls.predictor import CHUNK_ROWS, Predictor
@@ -126,7 +126,7 @@ class Trainer:
         per_epoch = plan.steps_per_epoch(len(train), self.config.batch_size)
         self._run = identify_run(self.model, self.task, self.config, table, valid)
         try:
-            with self._signals.caught():
+            with self._signals.caught(), alone_in(self.output_dir, first=self.accelerator.is_main_process):
                 self._begin(table, train, resume, per_epoch * self.config.epochs)
                 once = self.config.epochs == 1 or self.progress.examined_step == per_epoch * self.config.epochs
                 with computed_once(self.model, self.task, self.tokenizer, [] if once else [table] if valid is None else [table, held],

@@ -1,6 +1,8 @@
 """The training loop: the batch matters, how it is cut does not; interrupted equals uninterrupted."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from tensorboard.backend.event_processing import event_accumulator
 
 import peftcls
 from peftcls.checkpoint import find_checkpoints
+from peftcls.faults import RunStoppedError
 from peftcls.reload_check import share_weights
 from peftcls.schedule import learning_rate_factor
 
@@ -274,6 +277,28 @@ def test_a_tracker_that_does_not_start_is_told_in_a_sentence(bert, tmp_path, tex
     sentence = r"^trackers=\('tensorboard',\) cannot be started \(ConnectionError: no server answers\); set them up"
     with pytest.raises(ValueError, match=sentence):
         build(bert, tmp_path, text_rows, trackers=("tensorboard",)).fit(text_rows)
+
+
+def test_two_programs_do_not_train_into_one_folder(bert, tmp_path, text_rows):
+    out = tmp_path / "runs" / "one"
+    hold = ("import sys; from pathlib import Path; from peftcls.launch import alone_in\n"
+            "with alone_in(Path(sys.argv[1]), first=True):\n    print('held', flush=True); sys.stdin.read()")
+    with subprocess.Popen([sys.executable, "-c", hold, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RunStoppedError, match=r"^another program is training into .*one, expected one alone; wait until it has ended"):
+            build(bert, out, text_rows).fit(text_rows)
+        assert list(out.iterdir()) == []
+        other.kill()
+    build(bert, out, text_rows).fit(text_rows)
+    assert (out / "adapter_config.json").is_file()
+
+
+def test_a_training_that_fails_at_once_leaves_no_folder(bert, tmp_path, text_rows, monkeypatch):
+    trainer = build(bert, tmp_path / "out", text_rows)
+    monkeypatch.setattr(trainer.gradients, "add_up", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit(text_rows)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_tracker_gets_losses_and_scores(bert, tmp_path, text_rows):
