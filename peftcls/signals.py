@@ -37,11 +37,20 @@ class Signals:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    @contextlib.contextmanager
+    def not_put_off(self) -> Iterator[None]:
+        """Within it a signal ends the program where it stands: what changes nothing may take longer than a program is given to end."""
+        self.is_put_off = False
+        try:
+            yield
+        finally:
+            self.is_put_off = True
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if not self.is_put_off:
-            end_by(number)
         if not self.number:
             self.number, self._since = number, time.monotonic()
+            if not self.is_put_off:
+                end_by(number)
             if int(os.environ.get("RANK", 0)) == 0:  # without print, which may be what was interrupted
                 os.write(2, f"\n{signal.Signals(number).name}: this step is finished and a checkpoint written; once more ends the program "
                             "at once.\n".encode())

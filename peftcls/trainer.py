@@ -46,7 +46,7 @@ from peftcls.signals import Signals, end_by
 from peftcls.summary import describe_model, identify_run
 from peftcls.tasks.base import Answer, Task, token_limit
 
-PROBE_ROWS = 4
+PROBE_ROWS, GO_ON = 4, "whose checkpoint is in {}; go on with fit(..., resume=True), or --resume."
 
 
 class Trainer:
@@ -109,7 +109,7 @@ class Trainer:
             RowError: rows that cannot be learnt from, before anything is written.
             FloatingPointError: the loss or a gradient is not finite; the weights, and a checkpoint, are those before that step.
             RunStoppedError: memory or disk is used up, or another process is gone; the last checkpoint is whole.
-            KeyboardInterrupt: after SIGINT, when the step was finished and a checkpoint written; after SIGTERM SystemExit(143).
+            KeyboardInterrupt: after SIGINT, a step's end or within an evaluation, and a checkpoint; after SIGTERM SystemExit(143).
         """
         train, valid = as_dataset(train_rows, "train_rows"), None if valid_rows is None else as_dataset(valid_rows, "valid_rows")
         check_rows(self.task, train, training=True)
@@ -171,21 +171,19 @@ class Trainer:
         config, steps, rows = self.config, per_epoch * self.config.epochs, len(table.lengths)
         every = config.eval_every or per_epoch
         bar = tqdm(total=rows * config.epochs, unit="row", disable=not self.accelerator.is_main_process, dynamic_ncols=True,
-                   mininterval=0.2 if sys.stderr.isatty() else 10.0,
-                   initial=plan.rows_before(rows, config.batch_size, self.progress.step))
+                   mininterval=0.2 if sys.stderr.isatty() else 10.0, initial=plan.rows_before(rows, config.batch_size, self.progress.step))
         train_mode(self.model)
         for step in range(self.progress.step, steps + 1):  # so many are done
             if step and (step % every == 0 or step == steps) and self.progress.examined_step < step:
                 if valid is not None:
-                    with self._kept():
+                    with self._kept(), self._signals.not_put_off():
                         scores = self.evaluate(valid)
                     self._judge(scores, step, bar)
                     train_mode(self.model)
                 self.progress.examined_step = step
                 self._write_checkpoint()
             if self._stop:
-                self._end_by_signal(f"stopped after step {step} of {steps}, whose checkpoint is in {self.output_dir}; go on with "
-                                    "fit(..., resume=True), or --resume.")
+                self._end_by_signal(f"stopped after step {step} of {steps}, {GO_ON.format(self.output_dir)}")
             if step == steps or (config.patience is not None and self.progress.evaluations_since_best >= config.patience):
                 break
             indices = plan.step_rows(rows, config.batch_size, config.seed, step, table.strata)
@@ -221,10 +219,12 @@ class Trainer:
         """What goes wrong within it changes no weight: the steps since the last checkpoint are kept, and then the error goes on."""
         try:
             yield
-        except Exception:
+        except BaseException as error:
             if self._run is not None and self.progress.step:
                 with contextlib.suppress(RunStoppedError):
                     self._write_alone()
+                    if not isinstance(error, Exception):
+                        self.accelerator.print(f"\nstopped after step {self.progress.step}, {GO_ON.format(self.output_dir)}")
             raise
 
     def _agree(self, problem: str | None = None) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_trainer import build, weights
 
-from peftcls import plan
+from peftcls import Predictor, plan
 from peftcls.checkpoint import damage, find_checkpoints
 from peftcls.faults import RunStoppedError, is_lost_process, is_out_of_memory, watched
 from peftcls.features import encode_table
@@ -37,7 +37,6 @@ def whole(bert, tmp_path_factory):
 def signalled(trainer, rows, number, during, at, monkeypatch):
     """Send this process a signal during a part of the training."""
     owner, name, place = {"a step": (trainer.gradients, "add_up", lambda *given: given[2]),
-                          "an evaluation": (trainer, "evaluate", lambda *given: trainer.progress.step),
                           "a save": (trainer, "_write_checkpoint", lambda *given: trainer.progress.step)}[during]
     plain = getattr(owner, name)
 
@@ -55,7 +54,7 @@ def signalled(trainer, rows, number, during, at, monkeypatch):
 
 @pytest.mark.parametrize(("number", "during", "at", "step"), [
     (signal.SIGINT, "a step", 2, 3), (signal.SIGTERM, "a step", 3, 4), (signal.SIGTERM, "a step", 5, 6),
-    (signal.SIGTERM, "an evaluation", 2, 2), (signal.SIGINT, "a save", 4, 4)])
+    (signal.SIGINT, "a save", 4, 4)])
 def test_a_signal_lets_the_step_end_and_the_run_goes_on_exactly(number, during, at, step, whole, bert, tmp_path, monkeypatch, capfd):
     rows, expected, history = whole
     handlers = [signal.getsignal(known) for known in ENDS]
@@ -66,6 +65,33 @@ def test_a_signal_lets_the_step_end_and_the_run_goes_on_exactly(number, during, 
     told = capfd.readouterr()
     assert f"{signal.Signals(number).name}: stopped after step {step} of 6, whose checkpoint is in {tmp_path}; go on with " in told.out
     assert "once more ends the program at once" in told.err
+    again = build(bert, tmp_path, rows, **SETTINGS)
+    again.fit(rows, rows, resume=True)
+    found = weights(tmp_path)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert again.progress.history == history
+
+
+@pytest.mark.parametrize("number", ENDS)
+def test_an_evaluation_is_broken_off_and_the_run_goes_on_exactly(number, whole, bert, tmp_path, monkeypatch, capsys):
+    rows, expected, history = whole
+    trainer = build(bert, tmp_path, rows, **SETTINGS)
+    ended, answer = [], Predictor.answer
+
+    def with_signal(self, features):
+        if trainer.progress.step == 4:
+            os.kill(os.getpid(), number)
+            ended.append("the evaluation went on")
+        return answer(self, features)
+
+    monkeypatch.setattr(Predictor, "answer", with_signal)
+    with pytest.raises(ENDS[number][0]):
+        trainer.fit(rows, rows)
+    assert not ended
+    assert [damage(found) for found in find_checkpoints(tmp_path)] == [None, None]
+    assert find_checkpoints(tmp_path)[0].name == "checkpoint-00000004"
+    assert f"stopped after step 4, whose checkpoint is in {tmp_path}; go on with fit(" in capsys.readouterr().out
+    monkeypatch.undo()
     again = build(bert, tmp_path, rows, **SETTINGS)
     again.fit(rows, rows, resume=True)
     found = weights(tmp_path)
