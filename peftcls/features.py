@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
@@ -19,18 +20,18 @@ SUMMED_ROWS = 1000  # at a time
 TOGETHER, CHARACTERS = 256, 2**20  # of a portion, at most
 
 
-def encode_rows(task: Task, rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, *, source: str, first: int = 1,
+def encode_rows(task: Task, rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, *, source: str, numbers: Iterable[int],
                 with_target: bool = False) -> Iterator[Feature]:
-    """Encode rows, some at a time; a RowError says which row of `source` it is about."""
+    """Encode rows, some at a time; a RowError says by its number which row of `source` it is about."""
+    numbered = iter(numbers)
     for own in _portions(rows):
         encoded = task.encode_many(own, tokenizer, with_target=with_target)
-        for number in range(first, first + len(own)):
+        for number in itertools.islice(numbered, len(own)):
             try:
                 feature = next(encoded)
             except RowError as error:
                 raise RowError(f"row {number} of {source} {error}.") from None
             yield feature
-        first += len(own)
 
 
 def _portions(rows: Iterable[Row]) -> Iterator[list[Row]]:
@@ -108,7 +109,7 @@ def encode_table(task: Task, rows: datasets.Dataset, tokenizer: PreTrainedTokeni
 
     def encode(batch: dict[str, list], numbers: list[int]) -> dict[str, list]:
         own = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        found = list(encode_rows(task, own, tokenizer, source=source, first=numbers[0] + 1, with_target=with_target))
+        found = list(encode_rows(task, own, tokenizer, source=source, numbers=(n + 1 for n in numbers), with_target=with_target))
         return {name: [feature[name] for feature in found] for name in found[0]} | {"length": [len(f["input_ids"]) for f in found]}
 
     with without_progress_bars():

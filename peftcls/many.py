@@ -115,11 +115,14 @@ class ManyPredictor:
     @torch.inference_mode()
     def _answers(self, rows: Sequence[tuple[Row, int, int]], source: str, batch_size: int | None) -> list[Answer]:
         tasks, tokenizers = list(self.tasks.values()), list(self.tokenizers.values())
-        features = [next(encode_rows(tasks[adapter], [row], tokenizers[adapter], source=source, first=number))
-                    for row, number, adapter in rows]
-        groups: dict[Any, list[int]] = {}
+        asked, groups = dict[int, list[int]](), dict[Any, list[int]]()
         for place, (_, _, adapter) in enumerate(rows):
+            asked.setdefault(adapter, []).append(place)
             groups.setdefault(self._group(adapter), []).append(place)
+        encoded = {place: feature for adapter, own in asked.items() for place, feature in zip(own, encode_rows(
+            tasks[adapter], [rows[place][0] for place in own], tokenizers[adapter], source=source,
+            numbers=[rows[place][1] for place in own]), strict=True)}
+        features = [encoded[place] for place in range(len(rows))]
         device, lengths = self.model.device, [len(feature["input_ids"]) for feature in features]
         packs = can_pack(self.model)
         answers: dict[int, Answer] = {}

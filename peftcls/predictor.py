@@ -1,6 +1,7 @@
 """Answers from a saved adapter, in another program than the one that trained it."""
 
 import gc
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -68,7 +69,8 @@ class Predictor:
         table = table.select_columns(self.task.columns(with_target=False))
         for start in range(first, len(table), chunk_rows):
             chunk: list[Row] = table.select(range(start, min(start + chunk_rows, len(table)))).to_list()
-            yield self.answer(list(encode_rows(self.task, chunk, self.tokenizer, source=source_name(table), first=start + 1)), batch_size)
+            encoded = encode_rows(self.task, chunk, self.tokenizer, source=source_name(table), numbers=itertools.count(start + 1))
+            yield self.answer(list(encoded), batch_size)
             if start + chunk_rows >= len(table):
                 break  # a request of a few rows does not pay for what keeps a long table's memory constant
             if start // CHUNK_ROWS < (start + chunk_rows) // CHUNK_ROWS:

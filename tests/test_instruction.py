@@ -183,7 +183,7 @@ def test_the_prompt_at_training_is_the_prompt_at_prediction_for_each_label(token
 def test_the_supervised_places_are_those_whose_next_token_is_of_the_answer(tokenizer):
     task = closed(NESTED)
     rows = [{"text": "a drug", "label": "yes please"}, {"text": "the bank raised rates and the bank", "label": "no"}]
-    features = list(encode_rows(task, rows, tokenizer, source="rows", with_target=True))
+    features = list(encode_rows(task, rows, tokenizer, source="rows", numbers=itertools.count(1), with_target=True))
     batch = task.collate(features, tokenizer)
     for row, feature in zip(range(2), features, strict=True):
         places = batch["supervised"][row].nonzero().flatten() + 1
@@ -194,7 +194,7 @@ def test_the_loss_is_the_negative_log_likelihood_of_answer_and_end_mark(llama_pa
     model, tokenizer = llama_parts
     task = closed(NESTED)
     rows = [{"text": "a drug", "label": "yes please"}, {"text": "the bank raised rates and the bank", "label": "no"}]
-    features = list(encode_rows(task, rows, tokenizer, source="rows", with_target=True))
+    features = list(encode_rows(task, rows, tokenizer, source="rows", numbers=itertools.count(1), with_target=True))
     with torch.no_grad():
         expected = 0.0
         for feature in features:

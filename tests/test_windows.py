@@ -1,6 +1,6 @@
 """Long texts: in windows every token is read, once or with its neighbours, and a short text is read as ever."""
 
-from itertools import pairwise
+import itertools
 
 import pytest
 from conftest import byte_level_tokenizer, word_piece_tokenizer
@@ -49,7 +49,7 @@ def test_windows_hold_every_token_and_repeat_a_quarter(kind, text, max_length):
     overlap = room // OVERLAP
     assert all(len(window) == room for window in windows[:-1])
     assert len(windows) == 1 or overlap < len(windows[-1]) <= room
-    assert all(a[-overlap:] == b[:overlap] for a, b in pairwise(windows) if overlap)
+    assert all(a[-overlap:] == b[:overlap] for a, b in itertools.pairwise(windows) if overlap)
     assert windows[0] + [token for window in windows[1:] for token in window[overlap:]] == ids_of(text, tokenizer)
     assert feature["shortened"] is False
 
@@ -99,7 +99,7 @@ def test_a_row_that_cannot_be_encoded_is_named_whatever_is_read_with_it(together
     task = Classification(text=("a", "b"), labels=("no", "yes"), max_length=16, long_text="windows")
     rows = [{"a": "the bank", "b": FILLER if number != 4 else "x", "label": "no"} for number in range(5)]
     rows += [{"a": FILLER, "b": FILLER, "label": "no"}, rows[0]]
-    encoded, found = peftcls.features.encode_rows(task, rows, TOKENIZERS["word pieces"], source="t.csv", first=10), []
+    encoded, found = peftcls.features.encode_rows(task, rows, TOKENIZERS["word pieces"], source="t.csv", numbers=itertools.count(10)), []
     with pytest.raises(RowError, match=r"^row 15 of t\.csv has two long texts"):
         found += encoded
     assert [len(feature["windows"]) > 1 for feature in found] == [True] * 4 + [False]
