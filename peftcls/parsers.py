@@ -57,7 +57,7 @@ def _line_of_bad_byte(path: Path, encoding: str) -> int:
 def _table(path: Path, encoding: str, columns: Sequence[str] | None, skipped: int = 0, **dialect: Any) -> Iterator[Row]:
     csv.field_size_limit(WIDEST_FIELD_CHARACTERS)
     with _open(path, encoding) as lines:
-        reader = csv.reader(lines, strict=True, **dialect)
+        reader, before = csv.reader(lines, strict=True, **dialect), 0
         try:
             for _ in range(skipped):
                 next(reader, None)
@@ -69,8 +69,9 @@ def _table(path: Path, encoding: str, columns: Sequence[str] | None, skipped: in
                                "each, or leave out the separators at the ends of the lines.")
             if doubled := [name for name in header if header.count(name) > 1]:
                 raise RowError(f"{path.name} has the column {doubled[0]!r} {header.count(doubled[0])} times; name each once.")
-            number = 0
+            number, before = 0, reader.line_num
             for fields in reader:
+                before = reader.line_num
                 if not fields:  # an empty line
                     continue
                 number += 1
@@ -79,8 +80,9 @@ def _table(path: Path, encoding: str, columns: Sequence[str] | None, skipped: in
                                    f"{len(header)} ({', '.join(header)[:200]}); put quotes around a text that holds a separator.")
                 yield dict(zip(header, fields, strict=True))
         except csv.Error as error:
-            raise RowError(f"line {reader.line_num} of {path.name} is not valid {path.suffix[1:]}: {error}; "
-                           "a quote inside a quoted text is written twice.") from None
+            where = f"line {reader.line_num}" if reader.line_num <= before + 1 else f"what begins in line {before + 1}"
+            raise RowError(f"{where} of {path.name} is not valid {path.suffix[1:]}: {error}; a quote inside a quoted text is written "
+                           "twice, and one ends it.") from None
 
 
 def _csv(path: Path, encoding: str, columns: Sequence[str] | None) -> Iterator[Row]:
@@ -131,7 +133,7 @@ def _jsonl(path: Path, encoding: str, columns: Sequence[str] | None) -> Iterator
                 continue
             number += 1
             try:
-                row = json.loads(line, object_pairs_hook=_object)
+                row = json.loads(line.rstrip(), object_pairs_hook=_object)
             except (ValueError, RecursionError) as error:
                 fault = _json_fault(error, f"at character {getattr(error, 'colno', 0)}")
                 raise RowError(f"row {number} of {path.name} (line {line_number}) is not JSON: {fault}; "

@@ -9,6 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 MOST = 2**63  # what a library written in another language can count to
 SPOKEN: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", Path: "a path",
                           type(None): "None"}
+LARGE = " of less than 64 bits"
 
 
 def check_settings(values: Mapping[str, Any], owner: Callable[..., Any]) -> None:
@@ -22,8 +23,8 @@ def check_settings(values: Mapping[str, Any], owner: Callable[..., Any]) -> None
         owner: the class or function whose annotations count.
     """
     hints = _hints(owner)
-    problems = [f"{name}={_shown(value)}: expected {_spoken(hints[name])}" for name, value in values.items()
-                if name in hints and not _fits(value, hints[name])]
+    problems = [f"{name}={_shown(value)}: expected {_spoken(hints[name])}{LARGE if _is_large(value) else ''}"
+                for name, value in values.items() if name in hints and not _fits(value, hints[name])]
     if problems:
         raise ValueError("; ".join(problems) + ".")
 
@@ -49,8 +50,12 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, Mapping)
     if hint in (int, float):
         kinds = (int,) if hint is int else (int, float)
-        return isinstance(value, kinds) and not isinstance(value, bool) and (isinstance(value, float) or -MOST <= value < MOST)
+        return isinstance(value, kinds) and not isinstance(value, bool) and not _is_large(value)
     return hint not in SPOKEN or isinstance(value, hint)
+
+
+def _is_large(value: Any) -> bool:
+    return isinstance(value, int) and not -MOST <= value < MOST
 
 
 def _spoken(hint: Any) -> str:

@@ -56,8 +56,10 @@ def exactly(sentence: str) -> str:
     ("t.tsv", "text\tlabel\na\tb\tc\n", "row 1 of t.tsv (line 2) has 3 fields, expected 2 (text, label); put quotes around a text that "
                                         "holds a separator."),
     ("t.csv", 'text,label\n"a "b" c",d\n', "line 2 of t.csv is not valid csv: ',' expected after '\"'; a quote inside a quoted text is "
-                                           "written twice."),
-    ("t.csv", 'text,label\n"a,b\n', "line 2 of t.csv is not valid csv: unexpected end of data; a quote inside a quoted text is written twice."),  # noqa: E501
+                                           "written twice, and one ends it."),
+    ("t.csv", 'text,label\n"a,b\n', "line 2 of t.csv is not valid csv: unexpected end of data; a quote inside a quoted text is written twice, and one ends it."),  # noqa: E501
+    ("t.csv", 'text,label\na,b\n\n"a,b\nc,d\ne,f\n', "what begins in line 4 of t.csv is not valid csv: unexpected end of data; a quote inside a quoted text is written twice, and one ends it."),  # noqa: E501
+    ("t.jsonl", '{"text": "a"}\n{"text": "b"\n', "row 2 of t.jsonl (line 2) is not JSON: Expecting ',' delimiter at character 13; expected one object a line."),  # noqa: E501
     ("t.csv", "text,label\na,b\ncafé,c\n".encode("latin-1"), "line 3 of t.csv has the byte 0xe9, which is not UTF-8; save the file as UTF-8 "  # noqa: E501
                                                            "or pass its encoding, for example encoding='latin-1'."),
     ("t.jsonl", '{"text": "café"}'.encode("latin-1"), "line 1 of t.jsonl has the byte 0xe9, which is not UTF-8; save the file as UTF-8 or "
