@@ -29,6 +29,8 @@ class Predictor:
 
     def __init__(self, model: torch.nn.Module, task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model, self.task, self.tokenizer = model, task, tokenizer
+        self.shortened_rows = 0
+        """Of the rows answered last, how many had more tokens than are read."""
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -62,15 +64,16 @@ class Predictor:
         Raises:
             RowError: as in `predict`.
         """
-        table = self._table(rows)
+        table, self.shortened_rows = self._table(rows), 0
         if len(table) == 0:
             return
         check_rows(self.task, table, with_target=False)
         table = table.select_columns(self.task.columns(with_target=False))
         for start in range(first, len(table), chunk_rows):
             chunk: list[Row] = table.select(range(start, min(start + chunk_rows, len(table)))).to_list()
-            encoded = encode_rows(self.task, chunk, self.tokenizer, source=source_name(table), numbers=itertools.count(start + 1))
-            yield self.answer(list(encoded), batch_size)
+            encoded = list(encode_rows(self.task, chunk, self.tokenizer, source=source_name(table), numbers=itertools.count(start + 1)))
+            self.shortened_rows += sum(feature["shortened"] for feature in encoded)
+            yield self.answer(encoded, batch_size)
             if start + chunk_rows >= len(table):
                 break  # a request of a few rows does not pay for what keeps a long table's memory constant
             if start // CHUNK_ROWS < (start + chunk_rows) // CHUNK_ROWS:

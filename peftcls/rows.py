@@ -146,7 +146,8 @@ def _read_parquet(path: Path) -> datasets.Dataset:
         raise
     except (pa.ArrowException, datasets.exceptions.DatasetGenerationError, ValueError, TypeError, OSError) as error:
         told = str(error.__cause__ or error).strip().partition("\n")[0]
-        raise RowError(f"{path.name} is not a parquet file that can be read: {told}") from None
+        raise RowError(f"{path.name} is not a parquet file that can be read: {told.rstrip('.')}; write it again, or give it "
+                       "the ending of what it holds.") from None
 
 
 def _with_mark(encoding: str | None) -> str:

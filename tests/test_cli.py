@@ -252,10 +252,19 @@ def test_all_columns_are_kept_and_the_answers_added(classifier, tmp_path, capsys
 
 def test_answers_that_are_replaced_and_a_resume_of_nothing_are_told(classifier, tmp_path, capsys):
     file, out = table(tmp_path / "new.csv", ["text"], [("a patient",)]), tmp_path / "answers.csv"
-    told = f"there is no {out}.part to go on from: all rows are answered.\n1 rows answered in {out}; new columns: 'label', 'probability'\n"
+    told = (f"there is no {out}.part to go on from: this begins with the first row.\n"
+            f"1 rows answered in {out}; new columns: 'label', 'probability'\n")
     assert run(capsys, "predict", classifier, file, "--out", out, "--resume") == (0, told, "")
     assert run(capsys, "predict", classifier, file, "--out", out) == (
         0, f"1 rows answered in {out}, which was there and is replaced; new columns: 'label', 'probability'\n", "")
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_texts_that_are_shortened_are_told(command, classifier, tmp_path, capsys):
+    file = table(tmp_path / "new.csv", ["text", "label"], [("a patient", "yes"), ("the patient was given a new drug " * 200, "no")])
+    code, _, err = run(capsys, command, classifier, file, *(["--out", tmp_path / "answers.csv"] if command == "predict" else []))
+    most = peftcls.load_predictor(classifier).task.max_length
+    assert (code, err) == (0, f"longer than {most} tokens, and shortened at their end: 1 of the rows of new.csv that were read now.\n")
 
 
 @pytest.mark.parametrize("ending", [".tsv", ".jsonl", ".parquet"])

@@ -10,9 +10,9 @@ import pandas as pd
 
 from peftcls.answer_files import PART, predict_file
 from peftcls.evaluation import compare_answers, evaluate_answers
-from peftcls.predictor import load_predictor
+from peftcls.predictor import Predictor, load_predictor
 from peftcls.rows import Row, read_rows
-from peftcls.tasks.base import Answer
+from peftcls.tasks.base import Answer, token_limit
 from peftcls.tasks.extractive_qa import ExtractiveQA
 
 SHOWN_LABELS = 5
@@ -23,7 +23,7 @@ def predict_rows(*, directory: Path, file: str, out: Path, probabilities: bool, 
     """Answer a file."""
     predictor, replaced = load_predictor(directory, base=base), out.is_file()
     if resume and not Path(f"{out}{PART}").is_file():
-        print(f"there is no {out}{PART} to go on from: all rows are answered.")
+        print(f"there is no {out}{PART} to go on from: this begins with the first row.")
     try:
         count, columns = predict_file(predictor, directory, file, out, probabilities=probabilities, resume=resume, encoding=encoding,
                                       batch_size=batch_size)
@@ -33,6 +33,7 @@ def predict_rows(*, directory: Path, file: str, out: Path, probabilities: bool, 
         raise
     print(f"{count} rows answered in {out}{', which was there and is replaced' if replaced else ''}; new columns: "
           f"{', '.join(map(repr, columns))}")
+    _tell_shortened(predictor, file)
 
 
 def evaluate_rows(*, directory: Path, file: str, as_json: bool, batch_size: int | None, base: str | None, encoding: str | None) -> None:
@@ -43,6 +44,14 @@ def evaluate_rows(*, directory: Path, file: str, as_json: bool, batch_size: int 
               (("labels", scores.labels), ("confusion", scores.confusion))}
     found = {"rows": scores.rows, "scores": scores.scores, "intervals": scores.intervals, **tables}
     print(json.dumps(found, indent=1, ensure_ascii=False) if as_json else scores)
+    _tell_shortened(predictor, file)
+
+
+def _tell_shortened(predictor: Predictor, file: str) -> None:
+    if predictor.shortened_rows:
+        most = token_limit(predictor.tokenizer, getattr(predictor.task, "max_length", 0))
+        print(f"longer than {most} tokens, and shortened at their end: {predictor.shortened_rows} of the rows of {Path(file).name} "
+              "that were read now.", file=sys.stderr)
 
 
 def compare_folders(*, first: Path, second: Path, file: str, score: str | None, as_json: bool, batch_size: int | None, base: str | None,
