@@ -54,7 +54,6 @@ def run(job: Job) -> dict[str, Any]:
     leave_out(job.without)
     task, model, tokenizer = _build(job, getattr(torch, e.dtype) if e.dtype else None)
     begin_with(model, job.adapter)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
     found: dict[str, Any] = {"dtype": base_facts(model).dtype}
     clock = Clock()
     if e.epochs:
@@ -66,6 +65,7 @@ def run(job: Job) -> dict[str, Any]:
             _time_evaluations(trainer, clock, e.target)
         trainer.fit(rows, read_file(job.data, e.texts, "validation") if e.target else None)
         found |= {**clock.measures(e), "losses": [entry["loss"] for entry in trainer.progress.history if "loss" in entry]}
+    model.to("cuda" if torch.cuda.is_available() else "cpu")  # where a trainer has not done so
     predictor = peftcls.Predictor(model, task, tokenizer)
     if e.predict:
         asked = _without_label(rows)

@@ -19,11 +19,9 @@ def _no_narrow_base() -> None:
 
 
 def _no_own_attention() -> None:
-    from peftcls import models, processor
+    from peftcls import processor
 
-    processor.LONGEST_TOKENS = 0
-    if torch.cuda.is_available():  # on a processor, packing needs it
-        models.choose_kernels = processor.fuse_norms  # type: ignore[assignment]
+    processor.LONGEST_TOKENS, processor.GPU_ATTENTION = 0, "sdpa"
 
 
 def _norms_written_out() -> None:

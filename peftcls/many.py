@@ -119,9 +119,11 @@ class ManyPredictor:
         for place, (_, _, adapter) in enumerate(rows):
             asked.setdefault(adapter, []).append(place)
             groups.setdefault(self._group(adapter), []).append(place)
-        encoded = {place: feature for adapter, own in asked.items() for place, feature in zip(own, encode_rows(
-            tasks[adapter], [rows[place][0] for place in own], tokenizers[adapter], source=source,
-            numbers=[rows[place][1] for place in own]), strict=True)}
+        encoded: dict[int, Feature] = {}
+        for adapter, own in asked.items():
+            found = encode_rows(tasks[adapter], [rows[place][0] for place in own], tokenizers[adapter], source=source,
+                                numbers=[rows[place][1] for place in own])
+            encoded |= zip(own, found, strict=True)
         features = [encoded[place] for place in range(len(rows))]
         device, lengths = self.model.device, [len(feature["input_ids"]) for feature in features]
         packs = can_pack(self.model)

@@ -73,8 +73,8 @@ def test_every_fast_path_has_a_switch_that_finds_what_it_switches():
                 "assert processor.LONGEST_TOKENS == 0 and not prefix.can_share(0) and not gradients.can_pack(0)")
     names = {"gradients": ["can_pack", "call_tokens"], "packing": ["can_pack", "can_narrow"], "pooling": ["can_narrow"],
              "prefix": ["can_share", "can_pack"], "trunk": ["frozen_layers"],
-             "processor": ["LONGEST_TOKENS", "fuse_norms"],
-             "models": ["fast_dtype", "choose_kernels"]}  # a switch that sets a name nobody reads would change nothing
+             "processor": ["LONGEST_TOKENS", "GPU_ATTENTION", "fuse_norms"],
+             "models": ["fast_dtype"]}  # a switch that sets a name nobody reads would change nothing
     for module, own in names.items():
         for name in own:
             assert hasattr(__import__(f"peftcls.{module}", fromlist=[name]), name)
