@@ -21,7 +21,7 @@ import numpy as np
 from real_data import minilm_folder
 
 from peftcls import Classification, TrainConfig, Trainer, attach_lora, compare_answers, evaluate_answers, load_base, read_rows
-from peftcls.rows import as_dataset
+from peftcls.data.reading import as_dataset
 from peftcls.tasks.base import Answer, Task
 
 RESULTS = Path(__file__).parent / "results" / "decisions_and_windows.json"

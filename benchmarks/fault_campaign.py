@@ -32,12 +32,12 @@ import torch
 import transformers
 
 import peftcls.api as peftcls
-from peftcls import checkpoint
-from peftcls.adapters import read_manifest
+from peftcls.data.reading import as_dataset
 from peftcls.demo import BASE_FOLDER
-from peftcls.faults import RunStoppedError
-from peftcls.folder_check import check_adapter_folder
-from peftcls.rows import as_dataset
+from peftcls.models.adapter_folder import read_manifest
+from peftcls.models.folder_safety import check_adapter_folder
+from peftcls.training import checkpoint
+from peftcls.training.lost_processes import RunStoppedError
 
 RESULTS = Path(__file__).parent / "results" / "faults.json"
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")

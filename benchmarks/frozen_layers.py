@@ -26,7 +26,7 @@ import contenders
 import torch
 
 import peftcls
-from peftcls import trunk
+from peftcls.engine import frozen_cache
 
 RESULTS = Path(__file__).parent / "results" / "frozen_layers.json"
 LAYERS = {"minilm": 6, "bert-base": 12}
@@ -43,7 +43,7 @@ def run(o: argparse.Namespace) -> None:
     """One process: print its seconds as a line of JSON."""
     torch.set_num_threads(1)
     if o.one == "each time":
-        trunk.frozen_layers = lambda _: None  # type: ignore[assignment]
+        frozen_cache.frozen_layers = lambda _: None  # type: ignore[assignment]
     rows = contenders.read_texts(o.data, o.texts, o.rows + o.valid_rows)
     folder = contenders.base_folder(o.base, o.cache)
     train, valid = rows[: o.rows], rows[o.rows :]
@@ -67,9 +67,9 @@ def run(o: argparse.Namespace) -> None:
         found = peftcls.sweep(model, task, tokenizer, configs, train, valid)
         scores = {one.name: one.scores for one in found}
     else:
-        start, scores = peftcls.checkpoint.copy_tensors(peftcls.adapt.trained_parameters(model)), {}
+        start, scores = peftcls.training.checkpoint.copy_tensors(peftcls.models.trainable.trained_parameters(model)), {}
         for name, config in configs.items():
-            peftcls.checkpoint.put_tensors(peftcls.adapt.trained_parameters(model), start)
+            peftcls.training.checkpoint.put_tensors(peftcls.models.trainable.trained_parameters(model), start)
             scores[name] = peftcls.Trainer(model, task, tokenizer, config).fit(train, valid)
     print(json.dumps({"processor_seconds": time.process_time() - started, "step_seconds": steps[0], "scores": scores}))
 

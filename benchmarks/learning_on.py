@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from peftcls import Classification, TrainConfig, Trainer, attach_lora, compare_answers, learn_on, load_base, side_by_side, with_replay
+from peftcls.data.reading import as_dataset
 from peftcls.metrics import interval
-from peftcls.rows import as_dataset
 
 RESULTS = Path(__file__).parent / "results" / "learning_on.json"
 SOURCES = ("biomedical_sentences", "covid_papers", "paper_titles", "wikipedia_paragraphs")

@@ -28,8 +28,8 @@ from real_data import minilm_folder
 from safetensors.torch import load_file
 
 import peftcls
-from peftcls.adapters import save_adapter
 from peftcls.demo import sample
+from peftcls.models.adapter_folder import save_adapter
 
 RESULTS = Path(__file__).parent / "results" / "many_adapters.json"
 SIZES = {"two": 2, "five": 5, "twenty": 20}

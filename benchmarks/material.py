@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoTokenizer, BertConfig, BertModel, Llama
 from experiment import Experiment  # isort: skip
 from real_data import minilm_folder  # isort: skip
 
-from peftcls import plan
 from peftcls.demo import BASE_FOLDER
+from peftcls.training import data_order
 
 INSTRUCTION = ("You are given a short text message that somebody received. Decide whether it is unwanted advertising or fraud, or an "
                "ordinary message between people who know one another. Look at offers, prizes, numbers to call and at how it is written. "
@@ -90,8 +90,8 @@ def gate_rows(e: Experiment, data: Path) -> Rows:
 
 def in_step_order(rows: Rows, e: Experiment, seed: int) -> Rows:
     """All epochs' rows, one after another, as peftcls takes them."""
-    steps = e.epochs * plan.steps_per_epoch(len(rows), e.batch_size)
-    return [rows[i] for step in range(steps) for i in plan.step_rows(len(rows), e.batch_size, seed, step)]
+    steps = e.epochs * data_order.steps_per_epoch(len(rows), e.batch_size)
+    return [rows[i] for step in range(steps) for i in data_order.step_rows(len(rows), e.batch_size, seed, step)]
 
 
 def instruction_text(e: Experiment) -> str:

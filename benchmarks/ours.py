@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from switches import leave_out
 
 import peftcls
-from peftcls.models import base_facts
+from peftcls.models.base_model import base_facts
 
 MOVED = 0.02  # the deviation of what stands in a gate for the zeros of a new adapter
 FAR = 1e9  # a gradient's length at which none is cut

@@ -64,8 +64,8 @@ def read_tables(options: argparse.Namespace) -> dict[str, Any]:
     from sklearn.model_selection import train_test_split
 
     from peftcls import read_rows
+    from peftcls.data.reading import as_dataset, source_name
     from peftcls.recipe import find_columns
-    from peftcls.rows import as_dataset, source_name
 
     found = {}
     for part in ("train", "valid", "test"):
@@ -105,9 +105,9 @@ def measure(e: Experiment, options: argparse.Namespace, out: str) -> dict[str, A
     import numpy as np
 
     from peftcls import Classification, TrainConfig, Trainer, attach_lora, load_base, train_only
-    from peftcls.adapt import trained_parameters
     from peftcls.baselines import baselines
-    from peftcls.models import base_facts
+    from peftcls.models.base_model import base_facts
+    from peftcls.models.trainable import trained_parameters
 
     tables = read_tables(options)
     train = tables["train"]
@@ -134,7 +134,7 @@ def measure(e: Experiment, options: argparse.Namespace, out: str) -> dict[str, A
                              seed=options.seed)
         padding: Any = contextlib.nullcontext()
         if e.padding != "longest":  # peftcls pads no further than it must and reads no padding: both are put into it from outside
-            padding = unittest.mock.patch("peftcls.tasks.texts.pad_inputs", padding_to(width, e.padding == "text"))
+            padding = unittest.mock.patch("peftcls.tasks.text_encoding.pad_inputs", padding_to(width, e.padding == "text"))
         with padding, Trainer(model, task, tokenizer, config) as trainer:
             before, started, worked = peak_mib(), time.perf_counter(), time.process_time()
             trainer.fit(train)

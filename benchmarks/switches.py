@@ -13,51 +13,52 @@ def leave_out(names: tuple[str, ...]) -> None:
 
 
 def _no_narrow_base() -> None:
-    from peftcls import models
+    from peftcls.models import base_model
 
-    models.fast_dtype = lambda _: torch.float32  # type: ignore[assignment]
+    base_model.fast_dtype = lambda _: torch.float32  # type: ignore[assignment]
 
 
 def _no_own_attention() -> None:
-    from peftcls import processor
+    from peftcls.engine import kernels
 
-    processor.LONGEST_TOKENS, processor.GPU_ATTENTION = 0, "sdpa"
+    kernels.LONGEST_TOKENS, kernels.GPU_ATTENTION = 0, "sdpa"
 
 
 def _norms_written_out() -> None:
-    from peftcls import processor
+    from peftcls.engine import kernels
 
-    processor.fuse_norms = lambda _: None  # type: ignore[assignment]
+    kernels.fuse_norms = lambda _: None  # type: ignore[assignment]
 
 
 def _no_packing() -> None:
-    from peftcls import gradients, packing, prefix
+    from peftcls.engine import packing, prefix_cache
+    from peftcls.training import gradient_accumulation
 
-    packing.can_pack = gradients.can_pack = prefix.can_pack = lambda _: False  # type: ignore[assignment]
+    packing.can_pack = gradient_accumulation.can_pack = prefix_cache.can_pack = lambda _: False  # type: ignore[assignment]
 
 
 def _whole_last_layer() -> None:
-    from peftcls import packing, pooling
+    from peftcls.engine import head_logits, packing
 
-    packing.can_narrow = pooling.can_narrow = lambda _: False  # type: ignore[assignment]
+    packing.can_narrow = head_logits.can_narrow = lambda _: False  # type: ignore[assignment]
 
 
 def _no_shared_prefix() -> None:
-    from peftcls import prefix
+    from peftcls.engine import prefix_cache
 
-    prefix.can_share = lambda _: False  # type: ignore[assignment]
+    prefix_cache.can_share = lambda _: False  # type: ignore[assignment]
 
 
 def _no_kept_states() -> None:
-    from peftcls import trunk
+    from peftcls.engine import frozen_cache
 
-    trunk.frozen_layers = lambda _: None  # type: ignore[assignment]
+    frozen_cache.frozen_layers = lambda _: None  # type: ignore[assignment]
 
 
 def _no_cheap_cuts() -> None:
-    from peftcls import gradients
+    from peftcls.training import gradient_accumulation
 
-    gradients.call_tokens = lambda _: 10**9  # as few micro-batches as their limit allows
+    gradient_accumulation.call_tokens = lambda _: 10**9  # as few micro-batches as their limit allows
 
 
 def _logits_of_all_tokens() -> None:
@@ -77,9 +78,9 @@ def _logits_of_all_tokens() -> None:
 
 
 def _launched_one_by_one() -> None:
-    from peftcls import gradients
+    from peftcls.training import gradient_accumulation
 
-    gradients.MOST_WORK = -1.0  # type: ignore[misc]
+    gradient_accumulation.MOST_WORK = -1.0  # type: ignore[misc]
 
 
 SWITCHES: dict[str, Callable[[], None]] = {

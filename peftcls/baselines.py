@@ -15,7 +15,7 @@ from peftcls.tasks.base import Answer, Task
 from peftcls.tasks.extractive_qa import ExtractiveQA
 from peftcls.tasks.regression import Regression
 from peftcls.tasks.spans import sentence_spans
-from peftcls.tasks.texts import text_columns
+from peftcls.tasks.text_encoding import text_columns
 
 KEYWORDS = 5
 

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from peftcls.check import check_rows
+from peftcls.data.reading import Row, as_dataset
 from peftcls.metrics import Interval, interval
-from peftcls.rows import Row, as_dataset
 from peftcls.tasks.base import Answer, Task
+from peftcls.tasks.row_checks import check_rows
 
 RESAMPLES = 1000
 FEWEST_ROWS = 20  # resamples of fewer are too much alike

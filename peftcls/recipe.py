@@ -13,22 +13,22 @@ from pathlib import Path
 import datasets
 import pandas as pd
 
-from peftcls.adapters import READABLE
 from peftcls.baselines import baselines
-from peftcls.check import check_rows
+from peftcls.data.reading import RowError, read_rows, source_name
 from peftcls.demo import sample
 from peftcls.evaluation import Evaluation, evaluate_answers
-from peftcls.faults import RunStoppedError
-from peftcls.folder_check import check_out_folder
-from peftcls.models import base_facts, load_base
-from peftcls.predictor import Predictor
+from peftcls.inference.predictor import Predictor
+from peftcls.models.adapter_folder import READABLE
+from peftcls.models.base_model import base_facts, load_base
+from peftcls.models.folder_safety import check_out_folder
 from peftcls.report import THIS_RUN, Meter, describe_run, write_report
-from peftcls.rows import RowError, read_rows, source_name
-from peftcls.signals import EXIT_CODES
-from peftcls.summary import describe_model
 from peftcls.tasks.base import Answer, Task
 from peftcls.tasks.extractive_qa import ExtractiveQA
-from peftcls.trainer import Trainer
+from peftcls.tasks.row_checks import check_rows
+from peftcls.training.lost_processes import RunStoppedError
+from peftcls.training.run_info import describe_model
+from peftcls.training.signals import EXIT_CODES
+from peftcls.training.trainer import Trainer
 
 RESAMPLES = 500
 

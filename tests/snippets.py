@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from test_recipes import some_rows
-
 from peftcls import cli, read_rows
 from peftcls.demo import BASE_FOLDER, sample
 
@@ -84,3 +82,14 @@ def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def some_rows(name: str, path: Path, count: int, *, drop: str | None = None) -> Path:
+    with sample(name).open(newline="") as file:
+        rows = list(csv.DictReader(file))[:count]
+    names = [n for n in rows[0] if n != drop]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path

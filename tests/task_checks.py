@@ -10,10 +10,10 @@ import torch
 
 import peftcls
 from peftcls import Answer, RowError, Task
-from peftcls.adapt import trained_parameters
-from peftcls.features import encode_table
+from peftcls.data.reading import Row, as_dataset
 from peftcls.metrics import LOWER_IS_BETTER
-from peftcls.rows import Row, as_dataset
+from peftcls.models.trainable import trained_parameters
+from peftcls.tasks.encoding import encode_table
 
 ALIKE = {"rel": 1e-6, "abs": 1e-9}
 SIDES = ("right", "left")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import peftcls
 from peftcls import Classification, Instruction, RowError, TrainConfig, read_rows
-from peftcls.rows import as_dataset
+from peftcls.data.reading import as_dataset
 
 GOOD = [{"text": "the patient recovered", "label": "yes"}, {"text": "stock prices fell", "label": "no"}]
 TEMPLATE = "Text: {input}\nAnswer: "
@@ -521,7 +521,7 @@ def change(folder: Path, **parts) -> None:
     manifest = manifest_of(folder)
     for part, fields in parts.items():
         manifest[part].update(fields)
-    (folder / "peftcls.json").write_text(json.dumps(peftcls.adapters.seal(manifest)))
+    (folder / "peftcls.json").write_text(json.dumps(peftcls.models.adapter_folder.seal(manifest)))
 
 
 def test_an_unknown_task_is_told(copy):
@@ -572,7 +572,7 @@ def test_a_folder_whose_labels_were_swapped_is_refused(copy):
 
 
 def test_a_folder_of_another_format_is_refused(copy):
-    (copy / "peftcls.json").write_text(json.dumps(peftcls.adapters.seal({**manifest_of(copy), "format": 9})))
+    (copy / "peftcls.json").write_text(json.dumps(peftcls.models.adapter_folder.seal({**manifest_of(copy), "format": 9})))
     with pytest.raises(ValueError, match=r"has the format 9, expected 1; load it with the version of peftcls that wrote it"):
         peftcls.load_predictor(copy)
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from peftcls import plan
 from peftcls.demo import BASE_FOLDER
+from peftcls.training import data_order
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 FILES = sorted((BENCHMARKS / "experiments").glob("*.json"))
@@ -89,7 +89,7 @@ def test_contenders_are_given_the_rows_in_the_order_of_our_steps():
     e = Experiment("heads", "tiny", rows=64, batch_size=16, epochs=2)
     rows = [{"text": str(i)} for i in range(64)]
     ordered = [int(row["text"]) for row in in_step_order(rows, e, seed=3)]
-    assert [ordered[i : i + 16] for i in range(0, 128, 16)] == [plan.step_rows(64, 16, 3, step) for step in range(8)]
+    assert [ordered[i : i + 16] for i in range(0, 128, 16)] == [data_order.step_rows(64, 16, 3, step) for step in range(8)]
 
 
 def test_rates_are_those_of_steady_steps_over_the_tokens_of_a_row():

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 from snippets import README, ROOT, blocks, commands, run_command, run_python, write_all
-from test_floors import FLOORS
+from test_layers import FLOORS
 
 import peftcls
 from peftcls import cli, recipe

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from snippets import some_rows
 
 import peftcls
 from peftcls.demo import BASE_FOLDER, sample
@@ -14,15 +15,6 @@ from peftcls.demo import BASE_FOLDER, sample
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
-def some_rows(name: str, path: Path, count: int, *, drop: str | None = None) -> Path:
-    with sample(name).open(newline="") as file:
-        rows = list(csv.DictReader(file))[:count]
-    names = [n for n in rows[0] if n != drop]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
 
 
 def run(recipe: str, *arguments: object) -> subprocess.CompletedProcess:

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from peftcls.cli.wording import in_options
+from peftcls.cli.option_names import in_options
 
 TASKS = ("classification", "pair", "multi-label", "regression", "qa", "instruction", "keywords")
 METHODS = ("lora", "lora+", "dora", "rslora", "pissa", "adalora", "ia3")
@@ -182,7 +182,7 @@ def predict(**options: Any) -> None:
     peftcls predict runs/spam new.csv --out answers.csv
     peftcls predict runs/spam new.parquet --out answers.jsonl --probabilities --resume
     """
-    from peftcls.cli.answering import predict_rows
+    from peftcls.cli.predicting import predict_rows
 
     predict_rows(**options)
 
@@ -201,7 +201,7 @@ def evaluate(**options: Any) -> None:
     peftcls evaluate runs/spam labelled.csv
     peftcls evaluate runs/spam labelled.csv --json > scores.json
     """
-    from peftcls.cli.answering import evaluate_rows
+    from peftcls.cli.predicting import evaluate_rows
 
     evaluate_rows(**options)
 
@@ -221,7 +221,7 @@ def compare(**options: Any) -> None:
     \b
     peftcls compare runs/spam runs/spam_2 labelled.csv
     """
-    from peftcls.cli.answering import compare_folders
+    from peftcls.cli.predicting import compare_folders
 
     compare_folders(**options)
 
@@ -240,7 +240,7 @@ def try_out(**options: Any) -> None:
     peftcls try runs/qa --context leaflet.txt
     echo "You have won a prize" | peftcls try runs/spam
     """
-    from peftcls.cli.answering import try_texts
+    from peftcls.cli.predicting import try_texts
 
     try_texts(**options)
 

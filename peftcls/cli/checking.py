@@ -2,10 +2,10 @@
 
 import json
 
-from peftcls.cli.guess import guess_columns, listed_labels, task_for
-from peftcls.doctor.examine import examine_rows
-from peftcls.models import load_reader
-from peftcls.rows import read_rows
+from peftcls.cli.column_guessing import guess_columns, listed_labels, task_for
+from peftcls.data.reading import read_rows
+from peftcls.models.base_model import load_reader
+from peftcls.quality.examine import examine_rows
 
 
 def check_files(*, file: str, kind: str | None, text: tuple[str, ...], label: str | None, labels: str | None, prompt: str | None,

@@ -10,10 +10,10 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError
 
-from peftcls.adapters import MANIFEST, read_manifest, seal
-from peftcls.card import CARD, hub_name
-from peftcls.folder_facts import describe_folder, tell_folder
-from peftcls.merge import merge_adapter
+from peftcls.models.adapter_folder import MANIFEST, read_manifest, seal
+from peftcls.models.folder_info import describe_folder, tell_folder
+from peftcls.models.merging import merge_adapter
+from peftcls.models.model_card import CARD, hub_name
 
 
 def show_folder(*, directory: Path, as_json: bool) -> None:

@@ -8,26 +8,26 @@ from typing import Any
 
 import datasets
 
-from peftcls.adapt import Part, attach_lora, train_only
-from peftcls.card import is_own_card, write_card
-from peftcls.check import check_rows
+from peftcls.cli.column_guessing import guess_columns, listed_labels, task_for
 from peftcls.cli.folders import push_folder
-from peftcls.cli.guess import guess_columns, listed_labels, task_for
-from peftcls.config import TrainConfig
-from peftcls.doctor.examine import refuse_errors
-from peftcls.folder_check import check_out_folder
-from peftcls.methods import Method
-from peftcls.models import Quantize, load_base
+from peftcls.data.reading import name_source, read_rows, source_name
+from peftcls.models.adapter_methods import Method
+from peftcls.models.base_model import Quantize, load_base
+from peftcls.models.folder_safety import check_out_folder
+from peftcls.models.model_card import is_own_card, write_card
+from peftcls.models.trainable import Part, attach_lora, train_only
+from peftcls.quality.examine import refuse_errors
 from peftcls.recipe import report_scores
 from peftcls.report import Meter
-from peftcls.rows import name_source, read_rows, source_name
-from peftcls.split import split_off
-from peftcls.summary import describe_model, first_labels
 from peftcls.tasks.base import Task
 from peftcls.tasks.classification import Classification
 from peftcls.tasks.extractive_qa import ExtractiveQA
 from peftcls.tasks.regression import Regression
-from peftcls.trainer import Trainer
+from peftcls.tasks.row_checks import check_rows
+from peftcls.tasks.splitting import split_off
+from peftcls.training.config import TrainConfig
+from peftcls.training.run_info import describe_model, first_labels
+from peftcls.training.trainer import Trainer
 
 SHARE = 0.15  # of the rows that is put aside for validation, and for the test
 RANK, DROPOUT = 16, 0.05

@@ -7,9 +7,9 @@ from typing import Any
 
 import datasets
 
+from peftcls.data.reading import Row, source_name
 from peftcls.evaluation import NO_ANSWER
 from peftcls.metrics import keyword_scores, span_f1
-from peftcls.rows import Row, source_name
 from peftcls.tasks.base import Answer, Task
 from peftcls.tasks.extractive_qa import ExtractiveQA
 from peftcls.tasks.regression import Regression

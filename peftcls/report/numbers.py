@@ -11,10 +11,10 @@ from typing import Any
 import datasets
 import numpy as np
 
+from peftcls.data.reading import source_name
 from peftcls.evaluation import Comparison, Evaluation, compare_answers
 from peftcls.metrics import calibration_bins
 from peftcls.report.run import Run
-from peftcls.rows import source_name
 from peftcls.tasks.base import Answer, Task
 from peftcls.tasks.regression import Regression
 

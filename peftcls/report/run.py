@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from peftcls.methods import METHOD, method_settings
-from peftcls.models import base_facts
-from peftcls.summary import model_parts
-from peftcls.trainer import Trainer
+from peftcls.models.adapter_methods import METHOD, method_settings
+from peftcls.models.base_model import base_facts
+from peftcls.training.run_info import model_parts
+from peftcls.training.trainer import Trainer
 
 LIBRARIES = ("peftcls", "torch", "transformers", "peft", "accelerate", "datasets", "scikit-learn")
 COUNTERS = Path("/sys/class/powercap")

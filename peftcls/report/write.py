@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from peftcls.evaluation import Evaluation, evaluate_answers
-from peftcls.folder_check import FIGURES, METRICS, PAGE, check_report_room
+from peftcls.models.folder_safety import FIGURES, METRICS, PAGE, check_report_room
 from peftcls.report import wording
 from peftcls.report.examples import Group, choose_examples
 from peftcls.report.figures import Drawing, draw_figures

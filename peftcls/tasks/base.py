@@ -9,7 +9,7 @@ import datasets
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from peftcls.rows import Row
+from peftcls.data.reading import Row
 
 POSITIONS = "position_limit"  # the attribute of a tokenizer that says how many positions its model has
 Feature = dict[str, Any]

@@ -11,13 +11,13 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from peftcls import metrics
-from peftcls.pooling import Pooling, class_logits, widened
-from peftcls.rows import Row, RowError, as_dataset, require_columns, source_name
-from peftcls.settings import check_settings
+from peftcls.argument_checks import check_settings
+from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
+from peftcls.engine.head_logits import Pooling, class_logits, widened
 from peftcls.tasks.base import Answer, Batch, Feature, Task
 from peftcls.tasks.decisions import PLAIN, Decisions, decisions_setting, fit_decisions
 from peftcls.tasks.labels import ONE_LABEL, Shares, label_name, label_order, label_setting_problem, label_shares
-from peftcls.tasks.texts import (
+from peftcls.tasks.text_encoding import (
     LongText,
     TextColumns,
     collate_texts,

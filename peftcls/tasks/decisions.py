@@ -10,7 +10,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp, softplus
 from sklearn.metrics import precision_recall_curve
 
-from peftcls.settings import check_settings
+from peftcls.argument_checks import check_settings
 from peftcls.tasks.base import Answer
 
 TINY = 1e-300  # below it a probability has no logarithm

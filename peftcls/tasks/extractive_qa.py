@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForQuestionAnswering, BatchEncoding, PreTrainedTokenizerBase
 
 from peftcls import metrics
-from peftcls.pooling import end_logits, mean_of_windows, owners
-from peftcls.rows import Row, RowError, as_dataset, require_columns, source_name
-from peftcls.settings import check_settings
+from peftcls.argument_checks import check_settings
+from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
+from peftcls.engine.head_logits import end_logits, mean_of_windows, owners
 from peftcls.tasks.base import Answer, Batch, Feature, Task, pad, token_limit
 from peftcls.tasks.spans import (
     best_spans,
@@ -20,7 +20,7 @@ from peftcls.tasks.spans import (
     row_logsumexp,
     says_nothing,
 )
-from peftcls.tasks.texts import collate_texts, has_separator, rows_from_texts, split_windows, text_problem
+from peftcls.tasks.text_encoding import collate_texts, has_separator, rows_from_texts, split_windows, text_problem
 
 LEAST_CONTEXT_TOKENS = 16
 FLAGS = ("allowed", "null", "starts", "ends")

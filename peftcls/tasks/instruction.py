@@ -11,15 +11,15 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
 
 from peftcls import metrics
-from peftcls.pooling import unwrapped
-from peftcls.prefix import Prompts, common_tokens
-from peftcls.rows import Row, RowError, require_columns, source_name
-from peftcls.settings import check_settings
+from peftcls.argument_checks import check_settings
+from peftcls.data.reading import Row, RowError, require_columns, source_name
+from peftcls.engine.head_logits import unwrapped
+from peftcls.engine.prefix_cache import Prompts, common_tokens
 from peftcls.tasks.base import Answer, Batch, Feature, Task, pad, pad_inputs, token_limit
-from peftcls.tasks.choices import Choices
 from peftcls.tasks.decisions import PLAIN, Decisions, decisions_setting, fit_decisions
+from peftcls.tasks.label_trie import Choices
 from peftcls.tasks.labels import ONE_LABEL, label_name, label_order, label_setting_problem
-from peftcls.tasks.prompt import fit_document, placeholders, render, split_cue, tokenize_answered
+from peftcls.tasks.prompts import fit_document, placeholders, render, split_cue, tokenize_answered
 
 NOTHING = -100  # a target that is none
 TEMPLATE = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"

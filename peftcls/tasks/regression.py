@@ -12,11 +12,11 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from peftcls import metrics
-from peftcls.pooling import Pooling, class_logits, widened
-from peftcls.rows import Row, RowError, as_dataset, require_columns, source_name
-from peftcls.settings import check_settings
+from peftcls.argument_checks import check_settings
+from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
+from peftcls.engine.head_logits import Pooling, class_logits, widened
 from peftcls.tasks.base import Answer, Batch, Feature, Task
-from peftcls.tasks.texts import (
+from peftcls.tasks.text_encoding import (
     LongText,
     TextColumns,
     collate_texts,

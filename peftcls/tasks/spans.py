@@ -13,7 +13,7 @@ import numpy as np
 import regex
 import torch
 
-from peftcls.pooling import owners
+from peftcls.engine.head_logits import owners
 
 NEVER = -1e9  # as a logit; finite, so that a line without a candidate has a gradient of zero and not of nan
 SHOWN_CHARACTERS = 40

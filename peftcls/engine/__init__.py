@@ -1,0 +1,1 @@
+"""How a batch runs; nothing here knows what rows mean."""

@@ -1,0 +1,1 @@
+"""Saved folder to answers: one adapter, several, or a file of rows."""

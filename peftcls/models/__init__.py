@@ -1,0 +1,1 @@
+"""The base model, what is trained of it, and the adapter folder."""

@@ -1,0 +1,166 @@
+"""Cross-validation: a row is answered by a fold that has not learnt from it, and the model is as it was."""
+
+from collections import Counter
+
+import pytest
+import torch
+import transformers
+from conftest import SIZES, save_base, word_piece_tokenizer
+from safetensors.torch import load_file
+from tokenizers import models
+
+import peftcls
+from peftcls import Classification, Regression, TrainConfig, cross_validate
+from peftcls.models.trainable import trained_parameters
+
+MEDICAL = ["the patient recovered", "a new drug was given", "the drug and the patient", "a patient was given a new drug and recovered"]
+OTHER = ["stock prices fell", "the bank raised rates", "radio waves from a galaxy far away", "see you at lunch"]
+EASY = [{"text": f"{text} {word}", "label": label} for word in ("yes", "no", "maybe")
+        for texts, label in ((MEDICAL, "med"), (OTHER, "other")) for text in texts]
+FLIPPED = 5  # a row of EASY, from 0
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """A base whose vocabulary is written down: a trained one differs from run to run, and with it what so few steps learn."""
+    words = [word for row in EASY for word in row["text"].split()]
+    pieces = [f"{mark}{letter}" for mark in ("", "##") for letter in "abcdefghijklmnopqrstuvwxyz0123456789,!:."]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *pieces, *sorted(set(words) - set(pieces))]
+    tokenizer = word_piece_tokenizer()
+    tokenizer.backend_tokenizer.model = models.WordPiece({word: n for n, word in enumerate(vocabulary)}, unk_token="[UNK]")
+    config = transformers.BertConfig(vocab_size=400, **SIZES)
+    return save_base(tmp_path_factory.mktemp("bert"), transformers.BertModel, config, tokenizer)
+
+
+def prepared(base, task, method="lora"):
+    model, tokenizer = peftcls.load_base(base, task)
+    return peftcls.attach_lora(model, task, rank=4, targets="all-linear", method=method), tokenizer
+
+
+def config(folder, **changes):
+    return TrainConfig(folder, **{"epochs": 8, "batch_size": 8, "learning_rate": 1e-2, **changes})
+
+
+@pytest.fixture(scope="module")
+def validated(bert, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("folds")
+    rows = [{**row, "label": "med"} if n == FLIPPED else row for n, row in enumerate(EASY)]
+    assert rows != EASY
+    task = Classification(max_length=32).learn(rows)
+    model, tokenizer = prepared(bert, task)
+    learnt = []
+    fit = peftcls.Trainer.fit
+
+    def noted(trainer, train_rows, *more, **settings):
+        learnt.append(list(train_rows["text"]))
+        return fit(trainer, train_rows, *more, **settings)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(peftcls.Trainer, "fit", noted)
+        start = {name: p.detach().clone() for name, p in trained_parameters(model).items()}
+        found = cross_validate(model, task, tokenizer, config(folder), rows, folds=4)
+    return found, rows, folder, learnt, (model, start)
+
+
+def test_every_row_is_answered_once_by_the_fold_that_did_not_learn_it(validated):
+    found, rows, folder, learnt, _ = validated
+    assert len(found.answers) == len(found.fold_of) == len(rows)
+    assert Counter(found.fold_of) == {0: 6, 1: 6, 2: 6, 3: 6}
+    for fold, texts in enumerate(learnt):
+        held = {row["text"] for row, own in zip(rows, found.fold_of, strict=True) if own == fold}
+        assert held.isdisjoint(texts)
+        assert held | set(texts) == {row["text"] for row in rows}
+        predictor = peftcls.load_predictor(folder / f"fold-{fold}")
+        for number, answer in enumerate(predictor.predict([row["text"] for row in rows])):
+            if found.fold_of[number] == fold:
+                assert answer.probabilities == pytest.approx(found.answers[number].probabilities, abs=1e-6)
+    assert sorted(path.name for path in folder.iterdir()) == [f"fold-{fold}" for fold in range(4)]
+
+
+def test_labels_are_spread_over_the_folds_alike(validated):
+    found, rows, *_ = validated
+    for label in ("med", "other"):
+        counts = Counter(fold for fold, row in zip(found.fold_of, rows, strict=True) if row["label"] == label)
+        assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_the_model_is_as_it_was(validated):
+    *_, (model, start) = validated
+    assert all(torch.equal(p, start[name]) for name, p in trained_parameters(model).items())
+
+
+def test_the_last_fold_knows_nothing_of_the_folds_before_it(validated, bert, tmp_path):
+    found, rows, folder, *_ = validated
+    task = Classification(max_length=32).learn(rows)
+    model, tokenizer = prepared(bert, task)
+    peftcls.Trainer(model, task, tokenizer, config(tmp_path)).fit([r for r, fold in zip(rows, found.fold_of, strict=True) if fold != 3])
+    alone, last, first = (load_file(path / "adapter_model.safetensors") for path in (tmp_path, folder / "fold-3", folder / "fold-0"))
+    assert all(torch.equal(alone[name], last[name]) for name in alone)
+    assert not any(torch.equal(first[name], last[name]) for name in last if "lora_B" in name)
+
+
+def test_scores_are_those_of_the_answers(validated):
+    found, rows, *_ = validated
+    task = Classification(labels=("med", "other"))
+    assert found.scores == task.score(found.answers, rows)
+    assert len(found.fold_scores) == 4
+    for fold, scores in enumerate(found.fold_scores):
+        own = [n for n, of in enumerate(found.fold_of) if of == fold]
+        assert scores == task.score([found.answers[n] for n in own], [rows[n] for n in own])
+    assert found.scores["accuracy"] > 0.7
+
+
+def test_a_wrong_label_is_among_the_first_doubts(validated):
+    found, rows, *_ = validated
+    assert FLIPPED + 1 in [doubt.row for doubt in found.doubts[:4]]
+    assert sorted(doubt.row for doubt in found.doubts) == list(range(1, len(rows) + 1))
+    assert [doubt.probability for doubt in found.doubts] == sorted(doubt.probability for doubt in found.doubts)
+    for doubt in found.doubts:
+        assert doubt.label == rows[doubt.row - 1]["label"]
+        answer = found.answers[doubt.row - 1]
+        assert (doubt.given, doubt.probability) == (answer.label, answer.probabilities[doubt.label])
+
+
+@pytest.mark.parametrize("method", ["pissa", "adalora"])
+def test_the_same_folds_twice_give_the_same_answers(method, bert, tmp_path, text_rows):
+    task = Classification(max_length=32).learn(text_rows)
+    model, tokenizer = prepared(bert, task, method)
+    every = {name: p.detach().clone() for name, p in model.named_parameters()}
+    one, other = (cross_validate(model, task, tokenizer, config(tmp_path / name, epochs=3), text_rows, folds=2) for name in "ab")
+    assert one == other
+    assert all(torch.equal(p, every[name]) for name, p in model.named_parameters())
+    another = cross_validate(model, task, tokenizer, config(tmp_path / "c", epochs=2, seed=1), text_rows, folds=2)
+    assert another.fold_of != one.fold_of
+
+
+def test_numbers_are_cross_validated_without_doubts(bert, tmp_path):
+    rows = [{"text": row["text"], "score": len(row["text"])} for row in EASY]
+    task = Regression(max_length=32).learn(rows)
+    model, tokenizer = prepared(bert, task)
+    found = cross_validate(model, task, tokenizer, config(tmp_path, epochs=1), rows, folds=2)
+    assert found.doubts == []
+    assert set(found.scores) == set(task.score_names)
+    assert Counter(found.fold_of) == {0: 12, 1: 12}
+
+
+def test_the_weights_are_put_back_after_a_failure_too(bert, tmp_path, text_rows, monkeypatch):
+    task = Classification(max_length=32).learn(text_rows)
+    model, tokenizer = prepared(bert, task)
+    start = {name: p.detach().clone() for name, p in trained_parameters(model).items()}
+
+    def failing(trainer, rows):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(peftcls.Trainer, "predict", failing)
+    with pytest.raises(OSError, match="no space"):
+        cross_validate(model, task, tokenizer, config(tmp_path, epochs=1), text_rows, folds=2)
+    assert all(torch.equal(p, start[name]) for name, p in trained_parameters(model).items())
+
+
+@pytest.mark.parametrize("folds", [0, 1, 17])
+def test_folds_that_cannot_be_are_told(folds, bert, tmp_path, text_rows):
+    task = Classification(max_length=32).learn(text_rows)
+    model, tokenizer = prepared(bert, task)
+    with pytest.raises(ValueError, match=rf"^folds={folds}: expected a whole number of at least 2 and at most the 16 rows\.$"):
+        cross_validate(model, task, tokenizer, config(tmp_path), text_rows, folds=folds)
+    assert not any(tmp_path.iterdir())
