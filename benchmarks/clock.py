@@ -43,13 +43,20 @@ class Clock:
         """
         ended = time.perf_counter()
         steps = [after - before for before, after in pairwise(self.ends)]
-        steady, tokens = sorted(steps[e.warm_steps:]), self.tokens[: len(steps)]
+        steady, tokens = sorted(steps[e.warm_steps :]), self.tokens[: len(steps)]
         per_row, seconds = sum(tokens) / (e.rows * e.epochs), sum(steady)
         if not steady:  # packed into fewer steps than are left out
             steady, seconds = sorted(steps), sum(steps)
-        per_second = sum(tokens[len(steps) - len(steady):]) / seconds
-        return {"rows_per_second": per_second / per_row, "tokens_per_second": per_second, "tokens_per_row": per_row, "steps": len(steady),
-                "median_step_seconds": statistics.median(steady), "p90_step_seconds": steady[math.ceil(0.9 * len(steady)) - 1],
-                "prepare_seconds": self.ends[0] - self.began, "train_seconds": self.ends[-1] - self.ends[0],
-                "rows_per_second_in_all": e.rows * e.epochs / (ended - self.began),
-                **({} if e.target is None else {"target_seconds": self.target_seconds})}
+        per_second = sum(tokens[len(steps) - len(steady) :]) / seconds
+        return {
+            "rows_per_second": per_second / per_row,
+            "tokens_per_second": per_second,
+            "tokens_per_row": per_row,
+            "steps": len(steady),
+            "median_step_seconds": statistics.median(steady),
+            "p90_step_seconds": steady[math.ceil(0.9 * len(steady)) - 1],
+            "prepare_seconds": self.ends[0] - self.began,
+            "train_seconds": self.ends[-1] - self.ends[0],
+            "rows_per_second_in_all": e.rows * e.epochs / (ended - self.began),
+            **({} if e.target is None else {"target_seconds": self.target_seconds}),
+        }

@@ -10,9 +10,26 @@ from typing import Any, Literal, Self, get_args
 
 FOLDER = Path(__file__).parent / "experiments"
 SYSTEMS = {"heads": ("trainer", "trainer_best"), "instructions": ("trl", "trl_best")}
-MORE_SYSTEMS = {"heads": ("pad_to_max",), "instructions": ("trl_float32", "trl_packing", "trl_liger", "generate", "generate_best")}
-FAST_PATHS = ("bfloat16", "attention", "norms", "packing", "last_layer", "prefix", "trunk", "cuts", "logits", "recording")
-NARROW_PATHS = {"bfloat16", "attention"}  # they do nothing where a machine is not faster in bfloat16
+MORE_SYSTEMS = {
+    "heads": ("pad_to_max",),
+    "instructions": ("trl_float32", "trl_packing", "trl_liger", "generate", "generate_best"),
+}
+FAST_PATHS = (
+    "bfloat16",
+    "attention",
+    "norms",
+    "packing",
+    "last_layer",
+    "prefix",
+    "trunk",
+    "cuts",
+    "logits",
+    "recording",
+)
+NARROW_PATHS = {
+    "bfloat16",
+    "attention",
+}  # they do nothing where a machine is not faster in bfloat16
 Measure = Literal["rows_per_second", "rows_per_second_in_all", "predict_rows_per_second"]
 
 
@@ -76,16 +93,27 @@ class Experiment:
 
     def __post_init__(self) -> None:
         known = (*SYSTEMS.get(self.kind, ()), *MORE_SYSTEMS.get(self.kind, ()), "peftcls")
-        problems = [f"{name}={value!r}: expected one of {list(allowed)}" for name, value, allowed in (
-            ("kind", self.kind, SYSTEMS), ("texts", self.texts, ("sms", "abstracts")),
-            ("dtype", self.dtype, (None, "float32", "bfloat16")), ("trained", self.trained, ("all-layers", "top2", "head")),
-            ("measure", self.measure, get_args(Measure)),
-            *(("systems", system, known) for system in self.systems),
-            *(("without", path, FAST_PATHS) for paths in self.without for path in paths)) if value not in allowed]
+        problems = [
+            f"{name}={value!r}: expected one of {list(allowed)}"
+            for name, value, allowed in (
+                ("kind", self.kind, SYSTEMS),
+                ("texts", self.texts, ("sms", "abstracts")),
+                ("dtype", self.dtype, (None, "float32", "bfloat16")),
+                ("trained", self.trained, ("all-layers", "top2", "head")),
+                ("measure", self.measure, get_args(Measure)),
+                *(("systems", system, known) for system in self.systems),
+                *(("without", path, FAST_PATHS) for paths in self.without for path in paths),
+            )
+            if value not in allowed
+        ]
         if self.rows < 1 or self.rows % self.batch_size:
-            problems.append(f"rows={self.rows}: expected a multiple of batch_size={self.batch_size}, so that all see the same steps")
+            problems.append(
+                f"rows={self.rows}: expected a multiple of batch_size={self.batch_size}, so that all see the same steps"
+            )
         elif self.epochs > 0 and self.rows // self.batch_size * self.epochs <= self.warm_steps:
-            problems.append(f"rows={self.rows}: expected more than {self.warm_steps} steps, which are not timed")
+            problems.append(
+                f"rows={self.rows}: expected more than {self.warm_steps} steps, which are not timed"
+            )
         if not self.epochs and not self.predict:
             problems.append("epochs=0: expected predict=true, or there is nothing to time")
         if problems:
@@ -102,10 +130,21 @@ class Experiment:
         fields = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(settings) - fields):
             near = difflib.get_close_matches(unknown[0], fields, 1)
-            raise ValueError(f"there is no setting {unknown[0]!r}" + (f"; did you mean {near[0]!r}?" if near else f", expected some of "
-                                                                      f"{sorted(fields)}."))
+            raise ValueError(
+                f"there is no setting {unknown[0]!r}"
+                + (
+                    f"; did you mean {near[0]!r}?"
+                    if near
+                    else f", expected some of {sorted(fields)}."
+                )
+            )
         found = {**settings, "without": tuple(map(tuple, settings.get("without", ())))}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+        return cls(
+            **{
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in found.items()
+            }
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,41 +173,70 @@ class Job:
 
     def to_json(self) -> str:
         """For the command line of the process."""
-        return json.dumps(dataclasses.asdict(self) | {"data": str(self.data), "cache": str(self.cache)})
+        return json.dumps(
+            dataclasses.asdict(self) | {"data": str(self.data), "cache": str(self.cache)}
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """What `to_json` wrote."""
         found = json.loads(text)
-        return cls(**found | {"experiment": Experiment.of(found["experiment"]), "data": Path(found["data"]), "cache": Path(found["cache"]),
-                              "without": tuple(found["without"])})
+        return cls(
+            **found
+            | {
+                "experiment": Experiment.of(found["experiment"]),
+                "data": Path(found["data"]),
+                "cache": Path(found["cache"]),
+                "without": tuple(found["without"]),
+            }
+        )
 
     @property
     def adapter(self) -> Path:
         """The file with the tensors that every system begins with; for a gate, moved away from a new adapter's zeros."""
         e = self.experiment
-        return self.cache / f"adapter {e.kind} {e.base} {e.trained} {self.seed}{' moved' if self.what == 'gate' else ''}.safetensors"
+        return (
+            self.cache
+            / f"adapter {e.kind} {e.base} {e.trained} {self.seed}{' moved' if self.what == 'gate' else ''}.safetensors"
+        )
 
     @property
     def gradient(self) -> Path:
         """The file with the gradient of a gate's step."""
-        return self.cache / f"gradient {self.system} {'bf16' if self.bf16 else 'float32'}.safetensors"
+        return (
+            self.cache / f"gradient {self.system} {'bf16' if self.bf16 else 'float32'}.safetensors"
+        )
 
 
 def ratios(runs: dict[str, list[dict[str, Any]]], measure: str) -> dict[str, list[float]]:
     """By what factor peftcls is faster than each other system: of the medians, then the least and the most of any two runs."""
-    rates = {name: [run[measure] for run in found if run.get(measure)] for name, found in runs.items()}
+    rates = {
+        name: [run[measure] for run in found if run.get(measure)] for name, found in runs.items()
+    }
     found = {}
     for name, own in rates.items():
         if name != "peftcls" and own and rates["peftcls"]:
             pairs = [a / b for a, b in product(rates["peftcls"], own)]
-            found[name] = [statistics.median(rates["peftcls"]) / statistics.median(own), min(pairs), max(pairs)]
+            found[name] = [
+                statistics.median(rates["peftcls"]) / statistics.median(own),
+                min(pairs),
+                max(pairs),
+            ]
     return found
 
 
-def score_parity(runs: dict[str, list[dict[str, Any]]], contender: str, score: str) -> dict[str, Any]:
+def score_parity(
+    runs: dict[str, list[dict[str, Any]]], contender: str, score: str
+) -> dict[str, Any]:
     """Whether the mean score of peftcls is the contender's, or higher, within the spread over the seeds of either."""
     own, other = ([run["scores"][score] for run in runs[name]] for name in ("peftcls", contender))
     spread = max(max(own) - min(own), max(other) - min(other))
     difference = statistics.mean(own) - statistics.mean(other)
-    return {"score": score, "peftcls": own, contender: other, "difference": difference, "spread": spread, "passed": difference >= -spread}
+    return {
+        "score": score,
+        "peftcls": own,
+        contender: other,
+        "difference": difference,
+        "spread": spread,
+        "passed": difference >= -spread,
+    }

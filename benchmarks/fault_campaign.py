@@ -25,7 +25,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
+os.environ.update(
+    HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1"
+)
 
 import numpy as np
 import torch
@@ -34,28 +36,50 @@ import transformers
 import peftcls.api as peftcls
 from peftcls.data.reading import as_dataset
 from peftcls.demo import BASE_FOLDER
+from peftcls.errors import RunStoppedError
 from peftcls.models.adapter_folder import read_manifest
 from peftcls.models.folder_safety import check_adapter_folder
 from peftcls.training import checkpoint
-from peftcls.training.lost_processes import RunStoppedError
 
 RESULTS = Path(__file__).parent / "results" / "faults.json"
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
 FLIPS = 40  # in each file of a checkpoint
 MOST_IN_A_ROW = 3
 LEFT_BYTES = 8192  # on the full disk
-ROWS = [{"text": f"{text} {n}", "label": label} for n in range(2) for label, texts in {
-    "yes": ("the patient recovered", "a new drug was given", "the drug and the patient", "a patient was given a new drug and recovered"),
-    "no": ("stock prices fell", "the bank raised rates", "radio waves from a galaxy far away and away", "see you at lunch")}.items()
-    for text in texts]
+ROWS = [
+    {"text": f"{text} {n}", "label": label}
+    for n in range(2)
+    for label, texts in {
+        "yes": (
+            "the patient recovered",
+            "a new drug was given",
+            "the drug and the patient",
+            "a patient was given a new drug and recovered",
+        ),
+        "no": (
+            "stock prices fell",
+            "the bank raised rates",
+            "radio waves from a galaxy far away and away",
+            "see you at lunch",
+        ),
+    }.items()
+    for text in texts
+]
 
 
 def make_base(folder: Path) -> str:
     """A tiny decoder with random weights and the bundled tokenizer."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(BASE_FOLDER)
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-                                      intermediate_size=64, max_position_embeddings=128, tie_word_embeddings=True)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+    )
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
@@ -67,7 +91,9 @@ def train(base: str, out: Path) -> None:
     task = peftcls.Classification(max_length=64).learn(rows)
     model, tokenizer = peftcls.load_base(base, task)
     model = peftcls.attach_lora(model, task, rank=2, dropout=0.3)
-    config = peftcls.TrainConfig(out, epochs=2, batch_size=4, micro_batch_size=2, eval_every=2, learning_rate=1e-2)
+    config = peftcls.TrainConfig(
+        out, epochs=2, batch_size=4, micro_batch_size=2, eval_every=2, learning_rate=1e-2
+    )
     with peftcls.Trainer(model, task, tokenizer, config) as trainer:
         trainer.fit(rows, rows, resume=True)
 
@@ -83,8 +109,13 @@ def die_before(event_number: int, out: Path) -> list[int]:
 
     def heard(name: str, arguments: tuple) -> None:
         if name in FILE_EVENTS:
-            within = name in ("os.remove", "os.rmdir") and arguments[1] != -1  # as rmtree takes files away, by the folder that is open
-            if within or (isinstance(arguments[0], str | os.PathLike) and str(arguments[0]).startswith(str(out))):
+            within = (
+                name in ("os.remove", "os.rmdir") and arguments[1] != -1
+            )  # as rmtree takes files away, by the folder that is open
+            if within or (
+                isinstance(arguments[0], str | os.PathLike)
+                and str(arguments[0]).startswith(str(out))
+            ):
                 happen()
 
     flush = os.fsync
@@ -123,7 +154,11 @@ def forked(job: Callable[[], None], log: Path, *, seconds: float | None = None) 
 
 def contents(folder: Path) -> dict[str, bytes]:
     """All files of a folder, hidden ones too."""
-    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
 
 
 class Campaign:
@@ -155,7 +190,11 @@ class Campaign:
                 self.problems.append(f"{what}: a manifest over a broken adapter: {error}")
         self.code(self.run(name), f"{what}, taken up again")
         if (found := contents(self.folder / name)) != self.whole:
-            other = sorted(file for file in found.keys() | self.whole if found.get(file) != self.whole.get(file))
+            other = sorted(
+                file
+                for file in found.keys() | self.whole
+                if found.get(file) != self.whole.get(file)
+            )
             self.problems.append(f"{what}: {other} are not those of the uninterrupted training")
         shutil.rmtree(self.folder / name, ignore_errors=True)
 
@@ -174,6 +213,7 @@ class Campaign:
 
     def kill_at_event(self, number: int) -> None:
         """Kill one training before a file operation."""
+
         def job() -> None:
             die_before(number, self.folder / "event")
             train(self.base, self.folder / "event")
@@ -194,6 +234,7 @@ class Campaign:
 
     def cut(self, name: str) -> list[Path]:
         """A training that was killed in the midst of its third part. Returns its two checkpoints, newest first."""
+
         def job() -> None:
             write, out = checkpoint.write_checkpoint, self.folder / name
 
@@ -215,11 +256,18 @@ class Campaign:
         for file in sorted(newest.iterdir()):
             bits = file.read_bytes()
             places = self.random.integers(0, len(bits), FLIPS)
-            ways = {f"bit {place} flipped": bits[:place] + bytes([bits[place] ^ (1 << self.random.integers(8))]) + bits[place + 1:]
-                    for place in places}
+            ways = {
+                f"bit {place} flipped": bits[:place]
+                + bytes([bits[place] ^ (1 << self.random.integers(8))])
+                + bits[place + 1 :]
+                for place in places
+            }
             for left in (0, 1, len(bits) // 2, len(bits) - 1):
                 ways[f"cut to {left} bytes"] = bits[:left]
-            ways |= {"a byte added": bits + b"\0", "torn: its last half zeros": bits[: len(bits) // 2].ljust(len(bits), b"\0")}
+            ways |= {
+                "a byte added": bits + b"\0",
+                "torn: its last half zeros": bits[: len(bits) // 2].ljust(len(bits), b"\0"),
+            }
             for way, changed in [*ways.items(), ("deleted", None)]:
                 file.unlink()
                 if changed is not None:
@@ -249,14 +297,24 @@ class Campaign:
                 train(self.base, self.folder / "limited")
 
         self.code(forked(limited, self.folder / "limited.log"), "files that may not grow")
-        if {n: b for n, b in contents(self.folder / "limited").items() if not Path(n).name.startswith(".")} != before:
-            self.problems.append("files that may not grow: the checkpoints are not those from before")
+        if {
+            n: b
+            for n, b in contents(self.folder / "limited").items()
+            if not Path(n).name.startswith(".")
+        } != before:
+            self.problems.append(
+                "files that may not grow: the checkpoints are not those from before"
+            )
         self.judge("limited", "files that may not grow")
-        found["files that may not grow"] = "the checkpoints from before are whole, and the training goes on from them"
+        found["files that may not grow"] = (
+            "the checkpoints from before are whole, and the training goes on from them"
+        )
         disk = self.folder / "disk"
         disk.mkdir()
         size = 8 * largest + 4 * sum(map(len, self.whole.values()))
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], capture_output=True).returncode:
+        if subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], capture_output=True
+        ).returncode:
             return {**found, "small disk": "not tried: nothing can be mounted here"}
         try:
             self.cut("disk/run")
@@ -272,7 +330,9 @@ class Campaign:
                 self.problems.append("a full disk: the checkpoints are not those from before")
             (disk / "other").unlink()
             self.judge("disk/run", "a full disk with room made")
-            found["small disk"] = "refused before a step was taken; with room made, the training goes on"
+            found["small disk"] = (
+                "refused before a step was taken; with room made, the training goes on"
+            )
         finally:
             subprocess.run(["umount", str(disk)], check=True)
         return found
@@ -291,28 +351,57 @@ class Campaign:
 
 def main() -> None:
     """Run the campaign, print and write its figures; exit code 1 where anything was lost."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and of the damaged bits (0)")
-    parser.add_argument("--kills", type=int, default=300, help="in all; every file operation is among them if there are as many (300)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help=f"where the figures go ({RESULTS.name})")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the moments and of the damaged bits (0)"
+    )
+    parser.add_argument(
+        "--kills",
+        type=int,
+        default=300,
+        help="in all; every file operation is among them if there are as many (300)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help=f"where the figures go ({RESULTS.name})"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         campaign = Campaign(Path(folder), options.seed)
         events = campaign.count_events()
-        chosen = range(1, events + 1) if options.kills >= events else sorted(
-            campaign.random.choice(np.arange(1, events + 1), (options.kills + 1) // 2, replace=False).tolist())
+        chosen = (
+            range(1, events + 1)
+            if options.kills >= events
+            else sorted(
+                campaign.random.choice(
+                    np.arange(1, events + 1), (options.kills + 1) // 2, replace=False
+                ).tolist()
+            )
+        )
         for number in chosen:
             campaign.kill_at_event(number)
         while campaign.kills < options.kills:
             campaign.kill_at_random()
         damaged, disk = campaign.damage_checkpoints(), campaign.fill_disk()
         shutil.copy(campaign.log, Path(tempfile.gettempdir()) / "fault_campaign.log")
-    figures = {"seed": options.seed, "kills": campaign.kills, "file_operations": events, "kills_before_a_file_operation": len(chosen),
-               "kills_at_random": campaign.kills - len(chosen), "damaged_checkpoints": damaged, "full_disk": disk,
-               "problems": campaign.problems, "seconds": round(time.perf_counter() - started, 1),
-               "versions": {name: version(name) for name in ("torch", "safetensors", "transformers", "peft", "accelerate")}}
+    figures = {
+        "seed": options.seed,
+        "kills": campaign.kills,
+        "file_operations": events,
+        "kills_before_a_file_operation": len(chosen),
+        "kills_at_random": campaign.kills - len(chosen),
+        "damaged_checkpoints": damaged,
+        "full_disk": disk,
+        "problems": campaign.problems,
+        "seconds": round(time.perf_counter() - started, 1),
+        "versions": {
+            name: version(name)
+            for name in ("torch", "safetensors", "transformers", "peft", "accelerate")
+        },
+    }
     options.out.parent.mkdir(exist_ok=True)
     options.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(figures, indent=1))

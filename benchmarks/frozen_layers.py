@@ -49,10 +49,16 @@ def run(o: argparse.Namespace) -> None:
     train, valid = rows[: o.rows], rows[o.rows :]
     task = peftcls.Classification(text="text", label="label", max_length=256).learn(rows)
     model, tokenizer = peftcls.load_base(folder, task, dtype=torch.float32)
-    model = peftcls.train_only(model, task, "head") if o.trained == "head" else peftcls.attach_lora(
-        model, task, targets=["query", "value"], layers=[-2, -1])
+    model = (
+        peftcls.train_only(model, task, "head")
+        if o.trained == "head"
+        else peftcls.attach_lora(model, task, targets=["query", "value"], layers=[-2, -1])
+    )
     out, steps = Path(tempfile.mkdtemp()), [0.0]
-    configs = {str(n): peftcls.TrainConfig(out / str(n), epochs=o.epochs, learning_rate=1e-4 * 2**n) for n in range(o.rates)}
+    configs = {
+        str(n): peftcls.TrainConfig(out / str(n), epochs=o.epochs, learning_rate=1e-4 * 2**n)
+        for n in range(o.rates)
+    }
     take = peftcls.Trainer._step
 
     def timed(*given: Any) -> float:
@@ -67,11 +73,26 @@ def run(o: argparse.Namespace) -> None:
         found = peftcls.sweep(model, task, tokenizer, configs, train, valid)
         scores = {one.name: one.scores for one in found}
     else:
-        start, scores = peftcls.training.checkpoint.copy_tensors(peftcls.models.trainable.trained_parameters(model)), {}
+        start, scores = (
+            peftcls.models.trainable.copy_tensors(
+                peftcls.models.trainable.trained_parameters(model)
+            ),
+            {},
+        )
         for name, config in configs.items():
-            peftcls.training.checkpoint.put_tensors(peftcls.models.trainable.trained_parameters(model), start)
+            peftcls.models.trainable.put_tensors(
+                peftcls.models.trainable.trained_parameters(model), start
+            )
             scores[name] = peftcls.Trainer(model, task, tokenizer, config).fit(train, valid)
-    print(json.dumps({"processor_seconds": time.process_time() - started, "step_seconds": steps[0], "scores": scores}))
+    print(
+        json.dumps(
+            {
+                "processor_seconds": time.process_time() - started,
+                "step_seconds": steps[0],
+                "scores": scores,
+            }
+        )
+    )
 
 
 def main(o: argparse.Namespace) -> None:
@@ -79,23 +100,42 @@ def main(o: argparse.Namespace) -> None:
     contenders.base_folder(o.base, o.cache)
     runs: dict[str, list[dict[str, Any]]] = {"kept": [], "each time": []}
     for name in ("kept", "each time", "each time", "kept"):
-        ended = subprocess.run([sys.executable, *sys.argv, "--one", name], capture_output=True, text=True, check=False)
+        ended = subprocess.run(
+            [sys.executable, *sys.argv, "--one", name], capture_output=True, text=True, check=False
+        )
         if ended.returncode:
             sys.exit(ended.stderr)
         runs[name].append(json.loads(ended.stdout.splitlines()[-1]))
-        print(f"{name}: {runs[name][-1]['processor_seconds']:.1f} s, {runs[name][-1]['step_seconds']:.1f} s in steps", flush=True)
+        print(
+            f"{name}: {runs[name][-1]['processor_seconds']:.1f} s, {runs[name][-1]['step_seconds']:.1f} s in steps",
+            flush=True,
+        )
     one, other = runs["kept"][0]["scores"], runs["each time"][0]["scores"]
     apart = max(abs(one[name][score] - other[name][score]) for name in one for score in one[name])
     faster = {}
     for measure in ("processor_seconds", "step_seconds"):
-        kept, computed = ([found[measure] for found in runs[name]] for name in ("kept", "each time"))
-        faster[measure] = [sum(computed) / sum(kept), min(computed) / max(kept), max(computed) / min(kept)]
-    found = {"faster": faster, "limit": limit(o.base, o.trained, o.epochs, o.rates), "scores_apart": apart,
-             "runs": {name: [{k: round(v, 2) for k, v in single.items() if k != "scores"} for single in several]
-                      for name, several in runs.items()},
-             "settings": {k: v for k, v in vars(o).items() if k not in ("data", "cache", "one")},
-             "processor": platform.processor() or platform.machine(),
-             **{name: version(name) for name in ("torch", "transformers", "peft")}}
+        kept, computed = (
+            [found[measure] for found in runs[name]] for name in ("kept", "each time")
+        )
+        faster[measure] = [
+            sum(computed) / sum(kept),
+            min(computed) / max(kept),
+            max(computed) / min(kept),
+        ]
+    found = {
+        "faster": faster,
+        "limit": limit(o.base, o.trained, o.epochs, o.rates),
+        "scores_apart": apart,
+        "runs": {
+            name: [
+                {k: round(v, 2) for k, v in single.items() if k != "scores"} for single in several
+            ]
+            for name, several in runs.items()
+        },
+        "settings": {k: v for k, v in vars(o).items() if k not in ("data", "cache", "one")},
+        "processor": platform.processor() or platform.machine(),
+        **{name: version(name) for name in ("torch", "transformers", "peft")},
+    }
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     key = f"{o.base} {o.texts} {o.trained}, {o.epochs} epochs, {o.rates} rate{'s' if o.rates > 1 else ''}"
     results[key] = found
@@ -104,7 +144,9 @@ def main(o: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--base", choices=list(LAYERS), required=True)
     parser.add_argument("--trained", choices=list(TRAINED), required=True)
@@ -113,7 +155,12 @@ if __name__ == "__main__":
     parser.add_argument("--valid-rows", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--rates", type=int, default=1)
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "peftcls-bench", help="where random bases are kept")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "peftcls-bench",
+        help="where random bases are kept",
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}

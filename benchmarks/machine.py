@@ -23,7 +23,9 @@ def body_shapes(base: str) -> Shapes:
     with torch.device("meta"):
         model = AutoModel.from_config(AutoConfig.from_pretrained(base))
     layers = max((m for m in model.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
-    return Counter(tuple(m.weight.shape) for m in layers.modules() if isinstance(m, torch.nn.Linear))
+    return Counter(
+        tuple(m.weight.shape) for m in layers.modules() if isinstance(m, torch.nn.Linear)
+    )
 
 
 def measure_peak(shapes: Shapes, dtype: torch.dtype) -> float:
@@ -32,7 +34,10 @@ def measure_peak(shapes: Shapes, dtype: torch.dtype) -> float:
     tokens = TOKENS[device]
     with torch.inference_mode():
         for (wide, narrow), count in shapes.items():
-            states, weight = (torch.randn(*shape, device=device, dtype=dtype) for shape in ((tokens, narrow), (wide, narrow)))
+            states, weight = (
+                torch.randn(*shape, device=device, dtype=dtype)
+                for shape in ((tokens, narrow), (wide, narrow))
+            )
             best = float("inf")
             for turn in range(TRIES + 1):
                 started = time.perf_counter()
@@ -48,16 +53,33 @@ def measure_peak(shapes: Shapes, dtype: torch.dtype) -> float:
 def describe(base: str) -> dict[str, Any]:
     """Processor, memory, versions, commit, and the peaks in float32 and bfloat16 at the shapes of a base."""
     shapes = body_shapes(base)
-    peaks = {str(dtype).removeprefix("torch."): measure_peak(shapes, dtype) / 1e9 for dtype in (torch.float32, torch.bfloat16)}
-    return {"commit": _git("rev-parse", "--short", "HEAD"), "changed_files": bool(_git("status", "--porcelain", "--untracked-files=no")),
-            "versions": {"python": platform.python_version(), **{name: found for name in PACKAGES if (found := _version(name))}},
-            "hardware": {"processor": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(), "cores": os.cpu_count(),
-                         "memory_gib": _memory_bytes() / 2**30, "peak_gflops": peaks},
-            "body_parameters": sum(wide * narrow * count for (wide, narrow), count in shapes.items())}
+    peaks = {
+        str(dtype).removeprefix("torch."): measure_peak(shapes, dtype) / 1e9
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    return {
+        "commit": _git("rev-parse", "--short", "HEAD"),
+        "changed_files": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: found for name in PACKAGES if (found := _version(name))},
+        },
+        "hardware": {
+            "processor": torch.cuda.get_device_name()
+            if torch.cuda.is_available()
+            else _processor(),
+            "cores": os.cpu_count(),
+            "memory_gib": _memory_bytes() / 2**30,
+            "peak_gflops": peaks,
+        },
+        "body_parameters": sum(wide * narrow * count for (wide, narrow), count in shapes.items()),
+    }
 
 
 def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, cwd=Path(__file__).parent).stdout.strip()
+    return subprocess.run(
+        ["git", *arguments], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+    ).stdout.strip()
 
 
 def _version(name: str) -> str | None:
@@ -72,7 +94,10 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
 
 
 def _memory_bytes() -> int:

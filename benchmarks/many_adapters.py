@@ -42,7 +42,9 @@ def requests(count: int) -> Requests:
     """Texts of the sample messages, and which adapter each is for."""
     drawn = random.Random(SEED)
     texts = [row["text"] for row in peftcls.read_rows(sample("messages_train.csv"))]
-    return [(drawn.choices(texts, k=ROWS), drawn.choices(list(SIZES), k=ROWS)) for _ in range(count)]
+    return [
+        (drawn.choices(texts, k=ROWS), drawn.choices(list(SIZES), k=ROWS)) for _ in range(count)
+    ]
 
 
 def write_folders(folder: Path) -> None:
@@ -67,7 +69,9 @@ def shared(folder: Path) -> Way:
 def alone(folder: Path) -> Way:
     """A predictor a folder, each with a base of its own, asked in turn."""
     predictors = {name: peftcls.load_predictor(folder / name) for name in SIZES}
-    return by_group(lambda name, texts: [str(answer.label) for answer in predictors[name].predict(texts)])
+    return by_group(
+        lambda name, texts: [str(answer.label) for answer in predictors[name].predict(texts)]
+    )
 
 
 def switched(folder: Path) -> Way:
@@ -87,40 +91,57 @@ def named(folder: Path) -> Way:
 
     def answers(texts: list[str], names: list[str]) -> list[str]:
         states = pooled(model, tokenizer, texts, adapter_names=names)
-        return [str(int(heads[name](state).argmax())) for state, name in zip(states, names, strict=True)]
+        return [
+            str(int(heads[name](state).argmax())) for state, name in zip(states, names, strict=True)
+        ]
 
     return answers
 
 
 def by_group(answers: Callable[[str, list[str]], list[str]]) -> Way:
     """The rows of each adapter together, and back into their order."""
+
     def way(texts: list[str], names: list[str]) -> list[str]:
         found = [""] * len(texts)
         for name in set(names):
             own = [place for place, other in enumerate(names) if other == name]
-            for place, label in zip(own, answers(name, [texts[place] for place in own]), strict=True):
+            for place, label in zip(
+                own, answers(name, [texts[place] for place in own]), strict=True
+            ):
                 found[place] = label
         return found
+
     return way
 
 
-def peft_model(folder: Path) -> tuple[PeftModel, transformers.PreTrainedTokenizerBase, dict[str, torch.nn.Linear]]:
+def peft_model(
+    folder: Path,
+) -> tuple[PeftModel, transformers.PreTrainedTokenizerBase, dict[str, torch.nn.Linear]]:
     """PEFT cannot hold heads of several sizes (its copies of a head share their shape), so they stand beside the model."""
-    dtype = getattr(torch, json.loads((folder / "two" / "peftcls.json").read_text())["base"]["dtype"])
+    dtype = getattr(
+        torch, json.loads((folder / "two" / "peftcls.json").read_text())["base"]["dtype"]
+    )
     model = None
     heads = {}
     for name, size in SIZES.items():
         tensors = load_file(folder / name / "adapter_model.safetensors")
         heads[name] = torch.nn.Linear(384, size).eval().requires_grad_(False)
-        heads[name].load_state_dict({key: tensors.pop(f"base_model.model.classifier.{key}") for key in ("weight", "bias")})
-        plain = {key.replace("base_model.model.bert.", "base_model.model."): tensor for key, tensor in tensors.items()}
+        heads[name].load_state_dict(
+            {key: tensors.pop(f"base_model.model.classifier.{key}") for key in ("weight", "bias")}
+        )
+        plain = {
+            key.replace("base_model.model.bert.", "base_model.model."): tensor
+            for key, tensor in tensors.items()
+        }
         config = peftcls_config(folder / name)
         if model is None:
             base = transformers.AutoModel.from_pretrained(minilm_folder(), dtype=dtype)
             model = PeftModel(base, config, adapter_name=name)
         else:
             model.add_adapter(name, config)
-        missing = model.load_state_dict({put_name(key, name): tensor for key, tensor in plain.items()}, strict=False)
+        missing = model.load_state_dict(
+            {put_name(key, name): tensor for key, tensor in plain.items()}, strict=False
+        )
         assert not missing.unexpected_keys, missing.unexpected_keys
     assert model is not None
     return model.eval(), transformers.AutoTokenizer.from_pretrained(minilm_folder()), heads
@@ -142,14 +163,25 @@ def put_name(key: str, name: str) -> str:
 
 
 @torch.inference_mode()
-def pooled(model: PeftModel, tokenizer: transformers.PreTrainedTokenizerBase, texts: list[str], **more: list[str]) -> torch.Tensor:
+def pooled(
+    model: PeftModel,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    texts: list[str],
+    **more: list[str],
+) -> torch.Tensor:
     """What the heads read, in float32."""
-    batch = tokenizer(texts, padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt")
+    batch = tokenizer(
+        texts, padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt"
+    )
     return model(**batch, **more).pooler_output.float()  # type: ignore[no-any-return]
 
 
 WAYS: dict[str, Callable[[Path], Way]] = {
-    "peftcls, one base": shared, "peftcls, a predictor each": alone, "PEFT, set_adapter": switched, "PEFT, adapter_names": named}
+    "peftcls, one base": shared,
+    "peftcls, a predictor each": alone,
+    "PEFT, set_adapter": switched,
+    "PEFT, adapter_names": named,
+}
 
 
 def memory(way: str, folder: Path, asked: Requests) -> None:
@@ -174,20 +206,33 @@ def measure(folder: Path, asked: Requests, rounds: int) -> dict[str, object]:
                 seconds[way].append(time.process_time() - started)
     found = {}
     for way in WAYS:
-        ratios = [other / own for other, own in zip(seconds[way], seconds["peftcls, one base"], strict=True)]
-        same = sum(a == b for a, b in zip(given[way], given["peftcls, a predictor each"], strict=True)) / len(given[way])
+        ratios = [
+            other / own
+            for other, own in zip(seconds[way], seconds["peftcls, one base"], strict=True)
+        ]
+        same = sum(
+            a == b for a, b in zip(given[way], given["peftcls, a predictor each"], strict=True)
+        ) / len(given[way])
         command = [sys.executable, __file__, "--memory", way, "--folder", str(folder)]
         peak = subprocess.run(command, capture_output=True, text=True, check=True)
-        found[way] = {"rows_a_second": round(len(given[way]) / statistics.median(seconds[way]), 1),
-                      "seconds_in_units_of_one_base": {"median": round(statistics.median(ratios), 2), "least": round(min(ratios), 2),
-                                                       "most": round(max(ratios), 2)},
-                      "same_label_as_alone": round(same, 4), "peak_mib": round(float(peak.stdout.split()[-1]))}
+        found[way] = {
+            "rows_a_second": round(len(given[way]) / statistics.median(seconds[way]), 1),
+            "seconds_in_units_of_one_base": {
+                "median": round(statistics.median(ratios), 2),
+                "least": round(min(ratios), 2),
+                "most": round(max(ratios), 2),
+            },
+            "same_label_as_alone": round(same, 4),
+            "peak_mib": round(float(peak.stdout.split()[-1])),
+        }
         print(way, found[way], flush=True)
     return found
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--requests", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
@@ -203,7 +248,13 @@ if __name__ == "__main__":
         write_folders(Path(place))
         found = measure(Path(place), requests(options.requests), options.rounds)
         dtype = json.loads((Path(place) / "two" / "peftcls.json").read_text())["base"]["dtype"]
-    machine = {"processor": platform.processor() or platform.machine(), "threads": options.threads, "dtype": dtype,
-               "requests": options.requests, "rows_a_request": ROWS, "rounds": options.rounds,
-               **{name: version(name) for name in ("torch", "transformers", "peft")}}
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "threads": options.threads,
+        "dtype": dtype,
+        "requests": options.requests,
+        "rows_a_request": ROWS,
+        "rounds": options.rounds,
+        **{name: version(name) for name in ("torch", "transformers", "peft")},
+    }
     RESULTS.write_text(json.dumps({"ways": found, **machine}, indent=1) + "\n")

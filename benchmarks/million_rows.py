@@ -30,9 +30,44 @@ import peftcls
 from peftcls.demo import BASE_FOLDER
 
 RESULTS = Path(__file__).parent / "results" / "million_rows.json"
-SIZES = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 128, "max_position_embeddings": 64}
-WORDS = ["patient", "prize", "stock", "drug", "lunch", "bank", "call", "free", "galaxy", "rates", "winner", "fell", "doctor", "today",
-         "see", "you", "the", "a", "of", "and", "was", "given", "now", "study", "treatment", "market", "radio", "asthma", "trial"]
+SIZES = {
+    "hidden_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+    "max_position_embeddings": 64,
+}
+WORDS = [
+    "patient",
+    "prize",
+    "stock",
+    "drug",
+    "lunch",
+    "bank",
+    "call",
+    "free",
+    "galaxy",
+    "rates",
+    "winner",
+    "fell",
+    "doctor",
+    "today",
+    "see",
+    "you",
+    "the",
+    "a",
+    "of",
+    "and",
+    "was",
+    "given",
+    "now",
+    "study",
+    "treatment",
+    "market",
+    "radio",
+    "asthma",
+    "trial",
+]
 POINTS = 12  # of a memory curve that are kept
 
 
@@ -41,7 +76,10 @@ def texts(rows: int) -> Iterator[tuple[str, str]]:
     drawn = random.Random(0)
     for number in range(rows):
         words = drawn.choices(WORDS, k=drawn.randint(3, 20))
-        yield f"{' '.join(words)} {number}", "yes" if "patient" in words or "drug" in words else "no"
+        yield (
+            f"{' '.join(words)} {number}",
+            "yes" if "patient" in words or "drug" in words else "no",
+        )
 
 
 def write_table(path: Path, rows: int) -> Path:
@@ -56,7 +94,9 @@ def write_table(path: Path, rows: int) -> Path:
 def adapter(folder: Path) -> Path:
     """A head on a tiny base, learnt from a few rows."""
     tokenizer = AutoTokenizer.from_pretrained(BASE_FOLDER)
-    BertModel(BertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **SIZES)).save_pretrained(folder / "base")
+    BertModel(
+        BertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **SIZES)
+    ).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     rows = [{"text": text, "label": label} for text, label in texts(200)]
     task = peftcls.Classification(max_length=64).learn(rows)
@@ -68,7 +108,16 @@ def adapter(folder: Path) -> Path:
 
 def command(directory: Path, source: Path, out: Path) -> list[str]:
     """What a user types."""
-    return [sys.executable, "-m", "peftcls", "predict", str(directory), str(source), "--out", str(out)]
+    return [
+        sys.executable,
+        "-m",
+        "peftcls",
+        "predict",
+        str(directory),
+        str(source),
+        "--out",
+        str(out),
+    ]
 
 
 def own_mib(process: int) -> float:
@@ -77,7 +126,10 @@ def own_mib(process: int) -> float:
         status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     except OSError:
         return 0.0
-    return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("RssAnon")), 0.0)
+    return next(
+        (int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("RssAnon")),
+        0.0,
+    )
 
 
 def answered(part: Path) -> int:
@@ -101,16 +153,25 @@ def measure(directory: Path, folder: Path, rows: int) -> dict[str, object]:
         sys.exit(f"peftcls predict ended with {running.returncode}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    answering = sorted({done: mib for done, mib in curve if done and mib}.items())  # the last one seen at each
+    answering = sorted(
+        {done: mib for done, mib in curve if done and mib}.items()
+    )  # the last one seen at each
     peak = max(mib for _, mib in curve)
     print(f"{rows} rows: {busy:.0f} processor seconds, {peak:.0f} MiB at the peak", flush=True)
-    return {"processor_seconds": round(busy, 1), "peak_own_mib": peak,
-            "answers_and_own_mib": answering[:: max(1, len(answering) // POINTS)]}
+    return {
+        "processor_seconds": round(busy, 1),
+        "peak_own_mib": peak,
+        "answers_and_own_mib": answering[:: max(1, len(answering) // POINTS)],
+    }
 
 
 def interrupt(directory: Path, folder: Path, rows: int) -> dict[str, object]:
     """Kill a run when half of the rows are answered, go on, and compare with the run that was not."""
-    source, whole, out = folder / f"{rows}.csv", folder / f"{rows}_answers.csv", folder / "again.csv"
+    source, whole, out = (
+        folder / f"{rows}.csv",
+        folder / f"{rows}_answers.csv",
+        folder / "again.csv",
+    )
     running = subprocess.Popen(command(directory, source, out), stdout=subprocess.DEVNULL)
     while running.poll() is None and (done := answered(Path(f"{out}.part"))) < rows // 2:
         time.sleep(0.2)
@@ -118,12 +179,20 @@ def interrupt(directory: Path, folder: Path, rows: int) -> dict[str, object]:
     running.wait()
     if out.is_file():
         sys.exit("the run was over before it could be killed; give more rows.")
-    subprocess.run([*command(directory, source, out), "--resume"], stdout=subprocess.DEVNULL, check=True)
-    return {"rows": rows, "killed_after_rows": done, "same_bytes": out.read_bytes() == whole.read_bytes()}
+    subprocess.run(
+        [*command(directory, source, out), "--resume"], stdout=subprocess.DEVNULL, check=True
+    )
+    return {
+        "rows": rows,
+        "killed_after_rows": done,
+        "same_bytes": out.read_bytes() == whole.read_bytes(),
+    }
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, nargs="+", default=[50_000, 100_000, 200_000])
     options = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -133,8 +202,19 @@ if __name__ == "__main__":
         found = {str(rows): measure(directory, Path(made), rows) for rows in sorted(options.rows)}
         stopped = interrupt(directory, Path(made), min(options.rows))
     print(stopped)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True,
-                            check=False).stdout.strip()
-    machine = {"commit": commit, "processor": platform.processor() or platform.machine(), "python": platform.python_version(),
-               **{name: version(name) for name in ("torch", "transformers", "datasets")}}
-    RESULTS.write_text(json.dumps({"runs": found, "interruption": stopped, **machine}, indent=1) + "\n")
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    machine = {
+        "commit": commit,
+        "processor": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "datasets")},
+    }
+    RESULTS.write_text(
+        json.dumps({"runs": found, "interruption": stopped, **machine}, indent=1) + "\n"
+    )

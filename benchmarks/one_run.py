@@ -25,7 +25,9 @@ def do(job: Job) -> dict[str, Any]:
         import ours as side
     else:
         import contenders as side
-    found: dict[str, Any] = {"adapter": side.make_adapter, "gate": side.gate, "run": side.run}[job.what](job)
+    found: dict[str, Any] = {"adapter": side.make_adapter, "gate": side.gate, "run": side.run}[
+        job.what
+    ](job)
     return {**found, "peak_mib": peak_mib()}
 
 

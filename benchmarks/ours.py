@@ -7,12 +7,23 @@ from typing import Any
 import torch
 from clock import Clock
 from experiment import Job
-from material import LABELS, TEXTS, Rows, base_folder, begin_with, gate_rows, instruction_text, lora, read_file, training_rows
+from material import (
+    LABELS,
+    TEXTS,
+    Rows,
+    base_folder,
+    begin_with,
+    gate_rows,
+    instruction_text,
+    lora,
+    read_file,
+    training_rows,
+)
 from safetensors.torch import save_file
 from switches import leave_out
 
 import peftcls
-from peftcls.models.base_model import base_facts
+from peftcls.models.state import base_facts
 
 MOVED = 0.02  # the deviation of what stands in a gate for the zeros of a new adapter
 FAR = 1e9  # a gradient's length at which none is cut
@@ -23,16 +34,27 @@ def _build(job: Job, dtype: torch.dtype | None) -> tuple[Any, Any, Any]:
     e, base = job.experiment, base_folder(job.experiment.base, job.cache)
     task: Any
     if e.kind == "heads":
-        task = peftcls.Classification(text="text", label="label", labels=LABELS, max_length=e.max_length)
+        task = peftcls.Classification(
+            text="text", label="label", labels=LABELS, max_length=e.max_length
+        )
     else:
         template = f"{instruction_text(e)}\n\n{{input}}\n\nAnswer: "
-        task = peftcls.Instruction(template=template, input="text", output="label", labels=LABELS, max_length=1024)
+        task = peftcls.Instruction(
+            template=template, input="text", output="label", labels=LABELS, max_length=1024
+        )
     model, tokenizer = peftcls.load_base(base, task, seed=job.seed, dtype=dtype)
     if e.trained == "head":
         return task, peftcls.train_only(model, task, "head"), tokenizer
     own = lora(base)
-    adapted = peftcls.attach_lora(model, task, rank=own["r"], alpha=own["lora_alpha"], targets=own["target_modules"], seed=job.seed,
-                                  layers=[-2, -1] if e.trained == "top2" else None)
+    adapted = peftcls.attach_lora(
+        model,
+        task,
+        rank=own["r"],
+        alpha=own["lora_alpha"],
+        targets=own["target_modules"],
+        seed=job.seed,
+        layers=[-2, -1] if e.trained == "top2" else None,
+    )
     return task, adapted, tokenizer
 
 
@@ -40,9 +62,14 @@ def make_adapter(job: Job) -> dict[str, Any]:
     """Write the tensors that all systems begin with, and those for a gate, in which no gradient is zero."""
     _, model, _ = _build(job, torch.float32)
     torch.manual_seed(job.seed)
-    tensors = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    tensors = {
+        name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad
+    }
     if job.what == "gate":
-        tensors = {name: torch.randn_like(p) * MOVED if ".lora_B." in name else p for name, p in tensors.items()}
+        tensors = {
+            name: torch.randn_like(p) * MOVED if ".lora_B." in name else p
+            for name, p in tensors.items()
+        }
     save_file(tensors, job.adapter)
     return {"tensors": len(tensors)}
 
@@ -57,14 +84,26 @@ def run(job: Job) -> dict[str, Any]:
     found: dict[str, Any] = {"dtype": base_facts(model).dtype}
     clock = Clock()
     if e.epochs:
-        config = peftcls.TrainConfig(tempfile.mkdtemp(), epochs=e.epochs, batch_size=e.batch_size, learning_rate=e.rate, warmup=0.0,
-                                     weight_decay=0.0, eval_every=e.eval_every if e.target else None, log_every=1, seed=job.seed)
+        config = peftcls.TrainConfig(
+            tempfile.mkdtemp(),
+            epochs=e.epochs,
+            batch_size=e.batch_size,
+            learning_rate=e.rate,
+            warmup=0.0,
+            weight_decay=0.0,
+            eval_every=e.eval_every if e.target else None,
+            log_every=1,
+            seed=job.seed,
+        )
         trainer = peftcls.Trainer(model, task, tokenizer, config)
         _time_steps(trainer, clock)
         if e.target:
             _time_evaluations(trainer, clock, e.target)
         trainer.fit(rows, read_file(job.data, e.texts, "validation") if e.target else None)
-        found |= {**clock.measures(e), "losses": [entry["loss"] for entry in trainer.progress.history if "loss" in entry]}
+        found |= {
+            **clock.measures(e),
+            "losses": [entry["loss"] for entry in trainer.progress.history if "loss" in entry],
+        }
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # where a trainer has not done so
     predictor = peftcls.Predictor(model, task, tokenizer)
     if e.predict:
@@ -119,12 +158,21 @@ def gate(job: Job) -> dict[str, Any]:
         make_adapter(job)
     task, model, tokenizer = _build(job, torch.bfloat16 if job.bf16 else torch.float32)
     begin_with(model, job.adapter)
-    config = peftcls.TrainConfig(tempfile.mkdtemp(), epochs=1, batch_size=len(rows), max_grad_norm=FAR, log_every=1)
+    config = peftcls.TrainConfig(
+        tempfile.mkdtemp(), epochs=1, batch_size=len(rows), max_grad_norm=FAR, log_every=1
+    )
     trainer = peftcls.Trainer(model, task, tokenizer, config)
     step = trainer.optimizer.step
 
     def kept(*arguments: Any, **more: Any) -> Any:
-        save_file({name: p.grad.float().contiguous() for name, p in trainer.parameters.items() if p.grad is not None}, job.gradient)
+        save_file(
+            {
+                name: p.grad.float().contiguous()
+                for name, p in trainer.parameters.items()
+                if p.grad is not None
+            },
+            job.gradient,
+        )
         return step(*arguments, **more)
 
     trainer.optimizer.step = kept  # type: ignore[method-assign]

@@ -22,7 +22,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "real_data.json"
 PAPERS = ["--train", "medical_papers/train.csv", "--valid", "medical_papers/validation.csv"]
-SPAM = ["--train", "sms_spam/train.csv", "--valid", "sms_spam/validation.csv", "--test", "sms_spam/test.csv"]
+SPAM = [
+    "--train",
+    "sms_spam/train.csv",
+    "--valid",
+    "sms_spam/validation.csv",
+    "--test",
+    "sms_spam/test.csv",
+]
 RUNS = {
     "medical_lora_demo": ["medical_paper_lora.py", *PAPERS],
     "medical_head_demo": ["medical_paper_head.py", *PAPERS],
@@ -31,7 +38,9 @@ RUNS = {
     "spam_head_minilm": ["spam_gpt_head.py", *SPAM, "--model", "minilm"],
     "sample_papers_demo": ["medical_paper_lora.py"],
 }
-ROW = re.compile(r"^\s*(.+?)\s+([\d.]+)\s+([\d.]+ to [\d.]+)\s+([\d.]+)\s+([\d.]+ to [\d.]+)$", re.MULTILINE)
+ROW = re.compile(
+    r"^\s*(.+?)\s+([\d.]+)\s+([\d.]+ to [\d.]+)\s+([\d.]+)\s+([\d.]+ to [\d.]+)$", re.MULTILINE
+)
 
 
 def minilm_folder() -> str:
@@ -45,36 +54,71 @@ def minilm_folder() -> str:
 def measure(name: str, data: Path, seed: int, more: list[str]) -> dict[str, object]:
     """One run of a recipe: the table that it printed, its seconds, and the bytes of its adapter folder."""
     recipe, *arguments = RUNS[name]
-    arguments = [str(data / a) if a.endswith(".csv") else minilm_folder() if a == "minilm" else a for a in arguments]
+    arguments = [
+        str(data / a) if a.endswith(".csv") else minilm_folder() if a == "minilm" else a
+        for a in arguments
+    ]
     with tempfile.TemporaryDirectory() as out:
         started = time.perf_counter()
-        command = [sys.executable, str(ROOT / "recipes" / recipe), *arguments, "--seed", str(seed), "--out", out, *more]
+        command = [
+            sys.executable,
+            str(ROOT / "recipes" / recipe),
+            *arguments,
+            "--seed",
+            str(seed),
+            "--out",
+            out,
+            *more,
+        ]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         seconds = time.perf_counter() - started
         size = sum(file.stat().st_size for file in Path(out).rglob("*"))
     if ended.returncode:
         sys.exit(ended.stderr)
     print(ended.stdout)
-    systems = {s.strip(): {"accuracy": float(a), "interval": i, "f1_macro": float(f), "f1_interval": j}
-               for s, a, i, f, j in ROW.findall(ended.stdout)}
-    return {"systems": systems, "seconds": round(seconds, 1), "adapter_folder_bytes": size, "options": more}
+    systems = {
+        s.strip(): {"accuracy": float(a), "interval": i, "f1_macro": float(f), "f1_interval": j}
+        for s, a, i, f, j in ROW.findall(ended.stdout)
+    }
+    return {
+        "systems": systems,
+        "seconds": round(seconds, 1),
+        "adapter_folder_bytes": size,
+        "options": more,
+    }
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", nargs="*", choices=sorted(RUNS), default=sorted(RUNS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     options, more = parser.parse_known_args()
     if not options.data.is_dir():
-        sys.exit(f"there is no folder {options.data}; give --data a folder with medical_papers and sms_spam in it.")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-    machine = {"commit": commit, "processor": platform.processor() or platform.machine(), "python": platform.python_version(),
-               **{name: version(name) for name in ("torch", "transformers", "peft", "accelerate")}}
+        sys.exit(
+            f"there is no folder {options.data}; give --data a folder with medical_papers and sms_spam in it."
+        )
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    machine = {
+        "commit": commit,
+        "processor": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "peft", "accelerate")},
+    }
     for name in options.only:
         for seed in options.seeds:
             found = {**measure(name, options.data, seed, more), **machine}
             RESULTS.parent.mkdir(exist_ok=True)
-            results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}  # another run may have written since
+            results = (
+                json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+            )  # another run may have written since
             results[f"{name} seed {seed}"] = found
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")

@@ -36,11 +36,25 @@ PYTHON = [sys.executable, str(HERE / "one_run.py")]
 def start(job: Job) -> dict[str, Any]:
     """A job in a process of its own, which ends with {"crash": ...} for a contender's and with SystemExit for peftcls's."""
     started = time.perf_counter()
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "RAYON_NUM_THREADS"), str(job.experiment.threads))  # torch's, and tokenizers'
+    threads = dict.fromkeys(
+        ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"), str(job.experiment.threads)
+    )  # torch's, and tokenizers'
     try:
-        ended = subprocess.run([*PYTHON, job.to_json()], capture_output=True, text=True, check=False,
-                               timeout=job.experiment.limit_seconds, env={**os.environ, **OFFLINE, **threads})
-        problem = ended.stderr.strip() if ended.returncode > 0 else f"ended by signal {-ended.returncode}" if ended.returncode else ""
+        ended = subprocess.run(
+            [*PYTHON, job.to_json()],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=job.experiment.limit_seconds,
+            env={**os.environ, **OFFLINE, **threads},
+        )
+        problem = (
+            ended.stderr.strip()
+            if ended.returncode > 0
+            else f"ended by signal {-ended.returncode}"
+            if ended.returncode
+            else ""
+        )
     except subprocess.TimeoutExpired:
         problem = f"no end within {job.experiment.limit_seconds} s"
     if problem and job.system == "peftcls":
@@ -53,20 +67,43 @@ def start(job: Job) -> dict[str, Any]:
 
 def parity_gate(job: Job) -> dict[str, Any]:
     """One step of peftcls and of a contender from the same weights on the same rows: losses, and the angle between the gradients."""
-    dtype, contender = "bfloat16" if job.bf16 else "float32", job.experiment.contenders[0].partition("_")[0]
-    theirs = dataclasses.replace(job, system={"pad": "trainer", "generate": "trl"}.get(contender, contender))
+    dtype, contender = (
+        "bfloat16" if job.bf16 else "float32",
+        job.experiment.contenders[0].partition("_")[0],
+    )
+    theirs = dataclasses.replace(
+        job, system={"pad": "trainer", "generate": "trl"}.get(contender, contender)
+    )
     own, other = start(job), start(theirs)
     if "crash" in other:
-        return {"dtype": dtype, "contender": theirs.system, "crash": other["crash"], "passed": False}
+        return {
+            "dtype": dtype,
+            "contender": theirs.system,
+            "crash": other["crash"],
+            "passed": False,
+        }
     gradients = [load_file(side.gradient) for side in (job, theirs)]
     if different := sorted(set(gradients[0]) ^ set(gradients[1])):
         sys.exit(f"{different[0]} has a gradient in one system alone.")
-    flat = [np.concatenate([side[name].ravel() for name in sorted(side)]).astype(np.float64) for side in gradients]
+    flat = [
+        np.concatenate([side[name].ravel() for name in sorted(side)]).astype(np.float64)
+        for side in gradients
+    ]
     cosine = float(flat[0] @ flat[1] / np.sqrt((flat[0] @ flat[0]) * (flat[1] @ flat[1])))
     apart = abs(own["loss"] - other["loss"])
-    passed = apart <= LOSS_NEAR[dtype] * max(1.0, abs(other["loss"])) and cosine >= LEAST_COSINE[dtype]
-    return {"dtype": dtype, "contender": theirs.system, "loss": own["loss"], "contender_loss": other["loss"], "loss_apart": apart,
-            "gradient_cosine": cosine, "values": len(flat[0]), "passed": passed}
+    passed = (
+        apart <= LOSS_NEAR[dtype] * max(1.0, abs(other["loss"])) and cosine >= LEAST_COSINE[dtype]
+    )
+    return {
+        "dtype": dtype,
+        "contender": theirs.system,
+        "loss": own["loss"],
+        "contender_loss": other["loss"],
+        "loss_apart": apart,
+        "gradient_cosine": cosine,
+        "values": len(flat[0]),
+        "passed": passed,
+    }
 
 
 def slope(points: list[tuple[float, float]]) -> float:
@@ -77,13 +114,19 @@ def slope(points: list[tuple[float, float]]) -> float:
 
 def plan_runs(e: Experiment) -> list[tuple[str, str, tuple[str, ...], int, dict[str, Any]]]:
     """All runs in turn, as (name, system, fast paths left out, seed, point)."""
-    systems: list[tuple[str, tuple[str, ...]]] = [("peftcls", ()), *((name, ()) for name in e.contenders),
-                                                  *(("peftcls", paths) for paths in e.without)]
+    systems: list[tuple[str, tuple[str, ...]]] = [
+        ("peftcls", ()),
+        *((name, ()) for name in e.contenders),
+        *(("peftcls", paths) for paths in e.without),
+    ]
     runs = []
     for turn, seed in enumerate(e.seeds):
         for system, paths in systems[:: -1 if turn % 2 else 1]:
             name = " without ".join([system, *([", ".join(paths)] if paths else [])])
-            runs += [(name, system, paths, seed, point) for point in e.points[:: -1 if turn % 2 else 1] or ({},)]
+            runs += [
+                (name, system, paths, seed, point)
+                for point in e.points[:: -1 if turn % 2 else 1] or ({},)
+            ]
     return runs
 
 
@@ -92,60 +135,115 @@ def measure(e: Experiment, data: Path, cache: Path) -> dict[str, Any]:
     job = Job("machine", e, data, cache)
     result: dict[str, Any] = start(job)
     peaks = result["hardware"]["peak_gflops"]
-    peak, job = max(peaks.values()) * 1e9, dataclasses.replace(job, bf16=peaks["bfloat16"] > peaks["float32"])
+    peak, job = (
+        max(peaks.values()) * 1e9,
+        dataclasses.replace(job, bf16=peaks["bfloat16"] > peaks["float32"]),
+    )
     print(f"matrix peaks, GFLOP/s: {peaks}", flush=True)
     for seed in sorted(set(e.seeds)):
         start(dataclasses.replace(job, what="adapter", seed=seed))
     result["gates"] = []
     if e.contenders and e.gate_rows:
         for bf16 in (False, True):
-            result["gates"].append(found := parity_gate(dataclasses.replace(job, what="gate", bf16=bf16)))
+            result["gates"].append(
+                found := parity_gate(dataclasses.replace(job, what="gate", bf16=bf16))
+            )
             print(f"gate: {found}", flush=True)
     runs: dict[str, list[dict[str, Any]]] = {}
     for name, system, paths, seed, point in plan_runs(e):
         if NARROW_PATHS.intersection(paths) and not job.bf16:
             continue
         own = dataclasses.replace(e, **point)
-        found = start(dataclasses.replace(job, what="run", experiment=own, system=system, without=paths, seed=seed))
-        if "tokens_per_second" in found and own.trained == "all-layers":  # forward 2, back through the activations 2
-            found["useful_share"] = 4 * result["body_parameters"] * found["tokens_per_second"] / peak
+        found = start(
+            dataclasses.replace(
+                job, what="run", experiment=own, system=system, without=paths, seed=seed
+            )
+        )
+        if (
+            "tokens_per_second" in found and own.trained == "all-layers"
+        ):  # forward 2, back through the activations 2
+            found["useful_share"] = (
+                4 * result["body_parameters"] * found["tokens_per_second"] / peak
+            )
         runs.setdefault(name, []).append(found | {"seed": seed, "point": point})
-        told = found.get("crash") or {k: round(v, 3) for k, v in found.items() if isinstance(v, float)}
+        told = found.get("crash") or {
+            k: round(v, 3) for k, v in found.items() if isinstance(v, float)
+        }
         print(f"{name}{f' {point}' if point else ''}: {told}", flush=True)
-    result["faster"] = {kind: found for kind in get_args(Measure) if not e.points and (found := ratios(runs, kind))}
-    result["agreement"] = {name: float(np.mean([a == b for a, b in zip(runs["peftcls"][0]["answers"], found[0]["answers"], strict=True)]))
-                           for name, found in runs.items() if "answers" in found[0] and name != "peftcls"}
+    result["faster"] = {
+        kind: found for kind in get_args(Measure) if not e.points and (found := ratios(runs, kind))
+    }
+    result["agreement"] = {
+        name: float(
+            np.mean(
+                [
+                    a == b
+                    for a, b in zip(runs["peftcls"][0]["answers"], found[0]["answers"], strict=True)
+                ]
+            )
+        )
+        for name, found in runs.items()
+        if "answers" in found[0] and name != "peftcls"
+    }
     if e.score:
-        result["scores"] = [score_parity(runs, name, score) for name in e.contenders for score in ("accuracy", "f1_macro")
-                            if all("scores" in run for run in runs[name])]
+        result["scores"] = [
+            score_parity(runs, name, score)
+            for name in e.contenders
+            for score in ("accuracy", "f1_macro")
+            if all("scores" in run for run in runs[name])
+        ]
     if e.points:
         (over,) = {next(iter(point)) for point in e.points}
-        pairs = [(run["point"][over], run["point"].get("rows", 1) / run[e.measure]) for run in runs["peftcls"]]
+        pairs = [
+            (run["point"][over], run["point"].get("rows", 1) / run[e.measure])
+            for run in runs["peftcls"]
+        ]
         result["curve"] = {"over": over, "points": sorted(pairs), "slope": slope(pairs)}
-    result["runs"] = {name: [{k: v for k, v in run.items() if k != "answers"} for run in found] for name, found in runs.items()}
+    result["runs"] = {
+        name: [{k: v for k, v in run.items() if k != "answers"} for run in found]
+        for name, found in runs.items()
+    }
     return result
 
 
 def main() -> None:
     """An experiment from its file to its result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("experiment", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=HERE / "results")
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "peftcls-bench", help="where random bases are kept")
-    parser.add_argument("--set", nargs="*", default=[], metavar="SETTING=JSON", help="replace settings of the file")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "peftcls-bench",
+        help="where random bases are kept",
+    )
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="SETTING=JSON", help="replace settings of the file"
+    )
     o = parser.parse_args()
     try:
-        given = json.loads(o.experiment.read_text(encoding="utf-8")) | {name: json.loads(value) for name, _, value in
-                                                                        (setting.partition("=") for setting in o.set)}
+        given = json.loads(o.experiment.read_text(encoding="utf-8")) | {
+            name: json.loads(value)
+            for name, _, value in (setting.partition("=") for setting in o.set)
+        }
         e = Experiment.of(given)
     except (OSError, ValueError) as error:
         sys.exit(f"{o.experiment}: {error}")
     result = {"experiment": given, "settings": dataclasses.asdict(e), **measure(e, o.data, o.cache)}
     o.out.mkdir(parents=True, exist_ok=True)
-    (file := o.out / f"{o.experiment.stem}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({k: result[k] for k in ("faster", "scores", "curve") if k in result}, indent=1), f"\nwritten to {file}")
-    if failed := [gate for gate in result["gates"] + result.get("scores", []) if not gate["passed"]]:
+    (file := o.out / f"{o.experiment.stem}.json").write_text(
+        json.dumps(result, indent=1) + "\n", encoding="utf-8"
+    )
+    print(
+        json.dumps({k: result[k] for k in ("faster", "scores", "curve") if k in result}, indent=1),
+        f"\nwritten to {file}",
+    )
+    if failed := [
+        gate for gate in result["gates"] + result.get("scores", []) if not gate["passed"]
+    ]:
         sys.exit(f"not the same training: {failed}")
 
 

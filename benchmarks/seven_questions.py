@@ -39,53 +39,114 @@ def shown_base(name: str | None) -> str | None:
 def study_settings(options: argparse.Namespace) -> dict[str, Any]:
     """What all runs of a study share: the data by name and content, and how long they are learnt."""
     sources = {part: getattr(options, part) for part in ("train", "valid", "test")}
-    data = {part: {"file": source and Path(source).name, "sha256": hashlib.sha256(Path(source).read_bytes()).hexdigest()[:12]}
-            if source and Path(source).is_file() else {"file": source} for part, source in sources.items()}
-    return {"data": data, "text": options.text, "label": options.label, "epochs": options.epochs, "pad_to": options.pad_to,
-            "threads": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))}
+    data = {
+        part: {
+            "file": source and Path(source).name,
+            "sha256": hashlib.sha256(Path(source).read_bytes()).hexdigest()[:12],
+        }
+        if source and Path(source).is_file()
+        else {"file": source}
+        for part, source in sources.items()
+    }
+    return {
+        "data": data,
+        "text": options.text,
+        "label": options.label,
+        "epochs": options.epochs,
+        "pad_to": options.pad_to,
+        "threads": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
+    }
 
 
 def machine() -> dict[str, str]:
     """What a run is computed with; the commit may change while a study lasts."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=HERE, capture_output=True, text=True,
-                            check=False).stdout.strip()
-    return {"commit": commit, "processor": platform.processor() or platform.machine(), "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers", "peft", "accelerate")}}
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude=*"],
+        cwd=HERE,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    return {
+        "commit": commit,
+        "processor": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "peft", "accelerate")},
+    }
 
 
 def run(e: Experiment, seed: int) -> dict[str, Any]:
     """One run in a process of its own; where it fails, the sentence that says why."""
     with tempfile.TemporaryDirectory() as out:
-        environment = {**os.environ, "HF_DATASETS_CACHE": f"{out}/cache", "TOKENIZERS_PARALLELISM": "false"}
-        command = [sys.executable, __file__, *sys.argv[1:], "--one", e.name, "--seed", str(seed), "--folder", out]
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        environment = {
+            **os.environ,
+            "HF_DATASETS_CACHE": f"{out}/cache",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        command = [
+            sys.executable,
+            __file__,
+            *sys.argv[1:],
+            "--one",
+            e.name,
+            "--seed",
+            str(seed),
+            "--folder",
+            out,
+        ]
+        ended = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False
+        )
         if ended.returncode:
-            return {"failed": (ended.stderr.strip() or f"it ended with {ended.returncode}").splitlines()[-1]}
+            return {
+                "failed": (
+                    ended.stderr.strip() or f"it ended with {ended.returncode}"
+                ).splitlines()[-1]
+            }
         found: dict[str, Any] = json.loads((Path(out) / "found.json").read_text())
     return found
 
 
 def main() -> None:
     """The study, one run of it, or its report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--train", help="labelled rows (csv, tsv, json, jsonl, parquet, hub id)")
     parser.add_argument("--valid", help="split off the training rows unless given, 10 %%")
     parser.add_argument("--test", help="split off the training rows unless given, 20 %%")
     parser.add_argument("--text", default="text", help="the column, in any case (text)")
     parser.add_argument("--label", default="label", help="the column, in any case (label)")
-    parser.add_argument("--model", default="demo", help="the decoder: demo, a local folder or a hub id")
-    parser.add_argument("--encoder", help="an encoder for question 3, which is skipped unless given")
-    parser.add_argument("--larger", help="a larger decoder for question 5, which is skipped unless given")
+    parser.add_argument(
+        "--model", default="demo", help="the decoder: demo, a local folder or a hub id"
+    )
+    parser.add_argument(
+        "--encoder", help="an encoder for question 3, which is skipped unless given"
+    )
+    parser.add_argument(
+        "--larger", help="a larger decoder for question 5, which is skipped unless given"
+    )
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--pad-to", type=int, help=f"the fixed width, and where texts are cut (the context, at most {MOST_TOKENS})")
+    parser.add_argument(
+        "--pad-to",
+        type=int,
+        help=f"the fixed width, and where texts are cut (the context, at most {MOST_TOKENS})",
+    )
     parser.add_argument("--out", type=Path, default=HERE / "results" / "seven_questions")
-    parser.add_argument("--report-only", action="store_true", help="remake the table and the figure of what is there")
+    parser.add_argument(
+        "--report-only",
+        action="store_true",
+        help="remake the table and the figure of what is there",
+    )
     for hidden in ("--one", "--seed", "--folder"):
         parser.add_argument(hidden, type=int if hidden == "--seed" else str, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.report_only:
-        from study_report import write_report  # here, since its libraries would be in the way of the memory of the runs
+        from study_report import (
+            write_report,  # here, since its libraries would be in the way of the memory of the runs
+        )
+
         return write_report(options.out)
     if options.train is None:
         parser.error("there is no --train, expected a file with a text and a label in each row.")
@@ -93,28 +154,46 @@ def main() -> None:
         found = measure(EXPERIMENTS[options.one], options, f"{options.folder}/run")
         (Path(options.folder) / "found.json").write_text(json.dumps(found))
         return None
-    study, bases = study_settings(options), {name: shown_base(getattr(options, name)) for name in ("model", "encoder", "larger")}
+    study, bases = (
+        study_settings(options),
+        {name: shown_base(getattr(options, name)) for name in ("model", "encoder", "larger")},
+    )
     results = options.out.with_suffix(".json")
     results.parent.mkdir(parents=True, exist_ok=True)
     for seed in options.seeds:
         for e in EXPERIMENTS.values():
             kept = json.loads(results.read_text()) if results.is_file() else {"runs": {}}
             kept = {"study": study, "bases": bases, "runs": kept["runs"]}
-            settings = {**study, "experiment": dataclasses.asdict(e), "base": bases[e.base], "seed": seed}
+            settings = {
+                **study,
+                "experiment": dataclasses.asdict(e),
+                "base": bases[e.base],
+                "seed": seed,
+            }
             name = f"{e.name} seed {seed}"
             before = kept["runs"].get(name, {})
             if bases[e.base] is None or (e.baseline and seed != options.seeds[0]):
                 continue
             if before.get("settings") != settings or "failed" in before:
-                kept["runs"][name] = found = {**run(e, seed), "settings": settings, "machine": machine()}
+                kept["runs"][name] = found = {
+                    **run(e, seed),
+                    "settings": settings,
+                    "machine": machine(),
+                }
                 if "failed" in found and e.name == next(iter(EXPERIMENTS)):
                     sys.exit(found["failed"])  # nothing else can be compared with it
-                shown = {key: round(value, 1) for key, value in found.items() if key.endswith(("accuracy", "seconds", "mib"))}
+                shown = {
+                    key: round(value, 1)
+                    for key, value in found.items()
+                    if key.endswith(("accuracy", "seconds", "mib"))
+                }
                 print(time.strftime("%H:%M:%S"), name, found.get("failed", shown), flush=True)
             beside = results.with_suffix(".json.new")
             beside.write_text(json.dumps(kept, indent=1) + "\n")
             os.replace(beside, results)
-        subprocess.run([sys.executable, __file__, "--report-only", "--out", str(options.out)], check=True)
+        subprocess.run(
+            [sys.executable, __file__, "--report-only", "--out", str(options.out)], check=True
+        )
     return None
 
 

@@ -58,7 +58,9 @@ def _no_kept_states() -> None:
 def _no_cheap_cuts() -> None:
     from peftcls.training import gradient_accumulation
 
-    gradient_accumulation.call_tokens = lambda _: 10**9  # as few micro-batches as their limit allows
+    gradient_accumulation.call_tokens = lambda _: (
+        10**9
+    )  # as few micro-batches as their limit allows
 
 
 def _logits_of_all_tokens() -> None:

@@ -20,12 +20,17 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def told() -> str:
     """A section for each command with its help as it is printed in a terminal."""
-    names = [*(name for name in ORDER if name in commands.commands), *(name for name in commands.commands if name not in ORDER)]
+    names = [
+        *(name for name in ORDER if name in commands.commands),
+        *(name for name in commands.commands if name not in ORDER),
+    ]
     os.environ["COLUMNS"] = str(WIDTH)
     parts = []
     for name in names:
         command = commands.commands[name]
-        context = click.Context(command, info_name=f"peftcls {name}", max_content_width=WIDTH, terminal_width=WIDTH)
+        context = click.Context(
+            command, info_name=f"peftcls {name}", max_content_width=WIDTH, terminal_width=WIDTH
+        )
         parts.append(f"## {name}\n\n```text\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)
 
@@ -33,4 +38,6 @@ def told() -> str:
 def on_post_build(config: Any, **_: Any) -> None:
     """Write the index of the search as a script too, since a page from the disk may load scripts alone."""
     index = Path(config.site_dir) / "search" / "search_index.json"
-    index.with_suffix(".js").write_text(f"var __index = {index.read_text(encoding='utf-8')}", encoding="utf-8")
+    index.with_suffix(".js").write_text(
+        f"var __index = {index.read_text(encoding='utf-8')}", encoding="utf-8"
+    )

@@ -12,8 +12,9 @@ logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from peftcls.api import *  # noqa: F403
+    from peftcls.api import *
 else:
+
     def __getattr__(name: str) -> Any:
         """A module or a public name, loaded when it is asked for: the command's help and completion need no model library."""
         if name.startswith("__") and name != "__all__":

@@ -2,11 +2,13 @@
 
 from peftcls.data.reading import RowError, read_rows
 from peftcls.evaluation import compare_answers, evaluate_answers
+from peftcls.inference.loading import load_predictor
 from peftcls.inference.multi_predictor import ManyPredictor
-from peftcls.inference.predictor import Predictor, load_predictor
-from peftcls.models.base_model import attention_projections, head_modules, load_base
+from peftcls.inference.predictor import Predictor
+from peftcls.models.base_model import load_base
 from peftcls.models.merging import merge_adapter
 from peftcls.models.model_card import write_card
+from peftcls.models.structure import attention_projections, head_modules
 from peftcls.models.trainable import attach_lora, train_only
 from peftcls.models.weight_sharing import share_base
 from peftcls.quality.examine import examine_rows
@@ -24,7 +26,39 @@ from peftcls.training.cross_validation import cross_validate
 from peftcls.training.sweep import Trained, sweep
 from peftcls.training.trainer import Trainer
 
-__all__ = ["Answer", "Classification", "Decisions", "Examination", "ExtractiveQA", "Finding", "Instruction", "ManyPredictor", "Predictor",
-           "Regression", "RowError", "Task", "TrainConfig", "Trained", "Trainer", "attach_lora", "attention_projections", "check_rows",
-           "compare_answers", "cross_validate", "evaluate_answers", "examine_rows", "head_modules", "learn_on", "load_base",
-           "load_predictor", "merge_adapter", "read_rows", "share_base", "side_by_side", "sweep", "train_only", "with_replay", "write_card"]
+__all__ = [
+    "Answer",
+    "Classification",
+    "Decisions",
+    "Examination",
+    "ExtractiveQA",
+    "Finding",
+    "Instruction",
+    "ManyPredictor",
+    "Predictor",
+    "Regression",
+    "RowError",
+    "Task",
+    "TrainConfig",
+    "Trained",
+    "Trainer",
+    "attach_lora",
+    "attention_projections",
+    "check_rows",
+    "compare_answers",
+    "cross_validate",
+    "evaluate_answers",
+    "examine_rows",
+    "head_modules",
+    "learn_on",
+    "load_base",
+    "load_predictor",
+    "merge_adapter",
+    "read_rows",
+    "share_base",
+    "side_by_side",
+    "sweep",
+    "train_only",
+    "with_replay",
+    "write_card",
+]

@@ -7,12 +7,18 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 MOST = 2**63  # what a library written in another language can count to
-SPOKEN: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", Path: "a path",
-                          type(None): "None"}
+SPOKEN: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "True or False",
+    Path: "a path",
+    type(None): "None",
+}
 LARGE = " of less than 64 bits"
 
 
-def check_settings(values: Mapping[str, Any], owner: Callable[..., Any]) -> None:
+def check_argument_types(values: Mapping[str, Any], owner: Callable[..., Any]) -> None:
     """Raise one ValueError for all settings whose kind is not that of the owner's annotation.
 
     Names of labels may be numbers, and a tuple may be a list, as JSON has it. Whether a text is one of those that are
@@ -23,8 +29,11 @@ def check_settings(values: Mapping[str, Any], owner: Callable[..., Any]) -> None
         owner: the class or function whose annotations count.
     """
     hints = _hints(owner)
-    problems = [f"{name}={_shown(value)}: expected {_spoken(hints[name])}{LARGE if _is_large(value) else ''}"
-                for name, value in values.items() if name in hints and not _fits(value, hints[name])]
+    problems = [
+        f"{name}={_shown(value)}: expected {_spoken(hints[name])}{LARGE if _is_large(value) else ''}"
+        for name, value in values.items()
+        if name in hints and not _fits(value, hints[name])
+    ]
     if problems:
         raise ValueError("; ".join(problems) + ".")
 
@@ -43,9 +52,14 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (tuple, list, Sequence):
         if not isinstance(value, list | tuple):
             return False
-        if origin is tuple and inner[-1] is not Ellipsis:  # how many there are is the owner's to say
+        if (
+            origin is tuple and inner[-1] is not Ellipsis
+        ):  # how many there are is the owner's to say
             return all(_fits(item, inner[0]) for item in value)
-        return all(_fits(item, inner[0]) or (inner[0] is str and isinstance(item, int | float)) for item in value)
+        return all(
+            _fits(item, inner[0]) or (inner[0] is str and isinstance(item, int | float))
+            for item in value
+        )
     if origin is Mapping:
         return isinstance(value, Mapping)
     if hint in (int, float):
@@ -65,8 +79,14 @@ def _spoken(hint: Any) -> str:
     if origin is Literal:
         return " or ".join(map(repr, inner))
     if origin in (tuple, list, Sequence):
-        return f"several, each {_spoken(inner[0])}" if inner[-1] is Ellipsis or origin is not tuple else f"{len(inner)} texts"
-    return "a mapping" if origin is Mapping else SPOKEN.get(hint, getattr(hint, "__name__", str(hint)))
+        return (
+            f"several, each {_spoken(inner[0])}"
+            if inner[-1] is Ellipsis or origin is not tuple
+            else f"{len(inner)} texts"
+        )
+    return (
+        "a mapping" if origin is Mapping else SPOKEN.get(hint, getattr(hint, "__name__", str(hint)))
+    )
 
 
 def _shown(value: Any) -> str:

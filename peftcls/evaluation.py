@@ -34,12 +34,20 @@ class Evaluation:
     """Rows by right label (down) and given label (across); None where a row can have several labels."""
 
     def __str__(self) -> str:
-        lines = [f"{name:<18} {value:8.4f}   95 % interval {self.intervals[name][0]:.4f} to {self.intervals[name][1]:.4f}"
-                 for name, value in self.scores.items()]
-        tables = [] if self.labels is None else [self.labels.to_string(float_format="{:.3f}".format)]
+        lines = [
+            f"{name:<18} {value:8.4f}   95 % interval {self.intervals[name][0]:.4f} to {self.intervals[name][1]:.4f}"
+            for name, value in self.scores.items()
+        ]
+        tables = (
+            [] if self.labels is None else [self.labels.to_string(float_format="{:.3f}".format)]
+        )
         tables += [] if self.confusion is None else [self.confusion.to_string()]
         rows = f"{self.rows} row{'s' * (self.rows != 1)}"
-        few = f"; an interval of fewer than {FEWEST_ROWS} means little" if self.rows < FEWEST_ROWS else ""
+        few = (
+            f"; an interval of fewer than {FEWEST_ROWS} means little"
+            if self.rows < FEWEST_ROWS
+            else ""
+        )
         return "\n\n".join([f"{rows}{few}\n" + "\n".join(lines), *tables])
 
 
@@ -58,12 +66,20 @@ class Comparison:
 
     def __str__(self) -> str:
         low, high = self.interval
-        told = "the rows do not tell them apart" if low <= 0 <= high else f"the {'first' if low > 0 else 'second'} is better"
-        return (f"{self.score} {self.first:.4f} against {self.second:.4f}: {self.difference:+.4f}, 95 % interval {low:+.4f} to {high:+.4f} "
-                f"(paired); {told}.")
+        told = (
+            "the rows do not tell them apart"
+            if low <= 0 <= high
+            else f"the {'first' if low > 0 else 'second'} is better"
+        )
+        return (
+            f"{self.score} {self.first:.4f} against {self.second:.4f}: {self.difference:+.4f}, 95 % interval {low:+.4f} to {high:+.4f} "
+            f"(paired); {told}."
+        )
 
 
-def evaluate_answers(task: Task, answers: Sequence[Answer], rows: Rows, *, resamples: int = RESAMPLES) -> Evaluation:
+def evaluate_answers(
+    task: Task, answers: Sequence[Answer], rows: Rows, *, resamples: int = RESAMPLES
+) -> Evaluation:
     """Scores with intervals, and for labels the table of each and their confusion.
 
     Args:
@@ -78,31 +94,72 @@ def evaluate_answers(task: Task, answers: Sequence[Answer], rows: Rows, *, resam
     table = _listed(task, rows, answers)
     scores, every = task.score(answers, table), list(range(len(table)))
     of_rows = _scorer(task, answers, table)
-    intervals = {name: interval(lambda chosen, name=name: of_rows(tuple(chosen))[name], every, resamples=resamples) for name in scores}
+    intervals = {
+        name: interval(
+            lambda chosen, name=name: of_rows(tuple(chosen))[name], every, resamples=resamples
+        )
+        for name in scores
+    }
     names = list(getattr(task, "labels", None) or ())
     if not names:
         return Evaluation(len(table), scores, intervals, None, None)
     gold = [task.gold_of(row) for row in table]
     several = answers[0].labels is not None
     given = [(a.labels or ()) if several else (a.label or NO_ANSWER,) for a in answers]
-    truth, found = (np.array([[name in row for name in names] for row in sets], dtype=int) for sets in (gold, given))
-    alone = [precision_recall_fscore_support(truth[:, i], found[:, i], average="binary", zero_division=0)[:3] for i in range(len(names))]
+    truth, found = (
+        np.array([[name in row for name in names] for row in sets], dtype=int)
+        for sets in (gold, given)
+    )
+    alone = [
+        precision_recall_fscore_support(
+            truth[:, i], found[:, i], average="binary", zero_division=0
+        )[:3]
+        for i in range(len(names))
+    ]
     precision, recall, f1 = zip(*alone, strict=True)
-    spans = [interval(lambda t, f: float(2 * np.dot(t, f) / max(np.sum(t) + np.sum(f), 1)), truth[:, i].tolist(), found[:, i].tolist(),
-                      resamples=resamples)
-             for i in range(len(names))]
-    by_label = pd.DataFrame({"precision": precision, "recall": recall, "f1": f1, "f1 from": [low for low, _ in spans],
-                             "f1 to": [high for _, high in spans], "rows": truth.sum(0)}, index=pd.Index(names, name="label"))
+    spans = [
+        interval(
+            lambda t, f: float(2 * np.dot(t, f) / max(np.sum(t) + np.sum(f), 1)),
+            truth[:, i].tolist(),
+            found[:, i].tolist(),
+            resamples=resamples,
+        )
+        for i in range(len(names))
+    ]
+    by_label = pd.DataFrame(
+        {
+            "precision": precision,
+            "recall": recall,
+            "f1": f1,
+            "f1 from": [low for low, _ in spans],
+            "f1 to": [high for _, high in spans],
+            "rows": truth.sum(0),
+        },
+        index=pd.Index(names, name="label"),
+    )
     if several:
         return Evaluation(len(table), scores, intervals, by_label, None)
     shown = [*names, NO_ANSWER] if any(g == (NO_ANSWER,) for g in given) else names
-    counts = confusion_matrix([g for (g,) in gold], [g for (g,) in given], labels=shown)[: len(names)]
-    confusion = pd.DataFrame(counts, index=pd.Index(names, name="right label"), columns=pd.Index(shown, name="given label"))
+    counts = confusion_matrix([g for (g,) in gold], [g for (g,) in given], labels=shown)[
+        : len(names)
+    ]
+    confusion = pd.DataFrame(
+        counts,
+        index=pd.Index(names, name="right label"),
+        columns=pd.Index(shown, name="given label"),
+    )
     return Evaluation(len(table), scores, intervals, by_label, confusion)
 
 
-def compare_answers(task: Task, first: Sequence[Answer], second: Sequence[Answer], rows: Rows, *, score: str | None = None,
-                    resamples: int = RESAMPLES) -> Comparison:
+def compare_answers(
+    task: Task,
+    first: Sequence[Answer],
+    second: Sequence[Answer],
+    rows: Rows,
+    *,
+    score: str | None = None,
+    resamples: int = RESAMPLES,
+) -> Comparison:
     """Two systems on the same rows: the difference of a score, with a paired bootstrap interval.
 
     Rows are resampled together for both, so that what makes a row hard cancels out (Berg-Kirkpatrick et al. 2012,
@@ -120,20 +177,39 @@ def compare_answers(task: Task, first: Sequence[Answer], second: Sequence[Answer
         ValueError: the task has no such score, or answers and rows are not as many.
     """
     table, name = _listed(task, rows, first, second), score or task.monitor
-    return _compared(task, _scorer(task, first, table), _scorer(task, second, table), len(table), name, resamples)
+    return _compared(
+        task, _scorer(task, first, table), _scorer(task, second, table), len(table), name, resamples
+    )
 
 
-def beside_best(task: Task, systems: Sequence[Sequence[Answer]], rows: Rows, *, score: str,
-                resamples: int = RESAMPLES) -> list[tuple[dict[str, Interval], Comparison]]:
+def beside_best(
+    task: Task,
+    systems: Sequence[Sequence[Answer]],
+    rows: Rows,
+    *,
+    score: str,
+    resamples: int = RESAMPLES,
+) -> list[tuple[dict[str, Interval], Comparison]]:
     """The intervals of each system's scores, and the first, the best, against it: as `evaluate_answers` and `compare_answers` give them.
 
     All are asked of the same resamples, each once.
     """
     table = _listed(task, rows, *systems)
     scorers, every = [_scorer(task, answers, table) for answers in systems], list(range(len(table)))
-    return [({name: interval(lambda chosen, name=name, of=of: of(tuple(chosen))[name], every, resamples=resamples)
-              for name in task.score(answers, table)}, _compared(task, scorers[0], of, len(table), score, resamples))
-            for answers, of in zip(systems, scorers, strict=True)]
+    return [
+        (
+            {
+                name: interval(
+                    lambda chosen, name=name, of=of: of(tuple(chosen))[name],
+                    every,
+                    resamples=resamples,
+                )
+                for name in task.score(answers, table)
+            },
+            _compared(task, scorers[0], of, len(table), score, resamples),
+        )
+        for answers, of in zip(systems, scorers, strict=True)
+    ]
 
 
 def _compared(task: Task, one: Any, two: Any, rows: int, name: str, resamples: int) -> Comparison:
@@ -148,7 +224,9 @@ def _compared(task: Task, one: Any, two: Any, rows: int, name: str, resamples: i
 
     found = interval(difference, every, resamples=resamples)
     won = float(np.mean([(d > 0) + 0.5 * (d == 0) for d in differences]))
-    return Comparison(name, one(every)[name], two(every)[name], one(every)[name] - two(every)[name], found, won)
+    return Comparison(
+        name, one(every)[name], two(every)[name], one(every)[name] - two(every)[name], found, won
+    )
 
 
 def _listed(task: Task, rows: Rows, *systems: Sequence[Answer]) -> list[Row]:
@@ -157,19 +235,27 @@ def _listed(task: Task, rows: Rows, *systems: Sequence[Answer]) -> list[Row]:
     table: list[Row] = checked.to_list()
     for answers in systems:
         if len(table) != len(answers):
-            raise ValueError(f"there are {len(answers)} answers and {len(table)} rows, expected one answer a row.")
+            raise ValueError(
+                f"there are {len(answers)} answers and {len(table)} rows, expected one answer a row."
+            )
     return table
 
 
 def _scorer(task: Task, answers: Sequence[Answer], table: Sequence[Row]) -> Any:
     def of(chosen: Sequence[int]) -> dict[str, float]:
         found = task.score([answers[i] for i in chosen], [table[i] for i in chosen])
-        everything = {"coverage": 1.0, "accuracy_answered": found["accuracy"]} if "accuracy" in found else {}
+        everything = (
+            {"coverage": 1.0, "accuracy_answered": found["accuracy"]} if "accuracy" in found else {}
+        )
         return {**everything, **found}  # without abstentions all rows are answered
 
     whole = of(range(len(table)))
 
     @functools.cache  # all scores are asked of the same resamples
     def scores(chosen: tuple[int, ...]) -> dict[str, float]:
-        return {**whole, **of(chosen)}  # a resample without the rows that a score is about says nothing else
+        return {
+            **whole,
+            **of(chosen),
+        }  # a resample without the rows that a score is about says nothing else
+
     return scores

@@ -34,11 +34,22 @@ def label_scores(gold: Sequence[str], predicted: Sequence[str | None]) -> dict[s
     truth, found = (np.array([place[name] for name in names]) for names in (gold, named))
     # A bootstrap asks for this a thousand times, so it is counted here; the tests hold it against scikit-learn.
     right = np.bincount(truth[truth == found], minlength=len(labels))
-    f1 = 2 * right / (np.bincount(truth, minlength=len(labels)) + np.bincount(found[found >= 0], minlength=len(labels)))
+    f1 = (
+        2
+        * right
+        / (
+            np.bincount(truth, minlength=len(labels))
+            + np.bincount(found[found >= 0], minlength=len(labels))
+        )
+    )
     scores = {"accuracy": float((truth == found).mean()), "f1_macro": float(f1.mean())}
     if (answered := found >= 0).all():
         return scores
-    return {**scores, "coverage": float(answered.mean()), "accuracy_answered": float((truth == found).sum() / max(answered.sum(), 1))}
+    return {
+        **scores,
+        "coverage": float(answered.mean()),
+        "accuracy_answered": float((truth == found).sum() / max(answered.sum(), 1)),
+    }
 
 
 def calibration_error(confidence: Sequence[float], right: Sequence[bool]) -> float:
@@ -48,59 +59,101 @@ def calibration_error(confidence: Sequence[float], right: Sequence[bool]) -> flo
     """
     sure, hits = np.array(confidence, dtype=np.float64), np.array(right, dtype=np.float64)
     bins = np.ceil(sure * BINS).clip(1, BINS).astype(int)
-    return float(sum(abs(hits[bins == b].sum() - sure[bins == b].sum()) for b in np.unique(bins)) / len(sure))
+    return float(
+        sum(abs(hits[bins == b].sum() - sure[bins == b].sum()) for b in np.unique(bins)) / len(sure)
+    )
 
 
 def calibration_bins(confidence: Sequence[float], right: Sequence[bool]) -> list[dict[str, float]]:
     """The bins of `calibration_error` that hold rows: their borders, rows, mean confidence and accuracy."""
     sure, hits = np.array(confidence, dtype=np.float64), np.array(right, dtype=np.float64)
     bins = np.ceil(sure * BINS).clip(1, BINS).astype(int)
-    return [{"from": (b - 1) / BINS, "to": b / BINS, "rows": int((bins == b).sum()), "confidence": float(sure[bins == b].mean()),
-             "accuracy": float(hits[bins == b].mean())} for b in np.unique(bins).tolist()]
+    return [
+        {
+            "from": (b - 1) / BINS,
+            "to": b / BINS,
+            "rows": int((bins == b).sum()),
+            "confidence": float(sure[bins == b].mean()),
+            "accuracy": float(hits[bins == b].mean()),
+        }
+        for b in np.unique(bins).tolist()
+    ]
 
 
-def closed_set_scores(gold: Sequence[str], predicted: Sequence[str | None], probabilities: Sequence[dict[str, float]],
-                      labels: Sequence[str]) -> dict[str, float]:
+def closed_set_scores(
+    gold: Sequence[str],
+    predicted: Sequence[str | None],
+    probabilities: Sequence[dict[str, float]],
+    labels: Sequence[str],
+) -> dict[str, float]:
     """All scores of answers with one label a row, by the names in LABEL_SCORES; without probabilities only those of labels."""
     if not all(probabilities):  # answers of a system that gives none
         return label_scores(gold, predicted)
     likeliest = [max(row, key=lambda name: row[name]) for row in probabilities]
-    return {**label_scores(gold, predicted), "loss": label_loss(gold, probabilities, labels),
-            "ece": calibration_error([max(row.values()) for row in probabilities],
-                                     [name == right for name, right in zip(likeliest, gold, strict=True)])}
+    return {
+        **label_scores(gold, predicted),
+        "loss": label_loss(gold, probabilities, labels),
+        "ece": calibration_error(
+            [max(row.values()) for row in probabilities],
+            [name == right for name, right in zip(likeliest, gold, strict=True)],
+        ),
+    }
 
 
 def number_scores(gold: Sequence[float], predicted: Sequence[float]) -> dict[str, float]:
     """Pearson's and Spearman's correlation (0 where one side never varies) and the root of the mean squared error."""
     truth, found = np.array(gold, dtype=np.float64), np.array(predicted, dtype=np.float64)
     varied = len(truth) > 1 and np.ptp(truth) > 0 and np.ptp(found) > 0
-    return {"pearson": float(stats.pearsonr(truth, found).statistic) if varied else 0.0,
-            "spearman": float(stats.spearmanr(truth, found).statistic) if varied else 0.0,
-            "rmse": float(np.sqrt(np.mean((truth - found) ** 2)))}
+    return {
+        "pearson": float(stats.pearsonr(truth, found).statistic) if varied else 0.0,
+        "spearman": float(stats.spearmanr(truth, found).statistic) if varied else 0.0,
+        "rmse": float(np.sqrt(np.mean((truth - found) ** 2))),
+    }
 
 
-def label_loss(gold: Sequence[str], probabilities: Sequence[dict[str, float]], labels: Sequence[str]) -> float:
+def label_loss(
+    gold: Sequence[str], probabilities: Sequence[dict[str, float]], labels: Sequence[str]
+) -> float:
     """Mean negative log-likelihood, in nats, of the right labels."""
     place = {label: i for i, label in enumerate(labels)}
-    table = np.array([[p.get(label, 0.0) for label in labels] for p in probabilities], dtype=np.float64)
+    table = np.array(
+        [[p.get(label, 0.0) for label in labels] for p in probabilities], dtype=np.float64
+    )
     table /= table.sum(1, keepdims=True)
     right = table[np.arange(len(table)), [place[g] for g in gold]]
     return float(-np.log(right.clip(np.finfo(np.float64).eps)).mean())
 
 
-def label_set_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], labels: Sequence[str]) -> dict[str, float]:
+def label_set_scores(
+    gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], labels: Sequence[str]
+) -> dict[str, float]:
     """Micro- and macro-averaged F1 and the share of rows with exactly the right set of labels."""
-    truth, found = (np.array([[label in row for label in labels] for row in rows], dtype=int) for rows in (gold, predicted))
-    by_label = [float(sk.f1_score(truth[:, i], found[:, i], zero_division=0)) for i in range(len(labels))]
-    return {"f1_macro": float(np.mean(by_label)),
-            "f1_micro": float(sk.f1_score(truth.ravel(), found.ravel(), zero_division=0)),
-            "accuracy": float((truth == found).all(axis=1).mean())}
+    truth, found = (
+        np.array([[label in row for label in labels] for row in rows], dtype=int)
+        for rows in (gold, predicted)
+    )
+    by_label = [
+        float(sk.f1_score(truth[:, i], found[:, i], zero_division=0)) for i in range(len(labels))
+    ]
+    return {
+        "f1_macro": float(np.mean(by_label)),
+        "f1_micro": float(sk.f1_score(truth.ravel(), found.ravel(), zero_division=0)),
+        "accuracy": float((truth == found).all(axis=1).mean()),
+    }
 
 
-def label_set_calibration(gold: Sequence[Sequence[str]], probabilities: Sequence[dict[str, float]]) -> float:
+def label_set_calibration(
+    gold: Sequence[Sequence[str]], probabilities: Sequence[dict[str, float]]
+) -> float:
     """Expected calibration error over all yes-or-no questions, one a row and label."""
-    asked = [(p, name in right) for right, row in zip(gold, probabilities, strict=True) for name, p in row.items()]
-    return calibration_error([max(p, 1 - p) for p, _ in asked], [(p >= 0.5) == yes for p, yes in asked])
+    asked = [
+        (p, name in right)
+        for right, row in zip(gold, probabilities, strict=True)
+        for name, p in row.items()
+    ]
+    return calibration_error(
+        [max(p, 1 - p) for p, _ in asked], [(p >= 0.5) == yes for p, yes in asked]
+    )
 
 
 def span_scores(gold: Sequence[Sequence[str]], predicted: Sequence[str]) -> dict[str, float]:
@@ -110,17 +163,23 @@ def span_scores(gold: Sequence[Sequence[str]], predicted: Sequence[str]) -> dict
     empty too (Rajpurkar et al. 2016, section 6.1, and 2018, section 5).
     """
     pairs = list(zip(predicted, gold, strict=True))
-    return {"f1": float(np.mean([span_f1(text, right) for text, right in pairs])),
-            "exact_match": float(np.mean([any(_plain(text) == _plain(r) for r in right) for text, right in pairs]))}
+    return {
+        "f1": float(np.mean([span_f1(text, right) for text, right in pairs])),
+        "exact_match": float(
+            np.mean([any(_plain(text) == _plain(r) for r in right) for text, right in pairs])
+        ),
+    }
 
 
 def span_f1(text: str, gold: Sequence[str]) -> float:
     """The F1 of the words of an answer and of the right one that it is nearest to."""
+
     def of(one: list[str], two: list[str]) -> float:
         if not one or not two:
             return float(one == two)
         shared = (Counter(one) & Counter(two)).total()
         return 2 * shared / (len(one) + len(two))
+
     return max(of(_plain(text), _plain(right)) for right in gold)
 
 
@@ -129,7 +188,9 @@ def _plain(text: str) -> list[str]:
     return re.sub(r"\b(a|an|the)\b", " ", bare).split()
 
 
-def keyword_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[str, float]:
+def keyword_scores(
+    gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], texts: Sequence[str]
+) -> dict[str, float]:
     """Mean over rows of set precision, recall and F1 of keywords; order and case do not count.
 
     `precision`, `recall` and `f1` take all predicted keywords, `f1_at_5` and `f1_at_10` the first five and ten. A gold
@@ -138,16 +199,25 @@ def keyword_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[s
     """
     sums: dict[str, list[float]] = {}
     for wanted, found, text in zip(gold, predicted, texts, strict=True):
-        truth, listed, lower = set(_folded(wanted)), _folded(found), " ".join(text.casefold().split())
+        truth, listed, lower = (
+            set(_folded(wanted)),
+            _folded(found),
+            " ".join(text.casefold().split()),
+        )
         for name, guess in (("", listed), ("_at_5", listed[:5]), ("_at_10", listed[:10])):
             hits = len(truth & set(guess))
             precision, recall = hits / max(len(guess), 1), hits / max(len(truth), 1)
             f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
             for part, value in (("precision", precision), ("recall", recall), ("f1", f1)):
                 sums.setdefault(part + name, []).append(value)
-        for name, part_of in (("present", {k for k in truth if k in lower}), ("absent", {k for k in truth if k not in lower})):
+        for name, part_of in (
+            ("present", {k for k in truth if k in lower}),
+            ("absent", {k for k in truth if k not in lower}),
+        ):
             if part_of:
-                sums.setdefault(f"recall_{name}", []).append(len(part_of & set(listed)) / len(part_of))
+                sums.setdefault(f"recall_{name}", []).append(
+                    len(part_of & set(listed)) / len(part_of)
+                )
     return {name: float(np.mean(values)) for name, values in sums.items()}
 
 
@@ -155,7 +225,9 @@ def _folded(keywords: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(" ".join(keyword.casefold().split()) for keyword in keywords))
 
 
-def interval(score: Callable[..., float], *columns: Sequence[Any], resamples: int = 1000, seed: int = 0) -> Interval:
+def interval(
+    score: Callable[..., float], *columns: Sequence[Any], resamples: int = 1000, seed: int = 0
+) -> Interval:
     """The 95 % percentile bootstrap interval of `score(*columns)`, rows resampled together (Efron 1979).
 
     A table of one row, or scores that never vary, give an interval of no width.
@@ -167,8 +239,14 @@ def interval(score: Callable[..., float], *columns: Sequence[Any], resamples: in
     def of_rows(chosen: np.ndarray) -> float:
         return score(*([column[i] for i in chosen] for column in columns))
 
-    found = stats.bootstrap((np.arange(rows),), of_rows, vectorized=False, n_resamples=resamples, method="percentile",
-                            rng=np.random.default_rng(seed)).confidence_interval
+    found = stats.bootstrap(
+        (np.arange(rows),),
+        of_rows,
+        vectorized=False,
+        n_resamples=resamples,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
     return float(found.low), float(found.high)
 
 

@@ -14,15 +14,33 @@ TEMPLATE = "List the keywords of this paper, separated by semicolons.\nTitle: {t
 
 
 def main() -> None:
-    options = recipe_options(__doc__, data="papers", out="runs/medical_keywords_lora", epochs=10, learning_rate=3e-3)
-    train, valid, test = (None if file is None else read_rows(file) for file in (options.train, options.valid, options.test))
+    options = recipe_options(
+        __doc__, data="papers", out="runs/medical_keywords_lora", epochs=10, learning_rate=3e-3
+    )
+    train, valid, test = (
+        None if file is None else read_rows(file)
+        for file in (options.train, options.valid, options.test)
+    )
 
-    task = Instruction(template=TEMPLATE, input="abstract", output="Keywords", separator=";", max_length=448, max_new_tokens=96)
+    task = Instruction(
+        template=TEMPLATE,
+        input="abstract",
+        output="Keywords",
+        separator=";",
+        max_length=448,
+        max_new_tokens=96,
+    )
     check_first(task, options, test)
     model, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
     model = attach_lora(model, task, rank=16, alpha=32, dropout=0.05, seed=options.seed)
 
-    config = TrainConfig(options.out, epochs=options.epochs, batch_size=16, learning_rate=options.learning_rate, seed=options.seed)
+    config = TrainConfig(
+        options.out,
+        epochs=options.epochs,
+        batch_size=16,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
+    )
     with Trainer(model, task, tokenizer, config) as trainer:
         if only_rehearse(trainer, options, train):
             return

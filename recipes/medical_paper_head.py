@@ -7,30 +7,66 @@
 The files need the columns title, abstract and label; the head reads title and abstract as a pair.
 """
 
-from peftcls import Classification, Instruction, TrainConfig, Trainer, attach_lora, load_base, read_rows
-from peftcls.recipe import ask_untrained, check_first, finish_recipe, only_rehearse, recipe_options, run_recipe
+from peftcls import (
+    Classification,
+    Instruction,
+    TrainConfig,
+    Trainer,
+    attach_lora,
+    load_base,
+    read_rows,
+)
+from peftcls.recipe import (
+    ask_untrained,
+    check_first,
+    finish_recipe,
+    only_rehearse,
+    recipe_options,
+    run_recipe,
+)
 
 QUESTION = "Is this a medical paper? Answer 1 for yes and 0 for no.\nTitle: {title}\nAbstract: {input}\nAnswer: "
 
 
 def main() -> None:
-    options = recipe_options(__doc__, data="papers", out="runs/medical_paper_head", epochs=8, learning_rate=1e-3,
-                             loss=["cross_entropy", "bce"])
-    train, valid, test = (None if file is None else read_rows(file) for file in (options.train, options.valid, options.test))
+    options = recipe_options(
+        __doc__,
+        data="papers",
+        out="runs/medical_paper_head",
+        epochs=8,
+        learning_rate=1e-3,
+        loss=["cross_entropy", "bce"],
+    )
+    train, valid, test = (
+        None if file is None else read_rows(file)
+        for file in (options.train, options.valid, options.test)
+    )
 
-    task = Classification(text=("title", "abstract"), label="label", loss=options.loss, max_length=288).learn(train)
+    task = Classification(
+        text=("title", "abstract"), label="label", loss=options.loss, max_length=288
+    ).learn(train)
     check_first(task, options, test)
     model, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
     model = attach_lora(model, task, rank=8, alpha=16, dropout=0.05, seed=options.seed)
 
-    config = TrainConfig(options.out, epochs=options.epochs, batch_size=16, learning_rate=options.learning_rate, seed=options.seed)
+    config = TrainConfig(
+        options.out,
+        epochs=options.epochs,
+        batch_size=16,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
+    )
     with Trainer(model, task, tokenizer, config) as trainer:
         if only_rehearse(trainer, options, train):
             return
         trainer.fit(train, valid, resume=options.resume)
-        asked = Instruction(template=QUESTION, input="abstract", output="label", labels=task.labels, max_length=288)
+        asked = Instruction(
+            template=QUESTION, input="abstract", output="label", labels=task.labels, max_length=288
+        )
         zero_shot = ask_untrained(trainer, options.model, asked, test)
-        finish_recipe(trainer, options, train, test, {"the same model, untrained, asked by prompt": zero_shot})
+        finish_recipe(
+            trainer, options, train, test, {"the same model, untrained, asked by prompt": zero_shot}
+        )
 
 
 if __name__ == "__main__":

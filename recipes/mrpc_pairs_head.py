@@ -8,30 +8,62 @@ The files need the columns sentence1, sentence2 and label. An encoder reads the 
 has them; the sample pairs are few, and the model that ships with peftcls is too small for the task.
 """
 
-from peftcls import Classification, Instruction, TrainConfig, Trainer, attach_lora, load_base, read_rows
+from peftcls import (
+    Classification,
+    Instruction,
+    TrainConfig,
+    Trainer,
+    attach_lora,
+    load_base,
+    read_rows,
+)
 from peftcls.baselines import pair_similarity
-from peftcls.recipe import ask_untrained, check_first, finish_recipe, only_rehearse, recipe_options, run_recipe
+from peftcls.recipe import (
+    ask_untrained,
+    check_first,
+    finish_recipe,
+    only_rehearse,
+    recipe_options,
+    run_recipe,
+)
 
 PAIR = ("sentence1", "sentence2")
 QUESTION = "First: {sentence1}\nSecond: {input}\nDo the two sentences say the same? Answer 1 for yes and 0 for no: "
 
 
 def main() -> None:
-    options = recipe_options(__doc__, data="pairs", out="runs/mrpc_pairs_head", epochs=4, learning_rate=1e-3)
-    train, valid, test = (None if file is None else read_rows(file) for file in (options.train, options.valid, options.test))
+    options = recipe_options(
+        __doc__, data="pairs", out="runs/mrpc_pairs_head", epochs=4, learning_rate=1e-3
+    )
+    train, valid, test = (
+        None if file is None else read_rows(file)
+        for file in (options.train, options.valid, options.test)
+    )
 
     task = Classification(text=PAIR, label="label", max_length=160).learn(train)
     check_first(task, options, test)
     model, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
     model = attach_lora(model, task, rank=8, alpha=16, dropout=0.05, seed=options.seed)
 
-    config = TrainConfig(options.out, epochs=options.epochs, batch_size=16, learning_rate=options.learning_rate, seed=options.seed)
+    config = TrainConfig(
+        options.out,
+        epochs=options.epochs,
+        batch_size=16,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
+    )
     with Trainer(model, task, tokenizer, config) as trainer:
         if only_rehearse(trainer, options, train):
             return
         trainer.fit(train, valid, resume=options.resume)
-        asked = Instruction(template=QUESTION, input="sentence2", output="label", labels=task.labels, max_length=256)
-        others = {"the same model, untrained, asked by prompt": ask_untrained(trainer, options.model, asked, test)}
+        asked = Instruction(
+            template=QUESTION, input="sentence2", output="label", labels=task.labels, max_length=256
+        )
+        others = {
+            "the same model, untrained, asked by prompt": ask_untrained(
+                trainer, options.model, asked, test
+            )
+        }
         if test is not None:
             others["logistic regression on shared words"] = pair_similarity(task, PAIR, train, test)
         finish_recipe(trainer, options, train, test, others)

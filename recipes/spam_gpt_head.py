@@ -7,16 +7,42 @@
 The files need the columns text and label, in upper or lower case. An encoder works as well.
 """
 
-from peftcls import Classification, Instruction, TrainConfig, Trainer, attach_lora, load_base, read_rows, train_only
-from peftcls.recipe import ask_untrained, check_first, find_columns, finish_recipe, only_rehearse, recipe_options, run_recipe
+from peftcls import (
+    Classification,
+    Instruction,
+    TrainConfig,
+    Trainer,
+    attach_lora,
+    load_base,
+    read_rows,
+    train_only,
+)
+from peftcls.recipe import (
+    ask_untrained,
+    check_first,
+    find_columns,
+    finish_recipe,
+    only_rehearse,
+    recipe_options,
+    run_recipe,
+)
 
 QUESTION = "Message: {input}\nIs this message spam or ham? It is "
 
 
 def main() -> None:
-    options = recipe_options(__doc__, data="messages", out="runs/spam_gpt_head", epochs=6, learning_rate=1e-3,
-                             part=["lora", "head", "last_block", "last_two_blocks", "all"])
-    train, valid, test = (None if file is None else read_rows(file) for file in (options.train, options.valid, options.test))
+    options = recipe_options(
+        __doc__,
+        data="messages",
+        out="runs/spam_gpt_head",
+        epochs=6,
+        learning_rate=1e-3,
+        part=["lora", "head", "last_block", "last_two_blocks", "all"],
+    )
+    train, valid, test = (
+        None if file is None else read_rows(file)
+        for file in (options.train, options.valid, options.test)
+    )
 
     text, label = find_columns(train, "text", "label")
     task = Classification(text=text, label=label, max_length=256).learn(train)
@@ -27,14 +53,24 @@ def main() -> None:
     else:
         model = train_only(model, task, options.part)
 
-    config = TrainConfig(options.out, epochs=options.epochs, batch_size=16, learning_rate=options.learning_rate, seed=options.seed)
+    config = TrainConfig(
+        options.out,
+        epochs=options.epochs,
+        batch_size=16,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
+    )
     with Trainer(model, task, tokenizer, config) as trainer:
         if only_rehearse(trainer, options, train):
             return
         trainer.fit(train, valid, resume=options.resume)
-        asked = Instruction(template=QUESTION, input=text, output=label, labels=task.labels, max_length=384)
+        asked = Instruction(
+            template=QUESTION, input=text, output=label, labels=task.labels, max_length=384
+        )
         zero_shot = ask_untrained(trainer, options.model, asked, test)
-        finish_recipe(trainer, options, train, test, {"the same model, untrained, asked by prompt": zero_shot})
+        finish_recipe(
+            trainer, options, train, test, {"the same model, untrained, asked by prompt": zero_shot}
+        )
 
 
 if __name__ == "__main__":

@@ -11,11 +11,29 @@ import peftcls
 TEMPLATE = "Text: {input}\nAnswer: "
 
 
-def build(base: str, out: Path, rows: list, *, dropout: float = 0.0, double: bool = False, instruction: bool = False, **config):
+def build(
+    base: str,
+    out: Path,
+    rows: list,
+    *,
+    dropout: float = 0.0,
+    double: bool = False,
+    instruction: bool = False,
+    **config,
+):
     if instruction:
-        task = peftcls.Instruction(template=TEMPLATE, input="text", output="label", labels=("no", "yes"), max_length=64, max_new_tokens=16)
+        task = peftcls.Instruction(
+            template=TEMPLATE,
+            input="text",
+            output="label",
+            labels=("no", "yes"),
+            max_length=64,
+            max_new_tokens=16,
+        )
     else:
-        task = peftcls.Classification(max_length=64, pooling=None).learn(peftcls.data.reading.as_dataset(rows))
+        task = peftcls.Classification(max_length=64, pooling=None).learn(
+            peftcls.data.reading.as_dataset(rows)
+        )
     model, tokenizer = peftcls.load_base(base, task)
     model = peftcls.attach_lora(model, task, rank=4, dropout=dropout)
     if double:
@@ -34,6 +52,10 @@ class Killed(Exception):
 
 def interrupt(trainer, rows, monkeypatch, at=3, valid=None):
     step = trainer._step
-    monkeypatch.setattr(trainer, "_step", lambda t, i, n, s: step(t, i, n, s) if n < at else (_ for _ in ()).throw(Killed()))
+    monkeypatch.setattr(
+        trainer,
+        "_step",
+        lambda t, i, n, s: step(t, i, n, s) if n < at else (_ for _ in ()).throw(Killed()),
+    )
     with pytest.raises(Killed):
         trainer.fit(rows, valid)

@@ -19,7 +19,9 @@ CHINESE = ROOT / "README.zh.md"
 
 def blocks(page: Path, language: str) -> list[str]:
     """The fenced blocks of a language in a page, in their order."""
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
 
 
 def commands(page: Path) -> list[str]:
@@ -59,16 +61,35 @@ def write_all(folder: Path) -> None:
     some_rows("papers_train.csv", folder / "papers.csv", 10)
     (folder / "old_export.csv").write_bytes("text,label\nCafé?,ham\n".encode("cp1252"))
     messages = read_rows(folder / "messages.csv").to_list()
-    _write(folder / "new_messages.csv", [*messages[:4], *({"text": f"Parcel {n} is on its way", "label": "delivery"} for n in range(4))])
+    _write(
+        folder / "new_messages.csv",
+        [
+            *messages[:4],
+            *({"text": f"Parcel {n} is on its way", "label": "delivery"} for n in range(4)),
+        ],
+    )
     pairs = read_rows(folder / "pairs.csv").to_list()
-    _write(folder / "scores.csv", [{**pair, "score": n / 4 + int(pair.pop("label"))} for n, pair in enumerate(pairs)])
+    _write(
+        folder / "scores.csv",
+        [{**pair, "score": n / 4 + int(pair.pop("label"))} for n, pair in enumerate(pairs)],
+    )
     for name, first in (("topics.jsonl", 0), ("topics_held_out.jsonl", 12)):
-        rows = [{"text": m["text"], "label": [[], ["money"], ["health", "money"], ["health"]][n % 4]} for n, m in enumerate(messages)]
-        (folder / name).write_text("\n".join(map(json.dumps, rows[first : first + 12])), encoding="utf-8")
-    for name, source in (("questions.json", "diabetes_train.json"), ("questions_held_out.json", "diabetes_validation.json")):
+        rows = [
+            {"text": m["text"], "label": [[], ["money"], ["health", "money"], ["health"]][n % 4]}
+            for n, m in enumerate(messages)
+        ]
+        (folder / name).write_text(
+            "\n".join(map(json.dumps, rows[first : first + 12])), encoding="utf-8"
+        )
+    for name, source in (
+        ("questions.json", "diabetes_train.json"),
+        ("questions_held_out.json", "diabetes_validation.json"),
+    ):
         squad = json.loads(sample(source).read_text(encoding="utf-8"))
         paragraphs = [paragraph for article in squad["data"] for paragraph in article["paragraphs"]]
-        impossible = [any(qa["is_impossible"] for qa in paragraph["qas"]) for paragraph in paragraphs]
+        impossible = [
+            any(qa["is_impossible"] for qa in paragraph["qas"]) for paragraph in paragraphs
+        ]
         kept = [paragraphs[impossible.index(False)], paragraphs[impossible.index(True)]]
         squad["data"] = [{"title": "A clinic", "paragraphs": kept}]
         (folder / name).write_text(json.dumps(squad), encoding="utf-8")

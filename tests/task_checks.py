@@ -33,21 +33,38 @@ class Case:
 
     def loss(self, features: Sequence[dict], widen: int = 0) -> float:
         with torch.inference_mode():
-            return float(self.task.loss_sum(self.model, self.widened(self.task.collate(features, self.tokenizer), widen)))
+            return float(
+                self.task.loss_sum(
+                    self.model, self.widened(self.task.collate(features, self.tokenizer), widen)
+                )
+            )
 
     def widened(self, batch: dict[str, torch.Tensor], tokens: int) -> dict[str, torch.Tensor]:
         """The batch with more padding on the tokenizer's side than its longest row needs."""
         sides = (0, tokens) if self.tokenizer.padding_side == "right" else (tokens, 0)
         shape, fill = batch["input_ids"].shape, {"input_ids": self.tokenizer.pad_token_id}
-        return {name: torch.nn.functional.pad(tensor, sides, value=fill.get(name, 0))
-                if tensor.shape == shape and not tensor.is_floating_point() else tensor for name, tensor in batch.items()}
+        return {
+            name: torch.nn.functional.pad(tensor, sides, value=fill.get(name, 0))
+            if tensor.shape == shape and not tensor.is_floating_point()
+            else tensor
+            for name, tensor in batch.items()
+        }
 
     def answers(self, rows: Sequence[Row], batch_size: int | None = None) -> list[Answer]:
-        return peftcls.Predictor(self.model, self.task, self.tokenizer).predict(list(rows), batch_size=batch_size)
+        return peftcls.Predictor(self.model, self.task, self.tokenizer).predict(
+            list(rows), batch_size=batch_size
+        )
 
 
-def check_task(task: Task, base: str, rows: list[Row], *, right: Callable[[Row], Answer], may_be_empty: bool = False,
-               sides: Sequence[str] = SIDES) -> None:
+def check_task(
+    task: Task,
+    base: str,
+    rows: list[Row],
+    *,
+    right: Callable[[Row], Answer],
+    may_be_empty: bool = False,
+    sides: Sequence[str] = SIDES,
+) -> None:
     """Check a task against the contract of `Task`.
 
     Args:
@@ -87,7 +104,9 @@ def check_learning(task: Task, rows: list[Row]) -> Task:
     again = task.learn(as_dataset(rows[::-1]))
     for field in dataclasses.fields(learnt):  # a mean may differ by rounding
         found, expected = getattr(again, field.name), getattr(learnt, field.name)
-        assert found == (pytest.approx(expected, rel=1e-12) if isinstance(expected, float | dict) else expected), field.name
+        assert found == (
+            pytest.approx(expected, rel=1e-12) if isinstance(expected, float | dict) else expected
+        ), field.name
     return learnt
 
 
@@ -97,14 +116,16 @@ def check_json(task: Task) -> None:
     again = type(task).from_json(json.loads(text))
     assert again == task
     assert json.dumps(again.to_json()) == text
-    with pytest.raises(ValueError, match=r"has no \['colour'\]; the folder was written by another version"):
+    with pytest.raises(
+        ValueError, match=r"has no \['colour'\]; the folder was written by another version"
+    ):
         type(task).from_json({**json.loads(text), "colour": "red"})
 
 
 def check_columns(task: Task, rows: list[Row], *, may_be_empty: bool) -> None:
     """Every column is asked for by name, and a row without its text or target is named."""
     inputs, every = task.columns(with_target=False), task.columns(with_target=True)
-    targets = every[len(inputs):]
+    targets = every[len(inputs) :]
     assert inputs
     assert targets
     assert every == [*inputs, *targets]
@@ -117,7 +138,9 @@ def check_columns(task: Task, rows: list[Row], *, may_be_empty: bool) -> None:
         for empty in ("", " \n", None):
             spoilt = [*rows[:1], {**rows[1], column: empty}, *rows[2:]]
             for with_target in (True, False):
-                with pytest.raises(RowError, match=rf"^row 2 of rows has no text in column '{column}'.*\.$"):
+                with pytest.raises(
+                    RowError, match=rf"^row 2 of rows has no text in column '{column}'.*\.$"
+                ):
                     peftcls.check_rows(task, as_dataset(spoilt), with_target=with_target)
     without = as_dataset([*rows[:1], {**rows[1], **dict.fromkeys(targets)}, *rows[2:]])
     peftcls.check_rows(task, without, with_target=False)
@@ -143,8 +166,14 @@ def check_bare_texts(case: Case) -> None:
 def check_features(case: Case) -> None:
     """A row has one encoding, within its limits, and Arrow gives it back."""
     features = case.features()
-    assert features == case.features() == list(case.task.encode_many(case.rows, case.tokenizer, with_target=True))
-    assert case.features(with_target=False) == list(case.task.encode_many(case.rows, case.tokenizer, with_target=False))
+    assert (
+        features
+        == case.features()
+        == list(case.task.encode_many(case.rows, case.tokenizer, with_target=True))
+    )
+    assert case.features(with_target=False) == list(
+        case.task.encode_many(case.rows, case.tokenizer, with_target=False)
+    )
     assert len({tuple(f["input_ids"]) for f in features}) > 1
     for feature, bare in zip(features, case.features(with_target=False), strict=True):
         assert feature["weight"] > 0
@@ -153,7 +182,9 @@ def check_features(case: Case) -> None:
         assert sum(windows) == len(feature["input_ids"])
         assert 0 < max(windows) <= case.task.max_length  # type: ignore[attr-defined]
     table = encode_table(case.task, as_dataset(case.rows), case.tokenizer, "base")
-    assert [{name: table.features[i][name] for name in f} for i, f in enumerate(features)] == features
+    assert [
+        {name: table.features[i][name] for name in f} for i, f in enumerate(features)
+    ] == features
     assert table.lengths.tolist() == [len(f["input_ids"]) for f in features]
     assert table.weights.tolist() == pytest.approx([f["weight"] for f in features])
 
@@ -166,7 +197,9 @@ def check_batches(case: Case) -> None:
         lines = [tokens for f in features for tokens in f.get("windows", [len(f["input_ids"])])]
         assert batch["input_ids"].shape == batch["attention_mask"].shape == (len(lines), max(lines))
         assert batch["attention_mask"].sum(1).tolist() == lines
-        assert batch["input_ids"][batch["attention_mask"].bool()].tolist() == [i for f in features for i in f["input_ids"]]
+        assert batch["input_ids"][batch["attention_mask"].bool()].tolist() == [
+            i for f in features for i in f["input_ids"]
+        ]
         assert all(len(tensor) in (len(lines), len(features)) for tensor in batch.values())
         ends = batch["attention_mask"][:, 0 if case.tokenizer.padding_side == "right" else -1]
         assert ends.all(), "the padding is not on the tokenizer's side"
@@ -177,11 +210,15 @@ def check_losses(case: Case, sides: Sequence[str]) -> None:
     features = case.features()
     case.tokenizer.padding_side = sides[0]
     alone = [case.loss([feature]) for feature in features]
-    assert len({round(loss, 6) for loss in alone}) > len(alone) // 2, "the rows make no difference, so nothing was compared"
+    assert len({round(loss, 6) for loss in alone}) > len(alone) // 2, (
+        "the rows make no difference, so nothing was compared"
+    )
     assert min(alone) >= 0
     for side in sides:
         case.tokenizer.padding_side = side
-        assert [case.loss([feature], widen=5) for feature in features] == pytest.approx(alone, **ALIKE), side
+        assert [case.loss([feature], widen=5) for feature in features] == pytest.approx(
+            alone, **ALIKE
+        ), side
         assert case.loss(features) == pytest.approx(sum(alone), **ALIKE), side
         assert case.loss(features[::-1], widen=3) == pytest.approx(sum(alone), **ALIKE), side
         assert case.loss(features[1::2]) == pytest.approx(sum(alone[1::2]), **ALIKE), side
@@ -196,7 +233,11 @@ def check_answers(case: Case, sides: Sequence[str]) -> None:
     bare = [{column: row[column] for column in inputs} for row in case.rows]
     for side in sides:
         case.tokenizer.padding_side = side
-        for found in (case.answers(case.rows), case.answers(case.rows[::-1])[::-1], case.answers(bare, batch_size=3)):
+        for found in (
+            case.answers(case.rows),
+            case.answers(case.rows[::-1])[::-1],
+            case.answers(bare, batch_size=3),
+        ):
             for one, other in zip(alone, found, strict=True):
                 assert same_answer(one, other), (side, one, other)
     told = {json.dumps([a.probabilities, a.value, a.text]) for a in alone}
@@ -204,11 +245,20 @@ def check_answers(case: Case, sides: Sequence[str]) -> None:
 
 
 def same_answer(one: Answer, other: Answer) -> bool:
-    named = [{"value": a.value, "probability": a.probability, "null": a.null_probability} for a in (one, other)]
-    numbers = [(a.probabilities or {}) | {name: n for name, n in own.items() if n is not None}
-               for a, own in zip((one, other), named, strict=True)]
-    rest = [dataclasses.replace(a, probabilities=None, value=None, probability=None, null_probability=None, n_best=())
-            for a in (one, other)]
+    named = [
+        {"value": a.value, "probability": a.probability, "null": a.null_probability}
+        for a in (one, other)
+    ]
+    numbers = [
+        (a.probabilities or {}) | {name: n for name, n in own.items() if n is not None}
+        for a, own in zip((one, other), named, strict=True)
+    ]
+    rest = [
+        dataclasses.replace(
+            a, probabilities=None, value=None, probability=None, null_probability=None, n_best=()
+        )
+        for a in (one, other)
+    ]
     return rest[0] == rest[1] and numbers[0] == pytest.approx(numbers[1], **ALIKE)
 
 
@@ -222,7 +272,9 @@ def check_scores(case: Case, right: Callable[[Row], Answer]) -> None:
     for answers in (case.answers(case.rows), shifted):
         found = case.task.score(answers, as_dataset(case.rows))
         assert set(case.task.score_names) <= set(found)
-        assert found[case.task.monitor] < best[case.task.monitor], "wrong answers score as right ones do"
+        assert found[case.task.monitor] < best[case.task.monitor], (
+            "wrong answers score as right ones do"
+        )
         for name in case.task.score_names:
             low, high = (best, found) if name in LOWER_IS_BETTER else (found, best)
             assert low[name] <= high[name] + 1e-9, name

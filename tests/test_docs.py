@@ -21,9 +21,21 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 START = DOCS / "index.md"
 PEFT_ASKS = "ignore:.*is_gradient_checkpointing:FutureWarning"  # by the old name
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-LOADED_BY = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src", "embed": "src",
-             "object": "data", "use": "href", "image": "href"}
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+LOADED_BY = {
+    "script": "src",
+    "img": "src",
+    "iframe": "src",
+    "source": "src",
+    "video": "src",
+    "audio": "src",
+    "embed": "src",
+    "object": "data",
+    "use": "href",
+    "image": "href",
+}
 
 
 class Built(HTMLParser):
@@ -51,8 +63,15 @@ class Built(HTMLParser):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
-    ended = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)], cwd=ROOT, capture_output=True,
-                           text=True, timeout=300, check=False, env={**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)})
+    ended = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)},
+    )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "WARNING" not in ended.stderr
     return folder
@@ -81,11 +100,21 @@ def test_the_start_page_leads_from_a_table_to_answers(folder):
 
 
 @pytest.mark.filterwarnings(PEFT_ASKS)
-@pytest.mark.parametrize("page", [p for p in PAGES if p != START and (blocks(p, "python") or blocks(p, "sh"))],
-                         ids=lambda page: page.relative_to(DOCS).with_suffix("").as_posix())
+@pytest.mark.parametrize(
+    "page",
+    [p for p in PAGES if p != START and (blocks(p, "python") or blocks(p, "sh"))],
+    ids=lambda page: page.relative_to(DOCS).with_suffix("").as_posix(),
+)
 def test_what_a_page_shows_is_run(page, folder, capsys):
     tested = set(commands(README))
-    shown = [part for kind, part in re.findall(r"^```(sh|python)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)]
+    shown = [
+        part
+        for kind, part in re.findall(
+            r"^```(sh|python)\n(.*?)^```",
+            page.read_text(encoding="utf-8"),
+            re.MULTILINE | re.DOTALL,
+        )
+    ]
     kinds = re.findall(r"^```(sh|python)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     names: dict = {"__name__": "pasted"}
     for kind, block in zip(kinds, shown, strict=True):
@@ -96,7 +125,9 @@ def test_what_a_page_shows_is_run(page, folder, capsys):
             if line not in tested:
                 assert run_command(line) == 0, capsys.readouterr().err
     said = capsys.readouterr().out
-    for text, comment in re.findall(r"^ +print\((error)\)  # (row .*)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+    for text, comment in re.findall(
+        r"^ +print\((error)\)  # (row .*)$", page.read_text(encoding="utf-8"), re.MULTILINE
+    ):
         assert comment in said, text
 
 
@@ -110,13 +141,19 @@ def test_the_three_ways_of_loading_give_the_same_answer(folder):
     assert names["predictor"].label_names[int(names["logits"].argmax())] == own.label
     merged = names["classify"](text)[0]
     assert merged["label"] == own.label
-    assert merged["score"] == pytest.approx(own.probabilities[own.label], abs=0.02)  # the base may have been read in bfloat16
+    assert merged["score"] == pytest.approx(
+        own.probabilities[own.label], abs=0.02
+    )  # the base may have been read in bfloat16
 
 
 def test_a_page_in_the_navigation_is_a_file_and_every_file_is_there(site):
-    built = {path.relative_to(site).with_suffix(".md").as_posix() for path in site.rglob("*.html")} - {"404.md"}
+    built = {
+        path.relative_to(site).with_suffix(".md").as_posix() for path in site.rglob("*.html")
+    } - {"404.md"}
     assert built == {page.relative_to(DOCS).as_posix() for page in PAGES}
-    navigation = re.findall(r": ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    navigation = re.findall(
+        r": ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert sorted(navigation) == sorted(built)
 
 
@@ -129,7 +166,9 @@ def test_the_site_asks_the_network_for_nothing(site):
         for address in found:
             assert not re.match(r"(\w+:)?//", address), f"{page.name} fetches {address}"
             if page.name != "404.html" and not address.startswith("data:"):
-                assert (page.parent / address.partition("?")[0].partition("#")[0]).is_file(), f"{page.name} lacks {address}"
+                assert (page.parent / address.partition("?")[0].partition("#")[0]).is_file(), (
+                    f"{page.name} lacks {address}"
+                )
     for sheet in site.rglob("*.css"):
         text = sheet.read_text(encoding="utf-8")
         assert not re.search(r"@import|url\(\s*['\"]?(https?:)?//", text), sheet
@@ -138,10 +177,30 @@ def test_the_site_asks_the_network_for_nothing(site):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_the_search_works_from_the_disk_without_an_error(site, tmp_path):
-    alone = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
-    ended = subprocess.run([CHROMIUM, *alone, "--virtual-time-budget=30000", "--enable-logging=stderr", "--dump-dom",
-                            f"{(site / 'index.html').as_uri()}?q=calibrate"], capture_output=True, text=True, timeout=120, check=False)
+    alone = [
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    ended = subprocess.run(
+        [
+            CHROMIUM,
+            *alone,
+            "--virtual-time-budget=30000",
+            "--enable-logging=stderr",
+            "--dump-dom",
+            f"{(site / 'index.html').as_uri()}?q=calibrate",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert re.search(r"\b[1-9]\d* matching documents", ended.stdout)
     assert "CONSOLE" not in ended.stderr
 
@@ -150,7 +209,9 @@ def test_every_public_name_is_in_the_reference(site):
     found = Built((site / "reference.html").read_text(encoding="utf-8"))
     assert {f"peftcls.{name}" for name in peftcls.api.__all__} <= found.anchors
     assert "Source code" not in " ".join(found.words)
-    asked = re.findall(r"^::: (peftcls[\w.]*)$", (DOCS / "reference.md").read_text(encoding="utf-8"), re.MULTILINE)
+    asked = re.findall(
+        r"^::: (peftcls[\w.]*)$", (DOCS / "reference.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert len(asked) == len(set(asked))
     for name in asked:
         module, _, last = name.rpartition(".")
@@ -161,19 +222,38 @@ def test_every_command_and_option_is_on_the_page_of_commands(site):
     text = " ".join(Built((site / "commands.html").read_text(encoding="utf-8")).words)
     for name, command in command_group.commands.items():
         assert f"peftcls {name}" in text
-        for option in (option for parameter in command.params for option in parameter.opts if option.startswith("--")):
+        for option in (
+            option
+            for parameter in command.params
+            for option in parameter.opts
+            if option.startswith("--")
+        ):
             assert option in text
 
 
 def test_scores_codes_and_findings_that_are_explained_exist():
     def first_column(page: str, head: str) -> list[str]:
-        table = re.search(rf"^\| {head}.*\n\|[-|]+\n((?:\|.*\n)+)", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE)
+        table = re.search(
+            rf"^\| {head}.*\n\|[-|]+\n((?:\|.*\n)+)",
+            (DOCS / page).read_text(encoding="utf-8"),
+            re.MULTILINE,
+        )
         return [line.split("|")[1].strip() for line in table[1].splitlines()]
 
-    scores = {name for cell in first_column("report.md", "score") for name in re.findall(r"`(\w+)`", cell)}
+    scores = {
+        name for cell in first_column("report.md", "score") for name in re.findall(r"`(\w+)`", cell)
+    }
     assert scores <= set(wording.SCORES)
-    assert [int(code) for code in first_column("failures.md", "code")] == [0, cli.WRONG, cli.USAGE, cli.INTERRUPTED, 143]
-    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "peftcls" / "doctor").glob("*.py"))
+    assert [int(code) for code in first_column("failures.md", "code")] == [
+        0,
+        cli.WRONG,
+        cli.USAGE,
+        cli.INTERRUPTED,
+        143,
+    ]
+    source = "".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "peftcls" / "doctor").glob("*.py")
+    )
     for name in re.findall(r"`([\w-]+)`", " ".join(first_column("data.md", "finding"))):
         assert f'"{name}"' in source
 
@@ -181,14 +261,19 @@ def test_scores_codes_and_findings_that_are_explained_exist():
 def test_messages_that_are_explained_are_those_of_the_code():
     text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "peftcls").rglob("*.py"))
     source = " ".join(re.sub(r'"\s+f?"', "", text).split())  # sentences are cut where a line ends
-    told = re.findall(r'^\*\*"(.*?)"\.\*\*', (DOCS / "failures.md").read_text(encoding="utf-8"), re.MULTILINE)
+    told = re.findall(
+        r'^\*\*"(.*?)"\.\*\*', (DOCS / "failures.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert len(told) >= 3
     for sentence in told:
         assert sentence in source
 
 
 def test_the_picture_of_the_floors_is_true():
-    drawn = re.findall(r">([a-z_]+(?:, [a-z_]+)+)</text>", (DOCS / "assets" / "floors.svg").read_text(encoding="utf-8"))
+    drawn = re.findall(
+        r">([a-z_]+(?:, [a-z_]+)+)</text>",
+        (DOCS / "assets" / "floors.svg").read_text(encoding="utf-8"),
+    )
     assert len(drawn) == 5
     for number, names in enumerate(reversed(drawn)):
         assert set(names.split(", ")) <= FLOORS[number]

@@ -2,7 +2,14 @@
 
 import pytest
 
-from peftcls import Answer, Classification, Instruction, Regression, compare_answers, evaluate_answers
+from peftcls import (
+    Answer,
+    Classification,
+    Instruction,
+    Regression,
+    compare_answers,
+    evaluate_answers,
+)
 from peftcls.evaluation import NO_ANSWER
 
 LABELS = ("a", "b", "c")
@@ -16,18 +23,34 @@ def rows_of(labels):
 def answers_of(labels, sure=0.8):
     """Answers with one label each; None is an abstention, of a model that thought of the first label."""
     rest = (1 - sure) / (len(LABELS) - 1)
-    return [Answer(label=label, probabilities={name: sure if name == (label or "a") else rest for name in LABELS}) for label in labels]
+    return [
+        Answer(
+            label=label,
+            probabilities={name: sure if name == (label or "a") else rest for name in LABELS},
+        )
+        for label in labels
+    ]
 
 
 def sets_of(sets):
-    return [Answer(labels=tuple(names), probabilities={name: 0.9 if name in names else 0.2 for name in LABELS}) for names in sets]
+    return [
+        Answer(
+            labels=tuple(names),
+            probabilities={name: 0.9 if name in names else 0.2 for name in LABELS},
+        )
+        for names in sets
+    ]
 
 
 def test_the_tables_of_labels_are_those_worked_out_by_hand():
     # a: tp 1, fp 1, fn 2; b: tp 1, fp 2, fn 1; c: tp 1, fp 0, fn 0.
     found = evaluate_answers(TASK, answers_of("abbbac"), rows_of("aaabbc"), resamples=30)
     assert found.rows == 6
-    assert found.confusion.to_dict("split") == {"index": list(LABELS), "columns": list(LABELS), "data": [[1, 2, 0], [1, 1, 0], [0, 0, 1]]}
+    assert found.confusion.to_dict("split") == {
+        "index": list(LABELS),
+        "columns": list(LABELS),
+        "data": [[1, 2, 0], [1, 1, 0], [0, 0, 1]],
+    }
     assert found.labels.index.tolist() == list(LABELS)
     assert found.labels["precision"].tolist() == pytest.approx([1 / 2, 1 / 3, 1])
     assert found.labels["recall"].tolist() == pytest.approx([1 / 3, 1 / 2, 1])
@@ -45,7 +68,11 @@ def test_abstentions_are_a_column_of_their_own_and_never_right():
     assert found.confusion.loc["a"].tolist() == [10, 0, 0, 10]
     assert found.labels["recall"].tolist() == pytest.approx([0.5, 0.5, 0])
     assert found.labels["precision"].tolist() == pytest.approx([1, 1, 0])
-    assert (found.scores["coverage"], found.scores["accuracy"], found.scores["accuracy_answered"]) == (0.5, 0.5, 1.0)
+    assert (
+        found.scores["coverage"],
+        found.scores["accuracy"],
+        found.scores["accuracy_answered"],
+    ) == (0.5, 0.5, 1.0)
 
 
 def test_one_abstention_among_few_rows_has_its_interval():
@@ -53,20 +80,37 @@ def test_one_abstention_among_few_rows_has_its_interval():
     low, high = found.intervals["coverage"]
     assert low < found.scores["coverage"] == pytest.approx(6 / 7)
     assert high == 1
-    compared = compare_answers(TASK, answers_of([None, *"aabbab"]), answers_of("aaabbab"), rows_of("aaabbab"), score="accuracy",
-                               resamples=30)
+    compared = compare_answers(
+        TASK,
+        answers_of([None, *"aabbab"]),
+        answers_of("aaabbab"),
+        rows_of("aaabbab"),
+        score="accuracy",
+        resamples=30,
+    )
     assert compared.difference == pytest.approx(-1 / 7)
 
 
 def test_a_system_without_abstentions_covers_every_row_beside_one_with_some():
     rows = rows_of("ab" * 10)
-    found = compare_answers(TASK, answers_of("ab" * 10), answers_of(["a", None] * 10), rows, score="coverage", resamples=30)
+    found = compare_answers(
+        TASK,
+        answers_of("ab" * 10),
+        answers_of(["a", None] * 10),
+        rows,
+        score="coverage",
+        resamples=30,
+    )
     assert (found.first, found.second) == (1.0, 0.5)
 
 
 def test_keywords_that_are_rarely_present_have_an_interval():
     task = Instruction(separator=";", template="{input}: ", input="text", output="label")
-    rows = [{"text": "the drug", "label": "drug; bank"}, {"text": "the drug", "label": "drug"}, {"text": "x", "label": "bank"}]
+    rows = [
+        {"text": "the drug", "label": "drug; bank"},
+        {"text": "the drug", "label": "drug"},
+        {"text": "x", "label": "bank"},
+    ]
     found = evaluate_answers(task, [Answer(text="drug", labels=("drug",))] * 3, rows, resamples=40)
     assert set(found.intervals) == set(found.scores)
     assert found.labels is None
@@ -108,7 +152,9 @@ def test_intervals_hold_the_scores_and_are_the_same_every_time():
 
 def test_numbers_are_evaluated_without_tables():
     rows = [{"text": "x", "score": str(n)} for n in range(12)]
-    found = evaluate_answers(Regression(), [Answer(value=float(n % 7)) for n in range(12)], rows, resamples=30)
+    found = evaluate_answers(
+        Regression(), [Answer(value=float(n % 7)) for n in range(12)], rows, resamples=30
+    )
     assert set(found.intervals) == {"pearson", "spearman", "rmse"}
     assert found.labels is found.confusion is None
     assert str(found).startswith("12 rows; an interval of fewer than 20 means little\npearson ")
@@ -116,7 +162,9 @@ def test_numbers_are_evaluated_without_tables():
 
 def test_an_evaluation_reads_as_a_text():
     shown = str(evaluate_answers(TASK, answers_of("ab" * 4), rows_of("aa" * 4), resamples=30))
-    assert shown.startswith("8 rows; an interval of fewer than 20 means little\naccuracy             0.5000   95 % interval ")
+    assert shown.startswith(
+        "8 rows; an interval of fewer than 20 means little\naccuracy             0.5000   95 % interval "
+    )
     assert "right label" in shown
     assert "precision" in shown
 
@@ -127,8 +175,15 @@ def test_an_evaluation_reads_as_a_text():
 def test_identical_systems_are_not_told_apart():
     answers = answers_of("abcab" * 4)
     found = compare_answers(TASK, answers, answers, rows_of("abccc" * 4), resamples=60)
-    assert (found.score, found.difference, found.interval, found.resamples_won) == ("f1_macro", 0.0, (0.0, 0.0), 0.5)
-    assert str(found).endswith("+0.0000, 95 % interval +0.0000 to +0.0000 (paired); the rows do not tell them apart.")
+    assert (found.score, found.difference, found.interval, found.resamples_won) == (
+        "f1_macro",
+        0.0,
+        (0.0, 0.0),
+        0.5,
+    )
+    assert str(found).endswith(
+        "+0.0000, 95 % interval +0.0000 to +0.0000 (paired); the rows do not tell them apart."
+    )
 
 
 def test_a_system_that_is_better_on_many_rows_is_told_from_the_other():
@@ -149,7 +204,9 @@ def test_a_system_that_is_better_on_many_rows_is_told_from_the_other():
 
 def test_what_makes_a_row_hard_cancels_out():
     right = rows_of("ab" * 50)
-    first = answers_of("ab" * 25 + "ba" * 25)  # the same hard rows for both, and three more for the second
+    first = answers_of(
+        "ab" * 25 + "ba" * 25
+    )  # the same hard rows for both, and three more for the second
     second = answers_of("ba" + "bb" + "ab" * 23 + "ba" * 25)
     paired = compare_answers(TASK, first, second, right, score="accuracy", resamples=60)
     alone = evaluate_answers(TASK, first, right, resamples=60).intervals["accuracy"]
@@ -158,9 +215,13 @@ def test_what_makes_a_row_hard_cancels_out():
 
 @pytest.mark.parametrize(("first", "second"), [(4, 5), (5, 4)])
 def test_answers_that_are_not_one_a_row_are_refused(first, second):
-    with pytest.raises(ValueError, match=r"^there are 4 answers and 5 rows, expected one answer a row\.$"):
+    with pytest.raises(
+        ValueError, match=r"^there are 4 answers and 5 rows, expected one answer a row\.$"
+    ):
         compare_answers(TASK, answers_of("a" * first), answers_of("a" * second), rows_of("abcab"))
-    with pytest.raises(ValueError, match=r"^there are 4 answers and 5 rows, expected one answer a row\.$"):
+    with pytest.raises(
+        ValueError, match=r"^there are 4 answers and 5 rows, expected one answer a row\.$"
+    ):
         evaluate_answers(TASK, answers_of("abca"), rows_of("abcab"))
 
 

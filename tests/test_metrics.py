@@ -19,7 +19,9 @@ def test_label_scores_are_those_worked_out_by_hand():
 
 
 def test_a_label_that_is_only_predicted_lowers_macro_f1():
-    assert label_scores(["a", "a"], ["a", "b"]) == pytest.approx({"accuracy": 0.5, "f1_macro": (2 / 3 + 0) / 2})
+    assert label_scores(["a", "a"], ["a", "b"]) == pytest.approx(
+        {"accuracy": 0.5, "f1_macro": (2 / 3 + 0) / 2}
+    )
 
 
 def test_a_right_and_a_wrong_row_alone_score_one_and_zero():
@@ -33,49 +35,83 @@ def test_the_loss_is_the_mean_negative_log_likelihood_in_nats():
 
 
 def test_the_loss_of_probabilities_that_round_to_a_little_less_than_one_is_right_too():
-    assert label_loss(["a"], [{"a": 0.5 - 1e-7, "b": 0.5 - 1e-7}], ["a", "b"]) == pytest.approx(math.log(2))
+    assert label_loss(["a"], [{"a": 0.5 - 1e-7, "b": 0.5 - 1e-7}], ["a", "b"]) == pytest.approx(
+        math.log(2)
+    )
 
 
 def test_label_set_scores_are_those_worked_out_by_hand():
     gold, predicted = [["a", "b"], ["b"], [], ["c"]], [["b", "a"], ["a"], [], ["b", "c"]]
     # a: tp 1, fp 1, fn 0, F1 2/3; b: tp 1, fp 1, fn 1, F1 1/2; c: tp 1, F1 1. Together tp 3, fp 2, fn 1, F1 6/9.
     assert label_set_scores(gold, predicted, ["a", "b", "c"]) == pytest.approx(
-        {"f1_macro": (2 / 3 + 1 / 2 + 1) / 3, "f1_micro": 6 / 9, "accuracy": 2 / 4})
+        {"f1_macro": (2 / 3 + 1 / 2 + 1) / 3, "f1_micro": 6 / 9, "accuracy": 2 / 4}
+    )
 
 
 def test_a_label_that_never_occurs_counts_as_zero_in_macro_f1():
-    assert close(label_set_scores([["a"]], [["a"]], ["a", "b"]), f1_macro=0.5, f1_micro=1.0, accuracy=1.0)
+    assert close(
+        label_set_scores([["a"]], [["a"]], ["a", "b"]), f1_macro=0.5, f1_micro=1.0, accuracy=1.0
+    )
 
 
 def test_no_label_in_any_row_scores_zero_without_a_warning():
-    assert label_set_scores([[], []], [[], []], ["a", "b"]) == {"f1_macro": 0.0, "f1_micro": 0.0, "accuracy": 1.0}
+    assert label_set_scores([[], []], [[], []], ["a", "b"]) == {
+        "f1_macro": 0.0,
+        "f1_micro": 0.0,
+        "accuracy": 1.0,
+    }
 
 
 def test_a_single_label_is_scored_as_a_label_and_not_its_absence_too():
     # a: tp 1, fp 1, fn 0, F1 2/3.
-    assert label_set_scores([["a"], []], [["a"], ["a"]], ["a"]) == pytest.approx({"f1_macro": 2 / 3, "f1_micro": 2 / 3, "accuracy": 0.5})
+    assert label_set_scores([["a"], []], [["a"], ["a"]], ["a"]) == pytest.approx(
+        {"f1_macro": 2 / 3, "f1_micro": 2 / 3, "accuracy": 0.5}
+    )
 
 
 def test_keyword_scores_are_means_over_rows_worked_out_by_hand():
-    found = keyword_scores([["drug", "patient"], ["bank"]], [["drug", "price", "rate"], ["bank"]], ["", ""])
+    found = keyword_scores(
+        [["drug", "patient"], ["bank"]], [["drug", "price", "rate"], ["bank"]], ["", ""]
+    )
     # Row 1: precision 1/3, recall 1/2, F1 2/5; row 2: all 1.
     assert close(found, precision=(1 / 3 + 1) / 2, recall=(1 / 2 + 1) / 2, f1=(2 / 5 + 1) / 2)
 
 
-@pytest.mark.parametrize("predicted", [["patient", "drug"], ["DRUG", "Patient"], ["drug", "Drug", "patient", "drug"],
-                                       ["  drug ", "patient"]])
+@pytest.mark.parametrize(
+    "predicted",
+    [
+        ["patient", "drug"],
+        ["DRUG", "Patient"],
+        ["drug", "Drug", "patient", "drug"],
+        ["  drug ", "patient"],
+    ],
+)
 def test_order_case_space_and_repetition_of_keywords_do_not_count(predicted):
     found = keyword_scores([["Drug", "patient", "PATIENT"]], [predicted], ["a Drug for a patient"])
     assert all(value == 1.0 for value in found.values())
 
 
 def test_white_space_inside_a_keyword_does_not_count():
-    assert keyword_scores([["machine  learning"]], [["machine\nlearning"]], ["on machine learning"])["f1"] == 1.0
+    assert (
+        keyword_scores([["machine  learning"]], [["machine\nlearning"]], ["on machine learning"])[
+            "f1"
+        ]
+        == 1.0
+    )
 
 
-@pytest.mark.parametrize(("gold", "predicted"), [(["drug"], []), ([], ["drug"]), ([], []), (["drug"], ["price"])])
+@pytest.mark.parametrize(
+    ("gold", "predicted"), [(["drug"], []), ([], ["drug"]), ([], []), (["drug"], ["price"])]
+)
 def test_nothing_in_common_scores_zero_without_an_error(gold, predicted):
-    assert close(keyword_scores([gold], [predicted], ["text"]), precision=0.0, recall=0.0, f1=0.0, f1_at_5=0.0, f1_at_10=0.0)
+    assert close(
+        keyword_scores([gold], [predicted], ["text"]),
+        precision=0.0,
+        recall=0.0,
+        f1=0.0,
+        f1_at_5=0.0,
+        f1_at_10=0.0,
+    )
 
 
 def test_the_first_five_and_ten_keywords_are_scored_apart():
@@ -83,8 +119,18 @@ def test_the_first_five_and_ten_keywords_are_scored_apart():
     predicted = ["k0", "x1", "k1", "x2", "x3", "k2", "k3", "x4", "x5", "x6", "k4", "k5"]
     found = keyword_scores([gold], [predicted], [""])
     # 5: 2 of 5 and 2 of 8; 10: 4 of 10 and 4 of 8; 12: 6 of 12 and 6 of 8.
-    assert close(found, f1_at_5=4 / 13, precision_at_5=2 / 5, recall_at_5=2 / 8, f1_at_10=8 / 18, precision_at_10=4 / 10,
-                 recall_at_10=4 / 8, f1=12 / 20, precision=6 / 12, recall=6 / 8)
+    assert close(
+        found,
+        f1_at_5=4 / 13,
+        precision_at_5=2 / 5,
+        recall_at_5=2 / 8,
+        f1_at_10=8 / 18,
+        precision_at_10=4 / 10,
+        recall_at_10=4 / 8,
+        f1=12 / 20,
+        precision=6 / 12,
+        recall=6 / 8,
+    )
 
 
 def test_a_repeated_keyword_takes_one_of_the_five_places_alone():
@@ -94,12 +140,16 @@ def test_a_repeated_keyword_takes_one_of_the_five_places_alone():
 
 def test_present_and_absent_keywords_are_told_apart_by_the_text():
     texts = ["The Drug was given to a patient", "prices fell"]
-    found = keyword_scores([["drug", "patient", "medicine"], ["economy"]], [["drug", "medicine"], ["prices"]], texts)
+    found = keyword_scores(
+        [["drug", "patient", "medicine"], ["economy"]], [["drug", "medicine"], ["prices"]], texts
+    )
     assert close(found, recall_present=1 / 2, recall_absent=(1 + 0) / 2)
 
 
 def test_a_keyword_that_is_broken_over_two_lines_of_the_text_is_present():
-    found = keyword_scores([["machine learning"]], [["machine learning"]], ["On machine\nlearning  methods."])
+    found = keyword_scores(
+        [["machine learning"]], [["machine learning"]], ["On machine\nlearning  methods."]
+    )
     assert found["recall_present"] == 1.0
     assert "recall_absent" not in found
 
@@ -116,7 +166,9 @@ def accuracy(gold: list, predicted: list) -> float:
 def test_the_interval_covers_the_score_and_is_the_same_every_time():
     random = np.random.default_rng(0)
     gold = random.choice(["a", "b"], 200).tolist()
-    predicted = [g if right else "a" for g, right in zip(gold, random.random(200) < 0.7, strict=True)]
+    predicted = [
+        g if right else "a" for g, right in zip(gold, random.random(200) < 0.7, strict=True)
+    ]
     low, high = interval(accuracy, gold, predicted, resamples=100)
     assert 0 < low < accuracy(gold, predicted) < high < 1
     assert (low, high) == interval(accuracy, gold, predicted, resamples=100)
@@ -129,7 +181,11 @@ def test_the_interval_of_a_share_is_about_as_wide_as_theory_says():
 
 
 def test_rows_are_resampled_together():
-    assert interval(lambda a, b: float(np.mean([x == y for x, y in zip(a, b, strict=True)])), list(range(30)), list(range(30))) == (1.0, 1.0)  # noqa: E501
+    assert interval(
+        lambda a, b: float(np.mean([x == y for x, y in zip(a, b, strict=True)])),
+        list(range(30)),
+        list(range(30)),
+    ) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 50])

@@ -16,7 +16,10 @@ def runs() -> list[list[str]]:
     """The commands, and together with those before it a command that asks what they trained."""
     found: list[list[str]] = []
     for command in (c for c in commands(README) if not c.startswith("make ")):
-        if " --ask " in command or (command.startswith("peftcls ") and not command.startswith(("peftcls check ", "peftcls train "))):
+        if " --ask " in command or (
+            command.startswith("peftcls ")
+            and not command.startswith(("peftcls check ", "peftcls train "))
+        ):
             found[-1].append(command)
         else:
             found.append([command])
@@ -33,7 +36,10 @@ def folder(tmp_path, monkeypatch):
 def test_the_python_blocks_run_in_order(folder, capsys):
     run_python(README)
     printed = capsys.readouterr().out
-    assert "row 1 of train_rows has no column 'output'; it has ['instruction', 'input']. Instruction needs [" in printed
+    assert (
+        "row 1 of train_rows has no column 'output'; it has ['instruction', 'input']. Instruction needs ["
+        in printed
+    )
     assert "f1_macro" in printed
     assert not (folder / "runs" / "bad").exists()
 
@@ -43,9 +49,13 @@ def test_a_command_runs(commands, folder):
     for command in commands:
         program, *arguments = shlex.split(command)
         arguments = [str(ROOT / a) if a.startswith("recipes/") else a for a in arguments]
-        line = {"python": [sys.executable], "peftcls": [sys.executable, "-m", "peftcls"]}.get(program, [str(BIN / program)])
+        line = {"python": [sys.executable], "peftcls": [sys.executable, "-m", "peftcls"]}.get(
+            program, [str(BIN / program)]
+        )
         short = ["--epochs", "1"] if program != "peftcls" or arguments[0] == "train" else []
-        ended = subprocess.run([*line, *arguments, *short], capture_output=True, text=True, timeout=900, check=False)
+        ended = subprocess.run(
+            [*line, *arguments, *short], capture_output=True, text=True, timeout=900, check=False
+        )
         assert ended.returncode == 0, ended.stderr[-3000:]
 
 
@@ -62,7 +72,12 @@ def test_the_chinese_start_page_shows_the_same_commands_and_the_same_code():
     own = blocks(CHINESE, "python")
     assert len(own) >= 2
     assert set(own) <= set(blocks(README, "python"))
-    scores = re.findall(r"\d+\.\d", re.sub(r"^```.*?^```", "", CHINESE.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL))
+    scores = re.findall(
+        r"\d+\.\d",
+        re.sub(
+            r"^```.*?^```", "", CHINESE.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+        ),
+    )
     assert {"91.7", "90.0"} <= set(scores)
     assert all(score in README.read_text(encoding="utf-8") for score in scores)
 

@@ -41,8 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return WRONG
     except (click.ClickException, ValueError, FloatingPointError, OSError, RuntimeError) as error:
-        print(error.format_message() if isinstance(error, click.ClickException) else in_options(str(error), _command(arguments)),
-              file=sys.stderr)
+        print(
+            error.format_message()
+            if isinstance(error, click.ClickException)
+            else in_options(str(error), _command(arguments)),
+            file=sys.stderr,
+        )
         return WRONG
 
 
@@ -54,10 +58,14 @@ def _command(arguments: Sequence[str] | None) -> click.Command | None:
 
 def _with_suggestion(error: click.UsageError) -> click.UsageError:
     """The error with the nearest choice; of commands and options click names it already."""
-    if isinstance(error, click.BadParameter) and isinstance(choice := getattr(error.param, "type", None), click.Choice):
+    if isinstance(error, click.BadParameter) and isinstance(
+        choice := getattr(error.param, "type", None), click.Choice
+    ):
         given = error.message.partition("'")[2].partition("'")[0]
         if near := difflib.get_close_matches(given, choice.choices, 1):
-            return click.BadParameter(f"{error.message} Did you mean {near[0]!r}?", error.ctx, error.param)
+            return click.BadParameter(
+                f"{error.message} Did you mean {near[0]!r}?", error.ctx, error.param
+            )
     return error
 
 
@@ -79,50 +87,142 @@ def commands() -> None:
 
 def base_option(command: Command) -> Command:
     """Where the base model is now."""
-    return click.option("--base", metavar="MODEL", help="Where the base model is now, if it moved.")(command)
+    return click.option(
+        "--base", metavar="MODEL", help="Where the base model is now, if it moved."
+    )(command)
 
 
 def encoding_option(command: Command) -> Command:
     """The encoding of the files that are read."""
-    return click.option("--encoding", metavar="NAME", help="Of text files that are not UTF-8, for example latin-1 or cp1252.")(command)
+    return click.option(
+        "--encoding",
+        metavar="NAME",
+        help="Of text files that are not UTF-8, for example latin-1 or cp1252.",
+    )(command)
 
 
 def batch_option(command: Command) -> Command:
     """The rows that are answered at once."""
-    return click.option("--batch-size", type=click.IntRange(min=1), help="At most this many rows at once.")(command)
+    return click.option(
+        "--batch-size", type=click.IntRange(min=1), help="At most this many rows at once."
+    )(command)
 
 
 def json_option(command: Command) -> Command:
     """JSON for programs instead of lines for readers."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON for another program.")(command)
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON for another program.")(
+        command
+    )
 
 
 @commands.command()
 @click.argument("file", type=str)
 @click.option("--out", type=FOLDER, required=True, help="The adapter folder to write.")
-@click.option("--task", "kind", type=click.Choice(TASKS), help="Guessed from the columns unless given.")
-@click.option("--text", multiple=True, metavar="COLUMN", help="The text's column; given twice, a pair (for qa question and context).")
-@click.option("--label", metavar="COLUMN", help="The column with what is learnt: label, number, answer or keywords.")
-@click.option("--labels", metavar="A,B,C", help="The label names in order; makes the answers of --task instruction one of them.")
-@click.option("--prompt", metavar="TEXT", help="The prompt of instruction and keywords; {input} is the text, {name} any column.")
-@click.option("--class-weight", type=click.Choice(["balanced"]), help="Make rare labels count as much as common ones.")
-@click.option("--valid", metavar="FILE", help="Rows that decide which epoch was best; 15 % of FILE, put aside, unless given.")
-@click.option("--test", metavar="FILE", help="Rows for the table of scores; 15 % of FILE, put aside, unless given.")
-@click.option("--model", default="demo", show_default=True, help="Base model: demo, a folder, or a name on the hub.")
+@click.option(
+    "--task", "kind", type=click.Choice(TASKS), help="Guessed from the columns unless given."
+)
+@click.option(
+    "--text",
+    multiple=True,
+    metavar="COLUMN",
+    help="The text's column; given twice, a pair (for qa question and context).",
+)
+@click.option(
+    "--label",
+    metavar="COLUMN",
+    help="The column with what is learnt: label, number, answer or keywords.",
+)
+@click.option(
+    "--labels",
+    metavar="A,B,C",
+    help="The label names in order; makes the answers of --task instruction one of them.",
+)
+@click.option(
+    "--prompt",
+    metavar="TEXT",
+    help="The prompt of instruction and keywords; {input} is the text, {name} any column.",
+)
+@click.option(
+    "--class-weight",
+    type=click.Choice(["balanced"]),
+    help="Make rare labels count as much as common ones.",
+)
+@click.option(
+    "--valid",
+    metavar="FILE",
+    help="Rows that decide which epoch was best; 15 % of FILE, put aside, unless given.",
+)
+@click.option(
+    "--test",
+    metavar="FILE",
+    help="Rows for the table of scores; 15 % of FILE, put aside, unless given.",
+)
+@click.option(
+    "--model",
+    default="demo",
+    show_default=True,
+    help="Base model: demo, a folder, or a name on the hub.",
+)
 @click.option("--quantize", type=click.Choice(QUANTIZE), help="Hold the base in 8 or 4 bits.")
-@click.option("--method", type=click.Choice(METHODS), help="How the adapter learns.  [default: lora]")
-@click.option("--rank", type=click.IntRange(min=1), help="Of the adapter's matrices.  [default: 16]")
-@click.option("--targets", metavar="NAMES", help="attention, all-linear, or names with commas: q_proj,v_proj.  [default: attention]")
-@click.option("--part", type=click.Choice(PARTS), help="Train a part of the model itself instead of an adapter.")
-@click.option("--epochs", type=click.IntRange(min=1), default=6, show_default=True, help="Passes over the training rows.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Rows of a step, over all processes.")
-@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="Its peak.  [default: 1e-3; 5e-5 with --part all]")
+@click.option(
+    "--method", type=click.Choice(METHODS), help="How the adapter learns.  [default: lora]"
+)
+@click.option(
+    "--rank", type=click.IntRange(min=1), help="Of the adapter's matrices.  [default: 16]"
+)
+@click.option(
+    "--targets",
+    metavar="NAMES",
+    help="attention, all-linear, or names with commas: q_proj,v_proj.  [default: attention]",
+)
+@click.option(
+    "--part",
+    type=click.Choice(PARTS),
+    help="Train a part of the model itself instead of an adapter.",
+)
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    default=6,
+    show_default=True,
+    help="Passes over the training rows.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="Rows of a step, over all processes.",
+)
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Its peak.  [default: 1e-3; 5e-5 with --part all]",
+)
 @click.option("--max-length", type=click.IntRange(min=1), help="Tokens that are read at once.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the rows put aside, new weights and order.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of the rows put aside, new weights and order.",
+)
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out.")
-@click.option("--dry-run", is_flag=True, help="Two steps on the longest rows: memory, time, what is trained; nothing is written.")
-@click.option("--tracker", "trackers", multiple=True, metavar="NAME", help="tensorboard, wandb, mlflow, trackio: what is installed.")
-@click.option("--push-to-hub", metavar="REPO", help="Put the folder on the hub at the end, as owner/name.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Two steps on the longest rows: memory, time, what is trained; nothing is written.",
+)
+@click.option(
+    "--tracker",
+    "trackers",
+    multiple=True,
+    metavar="NAME",
+    help="tensorboard, wandb, mlflow, trackio: what is installed.",
+)
+@click.option(
+    "--push-to-hub", metavar="REPO", help="Put the folder on the hub at the end, as owner/name."
+)
 @encoding_option
 def train(**options: Any) -> None:
     """Learn from the rows of FILE (csv, tsv, json, jsonl, parquet) and leave an adapter folder.
@@ -142,14 +242,27 @@ def train(**options: Any) -> None:
 
 @commands.command()
 @click.argument("file", type=str)
-@click.option("--task", "kind", type=click.Choice(TASKS), help="Guessed from the columns unless given.")
-@click.option("--text", multiple=True, metavar="COLUMN", help="The text's column; given twice, a pair (for qa question and context).")
-@click.option("--label", metavar="COLUMN", help="The column with what is learnt: label, number, answer or keywords.")
+@click.option(
+    "--task", "kind", type=click.Choice(TASKS), help="Guessed from the columns unless given."
+)
+@click.option(
+    "--text",
+    multiple=True,
+    metavar="COLUMN",
+    help="The text's column; given twice, a pair (for qa question and context).",
+)
+@click.option(
+    "--label",
+    metavar="COLUMN",
+    help="The column with what is learnt: label, number, answer or keywords.",
+)
 @click.option("--labels", metavar="A,B,C", help="The label names in order.")
 @click.option("--prompt", metavar="TEXT", help="The prompt of instruction and keywords.")
 @click.option("--valid", metavar="FILE", help="Validation rows, looked at beside the others.")
 @click.option("--test", metavar="FILE", help="Test rows, looked at beside the others.")
-@click.option("--model", help="Base model whose tokens are counted; lengths are not looked at without.")
+@click.option(
+    "--model", help="Base model whose tokens are counted; lengths are not looked at without."
+)
 @click.option("--max-length", type=click.IntRange(min=1), help="Tokens that are read at once.")
 @encoding_option
 @json_option
@@ -167,7 +280,9 @@ def check(**options: Any) -> int:
 @commands.command()
 @click.argument("directory", metavar="DIR", type=FOLDER)
 @click.argument("file", type=str)
-@click.option("--out", type=FILE, required=True, help="The file to write: .csv, .tsv, .jsonl or .parquet.")
+@click.option(
+    "--out", type=FILE, required=True, help="The file to write: .csv, .tsv, .jsonl or .parquet."
+)
 @click.option("--probabilities", is_flag=True, help="A column with the probability of each label.")
 @click.option("--resume", is_flag=True, help="Go on from the answers in OUT.part.")
 @batch_option

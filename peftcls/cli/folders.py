@@ -29,7 +29,9 @@ def merge_folder(*, directory: Path, out: Path, base: str | None) -> None:
         merge_adapter(directory, out, base=base)
     for remark in (one for one in found if issubclass(one.category, UserWarning)):
         print(f"note: {remark.message}", file=sys.stderr)
-    print(f"merged into {out}; its logits are those of the adapter, read back by transformers alone")
+    print(
+        f"merged into {out}; its logits are those of the adapter, read back by transformers alone"
+    )
 
 
 def copy_for_others(directory: Path, out: Path) -> Path:
@@ -40,7 +42,9 @@ def copy_for_others(directory: Path, out: Path) -> Path:
         shutil.copyfile(directory / name, out / name)
     if (base := manifest["base"])["revision"] is None:
         manifest["base"] = {**base, "name": Path(base["name"]).name}
-    (out / MANIFEST).write_text(json.dumps(seal(manifest), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / MANIFEST).write_text(
+        json.dumps(seal(manifest), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     return out
 
 
@@ -53,15 +57,23 @@ def push_folder(*, directory: Path, repository: str, private: bool) -> None:
     manifest = read_manifest(directory)
     if hub_name(manifest["base"]) is None and manifest["base"]["name"] != "demo":
         name = Path(manifest["base"]["name"]).name
-        print(f"note: the base {name} is not on the hub; others must be told where to get it.", file=sys.stderr)
+        print(
+            f"note: the base {name} is not on the hub; others must be told where to get it.",
+            file=sys.stderr,
+        )
     try:
         api = HfApi()
         api.create_repo(repository, private=private or None, exist_ok=True)
         with tempfile.TemporaryDirectory() as beside:
-            done = api.upload_folder(repo_id=repository, folder_path=copy_for_others(directory, Path(beside) / directory.absolute().name),
-                                     commit_message="Adapter by peftcls")
+            done = api.upload_folder(
+                repo_id=repository,
+                folder_path=copy_for_others(directory, Path(beside) / directory.absolute().name),
+                commit_message="Adapter by peftcls",
+            )
     except (OSError, ValueError, HTTPError) as error:
         first = str(error).strip().partition("\n")[0]
-        raise ValueError(f"cannot push {directory} to {repository}: {first.rstrip('.')}. Log in with `hf auth login`, and check the name "
-                         "(owner/name) and the network.") from None
+        raise ValueError(
+            f"cannot push {directory} to {repository}: {first.rstrip('.')}. Log in with `hf auth login`, and check the name "
+            "(owner/name) and the network."
+        ) from None
     print(f"{directory} is at {done}")

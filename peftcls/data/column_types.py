@@ -8,7 +8,13 @@ Kind = Any  # None (only gaps so far), "bool", "int", "wide", "float", "text", (
 WIDEST = 2**63
 DEEPEST = 32  # lists or objects within one another; no column of a table needs more, and libraries count on it
 EXACT = 2**53  # beyond it a whole number is no longer a fraction's equal
-SPOKEN = {"bool": "true or false", "int": "a number", "wide": "a number of more than 53 bits", "float": "a number", "text": "text"}
+SPOKEN = {
+    "bool": "true or false",
+    "int": "a number",
+    "wide": "a number of more than 53 bits",
+    "float": "a number",
+    "text": "text",
+}
 WIDER = {frozenset(("int", "float")): "float", frozenset(("int", "wide")): "wide"}
 
 
@@ -36,7 +42,11 @@ def merge_kind(seen: Kind, value: Any, depth: int = 0) -> Kind:
     kind = _kind(value, seen, depth)
     if seen is None or kind is None or kind == seen:
         return seen if kind is None else kind
-    if isinstance(seen, str) and isinstance(kind, str) and (wider := WIDER.get(frozenset((seen, kind)))):
+    if (
+        isinstance(seen, str)
+        and isinstance(kind, str)
+        and (wider := WIDER.get(frozenset((seen, kind))))
+    ):
         return wider
     if type(seen) is type(kind) and not isinstance(seen, str):
         return kind  # a list or an object, already merged with what was seen
@@ -64,7 +74,9 @@ def _kind(value: Any, seen: Kind, depth: int = 0) -> Kind:
             inner = merge_kind(inner, item, depth + 1)
         return ("list", inner)
     known = seen if isinstance(seen, dict) else {}
-    return known | {_name(name): merge_kind(known.get(name), item, depth + 1) for name, item in value.items()}
+    return known | {
+        _name(name): merge_kind(known.get(name), item, depth + 1) for name, item in value.items()
+    }
 
 
 def _name(name: str) -> str:
@@ -74,7 +86,13 @@ def _name(name: str) -> str:
 
 def spoken(kind: Kind) -> str:
     """The kind in the words of a message."""
-    return "a list" if isinstance(kind, tuple) else "an object" if isinstance(kind, dict) else SPOKEN[kind]
+    return (
+        "a list"
+        if isinstance(kind, tuple)
+        else "an object"
+        if isinstance(kind, dict)
+        else SPOKEN[kind]
+    )
 
 
 def feature_of(kind: Kind) -> Any:
@@ -83,7 +101,16 @@ def feature_of(kind: Kind) -> Any:
         return datasets.List(feature_of(kind[1]))
     if isinstance(kind, dict):
         return {name: feature_of(inner) for name, inner in kind.items()}
-    return datasets.Value({"bool": "bool", "int": "int64", "wide": "int64", "float": "float64", "text": "string", None: "string"}[kind])
+    return datasets.Value(
+        {
+            "bool": "bool",
+            "int": "int64",
+            "wide": "int64",
+            "float": "float64",
+            "text": "string",
+            None: "string",
+        }[kind]
+    )
 
 
 def shape_value(value: Any, kind: Kind) -> Any:

@@ -9,5 +9,7 @@ BASE_FOLDER = FOLDER / "base"
 def sample(name: str) -> Path:
     """The path of a sample file, for example `sample("papers_train.csv")`."""
     if not (path := FOLDER / "data" / name).is_file():
-        raise ValueError(f"there is no sample {name!r}; there are {sorted(p.name for p in (FOLDER / 'data').glob('*.*'))}.")
+        raise ValueError(
+            f"there is no sample {name!r}; there are {sorted(p.name for p in (FOLDER / 'data').glob('*.*'))}."
+        )
     return path

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Return what was freed: the allocator keeps it, and lays what other threads read, or batches of another size need, beside it."""
     if (trim := _trim()) is not None:
         trim(0)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from peftcls.training import data_order
+from peftcls.engine.batching import micro_batches
 
 GROUP_TOKENS = 48  # what another width of bins costs in attention, as a number of tokens
 WIDTH_STEP = 32
@@ -27,10 +27,14 @@ def fill_bins(lengths: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
     Returns:
         For each width the rows whose tokens stand in the bins' slots, and their places in their rows, as `Group` holds them.
     """
-    found = [_filled(lengths, least) for least in LEAST_WIDTHS if least == LEAST_WIDTHS[0] or least < sum(lengths)]
+    found = [
+        _filled(lengths, least)
+        for least in LEAST_WIDTHS
+        if least == LEAST_WIDTHS[0] or least < sum(lengths)
+    ]
     bins, widths = min(found, key=lambda way: sum(width * (WIDE + width) for width in way[1]))
     groups = []
-    for members in data_order.micro_batches(range(len(bins)), widths, call_tokens=GROUP_TOKENS):
+    for members in micro_batches(range(len(bins)), widths, call_tokens=GROUP_TOKENS):
         rows = np.full((len(members), widths[members[0]]), -1)
         spots = np.zeros_like(rows)
         for line, member in enumerate(members):

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from peftcls.tasks.base import Batch
-from peftcls.training.lost_processes import RunStoppedError, is_out_of_memory
+from peftcls.engine.batch import Batch
+from peftcls.errors import RunStoppedError, is_out_of_memory
 
 MOST_WORK = 5e12  # parameters times tokens; with more, a GPU is busy anyway, and a recording holds as much memory as the step takes
 MOST_SHAPES = 64
@@ -50,7 +50,12 @@ class Recorder:
         device: of the model.
     """
 
-    def __init__(self, loss: Callable[[Batch], torch.Tensor], parameters: Sequence[torch.nn.Parameter], device: torch.device) -> None:
+    def __init__(
+        self,
+        loss: Callable[[Batch], torch.Tensor],
+        parameters: Sequence[torch.nn.Parameter],
+        device: torch.device,
+    ) -> None:
         self.loss, self.device = loss, device
         self.seen, self.recordings = Counter[Shapes](), dict[Shapes, Recording]()
         self.works = device.type == "cuda"
@@ -67,7 +72,12 @@ class Recorder:
         batch = {**batch, WEIGHT: torch.tensor(weight)}
         shapes = tuple((name, tuple(tensor.shape)) for name, tensor in batch.items())
         self._hold_gradients()
-        if self.works and shapes not in self.recordings and self.seen[shapes] and len(self.recordings) < MOST_SHAPES:
+        if (
+            self.works
+            and shapes not in self.recordings
+            and self.seen[shapes]
+            and len(self.recordings) < MOST_SHAPES
+        ):
             self._record(shapes, batch)
         self.seen[shapes] += 1
         if shapes in self.recordings:
@@ -88,23 +98,38 @@ class Recorder:
 
     def _record(self, shapes: Shapes, batch: Batch) -> None:
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        graph, held = torch.cuda.CUDAGraph(), {name: tensor.to(self.device) for name, tensor in batch.items()}
+        graph, held = (
+            torch.cuda.CUDAGraph(),
+            {name: tensor.to(self.device) for name, tensor in batch.items()},
+        )
         stream = torch.cuda.current_stream()
         try:  # other threads may go on: one shows how far the run is
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"), _refusing_to_wait():
+            with (
+                torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+                _refusing_to_wait(),
+            ):
                 loss = self.loss(held)
                 loss.backward()
             self.recordings[shapes] = Recording(graph, held, loss.detach())
         except RuntimeError as error:
             self.works = False
             torch.cuda.set_stream(stream)  # a recording that cannot be ended leaves its own behind
-            why = "there is not enough memory to record it" if is_out_of_memory(error) else str(error).splitlines()[0]
+            why = (
+                "there is not enough memory to record it"
+                if is_out_of_memory(error)
+                else str(error).splitlines()[0]
+            )
             try:
                 torch.rand((), device=self.device)
             except RuntimeError:  # so it leaves the generator of random numbers
-                raise RunStoppedError(f"a step cannot be recorded ({why}), and what is left of the recording is in this process's way. "
-                                      "Start again with cuda_graphs=False, and resume=True.") from error
-            print(f"a step's way there and back is launched kernel by kernel from now on: {why}", flush=True)
+                raise RunStoppedError(
+                    f"a step cannot be recorded ({why}), and what is left of the recording is in this process's way. "
+                    "Start again with cuda_graphs=False, and resume=True."
+                ) from error
+            print(
+                f"a step's way there and back is launched kernel by kernel from now on: {why}",
+                flush=True,
+            )
 
 
 @contextlib.contextmanager

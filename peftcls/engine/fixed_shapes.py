@@ -4,11 +4,19 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
+from peftcls.engine.batch import Batch
 from peftcls.engine.bin_packing import rounded
-from peftcls.tasks.base import Batch, token_limit
 
 WIDTH_STEP, NARROW, PLACES_STEP = 64, 256, 4
-TOKEN_LEVEL = ("attention_mask", "token_type_ids", "supervised", "starts", "ends", "allowed", "null")  # filled with zeros
+TOKEN_LEVEL = (
+    "attention_mask",
+    "token_type_ids",
+    "supervised",
+    "starts",
+    "ends",
+    "allowed",
+    "null",
+)  # filled with zeros
 
 
 def in_fixed_shape(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> Batch:
@@ -19,10 +27,13 @@ def in_fixed_shape(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> Batch:
         tokenizer: says what padding is, and on which side it stands; a model with fewer positions is given fewer tokens.
     """
     width = batch["attention_mask"].shape[1]
-    more = token_limit(tokenizer, fixed_width(width)) - width
+    more = min(fixed_width(width), tokenizer.model_max_length) - width
     sides = (0, max(more, 0)) if tokenizer.padding_side == "right" else (max(more, 0), 0)
     fills = {"input_ids": int(tokenizer.pad_token_id), **dict.fromkeys(TOKEN_LEVEL, 0)}
-    fixed = {name: F.pad(tensor, sides, value=fills[name]) if name in fills else tensor for name, tensor in batch.items()}
+    fixed = {
+        name: F.pad(tensor, sides, value=fills[name]) if name in fills else tensor
+        for name, tensor in batch.items()
+    }
     if "supervised" in fixed:
         fixed["supervised"] = marked_places(fixed["supervised"])
     return fixed

@@ -17,7 +17,9 @@ from peftcls.engine.packing import packing
 
 OWN_ATTENTION, GPU_ATTENTION = "peftcls", "peftcls_gpu"
 UNPLANNED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-LONGEST_TOKENS = 1024  # beyond, the table of all pairs of tokens would be larger than what it is made from
+LONGEST_TOKENS = (
+    1024  # beyond, the table of all pairs of tokens would be larger than what it is made from
+)
 NARROWEST = 320  # hidden size; a narrower model spends its time elsewhere than in matrix products
 GAIN, FUSED_GAIN = 1.3, 1.15
 
@@ -29,14 +31,22 @@ def fast_dtype(hidden_size: int) -> torch.dtype:
     bfloat16, and one with them about twice faster: the two are far enough apart for every run to find the same.
     """
     if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+        return (
+            torch.bfloat16
+            if torch.cuda.is_bf16_supported(including_emulation=False)
+            else torch.float32
+        )
     return torch.bfloat16 if hidden_size >= NARROWEST and _processor_gains() else torch.float32
 
 
 @functools.cache
 def _processor_gains() -> bool:
-    wide, narrow = (functools.partial(F.linear, torch.ones(256, 768, dtype=dtype), torch.ones(3072, 768, dtype=dtype))
-                    for dtype in (torch.float32, torch.bfloat16))
+    wide, narrow = (
+        functools.partial(
+            F.linear, torch.ones(256, 768, dtype=dtype), torch.ones(3072, 768, dtype=dtype)
+        )
+        for dtype in (torch.float32, torch.bfloat16)
+    )
     return _gain(wide, narrow) > GAIN
 
 
@@ -87,9 +97,14 @@ def fuse_norms(model: torch.nn.Module) -> None:
     fused: dict[type, type | None] = {}
     for module in list(model.modules()):
         kind: Any = type(module)
-        if isinstance(getattr(module, "variance_epsilon", None), float) and getattr(module, "weight", None) is not None:
+        if (
+            isinstance(getattr(module, "variance_epsilon", None), float)
+            and getattr(module, "weight", None) is not None
+        ):
             if kind not in fused:
-                fused[kind] = type(kind.__name__, (kind,), {"forward": _norm}) if _is_norm(module) else None
+                fused[kind] = (
+                    type(kind.__name__, (kind,), {"forward": _norm}) if _is_norm(module) else None
+                )
             module.__class__ = fused[kind] or kind
 
 
@@ -100,9 +115,15 @@ def _norm(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def _is_norm(module: Any) -> bool:
     weight = module.weight
-    if weight.ndim != 1 or not weight.is_floating_point() or len(inspect.signature(module.forward).parameters) > 1:  # it has a gate
+    if (
+        weight.ndim != 1
+        or not weight.is_floating_point()
+        or len(inspect.signature(module.forward).parameters) > 1
+    ):  # it has a gate
         return False
-    states = torch.linspace(-3, 5, 2 * len(weight), device=weight.device, dtype=weight.dtype).view(2, -1)
+    states = torch.linspace(-3, 5, 2 * len(weight), device=weight.device, dtype=weight.dtype).view(
+        2, -1
+    )
     near = 2e-2 if weight.dtype in (torch.bfloat16, torch.float16) else 1e-5
     return torch.allclose(module(states), _norm(module, states), rtol=near, atol=near)
 
@@ -112,8 +133,14 @@ def _attend_unplanned(*heads: Any, **more: Any) -> tuple[torch.Tensor, None]:
         return sdpa_attention_forward(*heads, **more)
 
 
-def _attend(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
-            **more: Any) -> tuple[torch.Tensor, None]:
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **more: Any,
+) -> tuple[torch.Tensor, None]:
     """Attention in the form that transformers asks for: heads of shape (rows, heads, tokens, width), an additive mask."""
     own = packing()
     if own is None:
@@ -121,22 +148,54 @@ def _attend(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, val
     return own.attend(_attend_rows, module, query, key, value, attention_mask, **more)
 
 
-def _attend_rows(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-                 attention_mask: torch.Tensor | None, dropout: float = 0.0, scaling: float | None = None, is_causal: bool | None = None,
-                 **more: Any) -> tuple[torch.Tensor, None]:
-    masked = attention_mask is not None or not (getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    if not (masked and query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[2] <= LONGEST_TOKENS
-            and more.get("position_bias") is None
-            and (any(heads.requires_grad for heads in (query, key, value)) or not _fused_answers_faster())):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal,
-                                      **more)
+def _attend_rows(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **more: Any,
+) -> tuple[torch.Tensor, None]:
+    masked = attention_mask is not None or not (
+        getattr(module, "is_causal", True) if is_causal is None else is_causal
+    )
+    if not (
+        masked
+        and query.device.type == "cpu"
+        and query.dtype == torch.bfloat16
+        and key.shape[2] <= LONGEST_TOKENS
+        and more.get("position_bias") is None
+        and (
+            any(heads.requires_grad for heads in (query, key, value)) or not _fused_answers_faster()
+        )
+    ):
+        return sdpa_attention_forward(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=dropout,
+            scaling=scaling,
+            is_causal=is_causal,
+            **more,
+        )
     (rows, heads, _, width), groups = query.shape, query.shape[1] // key.shape[1]
-    asked = (query * (width ** -0.5 if scaling is None else scaling)).reshape(rows, heads // groups, -1, width)
-    scores = torch.matmul(asked, key.transpose(2, 3))  # heads that read the same keys stand one behind another
+    asked = (query * (width**-0.5 if scaling is None else scaling)).reshape(
+        rows, heads // groups, -1, width
+    )
+    scores = torch.matmul(
+        asked, key.transpose(2, 3)
+    )  # heads that read the same keys stand one behind another
     if attention_mask is not None:
         mask = attention_mask
         if groups > 1:
-            mask = mask.repeat(1, 1, groups, 1) if mask.shape[1] == 1 else mask.reshape(scores.shape)
+            mask = (
+                mask.repeat(1, 1, groups, 1) if mask.shape[1] == 1 else mask.reshape(scores.shape)
+            )
         scores = scores.add_(mask)
     found = torch.matmul(F.dropout(scores.softmax(-1), dropout), value).view(query.shape)
     return found.transpose(1, 2).contiguous(), None
@@ -145,9 +204,19 @@ def _attend_rows(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor
 @functools.cache
 def _fused_answers_faster() -> bool:
     """Whether the fused kernel's way forward in bfloat16 is the faster here; its way back never was."""
-    heads, mask = torch.ones(4, 12, 128, 64, dtype=torch.bfloat16), torch.zeros(4, 1, 128, 128, dtype=torch.bfloat16)
-    return _gain(lambda: torch.matmul(torch.matmul(heads, heads.transpose(2, 3)).add_(mask).softmax(-1), heads),
-                 lambda: F.scaled_dot_product_attention(heads, heads, heads, mask)) > FUSED_GAIN
+    heads, mask = (
+        torch.ones(4, 12, 128, 64, dtype=torch.bfloat16),
+        torch.zeros(4, 1, 128, 128, dtype=torch.bfloat16),
+    )
+    return (
+        _gain(
+            lambda: torch.matmul(
+                torch.matmul(heads, heads.transpose(2, 3)).add_(mask).softmax(-1), heads
+            ),
+            lambda: F.scaled_dot_product_attention(heads, heads, heads, mask),
+        )
+        > FUSED_GAIN
+    )
 
 
 AttentionInterface.register(GPU_ATTENTION, _attend_unplanned)

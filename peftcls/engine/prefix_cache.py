@@ -37,18 +37,29 @@ class Opening:
         """Keys and values of the opening, of one row, for each layer; the first call computes them."""
         if not self.made:
             read = DynamicCache()
-            self.inner.base_model(input_ids=ids[:1, : self.tokens], past_key_values=read, use_cache=True)
+            self.inner.base_model(
+                input_ids=ids[:1, : self.tokens], past_key_values=read, use_cache=True
+            )
             self.made = _tensors(read)
-            self.copies = [tensor.detach().requires_grad_(tensor.requires_grad) if self.several else tensor for tensor in self.made]
+            self.copies = [
+                tensor.detach().requires_grad_(tensor.requires_grad) if self.several else tensor
+                for tensor in self.made
+            ]
         return self.copies
 
     def cache(self, ids: torch.Tensor) -> DynamicCache:
         """The keys and values of the opening for every row of a micro-batch."""
-        return _filled(DynamicCache(), [tensor.expand(len(ids), -1, -1, -1) for tensor in self.read(ids)])
+        return _filled(
+            DynamicCache(), [tensor.expand(len(ids), -1, -1, -1) for tensor in self.read(ids)]
+        )
 
     def go_back(self) -> None:
         """Add what the micro-batches' gradients say about the opening to the gradients of what made it."""
-        reached = [(made, copy.grad) for made, copy in zip(self.made, self.copies, strict=True) if copy.grad is not None]
+        reached = [
+            (made, copy.grad)
+            for made, copy in zip(self.made, self.copies, strict=True)
+            if copy.grad is not None
+        ]
         if reached:
             torch.autograd.backward([made for made, _ in reached], [grad for _, grad in reached])
 
@@ -56,7 +67,9 @@ class Opening:
 class _BeforeRows(DynamicCache):
     """Tells a model how much has been read; the keys and values themselves are put before every row where attention sees rows."""
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         return key_states, value_states
 
 
@@ -99,9 +112,16 @@ class Prompts:
         keep: hold the keys and values, to read on from them.
     """
 
-    def __init__(self, model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor, *, keep: bool = False) -> None:
+    def __init__(
+        self, model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor, *, keep: bool = False
+    ) -> None:
         self.order = mask.argsort(dim=1, descending=True, stable=True)  # padding goes to the right
-        self.model, self.ids, self.mask, self.keep = model, ids.gather(1, self.order), mask.gather(1, self.order), keep
+        self.model, self.ids, self.mask, self.keep = (
+            model,
+            ids.gather(1, self.order),
+            mask.gather(1, self.order),
+            keep,
+        )
         self.cache: DynamicCache | None = None
 
     def logits(self, marks: torch.Tensor) -> torch.Tensor:
@@ -114,23 +134,50 @@ class Prompts:
         """
         if marks.dtype != torch.bool:
             places = self.order.argsort(dim=1).gather(1, marks.clamp(min=0))
-            read = self.model(input_ids=self.ids, attention_mask=self.mask, logits_to_keep=places, use_cache=False)
+            read = self.model(
+                input_ids=self.ids, attention_mask=self.mask, logits_to_keep=places, use_cache=False
+            )
             return widened(read.logits).flatten(0, 1)
         ids, marks, inner = self.ids, marks.gather(1, self.order), unwrapped(self.model)
         sharing, own = can_share(self.model), vars(inner).get(OPENING)
-        if own is None and sharing and (shared := _worth(len(ids), _shared_tokens(ids, self.mask, marks), ids.device)):
+        if (
+            own is None
+            and sharing
+            and (shared := _worth(len(ids), _shared_tokens(ids, self.mask, marks), ids.device))
+        ):
             own = Opening(inner, shared, several=False)
         first, before = (0, ()) if own is None else (own.tokens, own.read(self.ids))
         if own is not None:
-            self.cache = _filled(_BeforeRows(), before) if not self.keep and can_pack_behind(inner) else own.cache(self.ids)
+            self.cache = (
+                _filled(_BeforeRows(), before)
+                if not self.keep and can_pack_behind(inner)
+                else own.cache(self.ids)
+            )
         elif self.keep and sharing:
             self.cache = DynamicCache()
-        positions = {} if self.cache is None else {"position_ids": torch.arange(first, self.ids.shape[1],
-                                                                             device=self.ids.device).expand(len(self.ids), -1)}
+        positions = (
+            {}
+            if self.cache is None
+            else {
+                "position_ids": torch.arange(
+                    first, self.ids.shape[1], device=self.ids.device
+                ).expand(len(self.ids), -1)
+            }
+        )
         packing = packed(inner, self.mask[:, first:], reads=marks[:, first:], opening=before)
-        with packing if self.cache is None or isinstance(self.cache, _BeforeRows) else contextlib.nullcontext():
-            found = self.model(input_ids=self.ids[:, first:], attention_mask=self.mask, past_key_values=self.cache,
-                               logits_to_keep=marks[:, first:], use_cache=self.cache is not None, **positions)
+        with (
+            packing
+            if self.cache is None or isinstance(self.cache, _BeforeRows)
+            else contextlib.nullcontext()
+        ):
+            found = self.model(
+                input_ids=self.ids[:, first:],
+                attention_mask=self.mask,
+                past_key_values=self.cache,
+                logits_to_keep=marks[:, first:],
+                use_cache=self.cache is not None,
+                **positions,
+            )
         return widened(found.logits)
 
     def read_on(self, run: Sequence[int], depths: Iterable[int]) -> torch.Tensor:
@@ -140,20 +187,36 @@ class Prompts:
             run: tokens that follow each row's last.
             depths: after how many of them to read, from 1 on.
         """
-        rows, wanted = len(self.ids), torch.tensor([place + 1 in set(depths) for place in range(len(run))], device=self.ids.device)
+        rows, wanted = (
+            len(self.ids),
+            torch.tensor(
+                [place + 1 in set(depths) for place in range(len(run))], device=self.ids.device
+            ),
+        )
         new = torch.tensor(run, device=self.ids.device).expand(rows, -1)
         marks = wanted.expand(rows, -1)
         if self.cache is None:  # the whole prompt again, each row's run right behind it
             ends = self.mask.sum(1, keepdim=True) + torch.arange(len(run), device=self.ids.device)
             room = torch.nn.functional.pad(self.ids, (0, len(run)))
-            ids, mask = room.scatter(1, ends, new), torch.nn.functional.pad(self.mask, (0, len(run))).scatter(1, ends, 1)
+            ids, mask = (
+                room.scatter(1, ends, new),
+                torch.nn.functional.pad(self.mask, (0, len(run))).scatter(1, ends, 1),
+            )
             places = torch.zeros_like(mask, dtype=torch.bool).scatter(1, ends, marks)
-            found = self.model(input_ids=ids, attention_mask=mask, logits_to_keep=places, use_cache=False).logits
+            found = self.model(
+                input_ids=ids, attention_mask=mask, logits_to_keep=places, use_cache=False
+            ).logits
         else:
             ends = self.mask.sum(1, keepdim=True) + torch.arange(len(run), device=self.ids.device)
             mask = torch.cat([self.mask, torch.ones_like(new)], dim=1)
-            found = self.model(input_ids=new, attention_mask=mask, position_ids=ends, past_key_values=self.cache, logits_to_keep=marks,
-                               use_cache=True).logits
+            found = self.model(
+                input_ids=new,
+                attention_mask=mask,
+                position_ids=ends,
+                past_key_values=self.cache,
+                logits_to_keep=marks,
+                use_cache=True,
+            ).logits
             self.cache.crop(-len(run))
         return widened(found).view(rows, int(wanted.sum()), -1)
 
@@ -175,7 +238,9 @@ def common_tokens(model: torch.nn.Module, rows: Sequence[tuple[Sequence[int], in
 
 
 def _worth(rows: int, shared: int, device: torch.device) -> int:
-    return shared if (rows - 1) * shared > call_tokens(device) / 2 else 0  # to read it alone is one call more, of the body
+    return (
+        shared if (rows - 1) * shared > call_tokens(device) / 2 else 0
+    )  # to read it alone is one call more, of the body
 
 
 def _shared_tokens(ids: torch.Tensor, mask: torch.Tensor, marks: torch.Tensor) -> int:
@@ -210,7 +275,11 @@ def _reads_on_alike(inner: Any, *, packs: bool = False) -> bool:
         return False
     parameter = next(p for p in inner.parameters() if p.is_floating_point())
     half = PROBE_TOKENS // 2
-    ids = torch.arange(11, 11 + PROBE_TOKENS, device=parameter.device).remainder(inner.config.get_text_config().vocab_size).repeat(2, 1)
+    ids = (
+        torch.arange(11, 11 + PROBE_TOKENS, device=parameter.device)
+        .remainder(inner.config.get_text_config().vocab_size)
+        .repeat(2, 1)
+    )
     ids[1, half:] = ids[1, half:].flip(0)
     mask = torch.ones_like(ids)
     mask[1, -1] = 0
@@ -219,15 +288,30 @@ def _reads_on_alike(inner: Any, *, packs: bool = False) -> bool:
         with at_rest(inner):
             plain = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
             backbone(input_ids=ids[:1, :half], past_key_values=cache, use_cache=True)
-            if not all(type(layer) is DynamicLayer for layer in cache.layers):  # windows, and states that cannot be handed on
+            if not all(
+                type(layer) is DynamicLayer for layer in cache.layers
+            ):  # windows, and states that cannot be handed on
                 return False
             before = _tensors(cache)
             places = torch.arange(half, PROBE_TOKENS, device=ids.device).expand(2, -1)
-            packing = packed(inner, mask[:, half:], opening=before, asked=True) if packs else contextlib.nullcontext()
-            read = _filled(_BeforeRows(), before) if packs else _filled(DynamicCache(), [t.expand(2, -1, -1, -1) for t in before])
+            packing = (
+                packed(inner, mask[:, half:], opening=before, asked=True)
+                if packs
+                else contextlib.nullcontext()
+            )
+            read = (
+                _filled(_BeforeRows(), before)
+                if packs
+                else _filled(DynamicCache(), [t.expand(2, -1, -1, -1) for t in before])
+            )
             with packing:
-                on = backbone(input_ids=ids[:, half:], attention_mask=mask, position_ids=places, past_key_values=read,
-                              use_cache=True).last_hidden_state
+                on = backbone(
+                    input_ids=ids[:, half:],
+                    attention_mask=mask,
+                    position_ids=places,
+                    past_key_values=read,
+                    use_cache=True,
+                ).last_hidden_state
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError):
         return False
     near = 0.1 if parameter.dtype in (torch.bfloat16, torch.float16) else 1e-3

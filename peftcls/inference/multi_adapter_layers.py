@@ -46,14 +46,18 @@ class Routes:
     def mixed(self, owners: torch.Tensor) -> Iterator[None]:
         """Within it the model reads lines that belong to the adapters of these numbers, of shape (lines,)."""
         before, self.one, self.owners = self.one, None, owners
-        self.lines = {int(adapter): (owners == adapter).nonzero().squeeze(1) for adapter in owners.unique()}
+        self.lines = {
+            int(adapter): (owners == adapter).nonzero().squeeze(1) for adapter in owners.unique()
+        }
         try:
             yield
         finally:
             self.one = before
             self._kept.clear()
 
-    def kept(self, ranks: torch.Tensor, scales: torch.Tensor, layout: Any, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def kept(
+        self, ranks: torch.Tensor, scales: torch.Tensor, layout: Any, inputs: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Which ranks of a layer's updates the batch needs, and their scale at each line or token: 0 at those of other adapters.
 
         Args:
@@ -68,13 +72,22 @@ class Routes:
         own = packing()
         together = own is not None and inputs.shape[:2] == (1, len(own.given))
         if not together and len(inputs) != len(self.owners):
-            raise ValueError(f"a layer reads {tuple(inputs.shape)} where the batch has {len(self.owners)} lines.")
+            raise ValueError(
+                f"a layer reads {tuple(inputs.shape)} where the batch has {len(self.owners)} lines."
+            )
         if (key := (layout, together, inputs.shape[1:-1])) not in self._kept:
             chosen = torch.isin(ranks, self.owners).nonzero().squeeze(1)
-            owners = self.owners[own.given // own.width] if own is not None and together else self.owners
+            owners = (
+                self.owners[own.given // own.width] if own is not None and together else self.owners
+            )
             table = (owners.unsqueeze(1) == ranks[chosen]) * scales[chosen]
             between = [1] * (inputs.ndim - 2)
-            self._kept[key] = chosen, table.view(1, *table.shape) if together else table.view(len(table), *between, table.shape[1])
+            self._kept[key] = (
+                chosen,
+                table.view(1, *table.shape)
+                if together
+                else table.view(len(table), *between, table.shape[1]),
+            )
         return self._kept[key]
 
 
@@ -85,16 +98,26 @@ class RoutedLinear(torch.nn.Module):
     ranks of other adapters are multiplied by zero.
     """
 
-    def __init__(self, base: torch.nn.Module, routes: Routes, updates: Mapping[int, Update]) -> None:
+    def __init__(
+        self, base: torch.nn.Module, routes: Routes, updates: Mapping[int, Update]
+    ) -> None:
         super().__init__()
         self.base, self.routes, self.spans, end = base, routes, dict[int, slice](), 0
         for adapter, update in updates.items():
             self.spans[adapter] = slice(end, end := end + len(update.down))
-        self.layout = tuple((adapter, len(update.down), update.scale) for adapter, update in updates.items())
+        self.layout = tuple(
+            (adapter, len(update.down), update.scale) for adapter, update in updates.items()
+        )
         sizes = torch.tensor([len(update.down) for update in updates.values()])
-        self.register_buffer("down", torch.cat([update.down for update in updates.values()]), persistent=False)
-        self.register_buffer("up", torch.cat([update.up for update in updates.values()], dim=1), persistent=False)
-        self.register_buffer("ranks", torch.tensor(list(updates)).repeat_interleave(sizes), persistent=False)
+        self.register_buffer(
+            "down", torch.cat([update.down for update in updates.values()]), persistent=False
+        )
+        self.register_buffer(
+            "up", torch.cat([update.up for update in updates.values()], dim=1), persistent=False
+        )
+        self.register_buffer(
+            "ranks", torch.tensor(list(updates)).repeat_interleave(sizes), persistent=False
+        )
         scales = torch.tensor([update.scale for update in updates.values()], dtype=self.down.dtype)
         self.register_buffer("scales", scales.repeat_interleave(sizes), persistent=False)
 
@@ -119,7 +142,9 @@ class RoutedLinear(torch.nn.Module):
             chosen, keep = self.routes.kept(self.ranks, self.scales, self.layout, inputs)
             if len(chosen) < len(down):
                 down, up = down[chosen], up[:, chosen]
-        return found.add_(F.linear(F.linear(inputs.to(down.dtype), down) * keep, up))  # the sum is taken in the wider of the two
+        return found.add_(
+            F.linear(F.linear(inputs.to(down.dtype), down) * keep, up)
+        )  # the sum is taken in the wider of the two
 
 
 class RoutedHead(torch.nn.Module):
@@ -134,8 +159,13 @@ class RoutedHead(torch.nn.Module):
         if self.routes.one is not None:
             return self.heads[self.routes.one](states, *more, **settings)
         if len(states) != len(self.routes.owners):
-            raise ValueError(f"a head reads {tuple(states.shape)} where the batch has {len(self.routes.owners)} lines.")
-        parts = {adapter: self.heads[adapter](states[lines], *more, **settings) for adapter, lines in self.routes.lines.items()}
+            raise ValueError(
+                f"a head reads {tuple(states.shape)} where the batch has {len(self.routes.owners)} lines."
+            )
+        parts = {
+            adapter: self.heads[adapter](states[lines], *more, **settings)
+            for adapter, lines in self.routes.lines.items()
+        }
         first, widest = next(iter(parts.values())), max(part.shape[-1] for part in parts.values())
         found = first.new_zeros(len(states), *first.shape[1:-1], widest)
         for adapter, lines in self.routes.lines.items():

@@ -24,14 +24,25 @@ from peftcls.tasks.extractive_qa import ExtractiveQA
 from peftcls.tasks.instruction import Instruction
 from peftcls.tasks.regression import Regression
 
-CHUNK_ROWS = 256  # what an interruption can cost; enough for rows of similar length to be put together
+CHUNK_ROWS = (
+    256  # what an interruption can cost; enough for rows of similar length to be put together
+)
 ENDINGS = (".csv", ".jsonl", ".parquet", ".tsv")
 PREFIX = "predicted_"  # before the names of all answers where the rows have a column of one of them already
 PART = ".part"
 
 
-def predict_file(predictor: Predictor, directory: str | Path, source: str | Path, out: str | Path, *, probabilities: bool = False,
-                 resume: bool = False, encoding: str | None = None, batch_size: int | None = None) -> tuple[int, list[str]]:
+def predict_file(
+    predictor: Predictor,
+    directory: str | Path,
+    source: str | Path,
+    out: str | Path,
+    *,
+    probabilities: bool = False,
+    resume: bool = False,
+    encoding: str | None = None,
+    batch_size: int | None = None,
+) -> tuple[int, list[str]]:
     """Answer every row of a file: all its columns and those of the answers go to another file, in the rows' order.
 
     While it lasts, the answers so far are lines of JSON in the file `out` + ".part"; the output itself is written at the
@@ -60,23 +71,47 @@ def predict_file(predictor: Predictor, directory: str | Path, source: str | Path
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise ValueError(f"cannot write {out}: expected a file in a folder that exists.")
     if out.absolute() == Path(source).absolute():
-        raise ValueError(f"{out} would replace the rows that are answered; give another file for the answers.")
+        raise ValueError(
+            f"{out} would replace the rows that are answered; give another file for the answers."
+        )
     rows = read_rows(source, encoding=encoding)
     fields = answer_fields(predictor.task, probabilities=probabilities)
     if set(fields) & set(rows.column_names):
         fields = {PREFIX + name: kind for name, kind in fields.items()}
     if taken := sorted(set(fields) & set(rows.column_names)):
-        raise ValueError(f"{source} has a column {taken[0]!r} already; rename it, so that there is room for the answers.")
-    head = {"adapter": read_manifest(Path(directory))["sum"], "rows": _identity(Path(source), rows), "columns": list(fields)}
+        raise ValueError(
+            f"{source} has a column {taken[0]!r} already; rename it, so that there is room for the answers."
+        )
+    head = {
+        "adapter": read_manifest(Path(directory))["sum"],
+        "rows": _identity(Path(source), rows),
+        "columns": list(fields),
+    }
     done = _answered(part, head, resume=resume)
-    with part.open("a", encoding="utf-8") as lines, tqdm(total=len(rows), initial=done, unit="row", dynamic_ncols=True,
-                                                         disable=not sys.stderr.isatty()) as bar:
+    with (
+        part.open("a", encoding="utf-8") as lines,
+        tqdm(
+            total=len(rows),
+            initial=done,
+            unit="row",
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+        ) as bar,
+    ):
         try:
-            for answers in predictor.stream(rows, first=done, chunk_rows=CHUNK_ROWS, batch_size=batch_size):
+            for answers in predictor.stream(
+                rows, first=done, chunk_rows=CHUNK_ROWS, batch_size=batch_size
+            ):
                 if not lines.tell():
                     lines.write(json.dumps(head) + "\n")
-                lines.writelines(json.dumps(answer_values(predictor.task, answer, probabilities=probabilities), ensure_ascii=False) + "\n"
-                                 for answer in answers)
+                lines.writelines(
+                    json.dumps(
+                        answer_values(predictor.task, answer, probabilities=probabilities),
+                        ensure_ascii=False,
+                    )
+                    + "\n"
+                    for answer in answers
+                )
                 lines.flush()
                 bar.update(len(answers))
         finally:
@@ -92,10 +127,21 @@ def answer_fields(task: Task, *, probabilities: bool) -> dict[str, pa.DataType]:
     if isinstance(task, Regression):
         return {"value": pa.float64()}
     if isinstance(task, ExtractiveQA):
-        return {"text": pa.string(), "start": pa.int64(), "end": pa.int64(), "probability": pa.float64()}
+        return {
+            "text": pa.string(),
+            "start": pa.int64(),
+            "end": pa.int64(),
+            "probability": pa.float64(),
+        }
     if isinstance(task, Instruction) and not task.labels:
-        return {"text": pa.string()} if task.separator is None else {"keywords": pa.list_(pa.string())}
-    each = {f"probability_{label}": pa.float64() for label in getattr(task, "labels", None) or ()} if probabilities else {}
+        return (
+            {"text": pa.string()} if task.separator is None else {"keywords": pa.list_(pa.string())}
+        )
+    each = (
+        {f"probability_{label}": pa.float64() for label in getattr(task, "labels", None) or ()}
+        if probabilities
+        else {}
+    )
     if getattr(task, "multi_label", False):
         return {"labels": pa.list_(pa.string()), **each}
     return {"label": pa.string(), "probability": pa.float64(), **each}
@@ -128,14 +174,18 @@ def _answered(part: Path, head: dict[str, Any], *, resume: bool) -> int:
     if not part.is_file() or not part.stat().st_size:
         return 0
     if not resume:
-        raise ValueError(f"{part} holds answers of a run that was not finished; go on with --resume, or remove it.")
+        raise ValueError(
+            f"{part} holds answers of a run that was not finished; go on with --resume, or remove it."
+        )
     with part.open("rb") as file:
         try:
             same = json.loads(first := file.readline()) == head and first.endswith(b"\n")
         except ValueError:
             same = False
         if not same:
-            raise ValueError(f"{part} belongs to other rows, another adapter or other settings; remove it, or choose another output.")
+            raise ValueError(
+                f"{part} belongs to other rows, another adapter or other settings; remove it, or choose another output."
+            )
         kept = seen = len(first)
         done = 0
         for number, line in enumerate(file, 1):
@@ -146,8 +196,12 @@ def _answered(part: Path, head: dict[str, Any], *, resume: bool) -> int:
     return done
 
 
-def _write(out: Path, rows: datasets.Dataset, fields: dict[str, pa.DataType], part: Path, separator: str) -> None:
-    with tempfile.NamedTemporaryFile(dir=out.absolute().parent, prefix=".saving-", delete=False) as beside:
+def _write(
+    out: Path, rows: datasets.Dataset, fields: dict[str, pa.DataType], part: Path, separator: str
+) -> None:
+    with tempfile.NamedTemporaryFile(
+        dir=out.absolute().parent, prefix=".saving-", delete=False
+    ) as beside:
         temporary = Path(beside.name)
     try:
         with part.open(encoding="utf-8") as lines:
@@ -169,7 +223,9 @@ def _chunks(rows: datasets.Dataset) -> Iterator[datasets.Dataset]:
         yield rows.select(range(start, min(start + CHUNK_ROWS, len(rows))))
 
 
-def _write_parquet(path: Path, rows: datasets.Dataset, fields: dict[str, pa.DataType], lines: Iterator[str]) -> None:
+def _write_parquet(
+    path: Path, rows: datasets.Dataset, fields: dict[str, pa.DataType], lines: Iterator[str]
+) -> None:
     plain = rows.with_format("arrow")
     schema = plain[:1].schema.remove_metadata()
     for name, kind in fields.items():
@@ -177,12 +233,20 @@ def _write_parquet(path: Path, rows: datasets.Dataset, fields: dict[str, pa.Data
     with pq.ParquetWriter(path, schema) as writer:
         for chunk in _chunks(plain):
             values = list(zip(*(json.loads(next(lines)) for _ in range(len(chunk))), strict=True))
-            given = [pa.array(column, kind) for column, kind in zip(values, fields.values(), strict=True)]
+            given = [
+                pa.array(column, kind) for column, kind in zip(values, fields.values(), strict=True)
+            ]
             writer.write_table(pa.table([*chunk[:].columns, *given], schema=schema))
 
 
-def _write_text(file: IO[str], ending: str, rows: datasets.Dataset, fields: dict[str, pa.DataType], lines: Iterator[str],
-                separator: str) -> None:
+def _write_text(
+    file: IO[str],
+    ending: str,
+    rows: datasets.Dataset,
+    fields: dict[str, pa.DataType],
+    lines: Iterator[str],
+    separator: str,
+) -> None:
     table = csv.writer(file, delimiter="\t" if ending == ".tsv" else ",", lineterminator="\n")
     if ending != ".jsonl":
         table.writerow([*rows.column_names, *fields])
@@ -192,9 +256,16 @@ def _write_text(file: IO[str], ending: str, rows: datasets.Dataset, fields: dict
             if ending == ".jsonl":
                 file.write(json.dumps({**row, **given}, ensure_ascii=False, default=str) + "\n")
             else:
-                listed = [f"{separator} ".join(value) if isinstance(value, list) else value for value in given.values()]
+                listed = [
+                    f"{separator} ".join(value) if isinstance(value, list) else value
+                    for value in given.values()
+                ]
                 table.writerow([*map(_cell, row.values()), *listed])
 
 
 def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else value
+    return (
+        json.dumps(value, ensure_ascii=False, default=str)
+        if isinstance(value, list | dict)
+        else value
+    )

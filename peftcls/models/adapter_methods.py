@@ -11,32 +11,73 @@ from peft.tuners.adalora import AdaLoraModel
 METHOD = "adapter_method"  # the attribute of a model that says how its adapter learns
 Method = Literal["lora", "lora+", "dora", "rslora", "pissa", "adalora", "ia3"]
 LORA_PLUS_RATIO = 16.0  # Hayou et al. 2024, "LoRA+", section 4.2: B learns 2^4 times faster than A
-WARM_SHARE, FINAL_SHARE = 0.1, 0.3  # of AdaLoRA's steps: before ranks fall, and after (Zhang et al. 2023, appendix)
-EXTRA_RANK = 1.5  # where AdaLoRA's ranks start, in units of where they end (Zhang et al. 2023, section 4)
+WARM_SHARE, FINAL_SHARE = (
+    0.1,
+    0.3,
+)  # of AdaLoRA's steps: before ranks fall, and after (Zhang et al. 2023, appendix)
+EXTRA_RANK = (
+    1.5  # where AdaLoRA's ranks start, in units of where they end (Zhang et al. 2023, section 4)
+)
 ALLOCATIONS = 100  # at most this often are ranks dealt out anew
 
 
-def method_config(method: Method, targets: Sequence[str], *, rank: int, alpha: float, dropout: float, **common: Any) -> PeftConfig:
+def method_config(
+    method: Method,
+    targets: Sequence[str],
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    **common: Any,
+) -> PeftConfig:
     """PEFT's configuration of a method on the given modules. Raises ValueError for a name that is no method."""
     if method not in get_args(Method):
         near = difflib.get_close_matches(method, get_args(Method), 1)
-        raise ValueError(f"method={method!r}: expected one of {sorted(get_args(Method))}"
-                         + (f"; did you mean {near[0]!r}?" if near else "."))
+        raise ValueError(
+            f"method={method!r}: expected one of {sorted(get_args(Method))}"
+            + (f"; did you mean {near[0]!r}?" if near else ".")
+        )
     names = list(targets)
     if method == "ia3":
         return IA3Config(target_modules=names, feedforward_modules=[], **common)
     if method == "adalora":  # the number of steps is known when the training starts
-        return AdaLoraConfig(target_modules=names, target_r=rank, init_r=round(EXTRA_RANK * rank), lora_alpha=int(alpha),
-                             lora_dropout=dropout, total_step=1, **common)
-    settings: dict[str, dict[str, Any]] = {"dora": {"use_dora": True}, "rslora": {"use_rslora": True},
-                                           "pissa": {"init_lora_weights": "pissa"}}
-    return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, **settings.get(method, {}), **common)  # type: ignore[arg-type]
+        return AdaLoraConfig(
+            target_modules=names,
+            target_r=rank,
+            init_r=round(EXTRA_RANK * rank),
+            lora_alpha=int(alpha),
+            lora_dropout=dropout,
+            total_step=1,
+            **common,
+        )
+    settings: dict[str, dict[str, Any]] = {
+        "dora": {"use_dora": True},
+        "rslora": {"use_rslora": True},
+        "pissa": {"init_lora_weights": "pissa"},
+    }
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_dropout=dropout,
+        target_modules=names,
+        **settings.get(method, {}),
+        **common,
+    )
 
 
 def method_settings(model: torch.nn.Module) -> dict[str, Any]:
     """What of a method must be the same when a run is taken up again."""
     config = getattr(model, "peft_config", {}).get("default")
-    kept = ("r", "target_r", "init_r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora", "init_lora_weights")
+    kept = (
+        "r",
+        "target_r",
+        "init_r",
+        "lora_alpha",
+        "lora_dropout",
+        "use_dora",
+        "use_rslora",
+        "init_lora_weights",
+    )
     return {name: getattr(config, name) for name in kept if hasattr(config, name)}
 
 
@@ -45,18 +86,29 @@ def rate_factor(model: torch.nn.Module, name: str) -> float:
     return LORA_PLUS_RATIO if vars(model).get(METHOD) == "lora+" and ".lora_B." in name else 1.0
 
 
-def parameter_groups(model: torch.nn.Module, parameters: dict[str, torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: torch.nn.Module, parameters: dict[str, torch.nn.Parameter], weight_decay: float
+) -> list[dict[str, Any]]:
     """The optimizer's groups: the same decay, and the same factor of the learning rate, in each."""
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, p in parameters.items():
-        groups.setdefault((weight_decay if decays(name, p) else 0.0, rate_factor(model, name)), []).append(p)
-    return [{"params": own, "weight_decay": decay, "factor": factor} for (decay, factor), own in groups.items()]
+        groups.setdefault(
+            (weight_decay if decays(name, p) else 0.0, rate_factor(model, name)), []
+        ).append(p)
+    return [
+        {"params": own, "weight_decay": decay, "factor": factor}
+        for (decay, factor), own in groups.items()
+    ]
 
 
-def make_optimizer(model: torch.nn.Module, parameters: dict[str, torch.nn.Parameter], rate: float, decay: float) -> torch.optim.AdamW:
+def make_optimizer(
+    model: torch.nn.Module, parameters: dict[str, torch.nn.Parameter], rate: float, decay: float
+) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019) over these groups; on a GPU its arithmetic is one call for all tensors."""
     on_gpu = all(p.device.type == "cuda" for p in parameters.values())
-    return torch.optim.AdamW(parameter_groups(model, parameters, decay), lr=rate, fused=on_gpu or None)
+    return torch.optim.AdamW(
+        parameter_groups(model, parameters, decay), lr=rate, fused=on_gpu or None
+    )
 
 
 def begin_method(model: torch.nn.Module, steps: int) -> None:
@@ -81,7 +133,11 @@ def method_penalty(model: torch.nn.Module) -> torch.Tensor | None:
     for name, p in adalora.model.named_parameters():
         if ".lora_A." in name or ".lora_B." in name:
             product = p @ p.T if ".lora_A." in name else p.T @ p
-            parts.append(torch.linalg.matrix_norm(product - torch.eye(len(product), dtype=p.dtype, device=p.device)))
+            parts.append(
+                torch.linalg.matrix_norm(
+                    product - torch.eye(len(product), dtype=p.dtype, device=p.device)
+                )
+            )
     return _settings(adalora).orth_reg_weight * torch.stack(parts).mean()
 
 
@@ -91,7 +147,11 @@ def end_step(model: torch.nn.Module, step: int) -> None:
         return
     config = _settings(adalora)
     settling = step - (int(config.total_step or 0) - config.tfinal)
-    if settling < 0 or (settling == 0 and adalora.rankallocator.exp_avg_ipt) or (settling > 0 and config.rank_pattern):
+    if (
+        settling < 0
+        or (settling == 0 and adalora.rankallocator.exp_avg_ipt)
+        or (settling > 0 and config.rank_pattern)
+    ):
         adalora.update_and_allocate(step)  # in a run of one step nothing is known to deal out by
 
 
@@ -119,7 +179,11 @@ def method_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     if (adalora := _adalora(model)) is None:
         return {}
     ranks = adalora.rankallocator
-    state = {f"{kind}/{name}": tensor for kind in ("ipt", "exp_avg_ipt", "exp_avg_unc") for name, tensor in getattr(ranks, kind).items()}
+    state = {
+        f"{kind}/{name}": tensor
+        for kind in ("ipt", "exp_avg_ipt", "exp_avg_unc")
+        for name, tensor in getattr(ranks, kind).items()
+    }
     pattern = _settings(adalora).rank_pattern or {}
     return state | {f"rank_pattern/{name}": torch.tensor(kept) for name, kept in pattern.items()}
 

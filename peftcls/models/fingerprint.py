@@ -24,8 +24,14 @@ def fingerprint_base(source: str, revision: str | None = None) -> str:
     """
     folder = Path(source)
     if not folder.is_dir():
-        folder = Path(snapshot_download(source, revision=revision, allow_patterns=["*.safetensors"], local_files_only=True))
-    lines = sorted(line for file in sorted(folder.glob("*.safetensors")) for line in _tensor_lines(file))
+        folder = Path(
+            snapshot_download(
+                source, revision=revision, allow_patterns=["*.safetensors"], local_files_only=True
+            )
+        )
+    lines = sorted(
+        line for file in sorted(folder.glob("*.safetensors")) for line in _tensor_lines(file)
+    )
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -34,7 +40,9 @@ def fingerprint_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
     found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        found.update(
+            tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        )
     return found.hexdigest()
 
 
@@ -46,12 +54,28 @@ def _tensor_lines(file: Path) -> list[str]:
                 raise ValueError("its header is too long")
             header = json.loads(opened.read(size))
             data_bytes = file.stat().st_size - 8 - size
-            return [_tensor_line(opened, 8 + size, data_bytes, name, entry) for name, entry in header.items() if name != "__metadata__"]
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
-        raise ValueError(f"{file.name} in {file.parent} is not a whole safetensors file ({error}); fetch it again.") from None
+            return [
+                _tensor_line(opened, 8 + size, data_bytes, name, entry)
+                for name, entry in header.items()
+                if name != "__metadata__"
+            ]
+    except (
+        struct.error,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        OSError,
+    ) as error:
+        raise ValueError(
+            f"{file.name} in {file.parent} is not a whole safetensors file ({error}); fetch it again."
+        ) from None
 
 
-def _tensor_line(opened: BinaryIO, start: int, data_bytes: int, name: str, entry: Mapping[str, Any]) -> str:
+def _tensor_line(
+    opened: BinaryIO, start: int, data_bytes: int, name: str, entry: Mapping[str, Any]
+) -> str:
     begin, end = entry["data_offsets"]
     if not 0 <= begin <= end <= data_bytes:
         raise ValueError(f"the tensor {name} lies outside it")

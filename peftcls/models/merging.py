@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from peftcls.engine.head_logits import class_logits, end_logits
 from peftcls.models.adapter_folder import READABLE, load_adapter
-from peftcls.models.base_model import base_facts
 from peftcls.models.folder_info import describe_folder
 from peftcls.models.model_card import write_merged_card
+from peftcls.models.state import base_facts
 from peftcls.tasks.base import Feature, Task, token_limit
 from peftcls.tasks.classification import Classification
 from peftcls.tasks.decisions import PLAIN
@@ -28,12 +28,17 @@ from peftcls.tasks.text_encoding import has_separator, text_columns
 
 TOLERANCE = 1e-4  # of a logit, in float32
 SHORT = "Yes."
-PROBES = ("The patient was given a new drug and recovered within a week.", SHORT,
-          "Stock prices fell after the bank had raised its rates; nobody knew for how long, and few would say so in public.",
-          "See you at lunch? Call me when you are there!")
+PROBES = (
+    "The patient was given a new drug and recovered within a week.",
+    SHORT,
+    "Stock prices fell after the bank had raised its rates; nobody knew for how long, and few would say so in public.",
+    "See you at lunch? Call me when you are there!",
+)
 
 
-def merge_adapter(directory: str | Path, out: str | Path, *, base: str | Path | None = None) -> Path:
+def merge_adapter(
+    directory: str | Path, out: str | Path, *, base: str | Path | None = None
+) -> Path:
     """Merge an adapter into its base, in float32, and write a folder that `from_pretrained` and pipelines load.
 
     The merged model keeps the head, the label names and the tokenizer. It is compared with the adapter on probe texts,
@@ -52,33 +57,53 @@ def merge_adapter(directory: str | Path, out: str | Path, *, base: str | Path | 
     """
     facts, out = describe_folder(directory), Path(out)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise ValueError(f"{out} holds something already, expected a new or an empty folder; choose another.")
+        raise ValueError(
+            f"{out} holds something already, expected a new or an empty folder; choose another."
+        )
     if not (above := out.absolute().parent).is_dir():
         raise ValueError(f"cannot write {out}: there is no folder {above}.")
     loaded, task, tokenizer = load_adapter(directory, base=base, quantize="none")
     model: Any = loaded.float().eval()
     if reason := _inexpressible(task, base_facts(model).causal):
-        raise ValueError(f"{directory} cannot be merged: {reason}; keep the adapter folder and load it with load_predictor.")
+        raise ValueError(
+            f"{directory} cannot be merged: {reason}; keep the adapter folder and load it with load_predictor."
+        )
     remarks = _remarks(task, tokenizer)
     if facts["base"]["quantize"]:
-        remarks.append(f"The adapter was trained on a base in {facts['base']['quantize']}, and is merged into the same base in full "
-                       "precision; its answers may move a little.")
+        remarks.append(
+            f"The adapter was trained on a base in {facts['base']['quantize']}, and is merged into the same base in full "
+            "precision; its answers may move a little."
+        )
     probes = _probes(task, tokenizer)
     expected = _own_logits(task, model, probes, tokenizer)
     if isinstance(model, PeftModel):
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=UserWarning)  # PEFT says again which layers share weights
+            warnings.filterwarnings(
+                "ignore", category=UserWarning
+            )  # PEFT says again which layers share weights
             model = model.merge_and_unload(safe_merge=True)
-    _compare(expected, _own_logits(task, model, probes, tokenizer), f"{directory} cannot be merged without a change of its answers")
+    _compare(
+        expected,
+        _own_logits(task, model, probes, tokenizer),
+        f"{directory} cannot be merged without a change of its answers",
+    )
     tokenizer.model_max_length = token_limit(tokenizer, task.max_length)  # type: ignore[attr-defined]
     beside = Path(tempfile.mkdtemp(prefix=".merging-", dir=above))
     try:
         model.save_pretrained(beside)
         tokenizer.save_pretrained(str(beside))
-        plain = task.auto_model.from_pretrained(beside, use_safetensors=True, trust_remote_code=False, dtype=torch.float32).eval()
+        plain = task.auto_model.from_pretrained(
+            beside, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+        ).eval()
         told = f"{directory} cannot be merged: transformers alone reads other logits from the merged model"
-        _compare(expected, [row for probe in probes for row in _plain_logits(task, plain, [probe], tokenizer)], told)
-        _compare(expected, _plain_logits(task, plain, probes, tokenizer), f"{told} where rows are padded")
+        _compare(
+            expected,
+            [row for probe in probes for row in _plain_logits(task, plain, [probe], tokenizer)],
+            told,
+        )
+        _compare(
+            expected, _plain_logits(task, plain, probes, tokenizer), f"{told} where rows are padded"
+        )
         write_merged_card(beside, facts, remarks)
         beside.chmod(0o755)  # a temporary folder is its owner's alone, and so are some files in it
         for file in beside.iterdir():
@@ -106,55 +131,106 @@ def _remarks(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """What plain transformers does otherwise than peftcls, a sentence each."""
     found = []
     if isinstance(task, Regression):
-        found.append(f"The output is in units of the training rows' deviation: the number is {task.deviation!r} x output + {task.mean!r}.")
+        found.append(
+            f"The output is in units of the training rows' deviation: the number is {task.deviation!r} x output + {task.mean!r}."
+        )
     if isinstance(task, ExtractiveQA):
-        found.append("transformers gives the logits of an answer's ends; windows and the choice of the best span are left to you.")
+        found.append(
+            "transformers gives the logits of an answer's ends; windows and the choice of the best span are left to you."
+        )
     if isinstance(task, Instruction):
         found.append(f"The prompt must be written as it was trained: {task.template!r}.")
         if task.labels:
-            found.append("transformers generates an answer and scores no labels, so it may give a text that is none of them.")
+            found.append(
+                "transformers generates an answer and scores no labels, so it may give a text that is none of them."
+            )
     if getattr(task, "long_text", None) == "windows":
-        found.append(f"A text of more than {getattr(task, 'max_length', 0)} tokens is cut (with truncation=True), not read in windows.")
+        found.append(
+            f"A text of more than {getattr(task, 'max_length', 0)} tokens is cut (with truncation=True), not read in windows."
+        )
     if getattr(task, "loss", None) == "bce" and not getattr(task, "multi_label", False):
-        found.append("The probabilities of a pipeline are a softmax of the logits, not a normalised sigmoid; the label is the same.")
+        found.append(
+            "The probabilities of a pipeline are a softmax of the logits, not a normalised sigmoid; the label is the same."
+        )
     if getattr(task, "decisions", PLAIN) != PLAIN:
-        found.append("Temperature, thresholds and abstention, which were fitted, are not applied; the likeliest label is given.")
-    if isinstance(text := getattr(task, "text", None), tuple) and len(text_columns(text)) == 2 and not has_separator(tokenizer):
-        found.append("This tokenizer sets nothing between two texts; begin the second one with a new line, as in training.")
+        found.append(
+            "Temperature, thresholds and abstention, which were fitted, are not applied; the likeliest label is given."
+        )
+    if (
+        isinstance(text := getattr(task, "text", None), tuple)
+        and len(text_columns(text)) == 2
+        and not has_separator(tokenizer)
+    ):
+        found.append(
+            "This tokenizer sets nothing between two texts; begin the second one with a new line, as in training."
+        )
     return found
 
 
 def _probes(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[Feature]:
     columns = task.columns(with_target=False)
-    fixed = {task.question} if isinstance(task, ExtractiveQA) else set(columns) - {task.input} if isinstance(task, Instruction) else set()
-    rows = [{name: SHORT if name in fixed else PROBES[(place + number) % len(PROBES)] for number, name in enumerate(columns)}
-            for place in range(len(PROBES))]  # a question and an instruction are never shortened
-    whole = dataclasses.replace(task, long_text="truncate") if isinstance(task, Classification | Regression) else task
+    fixed = (
+        {task.question}
+        if isinstance(task, ExtractiveQA)
+        else set(columns) - {task.input}
+        if isinstance(task, Instruction)
+        else set()
+    )
+    rows = [
+        {
+            name: SHORT if name in fixed else PROBES[(place + number) % len(PROBES)]
+            for number, name in enumerate(columns)
+        }
+        for place in range(len(PROBES))
+    ]  # a question and an instruction are never shortened
+    whole = (
+        dataclasses.replace(task, long_text="truncate")
+        if isinstance(task, Classification | Regression)
+        else task
+    )
     return [whole.encode(row, tokenizer, with_target=False) for row in rows]
 
 
 @torch.inference_mode()
-def _own_logits(task: Task, model: Any, probes: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> list[torch.Tensor]:
+def _own_logits(
+    task: Task, model: Any, probes: Sequence[Feature], tokenizer: PreTrainedTokenizerBase
+) -> list[torch.Tensor]:
     """The logits by peftcls, each probe alone and without padding; of a question in windows those of each window."""
     found: list[torch.Tensor] = []
     for batch in (task.collate([probe], tokenizer) for probe in probes):
         if isinstance(task, ExtractiveQA):
-            found += _without_padding(torch.stack(end_logits(model, batch), dim=-1), batch["attention_mask"])
+            found += _without_padding(
+                torch.stack(end_logits(model, batch), dim=-1), batch["attention_mask"]
+            )
         elif isinstance(task, Instruction):
-            found += model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+            found += model(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                use_cache=False,
+            ).logits
         else:
             found += class_logits(model, batch, getattr(task, "pooling", None))
     return found
 
 
 @torch.inference_mode()
-def _plain_logits(task: Task, model: PreTrainedModel, probes: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> list[torch.Tensor]:
+def _plain_logits(
+    task: Task,
+    model: PreTrainedModel,
+    probes: Sequence[Feature],
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[torch.Tensor]:
     """The logits of probes, padded together, from a model that knows nothing of peftcls."""
     batch = task.collate(probes, tokenizer)
     names = ("input_ids", "attention_mask", "token_type_ids")
     output: Any = model(**{name: batch[name] for name in names if name in batch})
     if isinstance(task, ExtractiveQA):
-        return list(_without_padding(torch.stack([output.start_logits, output.end_logits], dim=-1), batch["attention_mask"]))
+        return list(
+            _without_padding(
+                torch.stack([output.start_logits, output.end_logits], dim=-1),
+                batch["attention_mask"],
+            )
+        )
     if isinstance(task, Instruction):
         return list(_without_padding(output.logits, batch["attention_mask"]))
     return list(output.logits)
@@ -170,5 +246,7 @@ def _compare(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor], to
     for place, (own, other) in enumerate(zip(expected, found, strict=True), 1):
         far = float((own - other).abs().max()) if own.shape == other.shape else float("inf")
         if not far <= TOLERANCE:
-            raise ValueError(f"{told}: probe {place} differs by {far:.2g}, expected at most {TOLERANCE:g}; keep the adapter folder "
-                             "and load it with load_predictor.")
+            raise ValueError(
+                f"{told}: probe {place} differs by {far:.2g}, expected at most {TOLERANCE:g}; keep the adapter folder "
+                "and load it with load_predictor."
+            )

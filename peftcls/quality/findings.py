@@ -40,7 +40,9 @@ class Examination:
     @classmethod
     def of(cls, findings: Sequence[Finding], split_rows: dict[str, int]) -> "Examination":
         """The findings in the order of their severity."""
-        return cls(tuple(sorted(findings, key=lambda found: SEVERITIES.index(found.severity))), split_rows)
+        return cls(
+            tuple(sorted(findings, key=lambda found: SEVERITIES.index(found.severity))), split_rows
+        )
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -48,18 +50,37 @@ class Examination:
         return tuple(found for found in self.findings if found.severity == "error")
 
     def __str__(self) -> str:
-        counts = [sum(found.severity == severity for found in self.findings) for severity in SEVERITIES]
+        counts = [
+            sum(found.severity == severity for found in self.findings) for severity in SEVERITIES
+        ]
         rows = ", ".join(f"{count} rows of {split}" for split, count in self.split_rows.items())
-        told = ", ".join(f"{count} {severity}{'s' * (count != 1)}" for count, severity in zip(counts, SEVERITIES, strict=True))
-        lines = [(found.severity, found.split, found.what, _places(found)) for found in self.findings]
+        told = ", ".join(
+            f"{count} {severity}{'s' * (count != 1)}"
+            for count, severity in zip(counts, SEVERITIES, strict=True)
+        )
+        lines = [
+            (found.severity, found.split, found.what, _places(found)) for found in self.findings
+        ]
         widths = [max((len(line[i]) for line in lines), default=0) for i in range(4)]
-        return "\n".join([f"{rows}: {told}", *(
-            "  ".join(part.ljust(width) for part, width in zip(line, widths, strict=True)) + "  " + found.sentence
-            for line, found in zip(lines, self.findings, strict=True))])
+        return "\n".join(
+            [
+                f"{rows}: {told}",
+                *(
+                    "  ".join(part.ljust(width) for part, width in zip(line, widths, strict=True))
+                    + "  "
+                    + found.sentence
+                    for line, found in zip(lines, self.findings, strict=True)
+                ),
+            ]
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The same for another program: the rows of each split, the number of errors, and the findings' fields."""
-        return {"rows": self.split_rows, "errors": len(self.errors), "findings": [dataclasses.asdict(found) for found in self.findings]}
+        return {
+            "rows": self.split_rows,
+            "errors": len(self.errors),
+            "findings": [dataclasses.asdict(found) for found in self.findings],
+        }
 
 
 def _places(found: Finding) -> str:

@@ -16,7 +16,10 @@ import numpy as np
 FEWEST_ROWS = 40  # with fewer, an honest clue and an accident look alike
 FEWEST_OF_A_LABEL = 8
 MOST_LABELS = 50
-BUCKET_ROWS, MOST_BUCKETS = 6, 64  # of a counted property: as many rows a bucket as Holte's rule asks for
+BUCKET_ROWS, MOST_BUCKETS = (
+    6,
+    64,
+)  # of a counted property: as many rows a bucket as Holte's rule asks for
 LONGEST_CHARACTERS = 4000  # how a text is written shows in its beginning
 INITIAL = re.compile(r"\b[A-Z]\b")
 CAPITAL = re.compile(r"[A-Z]")
@@ -28,13 +31,37 @@ COUNTED: dict[str, Callable[[str], int]] = {
     "the number of its words": lambda text: len(text.split()),
     "the number of its lines": lambda text: text.count("\n"),
     "the number of double spaces in it": lambda text: text.count("  "),
-    "the number of non-ASCII characters in it": lambda text: 0 if text.isascii() else sum(not c.isascii() for c in text),
+    "the number of non-ASCII characters in it": lambda text: (
+        0 if text.isascii() else sum(not c.isascii() for c in text)
+    ),
     "the number of digits in it": lambda text: len(DIGIT.findall(text)),
     "the number of capital letters in it": lambda text: len(CAPITAL.findall(text)),
     "the number of single capital letters in it": lambda text: len(INITIAL.findall(text)),
     "the number of capitalised words in it": lambda text: len(CAPITAL_WORD.findall(text)),
-    **{f"the number of {mark!r} in it": lambda text, mark=mark: text.count(mark)  # type: ignore[misc]
-       for mark in (";", ",", ".", ":", "!", "?", "'", '"', "\u2019", "\u201c", "(", "[", "<", "/", "-", "|", "&", "*", "_")},
+    **{
+        f"the number of {mark!r} in it": lambda text, mark=mark: text.count(mark)  # type: ignore[misc]
+        for mark in (
+            ";",
+            ",",
+            ".",
+            ":",
+            "!",
+            "?",
+            "'",
+            '"',
+            "\u2019",
+            "\u201c",
+            "(",
+            "[",
+            "<",
+            "/",
+            "-",
+            "|",
+            "&",
+            "*",
+            "_",
+        )
+    },
 }
 KEPT: dict[str, Callable[[str], Any]] = {
     "its value": lambda text: text,
@@ -43,7 +70,9 @@ KEPT: dict[str, Callable[[str], Any]] = {
     "whether it begins with a capital letter": lambda text: text[:1].isupper(),
     "whether it has a space at an end": lambda text: text != text.strip(),
     "whether it is written in one case": lambda text: (text.isupper(), text.islower()),
-    "what stands between the first two words": lambda text: "".join(re.findall(r"^\W*\w+(\W+)\w", text[:200])),
+    "what stands between the first two words": lambda text: "".join(
+        re.findall(r"^\W*\w+(\W+)\w", text[:200])
+    ),
 }
 AS_NUMBER = "its value as a number"
 
@@ -69,7 +98,10 @@ class ColumnLooks:
     """Properties of the cells of some columns, a number each, gathered row by row without keeping a text."""
 
     def __init__(self, columns: Sequence[str]) -> None:
-        self._found = {column: {rule: array("d") for rule in (*COUNTED, *KEPT, AS_NUMBER)} for column in columns}
+        self._found = {
+            column: {rule: array("d") for rule in (*COUNTED, *KEPT, AS_NUMBER)}
+            for column in columns
+        }
 
     def add(self, row: dict[str, Any]) -> None:
         """Look at the cells of one more row."""
@@ -90,7 +122,9 @@ class ColumnLooks:
             least: a share.
             seed: of the halves.
         """
-        _, codes, counts = np.unique(np.array(labels, dtype=str), return_inverse=True, return_counts=True)
+        _, codes, counts = np.unique(
+            np.array(labels, dtype=str), return_inverse=True, return_counts=True
+        )
         frequent = counts >= FEWEST_OF_A_LABEL
         rows = np.flatnonzero(frequent[codes])
         if len(rows) < FEWEST_ROWS or not 2 <= frequent.sum() <= MOST_LABELS:
@@ -99,8 +133,15 @@ class ColumnLooks:
         first = np.random.default_rng(seed).permutation(len(rows)) % 2 == 0
         found = []
         for column, rules in self._found.items():
-            scored = [(_recall(_buckets(np.array(values)[rows], counted=rule not in KEPT), codes, first), rule)
-                      for rule, values in rules.items()]
+            scored = [
+                (
+                    _recall(
+                        _buckets(np.array(values)[rows], counted=rule not in KEPT), codes, first
+                    ),
+                    rule,
+                )
+                for rule, values in rules.items()
+            ]
             best, rule = max(scored, key=lambda pair: pair[0])
             if best >= least:
                 found.append(Giveaway(column, rule, best, 1 / int(frequent.sum())))
@@ -129,8 +170,14 @@ def _recall(buckets: np.ndarray, labels: np.ndarray, first: np.ndarray) -> float
     width, right = labels.max() + 1, np.zeros(len(labels), dtype=bool)
     share = 1 / np.bincount(labels)  # of rows of a rare label each counts for more
     for half in (first, ~first):
-        table = np.bincount(buckets[half] * width + labels[half], weights=share[labels[half]], minlength=(buckets.max() + 1) * width)
+        table = np.bincount(
+            buckets[half] * width + labels[half],
+            weights=share[labels[half]],
+            minlength=(buckets.max() + 1) * width,
+        )
         table = table.reshape(-1, width)
-        rule = np.where(table.any(axis=1), table.argmax(axis=1), -1)  # what was never seen is not answered
+        rule = np.where(
+            table.any(axis=1), table.argmax(axis=1), -1
+        )  # what was never seen is not answered
         right[~half] = rule[buckets[~half]] == labels[~half]
     return float(np.mean(np.bincount(labels, weights=right) * share))

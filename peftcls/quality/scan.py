@@ -87,8 +87,13 @@ def closed_labels(task: Task) -> bool:
     return isinstance(task, Classification) or bool(isinstance(task, Instruction) and task.labels)
 
 
-def scan_rows(task: Task, name: str, table: datasets.Dataset, tokenizer: PreTrainedTokenizerBase | None,
-              looks: ColumnLooks | None = None) -> Split:
+def scan_rows(
+    task: Task,
+    name: str,
+    table: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase | None,
+    looks: ColumnLooks | None = None,
+) -> Split:
     """Read a table once.
 
     Args:
@@ -152,7 +157,12 @@ def _labels(task: Task, row: Row, target: str) -> tuple[str, ...]:
 
 def _is_other_list(answer: Any, separator: str | None) -> bool:
     """Whether an answer looks like a list whose parts are not parted as the task parts them."""
-    return (separator is not None and isinstance(answer, str) and separator not in answer and sum(map(answer.count, LIST_MARKS)) > 1)
+    return (
+        separator is not None
+        and isinstance(answer, str)
+        and separator not in answer
+        and sum(map(answer.count, LIST_MARKS)) > 1
+    )
 
 
 def _look_at_texts(split: Split, row: Row, columns: list[str], number: int) -> None:
@@ -162,7 +172,13 @@ def _look_at_texts(split: Split, row: Row, columns: list[str], number: int) -> N
                 split.fault(code, column, number)
 
 
-def _look_at_answers(split: Split, task: ExtractiveQA, row: Row, number: int, tokenizer: PreTrainedTokenizerBase | None) -> None:
+def _look_at_answers(
+    split: Split,
+    task: ExtractiveQA,
+    row: Row,
+    number: int,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> None:
     context, golds = row[task.context], gold_answers(row[task.answers])
     split.contexts.add(hash(" ".join(context.split())))
     if isinstance(row.get("paragraph"), int):
@@ -172,21 +188,32 @@ def _look_at_answers(split: Split, task: ExtractiveQA, row: Row, number: int, to
     codes += ["moved-answer"] if any(was_moved(context, gold) for gold in golds) else []
     for start, end in dict.fromkeys(find_answers(context, golds)):
         codes += ["cut-word"] if cuts_a_word(context, start, end) else []
-        codes += ["doubtful-answer"] if stands_elsewhere(context, row[task.question], start, end) else []
-    if tokenizer is not None and (long := [gold.text for gold in golds if len(gold.text.encode()) > task.max_answer_tokens]):
+        codes += (
+            ["doubtful-answer"] if stands_elsewhere(context, row[task.question], start, end) else []
+        )
+    if tokenizer is not None and (
+        long := [gold.text for gold in golds if len(gold.text.encode()) > task.max_answer_tokens]
+    ):
         tokens = tokenizer(long, add_special_tokens=False, verbose=False)["input_ids"]
         codes += ["long-answer"] if max(map(len, tokens)) > task.max_answer_tokens else []
     for code in dict.fromkeys(codes):
         split.fault(code, task.answers, number)
 
 
-def _count_tokens(split: Split, task: Task, row: Row, number: int, tokenizer: PreTrainedTokenizerBase) -> None:
+def _count_tokens(
+    split: Split, task: Task, row: Row, number: int, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """Count a row's tokens; only a row that may be near a limit is encoded as for training, which takes several times as long."""
     split.tokens.append(len(tokenizer(task.text_of(row), verbose=False)["input_ids"]))
-    limit, long_answer = token_limit(tokenizer, int(getattr(task, "max_length", 0))) - SLACK_TOKENS, False
+    limit, long_answer = (
+        token_limit(tokenizer, int(getattr(task, "max_length", 0))) - SLACK_TOKENS,
+        False,
+    )
     if isinstance(task, Instruction):
         limit -= task.max_new_tokens
-        long_answer = len(str(row[task.output]).encode()) > task.max_new_tokens // 2  # a token has at least a byte
+        long_answer = (
+            len(str(row[task.output]).encode()) > task.max_new_tokens // 2
+        )  # a token has at least a byte
     if split.tokens[-1] + split.around_tokens <= limit and not long_answer:
         return
     try:
@@ -197,4 +224,6 @@ def _count_tokens(split: Split, task: Task, row: Row, number: int, tokenizer: Pr
     if feature["shortened"] or len(feature.get("windows", ())) > 1:
         split.shortened.add(number)
     else:
-        split.around_tokens = min(split.around_tokens, max(len(feature["input_ids"]) - split.tokens[-1], 0))
+        split.around_tokens = min(
+            split.around_tokens, max(len(feature["input_ids"]) - split.tokens[-1], 0)
+        )

@@ -7,7 +7,10 @@ LOST = "\ufffd"
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 TWICE_ENCODED = re.compile("[\u00c2-\u00f4][\u0080-\u00bf\u0152-\u0192\u02c6-\u02dc\u2013-\u2122]+")
 ENTITY = re.compile(r"&(?:[A-Za-z][A-Za-z0-9]{1,20}|#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6});")
-TAG = re.compile(r"</?(?:a|b|br|div|em|font|h[1-6]|i|img|li|ol|p|span|strong|sub|sup|table|td|tr|u|ul)(?:\s[^<>]*)?/?>", re.IGNORECASE)
+TAG = re.compile(
+    r"</?(?:a|b|br|div|em|font|h[1-6]|i|img|li|ol|p|span|strong|sub|sup|table|td|tr|u|ul)(?:\s[^<>]*)?/?>",
+    re.IGNORECASE,
+)
 WORD = re.compile(r"[^\W_]")
 FEWEST_CHARACTERS = 3
 
@@ -21,7 +24,9 @@ def text_faults(text: str) -> list[str]:
         found.append("mojibake")
     if CONTROL.search(text):
         found.append("control-character")
-    if "&" in text and any(html.unescape(entity[0]) != entity[0] for entity in ENTITY.finditer(text)):
+    if "&" in text and any(
+        html.unescape(entity[0]) != entity[0] for entity in ENTITY.finditer(text)
+    ):
         found.append("html-entity")
     if "<" in text and TAG.search(text):
         found.append("html-tag")

@@ -24,9 +24,16 @@ LENGTH_BINS = 30
 Numbers = dict[str, Any]
 
 
-def gather_numbers(task: Task, tables: Mapping[str, datasets.Dataset], answers: Mapping[str, Sequence[Answer]],
-                   evaluations: Mapping[str, Evaluation], run: Run, *, count_tokens: Callable[[str], int] | None,
-                   resamples: int) -> Numbers:
+def gather_numbers(
+    task: Task,
+    tables: Mapping[str, datasets.Dataset],
+    answers: Mapping[str, Sequence[Answer]],
+    evaluations: Mapping[str, Evaluation],
+    run: Run,
+    *,
+    count_tokens: Callable[[str], int] | None,
+    resamples: int,
+) -> Numbers:
     """Everything that a report tells in numbers.
 
     Args:
@@ -42,19 +49,47 @@ def gather_numbers(task: Task, tables: Mapping[str, datasets.Dataset], answers: 
     evaluation = evaluations[own]
     gold = [task.gold_of(row) for row in test]
     found: Numbers = {
-        "format": FORMAT, "task": task.to_json(), "score": task.monitor, "headline_scores": list(_headline(task)),
+        "format": FORMAT,
+        "task": task.to_json(),
+        "score": task.monitor,
+        "headline_scores": list(_headline(task)),
         "headline": _headline_numbers(task, test, answers, evaluations, own, resamples),
-        "systems": {name: {score: [value, *e.intervals[score]] for score, value in e.scores.items()} for name, e in evaluations.items()},
-        "rows": {part: {"source": source_name(rows), "rows": len(rows), "fingerprint": fingerprint_rows(rows)}
-                 for part, rows in tables.items()},
-        "labels": [], "confusion": None, "calibration": _calibration(answers[own], gold, evaluation), "points": [],
-        "lengths": _lengths(task, tables, count_tokens), "run": dataclasses.asdict(run)}
+        "systems": {
+            name: {score: [value, *e.intervals[score]] for score, value in e.scores.items()}
+            for name, e in evaluations.items()
+        },
+        "rows": {
+            part: {
+                "source": source_name(rows),
+                "rows": len(rows),
+                "fingerprint": fingerprint_rows(rows),
+            }
+            for part, rows in tables.items()
+        },
+        "labels": [],
+        "confusion": None,
+        "calibration": _calibration(answers[own], gold, evaluation),
+        "points": [],
+        "lengths": _lengths(task, tables, count_tokens),
+        "run": dataclasses.asdict(run),
+    }
     if evaluation.labels is not None:
         learnt = Counter(label for row in tables["training"] for label in task.gold_of(row))
-        found["labels"] = [{"label": str(name), **{str(k): float(v) for k, v in row.items() if k != "rows"}, "rows": int(row["rows"]),
-                            "training rows": learnt[str(name)]} for name, row in evaluation.labels.iterrows()]
+        found["labels"] = [
+            {
+                "label": str(name),
+                **{str(k): float(v) for k, v in row.items() if k != "rows"},
+                "rows": int(row["rows"]),
+                "training rows": learnt[str(name)],
+            }
+            for name, row in evaluation.labels.iterrows()
+        ]
     if (confusion := evaluation.confusion) is not None:
-        found["confusion"] = {"right": confusion.index.tolist(), "given": confusion.columns.tolist(), "rows": confusion.to_numpy().tolist()}
+        found["confusion"] = {
+            "right": confusion.index.tolist(),
+            "given": confusion.columns.tolist(),
+            "rows": confusion.to_numpy().tolist(),
+        }
     if isinstance(task, Regression):
         chosen = _spread(len(test), MOST_POINTS)
         found["points"] = [[float(gold[i][0]), answers[own][i].value] for i in chosen]
@@ -66,56 +101,109 @@ def _headline(task: Task) -> tuple[str, ...]:
     return tuple(dict.fromkeys((task.monitor, *task.score_names)))[:2]
 
 
-def _headline_numbers(task: Task, test: datasets.Dataset, answers: Mapping[str, Sequence[Answer]],
-                      evaluations: Mapping[str, Evaluation], own: str, resamples: int) -> Numbers:
+def _headline_numbers(
+    task: Task,
+    test: datasets.Dataset,
+    answers: Mapping[str, Sequence[Answer]],
+    evaluations: Mapping[str, Evaluation],
+    own: str,
+    resamples: int,
+) -> Numbers:
     score = task.monitor
     others = {name: e.scores[score] for name, e in evaluations.items() if name != own}
     if not others:
         return {"system": own, "against": None, "verdict": None}
     strongest = max(others, key=lambda name: others[name])
-    found: Comparison = compare_answers(task, answers[own], answers[strongest], test, score=score, resamples=resamples)
+    found: Comparison = compare_answers(
+        task, answers[own], answers[strongest], test, score=score, resamples=resamples
+    )
     low, high = found.interval
-    return {"system": own, "against": strongest, "difference": found.difference, "from": low, "to": high,
-            "verdict": "ahead" if low > 0 else "behind" if high < 0 else "level"}
+    return {
+        "system": own,
+        "against": strongest,
+        "difference": found.difference,
+        "from": low,
+        "to": high,
+        "verdict": "ahead" if low > 0 else "behind" if high < 0 else "level",
+    }
 
 
-def _calibration(answers: Sequence[Answer], gold: Sequence[Sequence[str]], evaluation: Evaluation) -> Numbers | None:
+def _calibration(
+    answers: Sequence[Answer], gold: Sequence[Sequence[str]], evaluation: Evaluation
+) -> Numbers | None:
     if "ece" not in evaluation.scores:
         return None
     if answers[0].labels is not None:
-        asked = [(p, name in right) for a, right in zip(answers, gold, strict=True) for name, p in (a.probabilities or {}).items()]
-        bins = calibration_bins([max(p, 1 - p) for p, _ in asked], [(p >= 0.5) == yes for p, yes in asked])
+        asked = [
+            (p, name in right)
+            for a, right in zip(answers, gold, strict=True)
+            for name, p in (a.probabilities or {}).items()
+        ]
+        bins = calibration_bins(
+            [max(p, 1 - p) for p, _ in asked], [(p >= 0.5) == yes for p, yes in asked]
+        )
     else:
-        likeliest = [max((a.probabilities or {}).items(), key=lambda pair: pair[1]) for a in answers]
-        bins = calibration_bins([p for _, p in likeliest], [name in right for (name, _), right in zip(likeliest, gold, strict=True)])
-    return {"ece": evaluation.scores["ece"], "bins": bins, "of": "answers" if answers[0].labels is None else "yes-or-no questions"}
+        likeliest = [
+            max((a.probabilities or {}).items(), key=lambda pair: pair[1]) for a in answers
+        ]
+        bins = calibration_bins(
+            [p for _, p in likeliest],
+            [name in right for (name, _), right in zip(likeliest, gold, strict=True)],
+        )
+    return {
+        "ece": evaluation.scores["ece"],
+        "bins": bins,
+        "of": "answers" if answers[0].labels is None else "yes-or-no questions",
+    }
 
 
-def _lengths(task: Task, tables: Mapping[str, datasets.Dataset], count_tokens: Callable[[str], int] | None) -> Numbers:
+def _lengths(
+    task: Task, tables: Mapping[str, datasets.Dataset], count_tokens: Callable[[str], int] | None
+) -> Numbers:
     """Of each part how many texts are how long; of many rows an even sample."""
     count = count_tokens or (lambda text: len(text.split()))
-    lengths = {part: [count(task.text_of(rows[i])) for i in _spread(len(rows), MOST_POINTS)] for part, rows in tables.items()
-               if part != "validation"}
+    lengths = {
+        part: [count(task.text_of(rows[i])) for i in _spread(len(rows), MOST_POINTS)]
+        for part, rows in tables.items()
+        if part != "validation"
+    }
     every = [length for own in lengths.values() for length in own]
     width = max(1, math.ceil((max(every) - min(every) + 1) / LENGTH_BINS))
     edges = list(range(min(every) // width * width, max(every) + width + 1, width))
     limit = getattr(task, "max_length", None) if count_tokens else None
-    return {"unit": "tokens" if count_tokens else "words", "limit": limit, "edges": edges,
-            "parts": {part: {"median": float(np.median(own)), "longest": max(own), "counted": len(own),
-                             "over_limit": sum(n > limit for n in own) if limit else None,
-                             "rows": np.histogram(own, bins=edges)[0].tolist()} for part, own in lengths.items()}}
+    return {
+        "unit": "tokens" if count_tokens else "words",
+        "limit": limit,
+        "edges": edges,
+        "parts": {
+            part: {
+                "median": float(np.median(own)),
+                "longest": max(own),
+                "counted": len(own),
+                "over_limit": sum(n > limit for n in own) if limit else None,
+                "rows": np.histogram(own, bins=edges)[0].tolist(),
+            }
+            for part, own in lengths.items()
+        },
+    }
 
 
 def _spread(rows: int, most: int) -> list[int]:
     """All row numbers, or `most` of them evenly from first to last."""
-    return list(range(rows)) if rows <= most else np.linspace(0, rows - 1, most).round().astype(int).tolist()
+    return (
+        list(range(rows))
+        if rows <= most
+        else np.linspace(0, rows - 1, most).round().astype(int).tolist()
+    )
 
 
 def fingerprint_rows(rows: datasets.Dataset) -> str:
     """The SHA-256 of the rows' content in their order: the same for the same table, whatever file it came from."""
     found = hashlib.sha256()
     for row in rows:
-        found.update(json.dumps(row, sort_keys=True, ensure_ascii=True, default=str).encode() + b"\n")
+        found.update(
+            json.dumps(row, sort_keys=True, ensure_ascii=True, default=str).encode() + b"\n"
+        )
     return found.hexdigest()
 
 

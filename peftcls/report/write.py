@@ -14,24 +14,37 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from peftcls.evaluation import Evaluation, evaluate_answers
-from peftcls.models.folder_safety import FIGURES, METRICS, PAGE, check_report_room
 from peftcls.report import wording
 from peftcls.report.examples import Group, choose_examples
 from peftcls.report.figures import Drawing, draw_figures
+from peftcls.report.files import FIGURES, METRICS, PAGE, check_report_room
 from peftcls.report.numbers import Numbers, gather_numbers
 from peftcls.report.run import Run
 from peftcls.tasks.base import Answer, Task
 
 THIS_RUN = "this run"
 RESAMPLES = 500
-MOST_CELLS = 25  # labels whose confusion is shown as a table; of more, the commonest confusions are listed
+MOST_CELLS = (
+    25  # labels whose confusion is shown as a table; of more, the commonest confusions are listed
+)
 MIXED_UP = 8
 
 
-def write_report(directory: str | Path, *, task: Task, train: datasets.Dataset, test: datasets.Dataset, answers: Sequence[Answer],
-                 valid: datasets.Dataset | None = None, systems: Mapping[str, Sequence[Answer]] | None = None,
-                 evaluations: Mapping[str, Evaluation] | None = None, run: Run | None = None,
-                 count_tokens: Callable[[str], int] | None = None, title: str | None = None, resamples: int = RESAMPLES) -> Path:
+def write_report(
+    directory: str | Path,
+    *,
+    task: Task,
+    train: datasets.Dataset,
+    test: datasets.Dataset,
+    answers: Sequence[Answer],
+    valid: datasets.Dataset | None = None,
+    systems: Mapping[str, Sequence[Answer]] | None = None,
+    evaluations: Mapping[str, Evaluation] | None = None,
+    run: Run | None = None,
+    count_tokens: Callable[[str], int] | None = None,
+    title: str | None = None,
+    resamples: int = RESAMPLES,
+) -> Path:
     """Write `report.html`, `metrics.json` and a folder `figures` of PNGs into a folder, which may be the adapter's own.
 
     The page is one file that needs no network and no script. It holds texts of the test rows; `metrics.json` holds none
@@ -61,17 +74,33 @@ def write_report(directory: str | Path, *, task: Task, train: datasets.Dataset, 
     directory = Path(directory)
     check_report_room(directory)
     if THIS_RUN in (systems := dict(systems or {})):
-        raise ValueError(f"systems has the name {THIS_RUN!r}, which is the run's own; give the other system another name.")
+        raise ValueError(
+            f"systems has the name {THIS_RUN!r}, which is the run's own; give the other system another name."
+        )
     every = {THIS_RUN: answers, **systems}
-    made = {name: (evaluations or {}).get(name) or evaluate_answers(task, given, test, resamples=resamples)
-            for name, given in every.items()}
-    tables = {"training": train, **({"validation": valid} if valid is not None else {}), "test": test}
-    numbers = gather_numbers(task, tables, every, made, run or Run(), count_tokens=count_tokens, resamples=resamples)
+    made = {
+        name: (evaluations or {}).get(name)
+        or evaluate_answers(task, given, test, resamples=resamples)
+        for name, given in every.items()
+    }
+    tables = {
+        "training": train,
+        **({"validation": valid} if valid is not None else {}),
+        "test": test,
+    }
+    numbers = gather_numbers(
+        task, tables, every, made, run or Run(), count_tokens=count_tokens, resamples=resamples
+    )
     groups = choose_examples(task, test, every)
     numbers["examples"] = [group.to_json() for group in groups]
     drawings = draw_figures(numbers)
     page = render_page(numbers, groups, drawings, title or directory.absolute().name)
-    _put(directory, page, json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False) + "\n", drawings)
+    _put(
+        directory,
+        page,
+        json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        drawings,
+    )
     return directory / PAGE
 
 
@@ -87,42 +116,82 @@ def _put(directory: Path, page: str, metrics: str, drawings: Mapping[str, Drawin
         (beside / PAGE).write_text(page, encoding="utf-8")
         if (directory / FIGURES).is_dir():
             os.replace(directory / FIGURES, beside / "former figures")
-        for name in (FIGURES, METRICS, PAGE):  # the page last: where it is, all that it names is there
+        for name in (
+            FIGURES,
+            METRICS,
+            PAGE,
+        ):  # the page last: where it is, all that it names is there
             os.replace(beside / name, directory / name)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def render_page(numbers: Numbers, groups: Sequence[Group], drawings: Mapping[str, Drawing], title: str) -> str:
+def render_page(
+    numbers: Numbers, groups: Sequence[Group], drawings: Mapping[str, Drawing], title: str
+) -> str:
     """The page as HTML; every text in it is escaped."""
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(share=wording.write_share, plain=wording.write_plain, count=wording.write_count,
-                               bytes=wording.write_bytes, seconds=wording.write_seconds, score=wording.write_score,
-                               difference=wording.write_difference, title_of=wording.score_title, meaning_of=wording.score_meaning)
-    figures = {name: {"svg": Markup(d.svg), "title": d.title, "alt": d.alt, "png": f"{FIGURES}/{name}.png"}
-               for name, d in drawings.items()}
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        share=wording.write_share,
+        plain=wording.write_plain,
+        count=wording.write_count,
+        bytes=wording.write_bytes,
+        seconds=wording.write_seconds,
+        score=wording.write_score,
+        difference=wording.write_difference,
+        title_of=wording.score_title,
+        meaning_of=wording.score_meaning,
+    )
+    figures = {
+        name: {"svg": Markup(d.svg), "title": d.title, "alt": d.alt, "png": f"{FIGURES}/{name}.png"}
+        for name, d in drawings.items()
+    }
     return environment.get_template("page.html.jinja").render(
-        n=numbers, groups=groups, figures=figures, title=title, own=numbers["headline"]["system"], cells=_cells(numbers),
-        mixed=_mixed_up(numbers), labels=sorted(numbers["labels"], key=lambda row: row["f1"]), icon=_icon(),
-        is_share=wording.is_share)
+        n=numbers,
+        groups=groups,
+        figures=figures,
+        title=title,
+        own=numbers["headline"]["system"],
+        cells=_cells(numbers),
+        mixed=_mixed_up(numbers),
+        labels=sorted(numbers["labels"], key=lambda row: row["f1"]),
+        icon=_icon(),
+        is_share=wording.is_share,
+    )
 
 
 def _cells(numbers: Numbers) -> list[dict[str, Any]] | None:
     """The confusion as lines of cells with the share of their line; None where there is none, or it is too large."""
     if (confusion := numbers["confusion"]) is None or len(confusion["right"]) > MOST_CELLS:
         return None
-    return [{"label": name, "cells": [{"rows": count, "share": count / max(sum(line), 1), "right": given == name}
-                                      for given, count in zip(confusion["given"], line, strict=True)]}
-            for name, line in zip(confusion["right"], confusion["rows"], strict=True)]
+    return [
+        {
+            "label": name,
+            "cells": [
+                {"rows": count, "share": count / max(sum(line), 1), "right": given == name}
+                for given, count in zip(confusion["given"], line, strict=True)
+            ],
+        }
+        for name, line in zip(confusion["right"], confusion["rows"], strict=True)
+    ]
 
 
 def _mixed_up(numbers: Numbers) -> list[tuple[int, str, str]]:
     """The commonest confusions: rows, right label, given label."""
     if (confusion := numbers["confusion"]) is None:
         return []
-    pairs = [(count, right, given) for right, line in zip(confusion["right"], confusion["rows"], strict=True)
-             for given, count in zip(confusion["given"], line, strict=True) if given != right and count]
+    pairs = [
+        (count, right, given)
+        for right, line in zip(confusion["right"], confusion["rows"], strict=True)
+        for given, count in zip(confusion["given"], line, strict=True)
+        if given != right and count
+    ]
     return sorted(pairs, key=lambda pair: -pair[0])[:MIXED_UP]
 
 

@@ -10,10 +10,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from peftcls.data.reading import Row
+from peftcls.engine.batch import Batch
 
-POSITIONS = "position_limit"  # the attribute of a tokenizer that says how many positions its model has
 Feature = dict[str, Any]
-Batch = dict[str, torch.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +91,9 @@ class Task(ABC):
         return next(self.encode_many([row], tokenizer, with_target=with_target))
 
     @abstractmethod
-    def encode_many(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, with_target: bool) -> Iterator[Feature]:
+    def encode_many(
+        self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, with_target: bool
+    ) -> Iterator[Feature]:
         """Rows in tokens, in their order: a tokenizer reads many texts at once on all cores. RowError is raised in a row's turn."""
 
     @abstractmethod
@@ -108,8 +109,13 @@ class Task(ABC):
         """The sum of the losses of a batch's targets, in float32 or wider; no mean is taken here."""
 
     @abstractmethod
-    def decode(self, model: torch.nn.Module, batch: Batch, features: Sequence[Feature],
-               tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
+    def decode(
+        self,
+        model: torch.nn.Module,
+        batch: Batch,
+        features: Sequence[Feature],
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> list[Answer]:
         """The answers to a batch encoded without targets, in its order."""
 
     @property
@@ -121,9 +127,13 @@ class Task(ABC):
     def score(self, answers: Sequence[Answer], rows: Iterable[Row]) -> dict[str, float]:
         """Scores by name, `monitor` among them."""
 
-    def calibrated(self, answers: Sequence[Answer], rows: Iterable[Row], *, min_accuracy: float | None = None) -> Self:
+    def calibrated(
+        self, answers: Sequence[Answer], rows: Iterable[Row], *, min_accuracy: float | None = None
+    ) -> Self:
         """A copy that decides as suits these answers to rows that were not learnt from; ValueError where nothing is decided."""
-        raise ValueError(f"{type(self).__name__} gives no probabilities of labels here, so there is nothing to calibrate.")
+        raise ValueError(
+            f"{type(self).__name__} gives no probabilities of labels here, so there is nothing to calibrate."
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The task's name and fields, for the adapter folder."""
@@ -134,27 +144,36 @@ class Task(ABC):
         """The task that `to_json` described; lists become the tuples that they were."""
         known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
         if unknown := set(fields) - known - {"name"}:
-            raise ValueError(f"{cls.__name__} has no {sorted(unknown)}; the folder was written by another version of peftcls.")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items() if k != "name"})
+            raise ValueError(
+                f"{cls.__name__} has no {sorted(unknown)}; the folder was written by another version of peftcls."
+            )
+        return cls(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items() if k != "name"}
+        )
 
 
 def token_limit(tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
     """The tokens that may be read at once: `max_length`, or fewer where the model has fewer positions (see `load_base`)."""
-    return min(max_length, vars(tokenizer).get(POSITIONS, max_length))
+    return min(max_length, tokenizer.model_max_length)
 
 
 def pad(sequences: Sequence[Sequence[int]], value: int, side: str) -> torch.Tensor:
     """Integer sequences as a tensor of shape (rows, longest), filled with `value` on the given side."""
     width = max(len(sequence) for sequence in sequences)
-    padded = [[*s, *[value] * (width - len(s))] if side == "right" else [*[value] * (width - len(s)), *s] for s in sequences]
+    padded = [
+        [*s, *[value] * (width - len(s))] if side == "right" else [*[value] * (width - len(s)), *s]
+        for s in sequences
+    ]
     return torch.tensor(padded, dtype=torch.long)
 
 
 def pad_inputs(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> Batch:
     """The model's inputs: token ids, the mask of real tokens, and token types where there are any."""
     side = tokenizer.padding_side
-    batch = {"input_ids": pad([f["input_ids"] for f in features], int(tokenizer.pad_token_id), side),
-             "attention_mask": pad([[1] * len(f["input_ids"]) for f in features], 0, side)}
+    batch = {
+        "input_ids": pad([f["input_ids"] for f in features], int(tokenizer.pad_token_id), side),
+        "attention_mask": pad([[1] * len(f["input_ids"]) for f in features], 0, side),
+    }
     if "token_type_ids" in features[0]:
         batch["token_type_ids"] = pad([f["token_type_ids"] for f in features], 0, side)
     return batch

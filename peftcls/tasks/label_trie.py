@@ -18,7 +18,9 @@ class Choices:
     """
 
     answers: tuple[Tokens, ...]
-    forks: dict[Tokens, tuple[int, ...]]  # prefix -> the tokens that may follow it, where there are several
+    forks: dict[
+        Tokens, tuple[int, ...]
+    ]  # prefix -> the tokens that may follow it, where there are several
     runs: tuple[Tokens, ...]  # the longest prefixes: one sequence of each covers every fork
 
     @classmethod
@@ -35,11 +37,16 @@ class Choices:
 
     def log_probabilities(self, logits: dict[Tokens, torch.Tensor]) -> torch.Tensor:
         """Log-probabilities of shape (rows, answers) from the logits, (rows, vocabulary), after each fork's prefix."""
-        branch = {prefix: torch.log_softmax(logits[prefix][:, list(tokens)].double(), dim=-1) for prefix, tokens in self.forks.items()}
+        branch = {
+            prefix: torch.log_softmax(logits[prefix][:, list(tokens)].double(), dim=-1)
+            for prefix, tokens in self.forks.items()
+        }
         rows = next(iter(logits.values())).shape[0]
         columns = []
         for answer in self.answers:
-            total = torch.zeros(rows, dtype=torch.float64, device=next(iter(logits.values())).device)
+            total = torch.zeros(
+                rows, dtype=torch.float64, device=next(iter(logits.values())).device
+            )
             for place, token in enumerate(answer):
                 if (prefix := answer[:place]) in branch:
                     total = total + branch[prefix][:, self.forks[prefix].index(token)]

@@ -29,7 +29,11 @@ def label_setting_problem(labels: Any) -> str | None:
 def label_order(names: Iterable[str]) -> tuple[str, ...]:
     """Label names in an order that does not depend on the rows': numbers by value, other names by alphabet."""
     found = set(names)
-    return tuple(sorted(found, key=float) if all(re.fullmatch(r"[+-]?[0-9]+", n) for n in found) else sorted(found))
+    return tuple(
+        sorted(found, key=float)
+        if all(re.fullmatch(r"[+-]?[0-9]+", n) for n in found)
+        else sorted(found)
+    )
 
 
 def label_shares(value: Any, *, several: bool) -> Shares:
@@ -52,7 +56,9 @@ def label_shares(value: Any, *, several: bool) -> Shares:
     if value is None or value == "" or value != value:  # an empty cell, or a number that is none
         return {}
     if isinstance(value, list) and (not several or any(v is None or v != v for v in value)):
-        wanted = "one label (multi_label=True is for several)" if not several else "labels without gaps"
+        wanted = (
+            "one label (multi_label=True is for several)" if not several else "labels without gaps"
+        )
         raise ValueError(f"has the labels {str(value)[:80]}, expected {wanted}")
     values = [value] if not several else value if isinstance(value, list) else str(value).split(";")
     return {name: 1.0 for v in values if (name := label_name(v))}
@@ -63,9 +69,22 @@ def _soft_shares(value: Mapping[Any, Any], *, several: bool) -> Shares:
     for name, share in value.items():
         if share is None:  # a column of objects has every name in every row
             continue
-        if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share < float("inf") or (several and share > 1):
-            raise ValueError(f"has the share {share!r} for the label {label_name(name)!r}, expected a number of at least 0"
-                             + (" and at most 1" if several else ""))
+        if (
+            not isinstance(share, int | float)
+            or isinstance(share, bool)
+            or not 0 <= share < float("inf")
+            or (several and share > 1)
+        ):
+            raise ValueError(
+                f"has the share {share!r} for the label {label_name(name)!r}, expected a number of at least 0"
+                + (" and at most 1" if several else "")
+            )
         shares[label_name(name)] = float(share)
     total = sum(shares.values())
-    return shares if several else {name: share / total for name, share in shares.items()} if total else {}
+    return (
+        shares
+        if several
+        else {name: share / total for name, share in shares.items()}
+        if total
+        else {}
+    )

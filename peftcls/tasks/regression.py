@@ -12,10 +12,11 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from peftcls import metrics
-from peftcls.argument_checks import check_settings
+from peftcls.argument_checks import check_argument_types
 from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
+from peftcls.engine.batch import Batch
 from peftcls.engine.head_logits import Pooling, class_logits, widened
-from peftcls.tasks.base import Answer, Batch, Feature, Task
+from peftcls.tasks.base import Answer, Feature, Task
 from peftcls.tasks.text_encoding import (
     LongText,
     TextColumns,
@@ -63,13 +64,17 @@ class Regression(Task):
     peft_type: ClassVar[str] = "SEQ_CLS"
 
     def __post_init__(self) -> None:
-        check_settings(vars(self), Regression)
+        check_argument_types(vars(self), Regression)
         problems = text_setting_problems(self.text, self.target, self.max_length, self.long_text)
         if self.pooling not in (None, "cls", "first", "last", "mean"):
             problems.append(f"pooling={self.pooling!r}: expected 'cls', 'first', 'last' or 'mean'")
-        if self.mean is not None and not (isinstance(self.mean, int | float) and math.isfinite(self.mean)):
+        if self.mean is not None and not (
+            isinstance(self.mean, int | float) and math.isfinite(self.mean)
+        ):
             problems.append(f"mean={self.mean!r}: expected a finite number")
-        if self.deviation is not None and not (isinstance(self.deviation, int | float) and 0 < self.deviation < math.inf):
+        if self.deviation is not None and not (
+            isinstance(self.deviation, int | float) and 0 < self.deviation < math.inf
+        ):
             problems.append(f"deviation={self.deviation!r}: expected a finite number above 0")
         if problems:
             raise ValueError("; ".join(problems) + ".")
@@ -82,9 +87,14 @@ class Regression(Task):
         require_columns(rows, self.columns(with_target=True), "Regression")
         numbers = [number for value in rows[self.target] if (number := _number(value)) is not None]
         if not numbers:
-            raise RowError(f"{source_name(rows)} has no number in column {self.target!r}; Regression learns from numbers.")
-        return dataclasses.replace(self, mean=float(np.mean(numbers)) if self.mean is None else self.mean,
-                                   deviation=float(np.std(numbers)) or 1.0 if self.deviation is None else self.deviation)
+            raise RowError(
+                f"{source_name(rows)} has no number in column {self.target!r}; Regression learns from numbers."
+            )
+        return dataclasses.replace(
+            self,
+            mean=float(np.mean(numbers)) if self.mean is None else self.mean,
+            deviation=float(np.std(numbers)) or 1.0 if self.deviation is None else self.deviation,
+        )
 
     def problem(self, row: Row, *, with_target: bool) -> str | None:
         if problem := text_problem(row, text_columns(self.text)):
@@ -112,9 +122,13 @@ class Regression(Task):
     def gold_of(self, row: Row) -> tuple[str, ...]:
         return (str(_number(row[self.target])),)
 
-    def encode_many(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, with_target: bool) -> Iterator[Feature]:
+    def encode_many(
+        self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, with_target: bool
+    ) -> Iterator[Feature]:
         texts = [[row[column] for column in text_columns(self.text)] for row in rows]
-        encoded = encode_texts(texts, tokenizer, max_length=self.max_length, long_text=self.long_text)
+        encoded = encode_texts(
+            texts, tokenizer, max_length=self.max_length, long_text=self.long_text
+        )
         for row, feature in zip(rows, encoded, strict=True):
             if with_target:
                 mean, deviation = self._scale
@@ -125,7 +139,9 @@ class Regression(Task):
     @property
     def _scale(self) -> tuple[float, float]:
         if self.mean is None or self.deviation is None:
-            raise ValueError("the mean and deviation of the numbers are not known yet: use task = task.learn(rows).")
+            raise ValueError(
+                "the mean and deviation of the numbers are not known yet: use task = task.learn(rows)."
+            )
         return self.mean, self.deviation
 
     def collate(self, features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> Batch:
@@ -138,26 +154,37 @@ class Regression(Task):
         found = widened(class_logits(model, batch, self.pooling, causal=self.causal))[:, 0]
         return ((found - batch["target"].to(found.dtype)) ** 2).sum()
 
-    def decode(self, model: torch.nn.Module, batch: Batch, features: Sequence[Feature],
-               tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
+    def decode(
+        self,
+        model: torch.nn.Module,
+        batch: Batch,
+        features: Sequence[Feature],
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> list[Answer]:
         return self.answers_of(class_logits(model, batch, self.pooling, causal=self.causal))
 
     def answers_of(self, logits: torch.Tensor) -> list[Answer]:
         """The numbers that logits of shape (rows, 1) stand for."""
         mean, deviation = self._scale
-        return [Answer(value=value) for value in (logits[:, 0].double() * deviation + mean).tolist()]
+        return [
+            Answer(value=value) for value in (logits[:, 0].double() * deviation + mean).tolist()
+        ]
 
     @property
     def score_names(self) -> tuple[str, ...]:
         return metrics.NUMBER_SCORES
 
     def score(self, answers: Sequence[Answer], rows: Iterable[Row]) -> dict[str, float]:
-        return metrics.number_scores([float(row[self.target]) for row in rows], [float(a.value or 0.0) for a in answers])
+        return metrics.number_scores(
+            [float(row[self.target]) for row in rows], [float(a.value or 0.0) for a in answers]
+        )
 
 
 def _number(value: Any) -> float | None:
     """The number in a cell, as a number or as text; None where there is none that is finite."""
-    if isinstance(value, bool) or (isinstance(value, str) and not re.fullmatch(r"[-+0-9.eE ]+", value)):
+    if isinstance(value, bool) or (
+        isinstance(value, str) and not re.fullmatch(r"[-+0-9.eE ]+", value)
+    ):
         return None
     try:
         number = float(value)

@@ -10,8 +10,14 @@ from peftcls.tasks.base import Task
 SHOWN = 5
 
 
-def check_rows(task: Task, rows: datasets.Dataset, *, with_target: bool = True, training: bool = False,
-               numbers: Sequence[int] | None = None) -> None:
+def check_rows(
+    task: Task,
+    rows: datasets.Dataset,
+    *,
+    with_target: bool = True,
+    training: bool = False,
+    numbers: Sequence[int] | None = None,
+) -> None:
     """Read every row once and raise one RowError with what is wrong, the first few rows by number.
 
     Args:
@@ -25,12 +31,18 @@ def check_rows(task: Task, rows: datasets.Dataset, *, with_target: bool = True, 
     require_columns(rows, columns, type(task).__name__)
     found: list[str] = []
     count = 0
-    marks = [name for name in task.place_columns if name in rows.column_names and name not in columns]
-    for number, row in zip(numbers or range(1, len(rows) + 1), rows.select_columns([*columns, *marks]), strict=True):
+    marks = [
+        name for name in task.place_columns if name in rows.column_names and name not in columns
+    ]
+    for number, row in zip(
+        numbers or range(1, len(rows) + 1), rows.select_columns([*columns, *marks]), strict=True
+    ):
         if problem := task.problem(row, with_target=with_target):
             count += 1
             if len(found) < SHOWN:
-                place = f" ({', '.join(f'{name} {row[name]!r}' for name in marks)})" if marks else ""
+                place = (
+                    f" ({', '.join(f'{name} {row[name]!r}' for name in marks)})" if marks else ""
+                )
                 found.append(f"row {number} of {source_name(rows)}{place} {problem}.")
     if count > SHOWN:
         found.append(f"({count - SHOWN} more rows have such problems.)")

@@ -14,7 +14,9 @@ from peftcls.tasks.regression import Regression
 NEIGHBOURS = 10  # rows of similar numbers that give their share together
 
 
-def split_off(task: Task, rows: datasets.Dataset, share: float, *, name: str, seed: int = 0) -> tuple[datasets.Dataset, datasets.Dataset]:
+def split_off(
+    task: Task, rows: datasets.Dataset, share: float, *, name: str, seed: int = 0
+) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Put a share of the rows aside: what is left, and what was put aside, each in the rows' order.
 
     Every label (every range of numbers, for regression) gives the same share, and keeps at least one text. Rows with the
@@ -33,7 +35,9 @@ def split_off(task: Task, rows: datasets.Dataset, share: float, *, name: str, se
     places: dict[bytes, list[int]] = {}
     golds: list[tuple[str, ...]] = []
     for place, row in enumerate(rows.select_columns(task.columns(with_target=True))):
-        places.setdefault(hashlib.blake2b(_text(task, row).encode(), digest_size=16).digest(), []).append(place)
+        places.setdefault(
+            hashlib.blake2b(_text(task, row).encode(), digest_size=16).digest(), []
+        ).append(place)
         golds.append(task.gold_of(row))
     texts = list(places.values())
     order = np.random.default_rng(seed).permutation(len(texts)).tolist()
@@ -41,12 +45,16 @@ def split_off(task: Task, rows: datasets.Dataset, share: float, *, name: str, se
     due = 0.0
     for stratum in _strata(task, [golds[texts[i][0]] for i in order]):
         due += share * len(stratum)
-        count = min(int(due + 1e-9), len(stratum) - 1)  # a share of 0.1 of ten rows is one row, also in binary
+        count = min(
+            int(due + 1e-9), len(stratum) - 1
+        )  # a share of 0.1 of ten rows is one row, also in binary
         due -= count
         aside += [place for i in stratum[:count] for place in texts[order[i]]]
     if not aside:
-        raise RowError(f"{source_name(rows)} has {len(texts)} different texts, too few to put {share:.0%} of them aside for {name}; give "
-                       f"a file of rows for {name}, or more rows.")
+        raise RowError(
+            f"{source_name(rows)} has {len(texts)} different texts, too few to put {share:.0%} of them aside for {name}; give "
+            f"a file of rows for {name}, or more rows."
+        )
     chosen = set(aside)
     kept = [place for place in range(len(rows)) if place not in chosen]
     return rows.select(kept), rows.select(sorted(aside))
@@ -61,11 +69,15 @@ def _strata(task: Task, golds: list[tuple[str, ...]]) -> list[list[int]]:
     everything = list(range(len(golds)))
     if isinstance(task, Regression):
         by_number = sorted(everything, key=lambda i: float(golds[i][0]))
-        return [sorted(by_number[i : i + NEIGHBOURS]) for i in range(0, len(golds), NEIGHBOURS)]  # each in the order of chance again
+        return [
+            sorted(by_number[i : i + NEIGHBOURS]) for i in range(0, len(golds), NEIGHBOURS)
+        ]  # each in the order of chance again
     if not getattr(task, "labels", None):
         return [everything]
     counts = Counter(name for gold in golds for name in gold)
     strata: dict[str, list[int]] = {}
     for i, gold in enumerate(golds):
-        strata.setdefault(min(gold, key=lambda name: (counts[name], name), default=""), []).append(i)
+        strata.setdefault(min(gold, key=lambda name: (counts[name], name), default=""), []).append(
+            i
+        )
     return [strata[name] for name in sorted(strata, key=lambda name: (-len(strata[name]), name))]

@@ -17,17 +17,23 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from peftcls.errors import RunStoppedError
 from peftcls.models.folder_safety import all_finite
-from peftcls.training.lost_processes import RunStoppedError
+from peftcls.models.trainable import Tensors, copy_tensors, put_tensors
 
 PREFIX = "checkpoint-"
-NAME = re.compile(PREFIX + r"[0-9]{8,}")  # other programs' checkpoints, which may lie in the same folder, have names of their own
-LEFT_OVER = (".writing-", ".saving-", ".states-")  # what a killed program leaves of checkpoints, adapters and frozen layers' states
+NAME = re.compile(
+    PREFIX + r"[0-9]{8,}"
+)  # other programs' checkpoints, which may lie in the same folder, have names of their own
+LEFT_OVER = (
+    ".writing-",
+    ".saving-",
+    ".states-",
+)  # what a killed program leaves of checkpoints, adapters and frozen layers' states
 STATE, TENSORS, MANIFEST = "state.json", "tensors.safetensors", "manifest.json"
 KEPT = 2  # a damaged newest one has one to fall back to
 ROOM = 2  # times the size of a checkpoint must be free
 MOMENTS = 2  # Adam's, of every parameter
-Tensors = dict[str, torch.Tensor]
 
 
 @dataclasses.dataclass
@@ -51,19 +57,11 @@ class Progress:
     def newest(self, *names: str) -> dict[str, str]:
         """The newest value of some entries of the log, for a progress bar."""
         latest = {name: value for entry in self.history for name, value in entry.items()}
-        return {name.replace("valid_", "valid "): f"{latest[name]:.3f}" for name in names if name in latest}
-
-
-def copy_tensors(parameters: dict[str, torch.nn.Parameter]) -> Tensors:
-    """Copies of the trained parameters on the CPU, by name."""
-    return {name: p.detach().cpu().clone() for name, p in parameters.items()}
-
-
-def put_tensors(parameters: dict[str, torch.nn.Parameter], tensors: Tensors) -> None:
-    """Put back what `copy_tensors` gave."""
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
+        return {
+            name.replace("valid_", "valid "): f"{latest[name]:.3f}"
+            for name in names
+            if name in latest
+        }
 
 
 def checkpoint_bytes(parameters: dict[str, torch.nn.Parameter]) -> int:
@@ -75,12 +73,21 @@ def check_room(folder: Path, size: int) -> None:
     """See that a checkpoint of so many bytes can be written, with as many to spare. Raises RunStoppedError."""
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if (free := shutil.disk_usage(above).free) < ROOM * size:
-        raise RunStoppedError(f"{folder} has {free / 2**20:.0f} MiB free, expected {ROOM * size / 2**20:.0f} for a checkpoint. Free some "
-                              "and go on with resume=True.")
+        raise RunStoppedError(
+            f"{folder} has {free / 2**20:.0f} MiB free, expected {ROOM * size / 2**20:.0f} for a checkpoint. Free some "
+            "and go on with resume=True."
+        )
 
 
-def write_checkpoint(folder: Path, progress: Progress, parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer,
-                     best: Tensors | None, method: Tensors, run: dict[str, Any]) -> None:
+def write_checkpoint(
+    folder: Path,
+    progress: Progress,
+    parameters: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    best: Tensors | None,
+    method: Tensors,
+    run: dict[str, Any],
+) -> None:
     """Write `folder`/checkpoint-STEP beside, the sums of its files last, and rename it when all of it is on the disk.
 
     The one before it is kept, older ones are removed, and so are those of later steps, which were found to be damaged.
@@ -100,10 +107,14 @@ def write_checkpoint(folder: Path, progress: Progress, parameters: dict[str, tor
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{key}/{name}"] = value.detach().cpu().clone()
     if spoilt := [name for name, tensor in tensors.items() if not all_finite(tensor)]:
-        raise RunStoppedError(f"the tensor {spoilt[0]} is not finite after step {progress.step}, so no checkpoint of it is written; the "
-                              f"checkpoints before it are whole. Start again with a lower learning rate.")
+        raise RunStoppedError(
+            f"the tensor {spoilt[0]} is not finite after step {progress.step}, so no checkpoint of it is written; the "
+            f"checkpoints before it are whole. Start again with a lower learning rate."
+        )
     final, beside = folder / f"{PREFIX}{progress.step:08d}", None
-    if final.exists() and damage(final) is None:  # of the same step, and all that comes after it follows from it
+    if (
+        final.exists() and damage(final) is None
+    ):  # of the same step, and all that comes after it follows from it
         return
     try:
         if final.exists():
@@ -112,7 +123,10 @@ def write_checkpoint(folder: Path, progress: Progress, parameters: dict[str, tor
         check_room(folder, sum(tensor.nbytes for tensor in tensors.values()))
         beside = Path(tempfile.mkdtemp(prefix=LEFT_OVER[0], dir=folder))
         save_file(tensors, beside / TENSORS)
-        (beside / STATE).write_text(json.dumps({"progress": dataclasses.asdict(progress), "run": run}, indent=1), encoding="utf-8")
+        (beside / STATE).write_text(
+            json.dumps({"progress": dataclasses.asdict(progress), "run": run}, indent=1),
+            encoding="utf-8",
+        )
         for name in (TENSORS, STATE):
             flush(beside / name)
         (beside / MANIFEST).write_text(_manifest(beside), encoding="utf-8")
@@ -121,8 +135,10 @@ def write_checkpoint(folder: Path, progress: Progress, parameters: dict[str, tor
         os.replace(beside, final)
         flush(folder)
     except (OSError, SafetensorError) as error:
-        raise RunStoppedError(f"{final} cannot be written ({error}); the checkpoints before it are whole. Free some room on its disk, and "
-                              "go on with resume=True.") from None
+        raise RunStoppedError(
+            f"{final} cannot be written ({error}); the checkpoints before it are whole. Free some room on its disk, and "
+            "go on with resume=True."
+        ) from None
     finally:
         if beside is not None:
             shutil.rmtree(beside, ignore_errors=True)
@@ -162,7 +178,9 @@ def _manifest(checkpoint: Path) -> str:
 
 def find_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, newest first."""
-    found = [path for path in folder.glob(f"{PREFIX}*") if NAME.fullmatch(path.name) and path.is_dir()]
+    found = [
+        path for path in folder.glob(f"{PREFIX}*") if NAME.fullmatch(path.name) and path.is_dir()
+    ]
     return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)), reverse=True)
 
 
@@ -216,12 +234,21 @@ def choose_checkpoint(folder: Path, *, resume: bool) -> tuple[Path | None, list[
 
 def _flat(run: dict[str, Any]) -> dict[str, Any]:
     """Settings of settings under names of their own, so that a message can name the one that changed."""
-    inner = {f"{k}: {name}": value for k, v in run.items() if isinstance(v, dict) for name, value in v.items()}
+    inner = {
+        f"{k}: {name}": value
+        for k, v in run.items()
+        if isinstance(v, dict)
+        for name, value in v.items()
+    }
     return {k: v for k, v in run.items() if not isinstance(v, dict)} | inner
 
 
-def read_checkpoint(checkpoint: Path, parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer,
-                    run: dict[str, Any]) -> tuple[Progress, Tensors | None, Tensors]:
+def read_checkpoint(
+    checkpoint: Path,
+    parameters: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    run: dict[str, Any],
+) -> tuple[Progress, Tensors | None, Tensors]:
     """Put a checkpoint's tensors back and return how far it was, the best tensors, and what the method knew.
 
     Raises:
@@ -231,21 +258,36 @@ def read_checkpoint(checkpoint: Path, parameters: dict[str, torch.nn.Parameter],
         raise ValueError(f"{wrong}; output_dir must be a folder that all processes share.")
     state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     run, before = _flat(json.loads(json.dumps(run))), _flat(state["run"])
-    if changed := [f"{k} was {before.get(k)!r}, is {run.get(k)!r}" for k in sorted(run | before) if run.get(k) != before.get(k)]:
-        raise ValueError(f"{checkpoint} belongs to another run: {'; '.join(changed)}. Go on with the same settings and rows, or choose "
-                         "another output_dir.")
+    if changed := [
+        f"{k} was {before.get(k)!r}, is {run.get(k)!r}"
+        for k in sorted(run | before)
+        if run.get(k) != before.get(k)
+    ]:
+        raise ValueError(
+            f"{checkpoint} belongs to another run: {'; '.join(changed)}. Go on with the same settings and rows, or choose "
+            "another output_dir."
+        )
     try:
         progress, tensors = Progress(**state["progress"]), load_file(checkpoint / TENSORS)
     except TypeError as error:
-        raise ValueError(f"{checkpoint} was written by another version of peftcls ({error}); go on with that one, or choose another "
-                         "output_dir.") from None
+        raise ValueError(
+            f"{checkpoint} was written by another version of peftcls ({error}); go on with that one, or choose another "
+            "output_dir."
+        ) from None
     put_tensors(parameters, {name: tensors[f"model/{name}"] for name in parameters})
     for name, parameter in parameters.items():
-        found = {parts[1]: value for key, value in tensors.items()
-                 if (parts := key.split("/", 2))[0] == "optimizer" and parts[2] == name}
+        found = {
+            parts[1]: value
+            for key, value in tensors.items()
+            if (parts := key.split("/", 2))[0] == "optimizer" and parts[2] == name
+        }
         if found:  # Adam counts its steps in a tensor on the CPU, unless all of it is done on a GPU
             on_device = optimizer.defaults.get("fused")
-            optimizer.state[parameter] = {k: v.to(parameter.device) if v.ndim or on_device else v for k, v in found.items()}
-    best, method = ({key.removeprefix(kind): value for key, value in tensors.items() if key.startswith(kind)}
-                    for kind in ("best/", "method/"))
+            optimizer.state[parameter] = {
+                k: v.to(parameter.device) if v.ndim or on_device else v for k, v in found.items()
+            }
+    best, method = (
+        {key.removeprefix(kind): value for key, value in tensors.items() if key.startswith(kind)}
+        for kind in ("best/", "method/")
+    )
     return progress, best or None, method

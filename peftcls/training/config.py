@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from peftcls.argument_checks import check_settings
+from peftcls.argument_checks import check_argument_types
 from peftcls.training.lr_schedule import Schedule
 
 
@@ -62,21 +62,46 @@ class TrainConfig:
     trackers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_settings(vars(self), TrainConfig)
-        whole = {"epochs": self.epochs, "batch_size": self.batch_size, "micro_batch_size": self.micro_batch_size,
-                 "micro_batch_tokens": self.micro_batch_tokens, "eval_every": self.eval_every, "patience": self.patience,
-                 "log_every": self.log_every}
-        problems = [f"{name}={value!r}: expected a whole number of at least 1" for name, value in whole.items()
-                    if value is not None and (not isinstance(value, int) or value < 1)]
-        problems += [f"{name}={value!r}: expected a number above 0" for name, value in
-                     {"learning_rate": self.learning_rate, "max_grad_norm": self.max_grad_norm}.items() if not 0 < value < math.inf]
-        problems += [f"{name}={value!r}: expected a number of at least 0" for name, value in
-                     {"weight_decay": self.weight_decay, "seed": self.seed, "max_skipped_steps": self.max_skipped_steps}.items()
-                     if not 0 <= value < math.inf]
+        check_argument_types(vars(self), TrainConfig)
+        whole = {
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "micro_batch_size": self.micro_batch_size,
+            "micro_batch_tokens": self.micro_batch_tokens,
+            "eval_every": self.eval_every,
+            "patience": self.patience,
+            "log_every": self.log_every,
+        }
+        problems = [
+            f"{name}={value!r}: expected a whole number of at least 1"
+            for name, value in whole.items()
+            if value is not None and (not isinstance(value, int) or value < 1)
+        ]
+        problems += [
+            f"{name}={value!r}: expected a number above 0"
+            for name, value in {
+                "learning_rate": self.learning_rate,
+                "max_grad_norm": self.max_grad_norm,
+            }.items()
+            if not 0 < value < math.inf
+        ]
+        problems += [
+            f"{name}={value!r}: expected a number of at least 0"
+            for name, value in {
+                "weight_decay": self.weight_decay,
+                "seed": self.seed,
+                "max_skipped_steps": self.max_skipped_steps,
+            }.items()
+            if not 0 <= value < math.inf
+        ]
         if not 0 <= self.warmup < 1:
-            problems.append(f"warmup={self.warmup!r}: expected a share of the steps, from 0 to below 1")
+            problems.append(
+                f"warmup={self.warmup!r}: expected a share of the steps, from 0 to below 1"
+            )
         if self.schedule not in ("linear", "cosine", "constant"):
-            problems.append(f"schedule={self.schedule!r}: expected 'linear', 'cosine' or 'constant'")
+            problems.append(
+                f"schedule={self.schedule!r}: expected 'linear', 'cosine' or 'constant'"
+            )
         if problems:
             raise ValueError("TrainConfig: " + "; ".join(problems) + ".")
 
@@ -88,6 +113,8 @@ class TrainConfig:
             given: whether there are validation rows.
         """
         if not given and (self.patience is not None or self.monitor is not None):
-            raise ValueError("patience and monitor need a score on validation rows; give fit(train_rows, valid_rows), or leave both out.")
+            raise ValueError(
+                "patience and monitor need a score on validation rows; give fit(train_rows, valid_rows), or leave both out."
+            )
         if self.monitor is not None and self.monitor not in names:
             raise ValueError(f"monitor={self.monitor!r}: expected one of {list(names)}.")

@@ -12,12 +12,11 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from transformers import PreTrainedTokenizerBase
 
 from peftcls.data.reading import as_dataset
-from peftcls.models.base_model import base_facts
-from peftcls.models.trainable import trained_parameters
+from peftcls.models.state import base_facts
+from peftcls.models.trainable import copy_tensors, put_tensors, trained_parameters
 from peftcls.tasks.base import Answer, Task
 from peftcls.tasks.encoding import encode_table
 from peftcls.tasks.row_checks import check_rows
-from peftcls.training.checkpoint import copy_tensors, put_tensors
 from peftcls.training.config import TrainConfig
 from peftcls.training.frozen_tables import computed_once
 from peftcls.training.trainer import Trainer
@@ -48,8 +47,16 @@ class CrossValidation:
     """All rows that have one label, those that are doubted most first; the place to look for wrong labels."""
 
 
-def cross_validate(model: torch.nn.Module, task: Task, tokenizer: PreTrainedTokenizerBase, config: TrainConfig,
-                   rows: datasets.Dataset | Iterable[Mapping[str, Any]], *, folds: int = 5, resume: bool = False) -> CrossValidation:
+def cross_validate(
+    model: torch.nn.Module,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    config: TrainConfig,
+    rows: datasets.Dataset | Iterable[Mapping[str, Any]],
+    *,
+    folds: int = 5,
+    resume: bool = False,
+) -> CrossValidation:
     """Train once a fold, each time from the model's present weights, and answer the rows that were left out.
 
     The base stays where it is; only the trained parameters are put back between folds, and at the end. Layers below all
@@ -71,26 +78,46 @@ def cross_validate(model: torch.nn.Module, task: Task, tokenizer: PreTrainedToke
     """
     table = as_dataset(rows)
     if not isinstance(folds, int) or not 2 <= folds <= len(table):
-        raise ValueError(f"folds={folds!r}: expected a whole number of at least 2 and at most the {len(table)} rows.")
+        raise ValueError(
+            f"folds={folds!r}: expected a whole number of at least 2 and at most the {len(table)} rows."
+        )
     check_rows(task, table, training=True)
     if labelled := bool(getattr(task, "labels", None)) and not getattr(task, "multi_label", False):
         counts = Counter(task.gold_of(row)[0] for row in table)
         label, fewest = min(counts.items(), key=lambda pair: pair[1])
         if fewest < folds:
-            raise ValueError(f"folds={folds}: only {fewest} rows have the label {label!r}, expected one for each fold at least; use "
-                             "fewer folds, or leave the label out.")
+            raise ValueError(
+                f"folds={folds}: only {fewest} rows have the label {label!r}, expected one for each fold at least; use "
+                "fewer folds, or leave the label out."
+            )
     parameters = trained_parameters(model)
     start = copy_tensors(parameters)
     answers: dict[int, Answer] = {}
     fold_of, fold_scores = [0] * len(table), []
-    trainers = [Trainer(model, task, tokenizer, dataclasses.replace(config, output_dir=Path(config.output_dir) / f"fold-{fold}"))
-                for fold in range(folds)]  # the first moves the model to where it is trained
+    trainers = [
+        Trainer(
+            model,
+            task,
+            tokenizer,
+            dataclasses.replace(config, output_dir=Path(config.output_dir) / f"fold-{fold}"),
+        )
+        for fold in range(folds)
+    ]  # the first moves the model to where it is trained
     accelerator = trainers[0].accelerator
     encoded = encode_table(task, table, tokenizer, base_facts(model).fingerprint)
     try:
-        with computed_once(model, task, tokenizer, [encoded], folder=Path(config.output_dir), rows=config.micro_batch_size,
-                           shown=accelerator.is_main_process):
-            for fold, (trainer, held) in enumerate(zip(trainers, _parts(task, table, folds, config.seed, labelled), strict=True)):
+        with computed_once(
+            model,
+            task,
+            tokenizer,
+            [encoded],
+            folder=Path(config.output_dir),
+            rows=config.micro_batch_size,
+            shown=accelerator.is_main_process,
+        ):
+            for fold, (trainer, held) in enumerate(
+                zip(trainers, _parts(task, table, folds, config.seed, labelled), strict=True)
+            ):
                 put_tensors(parameters, start)
                 trainer.fit(table.select(sorted(set(range(len(table))) - set(held))), resume=resume)
                 found = trainer.predict(table.select(held))
@@ -101,14 +128,23 @@ def cross_validate(model: torch.nn.Module, task: Task, tokenizer: PreTrainedToke
     finally:
         put_tensors(parameters, start)
     ordered = [answers[i] for i in range(len(table))]
-    return CrossValidation(ordered, fold_of, task.score(ordered, table), fold_scores, _doubts(task, ordered, table))
+    return CrossValidation(
+        ordered, fold_of, task.score(ordered, table), fold_scores, _doubts(task, ordered, table)
+    )
 
 
-def _parts(task: Task, table: datasets.Dataset, folds: int, seed: int, labelled: bool) -> list[list[int]]:
+def _parts(
+    task: Task, table: datasets.Dataset, folds: int, seed: int, labelled: bool
+) -> list[list[int]]:
     gold = [task.gold_of(row) for row in table] if labelled else []
     cut = StratifiedKFold if labelled else KFold
     places = list(range(len(table)))
-    return [held.tolist() for _, held in cut(folds, shuffle=True, random_state=seed).split(places, [name for (name,) in gold] or None)]
+    return [
+        held.tolist()
+        for _, held in cut(folds, shuffle=True, random_state=seed).split(
+            places, [name for (name,) in gold] or None
+        )
+    ]
 
 
 def _doubts(task: Task, answers: list[Answer], table: datasets.Dataset) -> list[Doubt]:

@@ -9,9 +9,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from peftcls.models.trainable import train_mode
-from peftcls.training import data_order
-from peftcls.training.checkpoint import copy_tensors, put_tensors
+from peftcls.engine.batching import micro_batches
+from peftcls.models.trainable import copy_tensors, put_tensors, train_mode
 
 SHOWN = 5  # names of tensors
 STEPS = 2  # the first one of LoRA moves B alone, since B starts as zeros; and it is not one to time
@@ -41,26 +40,50 @@ class Rehearsal:
     """What fits into memory at once, where it is less than was set."""
 
     def __str__(self) -> str:
-        lines = [f"two steps on the {self.rows} rows that take the most memory at once: {self.peak_bytes / 2**20:,.0f} MiB at the peak, "
-                 f"{self.seconds:.2f} s for the last",
-                 f"estimated {_duration(self.total_seconds)} for {self.steps} steps, without evaluations and saving",
-                 f"{len(self.moved)} of {len(self.moved) + len(self.still)} trained tensors moved"]
+        lines = [
+            f"two steps on the {self.rows} rows that take the most memory at once: {self.peak_bytes / 2**20:,.0f} MiB at the peak, "
+            f"{self.seconds:.2f} s for the last",
+            f"estimated {_duration(self.total_seconds)} for {self.steps} steps, without evaluations and saving",
+            f"{len(self.moved)} of {len(self.moved) + len(self.still)} trained tensors moved",
+        ]
         if self.tokens is not None:
             lines.append(f"the memory was short; {self.tokens} tokens at once fit into it")
-        lines += [f"{what}: {', '.join(names[:SHOWN])}{f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''}"
-                  for what, names in (("did not move", self.still), ("had no gradient", self.without_gradient)) if names]
+        lines += [
+            f"{what}: {', '.join(names[:SHOWN])}{f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''}"
+            for what, names in (
+                ("did not move", self.still),
+                ("had no gradient", self.without_gradient),
+            )
+            if names
+        ]
         return "\n".join([*lines, "everything is as it was before, and nothing was written"])
 
 
-def longest_rows(lengths: np.ndarray, batch_size: int, *, micro_rows: int | None, tokens: int, processes: int) -> list[int]:
+def longest_rows(
+    lengths: np.ndarray, batch_size: int, *, micro_rows: int | None, tokens: int, processes: int
+) -> list[int]:
     """The rows of the two largest micro-batches that each process can meet in one step."""
     longest = np.argsort(-lengths, kind="stable")[:batch_size].tolist()
-    micros = data_order.micro_batches(longest, lengths, rows=micro_rows, tokens=tokens)
-    return [row for micro in sorted(micros, key=lambda micro: -len(micro) * lengths[micro[0]])[: 2 * processes] for row in micro]
+    micros = micro_batches(longest, lengths, rows=micro_rows, tokens=tokens)
+    return [
+        row
+        for micro in sorted(micros, key=lambda micro: -len(micro) * lengths[micro[0]])[
+            : 2 * processes
+        ]
+        for row in micro
+    ]
 
 
-def rehearse(step: Callable[[int], object], *, model: torch.nn.Module, parameters: dict[str, torch.nn.Parameter],
-             optimizer: torch.optim.Optimizer, rows: int, steps: int, share: float) -> Rehearsal:
+def rehearse(
+    step: Callable[[int], object],
+    *,
+    model: torch.nn.Module,
+    parameters: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    rows: int,
+    steps: int,
+    share: float,
+) -> Rehearsal:
     """Take two steps, and put tensors, optimizer, generators and dropout back as they were.
 
     Args:
@@ -72,7 +95,11 @@ def rehearse(step: Callable[[int], object], *, model: torch.nn.Module, parameter
         steps: of the whole training.
         share: of all that the training reads, in one step.
     """
-    before, state, modes = copy_tensors(parameters), optimizer.state, {module: module.training for module in model.modules()}
+    before, state, modes = (
+        copy_tensors(parameters),
+        optimizer.state,
+        {module: module.training for module in model.modules()},
+    )
     rates, seconds = [group["lr"] for group in optimizer.param_groups], 0.0
     device = next(iter(parameters.values())).device
     optimizer.state = collections.defaultdict(dict)
@@ -81,14 +108,30 @@ def rehearse(step: Callable[[int], object], *, model: torch.nn.Module, parameter
         torch.cuda.reset_peak_memory_stats(device)
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            for number in range(STEPS + (device.type == "cuda")):  # on a GPU the second may be recorded
+            for number in range(
+                STEPS + (device.type == "cuda")
+            ):  # on a GPU the second may be recorded
                 started = time.perf_counter()
                 step(number)
                 seconds = time.perf_counter() - started
-        moved = [name for name, p in parameters.items() if not torch.equal(p.detach().cpu(), before[name])]
-        reached = [name for name, p in parameters.items() if bool(optimizer.state[p]["exp_avg_sq"].any())]
-        return Rehearsal(rows, seconds, steps, seconds / share, _peak_bytes(device), tuple(moved),
-                         tuple(name for name in parameters if name not in moved), tuple(name for name in parameters if name not in reached))
+        moved = [
+            name
+            for name, p in parameters.items()
+            if not torch.equal(p.detach().cpu(), before[name])
+        ]
+        reached = [
+            name for name, p in parameters.items() if bool(optimizer.state[p]["exp_avg_sq"].any())
+        ]
+        return Rehearsal(
+            rows,
+            seconds,
+            steps,
+            seconds / share,
+            _peak_bytes(device),
+            tuple(moved),
+            tuple(name for name in parameters if name not in moved),
+            tuple(name for name in parameters if name not in reached),
+        )
     finally:
         optimizer.state = state
         optimizer.zero_grad()
@@ -106,9 +149,17 @@ def _peak_bytes(device: torch.device) -> int:
         import resource
     except ImportError:  # there is none on Windows
         return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def _duration(seconds: float) -> str:
     minutes, left = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {left} s" if minutes else f"{left} s"
+    return (
+        f"{minutes // 60} h {minutes % 60} min"
+        if minutes >= 60
+        else f"{minutes} min {left} s"
+        if minutes
+        else f"{left} s"
+    )

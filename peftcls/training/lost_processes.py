@@ -6,26 +6,23 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from accelerate.utils.memory import should_reduce_batch_size
+from peftcls.errors import RunStoppedError
 
 STALL_SECONDS = 60.0
 STALL_FACTOR = 10.0  # a process may take so many times as long as another for its share of a step
 LOST_MARKS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 
 
-class RunStoppedError(RuntimeError):
-    """A run that cannot go on here and now; its last checkpoint is whole, and its message says what to do."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the accelerator or the machine has no memory left."""
-    return isinstance(error, MemoryError) or (isinstance(error, Exception) and should_reduce_batch_size(error))
-
-
 def is_lost_process(error: BaseException) -> bool:
     """Whether an error says that another process does not answer; gloo has no type of its own for it."""
-    return (isinstance(error, RuntimeError) and not isinstance(error, RunStoppedError)
-            and (type(error).__name__.startswith("Dist") or any(mark in str(error) for mark in LOST_MARKS)))
+    return (
+        isinstance(error, RuntimeError)
+        and not isinstance(error, RunStoppedError)
+        and (
+            type(error).__name__.startswith("Dist")
+            or any(mark in str(error) for mark in LOST_MARKS)
+        )
+    )
 
 
 def patient_seconds(longest_seconds: float) -> float:
@@ -39,8 +36,10 @@ def watched(seconds: float, process: int, where: str) -> Iterator[None]:
 
     A thread does it, since a call that waits for other processes hears neither exceptions nor signals.
     """
-    sentence = (f"process {process} has waited {seconds:.0f} s for the others in {where}: one of them does not go on. Start again with "
-                "resume=True, on any number of processes.")
+    sentence = (
+        f"process {process} has waited {seconds:.0f} s for the others in {where}: one of them does not go on. Start again with "
+        "resume=True, on any number of processes."
+    )
 
     def leave() -> None:
         print(f"\n{sentence}", file=sys.stderr, flush=True)

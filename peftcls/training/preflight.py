@@ -8,8 +8,8 @@ from pathlib import Path
 
 from accelerate.utils import DistributedType
 
+from peftcls.errors import RunStoppedError
 from peftcls.training.config import TrainConfig
-from peftcls.training.lost_processes import RunStoppedError
 
 try:
     import fcntl
@@ -26,20 +26,28 @@ def check_launch(processes: int, kind: DistributedType, precision: str) -> None:
         precision: of the launcher's mixed precision.
     """
     if (started := int(os.environ.get("WORLD_SIZE", 1))) != processes:
-        raise ValueError(f"the launcher started {started} processes, but Accelerate sees {processes}; on a machine without a GPU start "
-                         "them with torchrun --nproc-per-node.")
+        raise ValueError(
+            f"the launcher started {started} processes, but Accelerate sees {processes}; on a machine without a GPU start "
+            "them with torchrun --nproc-per-node."
+        )
     if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise ValueError(f"the launcher asks for {kind.value}, expected plain processes: every process holds the base. If it does not "
-                         "fit, load it with quantize='8bit' or '4bit'.")
+        raise ValueError(
+            f"the launcher asks for {kind.value}, expected plain processes: every process holds the base. If it does not "
+            "fit, load it with quantize='8bit' or '4bit'."
+        )
     if precision == "fp16":
-        raise ValueError("mixed precision fp16 needs a loss scale, which this trainer does not keep; launch with bf16 or no.")
+        raise ValueError(
+            "mixed precision fp16 needs a loss scale, which this trainer does not keep; launch with bf16 or no."
+        )
 
 
 def check_output_dir(folder: Path) -> None:
     """Raise ValueError where nothing can be written to a folder that may not be there yet."""
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise ValueError(f"output_dir={str(folder)!r}: {above} is not a folder that can be written to; choose another.")
+        raise ValueError(
+            f"output_dir={str(folder)!r}: {above} is not a folder that can be written to; choose another."
+        )
 
 
 @contextlib.contextmanager
@@ -63,8 +71,10 @@ def alone_in(folder: Path, *, first: bool) -> Iterator[None]:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunStoppedError(f"another program is training into {folder}, expected one alone; wait until it has ended, or choose "
-                                  "another output_dir.") from None
+            raise RunStoppedError(
+                f"another program is training into {folder}, expected one alone; wait until it has ended, or choose "
+                "another output_dir."
+            ) from None
         except OSError:  # a file system without locks
             pass
         yield
@@ -77,8 +87,13 @@ def alone_in(folder: Path, *, first: bool) -> Iterator[None]:
 def start_trackers(start: Callable[..., None], config: TrainConfig) -> None:
     """Start the trackers of a run. Raises ValueError where one of them does not: no account, no server, no room."""
     try:
-        start("peftcls", config={name: str(value) for name, value in dataclasses.asdict(config).items()})
+        start(
+            "peftcls",
+            config={name: str(value) for name, value in dataclasses.asdict(config).items()},
+        )
     except Exception as error:  # each library has errors of its own
         reason = (str(error).strip() or "no reason given").splitlines()[0]
-        raise ValueError(f"trackers={config.trackers!r} cannot be started ({type(error).__name__}: {reason}); set them up, or leave them "
-                         "out.") from error
+        raise ValueError(
+            f"trackers={config.trackers!r} cannot be started ({type(error).__name__}: {reason}); set them up, or leave them "
+            "out."
+        ) from error

@@ -8,12 +8,15 @@ import torch
 
 from peftcls.data.reading import Row
 from peftcls.engine import frozen_cache
-from peftcls.engine.allocator import give_back
-from peftcls.inference.predictor import Predictor, load_predictor
+from peftcls.engine.allocator import trim_heap
+from peftcls.inference.loading import load_predictor
+from peftcls.inference.predictor import Predictor
 from peftcls.models.adapter_folder import MANIFEST
-from peftcls.models.base_model import base_facts
+from peftcls.models.state import base_facts
 
-TOLERANCE = 1e-4  # of a probability; the same kernels on the same weights differ by rounding at most
+TOLERANCE = (
+    1e-4  # of a probability; the same kernels on the same weights differ by rounding at most
+)
 
 
 def share_weights(loaded: torch.nn.Module, trained: torch.nn.Module) -> None:
@@ -21,7 +24,11 @@ def share_weights(loaded: torch.nn.Module, trained: torch.nn.Module) -> None:
     own = dict(trained.named_parameters())
     for name, weight in loaded.named_parameters():
         kept = own.get(name)
-        if kept is not None and (kept.shape, kept.dtype) == (weight.shape, weight.dtype) and torch.equal(kept, weight.to(kept.device)):
+        if (
+            kept is not None
+            and (kept.shape, kept.dtype) == (weight.shape, weight.dtype)
+            and torch.equal(kept, weight.to(kept.device))
+        ):
             weight.data = kept.data
 
 
@@ -33,21 +40,34 @@ def compare_reloaded(directory: Path, trained: Predictor, probe: Sequence[Row]) 
     """
     if not probe:
         return
-    give_back()
-    loaded = load_predictor(directory, device="cpu")  # on a GPU there may be no room for a second base
+    trim_heap()
+    loaded = load_predictor(
+        directory, device="cpu"
+    )  # on a GPU there may be no room for a second base
     share_weights(loaded.model, trained.model)
     if base_facts(loaded.model).quantize is None:
         loaded.model.to(next(trained.model.parameters()).device)
-    if next(p.dtype for p in trained.model.parameters() if p.is_floating_point()) == torch.float64:  # a model that was widened by hand
+    if (
+        next(p.dtype for p in trained.model.parameters() if p.is_floating_point()) == torch.float64
+    ):  # a model that was widened by hand
         loaded.model.double()
     with frozen_cache.computing(trained.model):
         answers = trained.predict(list(probe))
-    for place, (kept, again) in enumerate(zip(answers, loaded.predict(list(probe)), strict=True), 1):
-        differences = [abs(p - (again.probabilities or {}).get(n, math.inf)) for n, p in (kept.probabilities or {}).items()]
+    for place, (kept, again) in enumerate(
+        zip(answers, loaded.predict(list(probe)), strict=True), 1
+    ):
+        differences = [
+            abs(p - (again.probabilities or {}).get(n, math.inf))
+            for n, p in (kept.probabilities or {}).items()
+        ]
         for own, other in ((kept.value, again.value), (kept.probability, again.probability)):
             if own is not None:
-                differences.append(abs(own - (math.inf if other is None else other)) / max(1.0, abs(own)))
+                differences.append(
+                    abs(own - (math.inf if other is None else other)) / max(1.0, abs(own))
+                )
         if max(differences, default=0.0) > TOLERANCE or (not differences and kept != again):
             (directory / MANIFEST).unlink()  # without it nobody loads the folder
-            raise RuntimeError(f"{directory} was saved but answers otherwise than the trained model: row {place} gives {again}, "
-                               f"expected {kept}. Do not use it; please report the model and the settings.")
+            raise RuntimeError(
+                f"{directory} was saved but answers otherwise than the trained model: row {place} gives {again}, "
+                f"expected {kept}. Do not use it; please report the model and the settings."
+            )

@@ -8,7 +8,10 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
-EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}  # 128 and the signal's number, as shells count
+EXIT_CODES = {
+    signal.SIGTERM: 143,
+    signal.SIGINT: 130,
+}  # 128 and the signal's number, as shells count
 SAME_SECONDS = 1.0  # a launcher hands on the signal that its processes have had from the terminal
 
 
@@ -28,7 +31,11 @@ class Signals:
         self.number, self.is_put_off = 0, False
         before = {}
         if threading.current_thread() is threading.main_thread():
-            before = {number: found for number in EXIT_CODES if (found := signal.getsignal(number)) not in (signal.SIG_IGN, None)}
+            before = {
+                number: found
+                for number in EXIT_CODES
+                if (found := signal.getsignal(number)) not in (signal.SIG_IGN, None)
+            }
         for number in before:
             signal.signal(number, self._handle)
         try:
@@ -51,9 +58,14 @@ class Signals:
             self.number, self._since = number, time.monotonic()
             if not self.is_put_off:
                 end_by(number)
-            if int(os.environ.get("RANK", 0)) == 0:  # without print, which may be what was interrupted
-                os.write(2, f"\n{signal.Signals(number).name}: this step is finished and a checkpoint written; once more ends the program "
-                            "at once.\n".encode())
+            if (
+                int(os.environ.get("RANK", 0)) == 0
+            ):  # without print, which may be what was interrupted
+                os.write(
+                    2,
+                    f"\n{signal.Signals(number).name}: this step is finished and a checkpoint written; once more ends the program "
+                    "at once.\n".encode(),
+                )
         elif time.monotonic() - self._since > SAME_SECONDS:
             os._exit(EXIT_CODES[signal.Signals(number)])
 

@@ -26,31 +26,56 @@ from peftcls import (
     train_only,
 )
 from peftcls.data.reading import as_dataset
-from peftcls.engine import fixed_shapes, frozen_cache, frozen_states, kernels, packing, prefix_cache
+from peftcls.engine import fixed_shapes, frozen_cache, kernels, packing, prefix_cache
+from peftcls.engine.batching import micro_batches
 from peftcls.engine.bin_packing import WIDTH_STEP, fill_bins
 from peftcls.engine.cuda_graphs import WEIGHT, Recorder, Recording
 from peftcls.engine.fixed_shapes import in_fixed_shape
 from peftcls.engine.head_logits import FIRST_ALONE, unwrapped
+from peftcls.errors import RunStoppedError
 from peftcls.tasks.encoding import encode_table
-from peftcls.training.data_order import micro_batches
-from peftcls.training.lost_processes import RunStoppedError
 from peftcls.training.signals import Signals
 
 GROUPED = {**SIZES, "num_key_value_heads": 2}
 DECODERS = {
     "llama": (transformers.LlamaForCausalLM, transformers.LlamaConfig(vocab_size=500, **GROUPED)),
-    "gpt2": (transformers.GPT2LMHeadModel, transformers.GPT2Config(vocab_size=500, bos_token_id=0, eos_token_id=0, **GPT2_SIZES)),
-    "qwen3": (transformers.Qwen3ForCausalLM, transformers.Qwen3Config(vocab_size=500, head_dim=32, **GROUPED)),
-    "mistral, a window shorter than the text": (transformers.MistralForCausalLM,
-                                                transformers.MistralConfig(vocab_size=500, sliding_window=8, **GROUPED)),
-    "gpt-neox": (transformers.GPTNeoXForCausalLM, transformers.GPTNeoXConfig(vocab_size=500, bos_token_id=0, eos_token_id=0, **SIZES)),
-    "opt": (transformers.OPTForCausalLM, transformers.OPTConfig(vocab_size=500, hidden_size=128, num_hidden_layers=2, ffn_dim=256,
-                                                                num_attention_heads=4, max_position_embeddings=256,
-                                                                word_embed_proj_dim=128)),
+    "gpt2": (
+        transformers.GPT2LMHeadModel,
+        transformers.GPT2Config(vocab_size=500, bos_token_id=0, eos_token_id=0, **GPT2_SIZES),
+    ),
+    "qwen3": (
+        transformers.Qwen3ForCausalLM,
+        transformers.Qwen3Config(vocab_size=500, head_dim=32, **GROUPED),
+    ),
+    "mistral, a window shorter than the text": (
+        transformers.MistralForCausalLM,
+        transformers.MistralConfig(vocab_size=500, sliding_window=8, **GROUPED),
+    ),
+    "gpt-neox": (
+        transformers.GPTNeoXForCausalLM,
+        transformers.GPTNeoXConfig(vocab_size=500, bos_token_id=0, eos_token_id=0, **SIZES),
+    ),
+    "opt": (
+        transformers.OPTForCausalLM,
+        transformers.OPTConfig(
+            vocab_size=500,
+            hidden_size=128,
+            num_hidden_layers=2,
+            ffn_dim=256,
+            num_attention_heads=4,
+            max_position_embeddings=256,
+            word_embed_proj_dim=128,
+        ),
+    ),
 }
 LABELS = ("yes", "yes please", "no")
-ASKED = Instruction(template="Somebody wrote a text, and a label belongs to it.\n{input}\nThe label: ", input="text", output="label",
-                    labels=("yes", "no"), max_length=200)
+ASKED = Instruction(
+    template="Somebody wrote a text, and a label belongs to it.\n{input}\nThe label: ",
+    input="text",
+    output="label",
+    labels=("yes", "no"),
+    max_length=200,
+)
 
 
 def gradients(model):
@@ -61,8 +86,21 @@ def gradients(model):
 
 @pytest.fixture(scope="module")
 def bloom(tmp_path_factory):
-    config = transformers.BloomConfig(vocab_size=500, hidden_size=128, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0, pad_token_id=0)
-    return save_base(tmp_path_factory.mktemp("bloom"), transformers.BloomForCausalLM, config, byte_level_tokenizer())
+    config = transformers.BloomConfig(
+        vocab_size=500,
+        hidden_size=128,
+        n_layer=2,
+        n_head=4,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    return save_base(
+        tmp_path_factory.mktemp("bloom"),
+        transformers.BloomForCausalLM,
+        config,
+        byte_level_tokenizer(),
+    )
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -82,7 +120,9 @@ def test_a_shared_beginning_gives_the_same_loss_and_gradients(name):
         reading = prefix_cache.Prompts(model, ids, mask)
         logits = reading.logits(marks)
         torch.nn.functional.cross_entropy(logits, torch.arange(12)).backward()
-        assert (reading.cache is not None) == shares, "the path that was asked for is the one that was taken"
+        assert (reading.cache is not None) == shares, (
+            "the path that was asked for is the one that was taken"
+        )
         found.append((logits.detach(), gradients(model)))
     (fast, fast_gradients), (plain, plain_gradients) = found
     assert torch.allclose(fast, plain, atol=1e-7)
@@ -101,10 +141,14 @@ def test_nothing_before_a_place_that_is_read_and_nothing_but_real_tokens_is_shar
 def test_what_all_rows_of_a_step_begin_with_ends_before_every_place_that_is_read(llama):
     model, _ = load_base(llama, ASKED)
     long = list(range(3, 60))
-    assert prefix_cache.common_tokens(model, [(long, 50), ([*long[:40], 9, 9], 41), (long, 55)]) == 40
+    assert (
+        prefix_cache.common_tokens(model, [(long, 50), ([*long[:40], 9, 9], 41), (long, 55)]) == 40
+    )
     assert prefix_cache.common_tokens(model, [(long, 50), (long, 36), (long, 55)]) == 36
     assert prefix_cache.common_tokens(model, [(long, 50)]) == 0, "one row shares with none"
-    assert prefix_cache.common_tokens(model, [(long, 50), ([*long[:20], 9], 20)]) == 0, "too little to be worth a call of its own"
+    assert prefix_cache.common_tokens(model, [(long, 50), ([*long[:20], 9], 20)]) == 0, (
+        "too little to be worth a call of its own"
+    )
     vars(model)[prefix_cache.SHARES] = False
     assert prefix_cache.common_tokens(model, [(long, 50), (long, 50)]) == 0
 
@@ -112,10 +156,16 @@ def test_what_all_rows_of_a_step_begin_with_ends_before_every_place_that_is_read
 def test_micro_batches_of_a_step_read_its_opening_once(llama, tmp_path, text_rows):
     model, tokenizer = load_base(llama, ASKED)
     model, read = attach_lora(model, ASKED, rank=4), []
-    trainer = Trainer(model, ASKED, tokenizer, TrainConfig(tmp_path, epochs=1, batch_size=8, micro_batch_size=2))
-    unwrapped(model).base_model.embed_tokens.register_forward_hook(lambda _, inputs, output: read.append(tuple(inputs[0].shape)))
+    trainer = Trainer(
+        model, ASKED, tokenizer, TrainConfig(tmp_path, epochs=1, batch_size=8, micro_batch_size=2)
+    )
+    unwrapped(model).base_model.embed_tokens.register_forward_hook(
+        lambda _, inputs, output: read.append(tuple(inputs[0].shape))
+    )
     table = encode_table(ASKED, as_dataset(text_rows), tokenizer, "none")
-    trainer.gradients.add_up(table, list(range(8)), 0, Signals())  # the model is asked at first whether it can
+    trainer.gradients.add_up(
+        table, list(range(8)), 0, Signals()
+    )  # the model is asked at first whether it can
     read.clear()
     trainer.gradients.add_up(table, list(range(8)), 0, Signals())
     (rows, opening), *micros = read
@@ -125,14 +175,22 @@ def test_micro_batches_of_a_step_read_its_opening_once(llama, tmp_path, text_row
     assert prefix_cache.OPENING not in vars(unwrapped(model))
 
 
-@pytest.mark.parametrize("labels", [("yes", "no"), LABELS, ("label one", "label two", "label three")])
+@pytest.mark.parametrize(
+    "labels", [("yes", "no"), LABELS, ("label one", "label two", "label three")]
+)
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bloom"])
-def test_a_closed_set_of_labels_is_read_on_from_the_prompt_with_the_same_probabilities(name, labels, request, text_rows):
-    task = Instruction(template=ASKED.template, input="text", output="label", labels=labels, max_length=200)
+def test_a_closed_set_of_labels_is_read_on_from_the_prompt_with_the_same_probabilities(
+    name, labels, request, text_rows
+):
+    task = Instruction(
+        template=ASKED.template, input="text", output="label", labels=labels, max_length=200
+    )
     model, tokenizer = load_base(request.getfixturevalue(name), task)
     rows = [{"text": row["text"]} for row in text_rows]
     found = Predictor(model, task, tokenizer).predict(rows)
-    assert prefix_cache.can_share(model) == (name != "bloom"), "Bloom takes no positions, so it is read from the first token each time"
+    assert prefix_cache.can_share(model) == (name != "bloom"), (
+        "Bloom takes no positions, so it is read from the first token each time"
+    )
     vars(model)[prefix_cache.SHARES] = False
     for fast, plain in zip(found, Predictor(model, task, tokenizer).predict(rows), strict=True):
         assert fast.probabilities == pytest.approx(plain.probabilities, abs=1e-5)
@@ -140,28 +198,53 @@ def test_a_closed_set_of_labels_is_read_on_from_the_prompt_with_the_same_probabi
 
 def test_a_run_with_a_shared_instruction_leaves_the_same_weights(llama, tmp_path, text_rows):
     weights = []
-    for shares, packs, rows in ((False, False, 8), (True, True, 8), (True, True, 3), (True, False, 8), (False, True, 8)):
+    for shares, packs, rows in (
+        (False, False, 8),
+        (True, True, 8),
+        (True, True, 3),
+        (True, False, 8),
+        (False, True, 8),
+    ):
         model, tokenizer = load_base(llama, ASKED, dtype=torch.float64)
         model = attach_lora(model, ASKED, rank=4).double()
         vars(unwrapped(model)).update({prefix_cache.SHARES: shares, packing.PACKS: packs})
-        trainer = Trainer(model, ASKED, tokenizer, TrainConfig(tmp_path / f"{shares} {packs} {rows}", epochs=2, batch_size=8,
-                                                               micro_batch_size=rows, learning_rate=1e-2))
+        trainer = Trainer(
+            model,
+            ASKED,
+            tokenizer,
+            TrainConfig(
+                tmp_path / f"{shares} {packs} {rows}",
+                epochs=2,
+                batch_size=8,
+                micro_batch_size=rows,
+                learning_rate=1e-2,
+            ),
+        )
         trainer.fit(text_rows)
         weights.append(torch.cat([p.detach().flatten() for p in trainer.parameters.values()]))
     assert all(torch.allclose(found, weights[0], atol=1e-7) for found in weights[1:])
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_an_instruction_is_learnt_alike_with_and_without_a_shared_beginning_and_padding(name, tmp_path, text_rows):
+def test_an_instruction_is_learnt_alike_with_and_without_a_shared_beginning_and_padding(
+    name, tmp_path, text_rows
+):
     base = save_base(tmp_path, *DECODERS[name], byte_level_tokenizer())
     model, tokenizer = load_base(base, ASKED)
     model = attach_lora(model, ASKED, rank=4).double()
-    batch = ASKED.collate([ASKED.encode(row, tokenizer, with_target=True) for row in text_rows], tokenizer)
+    batch = ASKED.collate(
+        [ASKED.encode(row, tokenizer, with_target=True) for row in text_rows], tokenizer
+    )
     inner, found = unwrapped(model), []
     for shares, packs in ((False, False), (True, True), (True, False), (False, True)):
         if packs and shares:
             assert prefix_cache.can_pack_behind(inner)
-        vars(inner).update({prefix_cache.SHARES: shares and prefix_cache.can_share(inner), packing.PACKS: packs and packing.can_pack(inner)})
+        vars(inner).update(
+            {
+                prefix_cache.SHARES: shares and prefix_cache.can_share(inner),
+                packing.PACKS: packs and packing.can_pack(inner),
+            }
+        )
         loss = ASKED.loss_sum(model, batch)
         loss.backward()
         found.append((loss.detach(), gradients(model)))
@@ -190,33 +273,64 @@ def test_dropout_of_the_adapter_does_not_decide_whether_a_model_can_share(llama)
 
 def opened(base, task, how):
     model, tokenizer = load_base(base, task)
-    return (train_only(model, task, how) if isinstance(how, str) else attach_lora(model, task, rank=4, layers=how)), tokenizer
+    return (
+        train_only(model, task, how)
+        if isinstance(how, str)
+        else attach_lora(model, task, rank=4, layers=how)
+    ), tokenizer
 
 
-QUESTIONS = [{"question": "who recovered?", "context": "the patient was given a new drug and recovered", "answers":
-              {"text": ["the patient"], "answer_start": [0]}},
-             {"question": "what fell?", "context": "stock prices fell after the bank raised rates", "answers":
-              {"text": ["stock prices"], "answer_start": [0]}}]
+QUESTIONS = [
+    {
+        "question": "who recovered?",
+        "context": "the patient was given a new drug and recovered",
+        "answers": {"text": ["the patient"], "answer_start": [0]},
+    },
+    {
+        "question": "what fell?",
+        "context": "stock prices fell after the bank raised rates",
+        "answers": {"text": ["stock prices"], "answer_start": [0]},
+    },
+]
 
 
 @pytest.mark.parametrize("base", ["bert", "llama"])
 def test_states_are_kept_of_a_model_that_has_read_nothing_yet(base, request, tmp_path, text_rows):
     task = Classification(max_length=32).learn(text_rows)
     model, tokenizer = opened(request.getfixturevalue(base), task, [-1])
-    batch = task.collate([task.encode(row, tokenizer, with_target=True) for row in text_rows], tokenizer)
-    with frozen_cache.frozen_once(model, [batch], task.loss_sum, tokens=500, lines=16, folder=tmp_path) as remark:
+    batch = task.collate(
+        [task.encode(row, tokenizer, with_target=True) for row in text_rows], tokenizer
+    )
+    with frozen_cache.frozen_once(
+        model, [batch], task.loss_sum, tokens=500, lines=16, folder=tmp_path
+    ) as remark:
         assert "are kept" in remark
 
 
-@pytest.mark.parametrize(("base", "how", "height"), [("bert", [-1], 1), ("gpt2", [-1], 1), ("llama", [1], 1), ("bert", "head", 2),
-                                                     ("gpt2", "head", 2), ("llama", "last_block", 1)])
+@pytest.mark.parametrize(
+    ("base", "how", "height"),
+    [
+        ("bert", [-1], 1),
+        ("gpt2", [-1], 1),
+        ("llama", [1], 1),
+        ("bert", "head", 2),
+        ("gpt2", "head", 2),
+        ("llama", "last_block", 1),
+    ],
+)
 @pytest.mark.parametrize("kind", ["label", "windows", "span", "instruction"])
-def test_kept_states_of_frozen_layers_give_the_same_loss_and_gradients(kind, base, how, height, request, tmp_path, text_rows):
+def test_kept_states_of_frozen_layers_give_the_same_loss_and_gradients(
+    kind, base, how, height, request, tmp_path, text_rows
+):
     if kind == "instruction" and (base == "bert" or how == "head"):
         pytest.skip("an encoder does not generate, and an instruction has no head")
     rows = QUESTIONS if kind == "span" else text_rows
-    task = {"label": Classification(max_length=32), "windows": Classification(max_length=8, long_text="windows"),
-            "span": ExtractiveQA(max_length=48, stride=8), "instruction": ASKED}[kind].learn(rows)
+    task = {
+        "label": Classification(max_length=32),
+        "windows": Classification(max_length=8, long_text="windows"),
+        "span": ExtractiveQA(max_length=48, stride=8),
+        "instruction": ASKED,
+    }[kind].learn(rows)
     model, tokenizer = opened(request.getfixturevalue(base), task, how)
     features = [task.encode(row, tokenizer, with_target=True) for row in rows]
     batches = [task.collate(features[i : i + 3], tokenizer) for i in range(0, len(features), 3)]
@@ -228,7 +342,9 @@ def test_kept_states_of_frozen_layers_give_the_same_loss_and_gradients(kind, bas
     layers, found = frozen_cache.frozen_layers(model)
     assert found == height
     hook = layers[0].register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
-    with frozen_cache.frozen_once(model, batches, task.loss_sum, tokens=tokens, lines=tokens, folder=tmp_path) as remark:
+    with frozen_cache.frozen_once(
+        model, batches, task.loss_sum, tokens=tokens, lines=tokens, folder=tmp_path
+    ) as remark:
         assert f"{height} of 2 layers are frozen" in remark
         for batch, expected in zip(batches, plain, strict=True):
             with frozen_cache.reading(model, batch) as short:
@@ -241,78 +357,127 @@ def test_kept_states_of_frozen_layers_give_the_same_loss_and_gradients(kind, bas
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("base", "pooling", "read"), [("bert", None, "first"), ("gpt2", None, "last"), ("gpt2", "first", "first"),
-                                                       ("llama", "last", "last"), ("llama", "mean", None)])
+@pytest.mark.parametrize(
+    ("base", "pooling", "read"),
+    [
+        ("bert", None, "first"),
+        ("gpt2", None, "last"),
+        ("gpt2", "first", "first"),
+        ("llama", "last", "last"),
+        ("llama", "mean", None),
+    ],
+)
 @pytest.mark.parametrize("long_text", ["truncate", "windows"])
-def test_under_a_head_one_state_a_line_is_kept_where_it_reads_one_token(base, pooling, read, long_text, request, tmp_path, text_rows):
-    task = Classification(max_length=8 if long_text == "windows" else 32, pooling=pooling, long_text=long_text).learn(text_rows)
+def test_under_a_head_one_state_a_line_is_kept_where_it_reads_one_token(
+    base, pooling, read, long_text, request, tmp_path, text_rows
+):
+    task = Classification(
+        max_length=8 if long_text == "windows" else 32, pooling=pooling, long_text=long_text
+    ).learn(text_rows)
     model, tokenizer = opened(request.getfixturevalue(base), task, "head")
     features = [task.encode(row, tokenizer, with_target=True) for row in text_rows]
     lines = sum(len(feature.get("windows", [0])) for feature in features)
-    batch, room = task.collate(features, tokenizer), sum(len(feature["input_ids"]) for feature in features)
+    batch, room = (
+        task.collate(features, tokenizer),
+        sum(len(feature["input_ids"]) for feature in features),
+    )
     task.loss_sum(model, batch).backward()
     expected = gradients(model)
     assert expected.abs().max() > 1e-4
-    with frozen_cache.frozen_once(model, [batch], task.loss_sum, tokens=room, lines=lines, folder=tmp_path) as remark:
+    with frozen_cache.frozen_once(
+        model, [batch], task.loss_sum, tokens=room, lines=lines, folder=tmp_path
+    ) as remark:
         kept = vars(unwrapped(model))[frozen_cache.TRUNK].states
-        assert (f"each line's {read} token" in remark) == (len(kept.kept) == lines) == (read is not None)
+        assert (
+            (f"each line's {read} token" in remark)
+            == (len(kept.kept) == lines)
+            == (read is not None)
+        )
         with frozen_cache.reading(model, batch) as short:
             assert short["input_ids"].shape[1] == (1 if read else batch["input_ids"].shape[1])
             task.loss_sum(model, short).backward()
     assert torch.allclose(gradients(model), expected, atol=2e-5)
 
 
-def test_of_a_head_that_says_the_same_whatever_it_reads_nothing_is_concluded(bert, tmp_path, text_rows):
+def test_of_a_head_that_says_the_same_whatever_it_reads_nothing_is_concluded(
+    bert, tmp_path, text_rows
+):
     task = Classification(max_length=32).learn(text_rows)
     model, tokenizer = opened(bert, task, "head")
     torch.nn.init.zeros_(model.classifier.weight)
-    batch = task.collate([task.encode(row, tokenizer, with_target=True) for row in text_rows], tokenizer)
-    with frozen_cache.frozen_once(model, [batch], task.loss_sum, tokens=500, lines=16, folder=tmp_path) as remark:
+    batch = task.collate(
+        [task.encode(row, tokenizer, with_target=True) for row in text_rows], tokenizer
+    )
+    with frozen_cache.frozen_once(
+        model, [batch], task.loss_sum, tokens=500, lines=16, folder=tmp_path
+    ) as remark:
         assert "; their states, " in remark
 
 
 def test_kept_states_go_through_the_layers_above_without_padding(bert, tmp_path, text_rows):
     task = Classification(max_length=32).learn(text_rows)
     model, tokenizer = opened(bert, task, [-1])
-    batch = task.collate([task.encode(row, tokenizer, with_target=True) for row in text_rows], tokenizer)
+    batch = task.collate(
+        [task.encode(row, tokenizer, with_target=True) for row in text_rows], tokenizer
+    )
     widths = []
     unwrapped(model).base_model.encoder.layer[1].attention.register_forward_pre_hook(
-        lambda _, given: widths.append(tuple(given[0].shape[:2])))
-    with frozen_cache.frozen_once(model, [batch], task.loss_sum, tokens=500, lines=16, folder=tmp_path), frozen_cache.reading(model, batch) as given:
+        lambda _, given: widths.append(tuple(given[0].shape[:2]))
+    )
+    with (
+        frozen_cache.frozen_once(
+            model, [batch], task.loss_sum, tokens=500, lines=16, folder=tmp_path
+        ),
+        frozen_cache.reading(model, batch) as given,
+    ):
         widths.clear()
         task.loss_sum(model, given)
     (whole, read), real = widths, int(batch["attention_mask"].sum())
-    assert real <= whole[1] < min(real + 64, batch["input_ids"].numel()), "all tokens are attended to"
+    assert real <= whole[1] < min(real + 64, batch["input_ids"].numel()), (
+        "all tokens are attended to"
+    )
     assert read == (1, 16), "those that are read go on"
 
 
 def test_what_was_not_read_before_is_computed(bert, tmp_path, text_rows):
     task = Classification(max_length=32).learn(text_rows)
     model, tokenizer = opened(bert, task, [-1])
-    seen, unseen = (task.collate([task.encode(row, tokenizer, with_target=True) for row in rows], tokenizer)
-                    for rows in (text_rows[:4], text_rows[2:6]))
+    seen, unseen = (
+        task.collate([task.encode(row, tokenizer, with_target=True) for row in rows], tokenizer)
+        for rows in (text_rows[:4], text_rows[2:6])
+    )
     expected = task.loss_sum(model, unseen)
-    keeping = frozen_cache.frozen_once(model, [seen], task.loss_sum, tokens=200, lines=4, folder=tmp_path)
+    keeping = frozen_cache.frozen_once(
+        model, [seen], task.loss_sum, tokens=200, lines=4, folder=tmp_path
+    )
     with keeping, frozen_cache.reading(model, unseen) as given:
         assert given is unseen
         assert torch.equal(task.loss_sum(model, given), expected)
 
 
-def test_states_too_many_for_the_memory_are_kept_in_a_file_that_is_removed(bert, tmp_path, text_rows, monkeypatch):
-    monkeypatch.setattr(frozen_states, "IN_MEMORY_BYTES", 1000)
+def test_states_too_many_for_the_memory_are_kept_in_a_file_that_is_removed(
+    bert, tmp_path, text_rows, monkeypatch
+):
+    monkeypatch.setattr(frozen_cache, "IN_MEMORY_BYTES", 1000)
     task = Classification(max_length=32).learn(text_rows)
     model, tokenizer = opened(bert, task, "head")
-    trainer = Trainer(model, task, tokenizer, TrainConfig(tmp_path / "file", epochs=2, batch_size=8))
+    trainer = Trainer(
+        model, task, tokenizer, TrainConfig(tmp_path / "file", epochs=2, batch_size=8)
+    )
     trainer.fit(text_rows, text_rows[:4])
     assert not list(tmp_path.rglob("states*"))
     monkeypatch.undo()
     again, _ = opened(bert, task, "head")
-    other = Trainer(again, task, tokenizer, TrainConfig(tmp_path / "memory", epochs=2, batch_size=8))
+    other = Trainer(
+        again, task, tokenizer, TrainConfig(tmp_path / "memory", epochs=2, batch_size=8)
+    )
     other.fit(text_rows, text_rows[:4])
     assert all(torch.equal(p, other.parameters[name]) for name, p in trainer.parameters.items())
 
 
-def test_states_too_many_for_the_disk_are_not_kept_and_it_says_so(bert, tmp_path, text_rows, monkeypatch, capsys):
+def test_states_too_many_for_the_disk_are_not_kept_and_it_says_so(
+    bert, tmp_path, text_rows, monkeypatch, capsys
+):
     monkeypatch.setattr(frozen_cache, "LARGEST_BYTES", 1000)
     task = Classification(max_length=32).learn(text_rows)
     model, tokenizer = opened(bert, task, "head")
@@ -320,22 +485,44 @@ def test_states_too_many_for_the_disk_are_not_kept_and_it_says_so(bert, tmp_path
     assert "the states of the 2 frozen layers would take" in capsys.readouterr().out
 
 
-def test_a_model_that_hands_more_than_states_from_layer_to_layer_computes_them_each_time(tmp_path, text_rows, capsys):
-    config = transformers.XLNetConfig(vocab_size=400, d_model=128, n_layer=2, n_head=4, d_inner=256, pad_token_id=0)
+def test_a_model_that_hands_more_than_states_from_layer_to_layer_computes_them_each_time(
+    tmp_path, text_rows, capsys
+):
+    config = transformers.XLNetConfig(
+        vocab_size=400, d_model=128, n_layer=2, n_head=4, d_inner=256, pad_token_id=0
+    )
     base = save_base(tmp_path / "base", transformers.XLNetModel, config, word_piece_tokenizer())
     task = Classification(max_length=32).learn(text_rows)
     model, tokenizer = opened(base, task, "head")
-    Trainer(model, task, tokenizer, TrainConfig(tmp_path / "out", epochs=2, batch_size=8)).fit(text_rows)
+    Trainer(model, task, tokenizer, TrainConfig(tmp_path / "out", epochs=2, batch_size=8)).fit(
+        text_rows
+    )
     assert "does not go on from kept states" in capsys.readouterr().out
 
 
 ENCODERS = {
     "bert": (transformers.BertModel, transformers.BertConfig(vocab_size=400, **SIZES)),
-    "roberta": (transformers.RobertaModel, transformers.RobertaConfig(vocab_size=400, pad_token_id=0, **SIZES)),
-    "distilbert": (transformers.DistilBertModel, transformers.DistilBertConfig(vocab_size=400, dim=128, n_layers=2, n_heads=4,
-                                                                               hidden_dim=256)),
-    "modernbert": (transformers.ModernBertModel, transformers.ModernBertConfig(vocab_size=400, pad_token_id=0, cls_token_id=2,
-                                                                               sep_token_id=3, local_attention=8, **SIZES)),
+    "roberta": (
+        transformers.RobertaModel,
+        transformers.RobertaConfig(vocab_size=400, pad_token_id=0, **SIZES),
+    ),
+    "distilbert": (
+        transformers.DistilBertModel,
+        transformers.DistilBertConfig(
+            vocab_size=400, dim=128, n_layers=2, n_heads=4, hidden_dim=256
+        ),
+    ),
+    "modernbert": (
+        transformers.ModernBertModel,
+        transformers.ModernBertConfig(
+            vocab_size=400,
+            pad_token_id=0,
+            cls_token_id=2,
+            sep_token_id=3,
+            local_attention=8,
+            **SIZES,
+        ),
+    ),
 }
 
 
@@ -345,18 +532,27 @@ def test_without_padding_the_loss_and_gradients_are_the_same(name, kind, tmp_pat
     if name in ENCODERS:
         base = save_base(tmp_path, *ENCODERS[name], word_piece_tokenizer())
     else:
-        base = save_base(tmp_path, *DECODERS["llama" if name == "looking ahead" else name], byte_level_tokenizer())
+        base = save_base(
+            tmp_path,
+            *DECODERS["llama" if name == "looking ahead" else name],
+            byte_level_tokenizer(),
+        )
     if name == "looking ahead" and kind == "span":
         pytest.skip("spans are read with the causal mask that a decoder was pretrained with")
     rows = QUESTIONS if kind == "span" else text_rows
     causal = {"causal": name != "looking ahead"}
-    task = {"label": Classification(max_length=64, **causal), "windows": Classification(max_length=8, long_text="windows", **causal),
-            "span": ExtractiveQA(max_length=64, stride=8)}[kind].learn(rows)
+    task = {
+        "label": Classification(max_length=64, **causal),
+        "windows": Classification(max_length=8, long_text="windows", **causal),
+        "span": ExtractiveQA(max_length=64, stride=8),
+    }[kind].learn(rows)
     model, tokenizer = load_base(base, task)
     model = attach_lora(model, task, rank=4).double()
     for side in ("right", "left"):
         tokenizer.padding_side = side
-        batch = task.collate([task.encode(row, tokenizer, with_target=True) for row in rows], tokenizer)
+        batch = task.collate(
+            [task.encode(row, tokenizer, with_target=True) for row in rows], tokenizer
+        )
         found = []
         for packs in (True, False):
             if packs:
@@ -375,19 +571,33 @@ def test_without_padding_the_loss_and_gradients_are_the_same(name, kind, tmp_pat
 def test_in_a_fixed_shape_the_loss_and_gradients_are_the_same(name, kind, request, text_rows):
     if name == "bert" and kind in ("one of some labels", "any text"):
         pytest.skip("an encoder does not generate")
-    rows = QUESTIONS if kind == "span" else [{**row, "output": row["label"] if kind == "one of some labels" else row["text"][:place]}
-                                             for place, row in enumerate(text_rows, 3)]
-    task = {"label": Classification(max_length=64), "windows": Classification(max_length=8, long_text="windows"),
-            "span": ExtractiveQA(max_length=64, stride=8), "one of some labels": ASKED,
-            "any text": Instruction(template="{input}\nIts beginning: ", input="text", output="output")}[kind]
+    rows = (
+        QUESTIONS
+        if kind == "span"
+        else [
+            {**row, "output": row["label"] if kind == "one of some labels" else row["text"][:place]}
+            for place, row in enumerate(text_rows, 3)
+        ]
+    )
+    task = {
+        "label": Classification(max_length=64),
+        "windows": Classification(max_length=8, long_text="windows"),
+        "span": ExtractiveQA(max_length=64, stride=8),
+        "one of some labels": ASKED,
+        "any text": Instruction(template="{input}\nIts beginning: ", input="text", output="output"),
+    }[kind]
     task = task.learn(rows)
     model, tokenizer = load_base(request.getfixturevalue(name), task)
     model = attach_lora(model, task, rank=4).double()
     for side in ("right", "left"):
         tokenizer.padding_side = side
-        batch = task.collate([task.encode(row, tokenizer, with_target=True) for row in rows], tokenizer)
+        batch = task.collate(
+            [task.encode(row, tokenizer, with_target=True) for row in rows], tokenizer
+        )
         fixed, found = in_fixed_shape(batch, tokenizer), []
-        assert fixed["attention_mask"].shape[1] == fixed_shapes.fixed_width(batch["attention_mask"].shape[1])
+        assert fixed["attention_mask"].shape[1] == fixed_shapes.fixed_width(
+            batch["attention_mask"].shape[1]
+        )
         assert fixed["attention_mask"].sum() == batch["attention_mask"].sum()
         for given_batch in (batch, fixed):
             loss = task.loss_sum(model, given_batch)
@@ -400,7 +610,10 @@ def test_in_a_fixed_shape_the_loss_and_gradients_are_the_same(name, kind, reques
 def test_there_are_few_widths_and_none_is_much_too_wide():
     widths = [fixed_shapes.fixed_width(tokens) for tokens in range(1, 4097)]
     assert sorted(set(widths)) == [64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096]
-    assert all(tokens <= width <= max(64, tokens + 63, 1.5 * tokens) for tokens, width in enumerate(widths, 1))
+    assert all(
+        tokens <= width <= max(64, tokens + 63, 1.5 * tokens)
+        for tokens, width in enumerate(widths, 1)
+    )
 
 
 def test_a_fixed_shape_has_no_more_tokens_than_the_model_has_positions(bert, text_rows):
@@ -424,7 +637,9 @@ class Again:
         self.loss.copy_(loss.detach())
 
 
-def test_a_shape_is_recorded_when_it_is_seen_again_and_its_replays_add_the_same_gradients(monkeypatch, bert, text_rows):
+def test_a_shape_is_recorded_when_it_is_seen_again_and_its_replays_add_the_same_gradients(
+    monkeypatch, bert, text_rows
+):
     def record(self, shapes, batch):
         loss, held = torch.zeros(()), {name: tensor.clone() for name, tensor in batch.items()}
         self.recordings[fixed_shapes] = Recording(Again(self, held, loss), held, loss)
@@ -434,11 +649,18 @@ def test_a_shape_is_recorded_when_it_is_seen_again_and_its_replays_add_the_same_
     model, tokenizer = load_base(bert, task)
     model = attach_lora(model, task, rank=4)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    recorder = Recorder(lambda batch: task.loss_sum(model, batch) / batch[WEIGHT], parameters, torch.device("cpu"))
+    recorder = Recorder(
+        lambda batch: task.loss_sum(model, batch) / batch[WEIGHT], parameters, torch.device("cpu")
+    )
     recorder.works = True
 
     def batch_of(rows):
-        return in_fixed_shape(task.collate([task.encode(row, tokenizer, with_target=True) for row in rows], tokenizer), tokenizer)
+        return in_fixed_shape(
+            task.collate(
+                [task.encode(row, tokenizer, with_target=True) for row in rows], tokenizer
+            ),
+            tokenizer,
+        )
 
     halves = [batch_of(text_rows[part::2]) for part in range(2)]
     for turn in range(3):
@@ -448,7 +670,9 @@ def test_a_shape_is_recorded_when_it_is_seen_again_and_its_replays_add_the_same_
         plain.backward()
         assert math.isclose(loss, float(plain.detach()), rel_tol=1e-5)
         assert torch.allclose(found, gradients(model), atol=1e-6)
-        assert [recording.graph.replays for recording in recorder.recordings.values()] == [2 * turn + 1]
+        assert [recording.graph.replays for recording in recorder.recordings.values()] == [
+            2 * turn + 1
+        ]
 
 
 @pytest.mark.parametrize("spoilt", [False, True])
@@ -464,9 +688,15 @@ def test_what_cannot_be_recorded_is_computed_as_it_comes_and_told(spoilt, monkey
     def drawn(*_, **__):
         raise RuntimeError("the generator is in use")
 
-    for name, fake in {"graph_pool_handle": lambda: (0, 1), "CUDAGraph": object, "current_stream": lambda: "the stream before",
-                       "graph": lambda *_, **__: contextlib.nullcontext(), "set_stream": calls.append, "get_sync_debug_mode": lambda: 0,
-                       "set_sync_debug_mode": calls.append}.items():
+    for name, fake in {
+        "graph_pool_handle": lambda: (0, 1),
+        "CUDAGraph": object,
+        "current_stream": lambda: "the stream before",
+        "graph": lambda *_, **__: contextlib.nullcontext(),
+        "set_stream": calls.append,
+        "get_sync_debug_mode": lambda: 0,
+        "set_sync_debug_mode": calls.append,
+    }.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     if spoilt:
         monkeypatch.setattr(torch, "rand", drawn)
@@ -474,18 +704,27 @@ def test_what_cannot_be_recorded_is_computed_as_it_comes_and_told(spoilt, monkey
     recorder.works = True
     recorder.backward({"x": torch.arange(3.0)}, 2.0)
     if spoilt:
-        with pytest.raises(RunStoppedError, match=r"^a step cannot be recorded \(called a synchronizing operation\), .* cuda_graphs=False"):
+        with pytest.raises(
+            RunStoppedError,
+            match=r"^a step cannot be recorded \(called a synchronizing operation\), .* cuda_graphs=False",
+        ):
             recorder.backward({"x": torch.arange(3.0)}, 2.0)
         return
     assert [recorder.backward({"x": torch.arange(3.0)}, 2.0) for _ in range(2)] == [1.5, 1.5]
     assert parameter.grad.tolist() == [0.0, 1.5, 3.0]
     assert calls == ["error", 0, "the stream before"]
-    assert capsys.readouterr().out.endswith(" is launched kernel by kernel from now on: called a synchronizing operation\n")
+    assert capsys.readouterr().out.endswith(
+        " is launched kernel by kernel from now on: called a synchronizing operation\n"
+    )
 
 
 def test_a_replay_adds_to_gradients_that_were_computed_otherwise():
     parameter = torch.nn.Parameter(torch.ones(3))
-    recorder = Recorder(lambda batch: (parameter * batch["x"]).sum() / batch[WEIGHT], [parameter], torch.device("cpu"))
+    recorder = Recorder(
+        lambda batch: (parameter * batch["x"]).sum() / batch[WEIGHT],
+        [parameter],
+        torch.device("cpu"),
+    )
     parameter.grad = torch.ones(3)
     recorder.backward({"x": torch.arange(3.0)}, 2.0)
     assert parameter.grad.tolist() == [1.0, 1.5, 2.0]
@@ -498,8 +737,15 @@ def test_a_replay_adds_to_gradients_that_were_computed_otherwise():
 @settings(max_examples=100, deadline=None)
 def test_every_token_of_every_row_has_one_slot_and_rows_are_not_torn_apart(lengths):
     groups = fill_bins(lengths)
-    found = [(int(row), int(spot)) for rows, spots in groups for row, spot in zip(rows.ravel(), spots.ravel(), strict=True) if row >= 0]
-    assert sorted(found) == [(row, spot) for row, length in enumerate(lengths) for spot in range(length)]
+    found = [
+        (int(row), int(spot))
+        for rows, spots in groups
+        for row, spot in zip(rows.ravel(), spots.ravel(), strict=True)
+        if row >= 0
+    ]
+    assert sorted(found) == [
+        (row, spot) for row, length in enumerate(lengths) for spot in range(length)
+    ]
     for rows, spots in groups:
         assert rows.shape == spots.shape
         assert rows.shape[1] % WIDTH_STEP == 0
@@ -532,9 +778,13 @@ def test_short_rows_fill_the_bins_of_long_ones():
 def test_layers_are_given_real_tokens_alone(bert, text_rows):
     task = Classification(max_length=64).learn(text_rows)
     model, tokenizer = load_base(bert, task)
-    batch = task.collate([task.encode(row, tokenizer, with_target=True) for row in text_rows], tokenizer)
+    batch = task.collate(
+        [task.encode(row, tokenizer, with_target=True) for row in text_rows], tokenizer
+    )
     seen = []
-    model.base_model.encoder.layer[1].register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+    model.base_model.encoder.layer[1].register_forward_pre_hook(
+        lambda _, inputs: seen.append(tuple(inputs[0].shape))
+    )
     task.loss_sum(model, batch)  # the model is asked at first whether it can
     seen.clear()
     task.loss_sum(model, batch)
@@ -546,10 +796,14 @@ def test_layers_are_given_real_tokens_alone(bert, text_rows):
 
 
 @pytest.mark.parametrize(("base", "tokens"), [("bert", 16), ("llama", 16)])
-def test_the_last_layer_answers_for_the_tokens_alone_that_are_read(base, tokens, request, text_rows):
+def test_the_last_layer_answers_for_the_tokens_alone_that_are_read(
+    base, tokens, request, text_rows
+):
     task = Classification(max_length=64).learn(text_rows)
     model, tokenizer = load_base(request.getfixturevalue(base), task)
-    batch = task.collate([task.encode(row, tokenizer, with_target=True) for row in text_rows], tokenizer)
+    batch = task.collate(
+        [task.encode(row, tokenizer, with_target=True) for row in text_rows], tokenizer
+    )
     task.loss_sum(model, batch)
     seen = []
     last = packing.layers_of(model.base_model)[-1]
@@ -561,12 +815,21 @@ def test_the_last_layer_answers_for_the_tokens_alone_that_are_read(base, tokens,
 
 
 def test_a_head_that_reads_every_token_is_given_every_token(tmp_path, text_rows):
-    config = transformers.ModernBertConfig(vocab_size=400, pad_token_id=0, cls_token_id=2, sep_token_id=3, local_attention=8,
-                                           classifier_pooling="mean", **SIZES)
+    config = transformers.ModernBertConfig(
+        vocab_size=400,
+        pad_token_id=0,
+        cls_token_id=2,
+        sep_token_id=3,
+        local_attention=8,
+        classifier_pooling="mean",
+        **SIZES,
+    )
     base = save_base(tmp_path, transformers.ModernBertModel, config, word_piece_tokenizer())
     task = Classification(max_length=64).learn(text_rows)
     model, tokenizer = load_base(base, task)
-    batch = task.collate([task.encode(row, tokenizer, with_target=True) for row in text_rows], tokenizer)
+    batch = task.collate(
+        [task.encode(row, tokenizer, with_target=True) for row in text_rows], tokenizer
+    )
     short = task.loss_sum(model, batch)
     assert packing.can_narrow(model)
     assert not vars(model)[FIRST_ALONE]
@@ -581,14 +844,22 @@ def test_a_model_that_attends_in_its_own_way_keeps_its_padding(tmp_path, text_ro
     assert not packing.can_pack(model)
 
 
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=9), st.integers(0, 80), st.integers(0, 9),
-       st.one_of(st.none(), st.integers(1, 4)), st.one_of(st.none(), st.integers(20, 200)))
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=9),
+    st.integers(0, 80),
+    st.integers(0, 9),
+    st.one_of(st.none(), st.integers(1, 4)),
+    st.one_of(st.none(), st.integers(20, 200)),
+)
 @settings(max_examples=80, deadline=None)
 def test_no_way_to_cut_rows_in_order_of_length_costs_less(lengths, call, shared, rows, tokens):
     widths = sorted((length for length in lengths), reverse=True)
 
     def allowed(part):
-        return len(part) == 1 or ((rows is None or len(part) <= rows) and (tokens is None or part[0] * len(part) <= tokens))
+        return len(part) == 1 or (
+            (rows is None or len(part) <= rows)
+            and (tokens is None or part[0] * len(part) <= tokens)
+        )
 
     def cost(parts):
         return sum(part[0] * len(part) + shared + call for part in parts)
@@ -599,8 +870,17 @@ def test_no_way_to_cut_rows_in_order_of_length_costs_less(lengths, call, shared,
         parts = [widths[a:b] for a, b in itertools.pairwise(edges)]
         if all(map(allowed, parts)):
             ways.append(cost(parts))
-    found = [[lengths[i] for i in batch] for batch in
-             micro_batches(range(len(lengths)), [n + shared for n in lengths], rows=rows, tokens=tokens, shared=shared, call_tokens=call)]
+    found = [
+        [lengths[i] for i in batch]
+        for batch in micro_batches(
+            range(len(lengths)),
+            [n + shared for n in lengths],
+            rows=rows,
+            tokens=tokens,
+            shared=shared,
+            call_tokens=call,
+        )
+    ]
     assert [n for batch in found for n in batch] == widths
     assert cost(found) == min(ways)
 
@@ -619,8 +899,14 @@ def test_plain_attention_in_bfloat16_is_the_fused_kernel_up_to_rounding(heads, m
     plain, _ = kernels._attend_rows(module, query.requires_grad_(), key, value, mask, scaling=0.2)
     fused, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=0.2)
     assert torch.allclose(plain, fused, atol=3e-2)
-    exact, _ = sdpa_attention_forward(module, query.double(), key.double(), value.double(), None if mask is None else mask.double(),
-                                      scaling=0.2)
+    exact, _ = sdpa_attention_forward(
+        module,
+        query.double(),
+        key.double(),
+        value.double(),
+        None if mask is None else mask.double(),
+        scaling=0.2,
+    )
     assert (plain - exact).abs().mean() < 3 * (fused - exact).abs().mean() + 1e-4
 
 
@@ -629,10 +915,15 @@ def test_plain_attention_in_bfloat16_is_the_fused_kernel_up_to_rounding(heads, m
 def test_the_fused_kernel_is_for_answers_and_only_where_it_is_faster(faster, learning, monkeypatch):
     used = []
     monkeypatch.setattr(kernels, "_fused_answers_faster", lambda: faster)
-    monkeypatch.setattr(kernels, "sdpa_attention_forward",
-                        lambda *given, **more: used.append(1) or sdpa_attention_forward(*given, **more))
+    monkeypatch.setattr(
+        kernels,
+        "sdpa_attention_forward",
+        lambda *given, **more: used.append(1) or sdpa_attention_forward(*given, **more),
+    )
     heads = torch.randn(2, 4, 16, 32, dtype=torch.bfloat16, requires_grad=learning)
-    found, _ = kernels._attend_rows(torch.nn.Module(), heads, heads, heads, torch.zeros(2, 1, 16, 16, dtype=torch.bfloat16))
+    found, _ = kernels._attend_rows(
+        torch.nn.Module(), heads, heads, heads, torch.zeros(2, 1, 16, 16, dtype=torch.bfloat16)
+    )
     assert bool(used) == (faster and not learning)
     assert found.shape == (2, 16, 4, 32)
 
@@ -647,8 +938,14 @@ def test_attention_on_a_gpu_leaves_out_what_makes_a_plan_for_every_shape(kind, m
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     kernels.choose_kernels(model)
     monkeypatch.undo()
-    monkeypatch.setattr(kernels, "sdpa_attention_forward", lambda *given, **more: plans.append(torch.backends.cuda.cudnn_sdp_enabled())
-                        or sdpa_attention_forward(*given, **more))
+    monkeypatch.setattr(
+        kernels,
+        "sdpa_attention_forward",
+        lambda *given, **more: (
+            plans.append(torch.backends.cuda.cudnn_sdp_enabled())
+            or sdpa_attention_forward(*given, **more)
+        ),
+    )
     found = model(ids, attention_mask=mask).last_hidden_state
     assert torch.allclose(found[mask.bool()], plain[mask.bool()], atol=1e-6)
     assert plans == [False] * model.config.num_hidden_layers
@@ -701,19 +998,41 @@ def test_a_beginning_is_read_once_where_that_saves_more_than_a_call_costs():
     assert prefix_cache._worth(1, 512, cpu) == 0
 
 
-@pytest.mark.parametrize(("base", "part"), [("bert", "head"), ("bert", "last_block"), ("gpt2", "last_two_blocks"), ("llama", "last_block"),
-                                            ("llama", "all"), ("bert", [0, 1]), ("gpt2", [1])])
-def test_over_a_bfloat16_base_everything_trained_steps_in_float32_and_comes_back(base, part, request, tmp_path, text_rows):
+@pytest.mark.parametrize(
+    ("base", "part"),
+    [
+        ("bert", "head"),
+        ("bert", "last_block"),
+        ("gpt2", "last_two_blocks"),
+        ("llama", "last_block"),
+        ("llama", "all"),
+        ("bert", [0, 1]),
+        ("gpt2", [1]),
+    ],
+)
+def test_over_a_bfloat16_base_everything_trained_steps_in_float32_and_comes_back(
+    base, part, request, tmp_path, text_rows
+):
     task = Classification(max_length=32).learn(text_rows)
     model, tokenizer = load_base(request.getfixturevalue(base), task, dtype=torch.bfloat16)
-    model = train_only(model, task, part) if isinstance(part, str) else attach_lora(model, task, rank=4, layers=part)
-    trainer = Trainer(model, task, tokenizer, TrainConfig(tmp_path, epochs=2, batch_size=8, learning_rate=1e-2))
+    model = (
+        train_only(model, task, part)
+        if isinstance(part, str)
+        else attach_lora(model, task, rank=4, layers=part)
+    )
+    trainer = Trainer(
+        model, task, tokenizer, TrainConfig(tmp_path, epochs=2, batch_size=8, learning_rate=1e-2)
+    )
     assert {p.dtype for p in trainer.parameters.values()} == {torch.float32}
     start = {name: p.detach().clone() for name, p in trainer.parameters.items()}
     trainer.fit(text_rows)
     assert any(not torch.equal(p, start[name]) for name, p in trainer.parameters.items())
     texts = [row["text"] for row in text_rows]
-    for kept, again in zip(trainer.predict([{"text": t} for t in texts]), load_predictor(tmp_path).predict(texts), strict=True):
+    for kept, again in zip(
+        trainer.predict([{"text": t} for t in texts]),
+        load_predictor(tmp_path).predict(texts),
+        strict=True,
+    ):
         assert again.probabilities == pytest.approx(kept.probabilities, abs=1e-6)
 
 

@@ -17,8 +17,14 @@ def adapted(kind, *, dtype=torch.float64, bias=True, **settings):
         layer = Conv1D(24, 16) if kind == "conv1d" else torch.nn.Linear(16, 24, bias=bias)
         model = torch.nn.ModuleDict({"layer": layer}).to(dtype)
         with torch.random.fork_rng():
-            config = LoraConfig(r=4, lora_alpha=12, target_modules=["layer"], init_lora_weights=False, fan_in_fan_out=kind == "conv1d",
-                                **settings)
+            config = LoraConfig(
+                r=4,
+                lora_alpha=12,
+                target_modules=["layer"],
+                init_lora_weights=False,
+                fan_in_fan_out=kind == "conv1d",
+                **settings,
+            )
             model = inject_adapter_in_model(config, model)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("lora_" in name)
@@ -33,7 +39,9 @@ def results(layer, x):
     """What a layer gives, and the gradients of what it reads and of its update."""
     x = x.clone().requires_grad_()
     y = layer(x)
-    (y.double() * torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape)).sum().backward()
+    (
+        y.double() * torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape)
+    ).sum().backward()
     return [y.detach(), x.grad, *(p.grad for p in layer.parameters() if p.requires_grad)]
 
 
@@ -41,7 +49,9 @@ def results(layer, x):
 def test_a_layer_with_its_update_gives_what_the_two_give_one_after_another(kind, bias, monkeypatch):
     plain, together, x = adapted(kind, bias=bias)
     calls = []
-    monkeypatch.setattr(_Updated, "apply", lambda *given, own=_Updated.apply: calls.append(given) or own(*given))
+    monkeypatch.setattr(
+        _Updated, "apply", lambda *given, own=_Updated.apply: calls.append(given) or own(*given)
+    )
     for expected, found in zip(results(plain, x), results(together, x), strict=True):
         assert torch.allclose(found, expected, atol=1e-12)
     assert len(calls) == 1
@@ -55,7 +65,12 @@ def test_in_bfloat16_the_update_is_computed_in_it_and_its_gradient_is_in_float32
                 parameter.data = parameter.data.float()
     for expected, found in zip(results(plain, x), results(together, x), strict=True):
         assert found.dtype == expected.dtype
-        assert torch.nn.functional.cosine_similarity(found.flatten().double(), expected.flatten().double(), dim=0) > 0.9999
+        assert (
+            torch.nn.functional.cosine_similarity(
+                found.flatten().double(), expected.flatten().double(), dim=0
+            )
+            > 0.9999
+        )
 
 
 def test_below_the_lowest_update_nothing_goes_back():
@@ -65,9 +80,15 @@ def test_below_the_lowest_update_nothing_goes_back():
     assert all(p.grad is not None for p in together.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("case", ["disabled", "merged", "dropout", "dora", "bias", "autocast", "trained base"])
+@pytest.mark.parametrize(
+    "case", ["disabled", "merged", "dropout", "dora", "bias", "autocast", "trained base"]
+)
 def test_what_is_no_plain_update_is_left_to_peft(case, monkeypatch):
-    settings = {"dropout": {"lora_dropout": 0.5}, "dora": {"use_dora": True}, "bias": {"lora_bias": True}}.get(case, {})
+    settings = {
+        "dropout": {"lora_dropout": 0.5},
+        "dora": {"use_dora": True},
+        "bias": {"lora_bias": True},
+    }.get(case, {})
     dtype = torch.float64 if case != "autocast" else torch.float32
     plain, together, x = adapted("linear", dtype=dtype, **settings)
     monkeypatch.setattr(_Updated, "apply", lambda *_: pytest.fail("computed together"))
@@ -88,6 +109,8 @@ def test_what_is_no_plain_update_is_left_to_peft(case, monkeypatch):
 def test_without_training_dropout_leaves_the_layer_as_it_is(monkeypatch):
     plain, together, x = adapted("linear", lora_dropout=0.5)
     calls = []
-    monkeypatch.setattr(_Updated, "apply", lambda *given, own=_Updated.apply: calls.append(given) or own(*given))
+    monkeypatch.setattr(
+        _Updated, "apply", lambda *given, own=_Updated.apply: calls.append(given) or own(*given)
+    )
     assert torch.allclose(together.eval()(x), plain.eval()(x))
     assert calls

@@ -12,13 +12,18 @@ from peftcls.models.adapter_folder import save_adapter
 
 TEXTS = ["the patient was given a new drug and recovered", "stock prices fell", "yes"]
 TASK = peftcls.Classification(labels=("no", "yes"), max_length=64)
-TASKS = {"text-classification": TASK, "question-answering": peftcls.ExtractiveQA(unanswerable=True, max_length=64),
-         "text-generation": peftcls.Instruction(template="{input}: ", max_length=64, max_new_tokens=4)}
+TASKS = {
+    "text-classification": TASK,
+    "question-answering": peftcls.ExtractiveQA(unanswerable=True, max_length=64),
+    "text-generation": peftcls.Instruction(template="{input}: ", max_length=64, max_new_tokens=4),
+}
 
 
 def saved(base, folder, task=TASK, part=None):
     model, tokenizer = peftcls.load_base(base, task)
-    model = peftcls.train_only(model, task, part) if part else peftcls.attach_lora(model, task, rank=2)
+    model = (
+        peftcls.train_only(model, task, part) if part else peftcls.attach_lora(model, task, rank=2)
+    )
     return save_adapter(folder, model, task, tokenizer)
 
 
@@ -41,11 +46,17 @@ def test_a_card_holds_no_path_of_this_machine(bert, tmp_path):
     assert ModelCard(text).data.base_model is None, "a folder is nothing that the hub could link to"
 
 
-def test_a_card_without_scores_says_so_and_one_with_scores_shows_their_intervals(bert, tmp_path, text_rows):
+def test_a_card_without_scores_says_so_and_one_with_scores_shows_their_intervals(
+    bert, tmp_path, text_rows
+):
     folder = saved(bert, tmp_path / "a")
     assert "None are stored with this folder." in peftcls.write_card(folder).read_text()
-    scores = peftcls.evaluate_answers(TASK, peftcls.load_predictor(folder).predict(text_rows), text_rows, resamples=20)
-    card = ModelCard.load(peftcls.write_card(folder, scores=scores, about={"test rows": "16 made up"}))
+    scores = peftcls.evaluate_answers(
+        TASK, peftcls.load_predictor(folder).predict(text_rows), text_rows, resamples=20
+    )
+    card = ModelCard.load(
+        peftcls.write_card(folder, scores=scores, about={"test rows": "16 made up"})
+    )
     (accuracy,) = [result for result in card.data.eval_results if result.metric_name == "accuracy"]
     assert accuracy.metric_value == round(scores.scores["accuracy"], 4)
     assert accuracy.dataset_name == "16 made up"
@@ -54,14 +65,20 @@ def test_a_card_without_scores_says_so_and_one_with_scores_shows_their_intervals
     assert "On 16 test rows (16 made up):" in card.text
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT asks by the old name
+@pytest.mark.filterwarnings(
+    "ignore:.*is_gradient_checkpointing:FutureWarning"
+)  # PEFT asks by the old name
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("part", [None, "head"])
 @pytest.mark.parametrize("name", ["bert", "llama", "gpt2"])
-def test_the_code_in_a_card_gives_the_same_logits_and_label_names(name, part, dtype, tmp_path, request):
+def test_the_code_in_a_card_gives_the_same_logits_and_label_names(
+    name, part, dtype, tmp_path, request
+):
     base, folder = request.getfixturevalue(name), tmp_path / "a"
     model, tokenizer = peftcls.load_base(base, TASK, dtype=dtype)
-    model = peftcls.train_only(model, TASK, part) if part else peftcls.attach_lora(model, TASK, rank=2)
+    model = (
+        peftcls.train_only(model, TASK, part) if part else peftcls.attach_lora(model, TASK, rank=2)
+    )
     torch.manual_seed(1)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -70,7 +87,10 @@ def test_the_code_in_a_card_gives_the_same_logits_and_label_names(name, part, dt
     own, plain = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     said: list[dict] = [{}, {}]
     for block, names in zip((own, plain), said, strict=True):
-        exec(block.replace("path/to/this/folder", str(folder)).replace("path/to/the/base", base), names)
+        exec(
+            block.replace("path/to/this/folder", str(folder)).replace("path/to/the/base", base),
+            names,
+        )
     found, predictor = said[1]["model"].eval(), said[0]["predictor"]
     batch = said[1]["tokenizer"](TEXTS, padding=True, return_tensors="pt")
     with torch.no_grad():
@@ -85,9 +105,14 @@ def test_the_code_in_a_card_gives_the_same_logits_and_label_names(name, part, dt
 
 
 def test_a_card_tells_limits_in_plain_words(bert, llama, tmp_path):
-    unsure = peftcls.Classification(labels=("no", "yes"), max_length=64, decisions=peftcls.Decisions(1.5, abstain_below=0.8))
+    unsure = peftcls.Classification(
+        labels=("no", "yes"), max_length=64, decisions=peftcls.Decisions(1.5, abstain_below=0.8)
+    )
     text = peftcls.write_card(saved(bert, tmp_path / "a", unsure)).read_text()
-    assert "a text that belongs to none of them gets one of them, or none where the model is too unsure." in text
+    assert (
+        "a text that belongs to none of them gets one of them, or none where the model is too unsure."
+        in text
+    )
     assert "- decisions: temperature 1.5; no label below the probability 0.8" in text
     assert "calibrated" not in text
     assert "It reads at most 64 tokens at once" in text

@@ -11,8 +11,16 @@ from peftcls import Classification, Instruction, TrainConfig, Trainer
 from peftcls.models.trainable import trained_parameters
 
 # What of each base is opened, by the beginnings of names; each has two blocks.
-LAST = {"bert": ("bert.encoder.layer.1.",), "gpt2": ("transformer.h.1.", "transformer.ln_f."), "llama": ("model.layers.1.", "model.norm.")}
-BEFORE = {"bert": ("bert.encoder.layer.0.",), "gpt2": ("transformer.h.0.",), "llama": ("model.layers.0.",)}
+LAST = {
+    "bert": ("bert.encoder.layer.1.",),
+    "gpt2": ("transformer.h.1.", "transformer.ln_f."),
+    "llama": ("model.layers.1.", "model.norm."),
+}
+BEFORE = {
+    "bert": ("bert.encoder.layer.0.",),
+    "gpt2": ("transformer.h.0.",),
+    "llama": ("model.layers.0.",),
+}
 HEAD = {"bert": ("classifier.",), "gpt2": ("score.",), "llama": ("score.",)}
 
 
@@ -20,8 +28,12 @@ def train(base, folder, rows, *, part=None, task=None, **loading):
     task = task or Classification(max_length=32).learn(rows)
     model, tokenizer = peftcls.load_base(base, task, **loading)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    model = peftcls.train_only(model, task, part) if part else peftcls.attach_lora(model, task, rank=4)
-    trainer = Trainer(model, task, tokenizer, TrainConfig(folder, epochs=1, batch_size=8, learning_rate=1e-3))
+    model = (
+        peftcls.train_only(model, task, part) if part else peftcls.attach_lora(model, task, rank=4)
+    )
+    trainer = Trainer(
+        model, task, tokenizer, TrainConfig(folder, epochs=1, batch_size=8, learning_rate=1e-3)
+    )
     trainer.fit(rows)
     return trainer, before
 
@@ -37,32 +49,55 @@ def same_answers(trainer, rows):
 @pytest.mark.parametrize("base", ["bert", "gpt2", "llama"])
 def test_a_part_is_trained_and_saved_alone(base, part, request, tmp_path, text_rows):
     trainer, before = train(request.getfixturevalue(base), tmp_path, text_rows, part=part)
-    opened = {"head": (), "last_block": LAST[base], "last_two_blocks": LAST[base] + BEFORE[base], "all": ("",)}[part] + HEAD[base]
+    opened = {
+        "head": (),
+        "last_block": LAST[base],
+        "last_two_blocks": LAST[base] + BEFORE[base],
+        "all": ("",),
+    }[part] + HEAD[base]
     expected = {name for name in before if name.startswith(opened)}
     saved = load_file(tmp_path / "trained_part.safetensors")
     assert set(trainer.parameters) == saved.keys() == expected
     now = dict(trainer.model.named_parameters())
     assert all(torch.equal(saved[name], now[name]) for name in saved)
     assert all(torch.equal(p, before[name]) for name, p in now.items() if name not in expected)
-    assert all(any(name.startswith(start) and not torch.equal(now[name], before[name]) for name in expected) for start in opened)
+    assert all(
+        any(
+            name.startswith(start) and not torch.equal(now[name], before[name]) for name in expected
+        )
+        for start in opened
+    )
     assert not (tmp_path / "adapter_model.safetensors").exists()
     same_answers(trainer, text_rows)
 
 
 def test_a_block_of_a_language_model_is_trained_without_a_head(llama, tmp_path, text_rows):
-    task = Instruction(template="Text: {input}\nAnswer: ", input="text", output="label", labels=("no", "yes"), max_length=64,
-                       max_new_tokens=16)
+    task = Instruction(
+        template="Text: {input}\nAnswer: ",
+        input="text",
+        output="label",
+        labels=("no", "yes"),
+        max_length=64,
+        max_new_tokens=16,
+    )
     trainer, _ = train(llama, tmp_path, text_rows, part="last_block", task=task)
-    assert all(name.startswith(LAST["llama"]) for name in load_file(tmp_path / "trained_part.safetensors"))
+    assert all(
+        name.startswith(LAST["llama"]) for name in load_file(tmp_path / "trained_part.safetensors")
+    )
     same_answers(trainer, text_rows)
-    with pytest.raises(ValueError, match=r"^Instruction has no head of its own; train an adapter or a block\.$"):
+    with pytest.raises(
+        ValueError, match=r"^Instruction has no head of its own; train an adapter or a block\.$"
+    ):
         peftcls.train_only(peftcls.load_base(llama, task)[0], task, "head")
 
 
 def test_a_part_that_there_is_not_is_told(bert):
     task = Classification(labels=("no", "yes"))
     model, _ = peftcls.load_base(bert, task)
-    with pytest.raises(ValueError, match=r"^part='first_block': expected 'head', 'last_block', 'last_two_blocks' or 'all'\.$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^part='first_block': expected 'head', 'last_block', 'last_two_blocks' or 'all'\.$",
+    ):
         peftcls.train_only(model, task, "first_block")
     assert not trained_parameters(model)
 
@@ -77,7 +112,9 @@ def test_a_random_base_is_drawn_again_from_its_seed(base, request, tmp_path, tex
     kept = same_answers(trainer, text_rows)
     assert len({round(answer.probabilities["yes"], 6) for answer in kept}) > 1
     task = trainer.task
-    again, other = (peftcls.load_base(folder, task, pretrained=False, seed=seed)[0] for seed in (3, 4))
+    again, other = (
+        peftcls.load_base(folder, task, pretrained=False, seed=seed)[0] for seed in (3, 4)
+    )
     real, _ = peftcls.load_base(folder, task)
     assert all(torch.equal(p, before[name]) for name, p in again.named_parameters())
     drawn = [name for name, p in before.items() if p.ndim > 1]
@@ -86,8 +123,10 @@ def test_a_random_base_is_drawn_again_from_its_seed(base, request, tmp_path, tex
     facts = json.loads((tmp_path / "a" / "peftcls.json").read_text())["base"]
     assert facts["random_seed"] == 3
     assert len({model.base_facts.fingerprint for model in (again, other, real)}) == 3
-    assert all("lora_" in name or name.startswith(tuple(f"base_model.model.{head}" for head in HEAD[base]))
-               for name in load_file(tmp_path / "a" / "adapter_model.safetensors"))
+    assert all(
+        "lora_" in name or name.startswith(tuple(f"base_model.model.{head}" for head in HEAD[base]))
+        for name in load_file(tmp_path / "a" / "adapter_model.safetensors")
+    )
 
 
 def test_a_part_of_a_random_base_is_loaded_again(bert, tmp_path, text_rows):
@@ -105,6 +144,11 @@ def test_drawing_a_base_leaves_the_random_numbers_of_the_program_alone(bert):
 
 @pytest.mark.parametrize("quantize", ["8bit", "4bit"])
 def test_random_weights_are_not_quantized(bert, quantize):
-    with pytest.raises(ValueError, match=rf"^quantize='{quantize}' with pretrained=False: random weights are a control, in full "
-                                         r"precision\.$"):
-        peftcls.load_base(bert, Classification(labels=("no", "yes")), quantize=quantize, pretrained=False)
+    with pytest.raises(
+        ValueError,
+        match=rf"^quantize='{quantize}' with pretrained=False: random weights are a control, in full "
+        r"precision\.$",
+    ):
+        peftcls.load_base(
+            bert, Classification(labels=("no", "yes")), quantize=quantize, pretrained=False
+        )

@@ -11,13 +11,32 @@ from safetensors.torch import load_file
 
 import peftcls
 from peftcls import Classification
-from peftcls.models.base_model import linear_layers
+from peftcls.models.structure import linear_layers
 
 LINEAR = {"8bit": bnb.nn.Linear8bitLt, "4bit": bnb.nn.Linear4bit}
-NAMES = ["bert", "bert saved as a masked LM", "roberta", "distilbert", "electra", "deberta-v2", "mpnet", "gpt2", "opt",
-         "llama", "qwen2", "gemma", "phi"]
-ROWS = [{"text": f"{text} {n}", "label": label} for n in range(2)
-        for text, label in (("the patient recovered", "yes"), ("stock prices fell after the bank raised rates", "no"))]
+NAMES = [
+    "bert",
+    "bert saved as a masked LM",
+    "roberta",
+    "distilbert",
+    "electra",
+    "deberta-v2",
+    "mpnet",
+    "gpt2",
+    "opt",
+    "llama",
+    "qwen2",
+    "gemma",
+    "phi",
+]
+ROWS = [
+    {"text": f"{text} {n}", "label": label}
+    for n in range(2)
+    for text, label in (
+        ("the patient recovered", "yes"),
+        ("stock prices fell after the bank raised rates", "no"),
+    )
+]
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +51,7 @@ def base_of(tmp_path_factory):
                 tokenizer.eos_token, tokenizer.bos_token = "[SEP]", "[CLS]"
             made[name] = save_base(tmp_path_factory.mktemp("base"), *ARCHITECTURES[name], tokenizer)
         return made[name]
+
     return base
 
 
@@ -42,7 +62,11 @@ def test_a_head_on_a_quantized_base_is_trained_saved_and_loaded(name, quantize, 
     model, tokenizer = peftcls.load_base(base_of(name), task, quantize=quantize)
     linears = linear_layers(model)
     assert linears
-    kinds = {type(model.get_submodule(linear)) for linear in linears if not linear.startswith(tuple(model.base_facts.heads))}
+    kinds = {
+        type(model.get_submodule(linear))
+        for linear in linears
+        if not linear.startswith(tuple(model.base_facts.heads))
+    }
     assert kinds == {LINEAR[quantize]}
 
     model = peftcls.attach_lora(model, task, rank=4)
@@ -50,24 +74,37 @@ def test_a_head_on_a_quantized_base_is_trained_saved_and_loaded(name, quantize, 
     trainer = peftcls.Trainer(model, task, tokenizer, config)
     start = {parameter: p.detach().clone() for parameter, p in trainer.parameters.items()}
     trainer.fit(ROWS)
-    still = [parameter for parameter, p in trainer.parameters.items() if torch.equal(p, start[parameter]) and "lora_A" not in parameter]
+    still = [
+        parameter
+        for parameter, p in trainer.parameters.items()
+        if torch.equal(p, start[parameter]) and "lora_A" not in parameter
+    ]
     assert not still, "as drawn B is zero, so the first step moves all but A"
     assert all(p.dtype == torch.float32 for p in trainer.parameters.values())
 
-    assert [file.name for file in Path(tmp_path).glob("*.safetensors")] == ["adapter_model.safetensors"]
-    assert all(tensor.is_floating_point() for tensor in load_file(tmp_path / "adapter_model.safetensors").values())
+    assert [file.name for file in Path(tmp_path).glob("*.safetensors")] == [
+        "adapter_model.safetensors"
+    ]
+    assert all(
+        tensor.is_floating_point()
+        for tensor in load_file(tmp_path / "adapter_model.safetensors").values()
+    )
     kept, loaded = trainer.predict(ROWS), peftcls.load_predictor(tmp_path)
     assert any(isinstance(module, LINEAR[quantize]) for module in loaded.model.modules())
     for one, other in zip(kept, loaded.predict(ROWS), strict=True):
         assert other.probabilities == pytest.approx(one.probabilities, abs=1e-5)
-    assert len({round(answer.probabilities["yes"], 5) for answer in kept}) > 1, "the text makes no difference, so nothing was compared"
+    assert len({round(answer.probabilities["yes"], 5) for answer in kept}) > 1, (
+        "the text makes no difference, so nothing was compared"
+    )
 
 
 @pytest.mark.parametrize("quantize", LINEAR)
 def test_a_base_whose_layers_cannot_be_quantized_says_so_and_is_not_held_whole(quantize, base_of):
     try:
-        model, _ = peftcls.load_base(base_of("falcon"), Classification(labels=("no", "yes")), quantize=quantize)
+        model, _ = peftcls.load_base(
+            base_of("falcon"), Classification(labels=("no", "yes")), quantize=quantize
+        )
     except ValueError as error:
-        assert f"quantize='{quantize}'" in str(error)  # noqa: PT017
+        assert f"quantize='{quantize}'" in str(error)
     else:
         assert any(isinstance(module, LINEAR[quantize]) for module in model.modules())

@@ -17,71 +17,163 @@ from peftcls import Answer, Classification, ExtractiveQA, Instruction, Regressio
 from peftcls.baselines import baselines
 from peftcls.data.reading import as_dataset
 from peftcls.metrics import calibration_bins, calibration_error
-from peftcls.report import Meter, Run, describe_run, wording, write_report
+from peftcls.report import Meter, Run, wording, write_report
 from peftcls.report.examples import choose_examples, mark_spans
 from peftcls.report.numbers import fingerprint_rows
-from peftcls.report.run import command_line
+from peftcls.training.run_report import command_line, describe_run
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-HISTORY = [{"step": 5, "loss": 0.9}, {"step": 5, "valid_loss": 0.8, "valid_f1_macro": 0.5, "valid_f1": 0.4, "valid_pearson": 0.3},
-           {"step": 10, "loss": 0.4}, {"step": 10, "valid_loss": 0.5, "valid_f1_macro": 0.75, "valid_f1": 0.6, "valid_pearson": 0.5}]
-RUN = Run(base={"name": "demo", "revision": None, "fingerprint": "ab" * 32, "quantize": None, "dtype": "float32"}, method="lora",
-          adapter={"r": 8}, parts=[{"part": "adapter", "trained": True, "tensors": 4, "parameters": 12345, "bytes": 49380}],
-          settings={"epochs": 2, "monitor": None}, history=HISTORY, best_step=10, seconds={"the whole run": 75.25},
-          peak_bytes={"memory of the process": 1_234_567_890}, joules=321.5, versions={"torch": "2.13.0"}, device="a processor",
-          command="python recipes/x.py --epochs 2")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+HISTORY = [
+    {"step": 5, "loss": 0.9},
+    {"step": 5, "valid_loss": 0.8, "valid_f1_macro": 0.5, "valid_f1": 0.4, "valid_pearson": 0.3},
+    {"step": 10, "loss": 0.4},
+    {"step": 10, "valid_loss": 0.5, "valid_f1_macro": 0.75, "valid_f1": 0.6, "valid_pearson": 0.5},
+]
+RUN = Run(
+    base={
+        "name": "demo",
+        "revision": None,
+        "fingerprint": "ab" * 32,
+        "quantize": None,
+        "dtype": "float32",
+    },
+    method="lora",
+    adapter={"r": 8},
+    parts=[{"part": "adapter", "trained": True, "tensors": 4, "parameters": 12345, "bytes": 49380}],
+    settings={"epochs": 2, "monitor": None},
+    history=HISTORY,
+    best_step=10,
+    seconds={"the whole run": 75.25},
+    peak_bytes={"memory of the process": 1_234_567_890},
+    joules=321.5,
+    versions={"torch": "2.13.0"},
+    device="a processor",
+    command="python recipes/x.py --epochs 2",
+)
 SMALL = Classification(labels=("ham", "spam"))
 
 
 def labelled(labels, task=SMALL, name="test.csv"):
-    return as_dataset([{"text": f"message {n} about {label} and more", task.label: label} for n, label in enumerate(labels)], name)
+    return as_dataset(
+        [
+            {"text": f"message {n} about {label} and more", task.label: label}
+            for n, label in enumerate(labels)
+        ],
+        name,
+    )
 
 
 def sure_of(label, p=0.9, labels=("ham", "spam")):
-    return Answer(label=label, probabilities={name: p if name == label else (1 - p) / (len(labels) - 1) for name in labels})
+    return Answer(
+        label=label,
+        probabilities={
+            name: p if name == label else (1 - p) / (len(labels) - 1) for name in labels
+        },
+    )
 
 
 def one_label():
     test = labelled(["ham", "spam"] * 6)
-    answers = [sure_of(label, 0.6 + 0.03 * n) for n, label in enumerate(["ham", "spam"] * 4 + ["spam", "spam", "ham", "ham"])]
+    answers = [
+        sure_of(label, 0.6 + 0.03 * n)
+        for n, label in enumerate(["ham", "spam"] * 4 + ["spam", "spam", "ham", "ham"])
+    ]
     return SMALL, labelled(["ham", "spam"] * 8, name="train.csv"), test, answers
 
 
 def several_labels():
     task = Classification(label="topics", labels=("a", "b", "c"), multi_label=True)
-    rows = [{"text": f"text {n} of {' '.join(names)}", "topics": list(names)}
-            for n, names in enumerate(["a", "ab", "c", "bc", "", "abc"] * 2)]
-    answers = [Answer(labels=("a",), probabilities={"a": 0.9, "b": 0.1 + n / 30, "c": 0.2}) for n in range(12)]
+    rows = [
+        {"text": f"text {n} of {' '.join(names)}", "topics": list(names)}
+        for n, names in enumerate(["a", "ab", "c", "bc", "", "abc"] * 2)
+    ]
+    answers = [
+        Answer(labels=("a",), probabilities={"a": 0.9, "b": 0.1 + n / 30, "c": 0.2})
+        for n in range(12)
+    ]
     return task, as_dataset(rows, "train.jsonl"), as_dataset(rows, "test.jsonl"), answers
 
 
 def numbers():
-    rows = as_dataset([{"text": f"a text of size {n}", "score": n / 2} for n in range(12)], "scores.csv")
-    return Regression(mean=3.0, deviation=2.0), rows, rows, [Answer(value=n / 2 + (3.0 if n == 7 else 0.1)) for n in range(12)]
+    rows = as_dataset(
+        [{"text": f"a text of size {n}", "score": n / 2} for n in range(12)], "scores.csv"
+    )
+    return (
+        Regression(mean=3.0, deviation=2.0),
+        rows,
+        rows,
+        [Answer(value=n / 2 + (3.0 if n == 7 else 0.1)) for n in range(12)],
+    )
 
 
 def spans():
     context = "The clinic opens at eight. Feet should be checked every day, and shoes once a week."
-    rows = as_dataset([{"question": f"When? {n}", "context": context, "answers": {"text": ["every day"], "answer_start": [46]}}
-                       for n in range(4)], "pages.json")
-    found = [Answer(text=text, start=context.index(text), end=context.index(text) + len(text), probability=p)
-             for text, p in (("every day", 0.9), ("at eight", 0.8), ("checked every", 0.7))]
-    return ExtractiveQA(unanswerable=True), rows, rows, [*found, Answer(text="", probability=0.6, null_probability=0.6)]
+    rows = as_dataset(
+        [
+            {
+                "question": f"When? {n}",
+                "context": context,
+                "answers": {"text": ["every day"], "answer_start": [46]},
+            }
+            for n in range(4)
+        ],
+        "pages.json",
+    )
+    found = [
+        Answer(
+            text=text, start=context.index(text), end=context.index(text) + len(text), probability=p
+        )
+        for text, p in (("every day", 0.9), ("at eight", 0.8), ("checked every", 0.7))
+    ]
+    return (
+        ExtractiveQA(unanswerable=True),
+        rows,
+        rows,
+        [*found, Answer(text="", probability=0.6, null_probability=0.6)],
+    )
 
 
 def keywords():
     task = Instruction(template="{input}: ", input="text", output="Keywords", separator=";")
-    rows = as_dataset([{"text": f"the drug helped the patient {n}", "Keywords": "drug; patient; trial"} for n in range(6)], "papers.csv")
+    rows = as_dataset(
+        [
+            {"text": f"the drug helped the patient {n}", "Keywords": "drug; patient; trial"}
+            for n in range(6)
+        ],
+        "papers.csv",
+    )
     given = [("Drug", "patient", "trial")] * 3 + [("drug", "bank"), ("bank",), ()]
-    return task, rows, rows, [Answer(text="; ".join(names), labels=names, usable=bool(names)) for names in given]
+    return (
+        task,
+        rows,
+        rows,
+        [Answer(text="; ".join(names), labels=names, usable=bool(names)) for names in given],
+    )
 
 
 def free_text():
-    rows = as_dataset([{"instruction": "Say it.", "input": f"word {n}", "output": f"word {n}"} for n in range(4)], "said.jsonl")
-    return Instruction(), rows, rows, [Answer(text="word 0"), Answer(text="word 1"), Answer(text="nothing"), Answer(text="", usable=False)]
+    rows = as_dataset(
+        [{"instruction": "Say it.", "input": f"word {n}", "output": f"word {n}"} for n in range(4)],
+        "said.jsonl",
+    )
+    return (
+        Instruction(),
+        rows,
+        rows,
+        [
+            Answer(text="word 0"),
+            Answer(text="word 1"),
+            Answer(text="nothing"),
+            Answer(text="", usable=False),
+        ],
+    )
 
 
-CASES = {case.__name__: case for case in (one_label, several_labels, numbers, spans, keywords, free_text)}
+CASES = {
+    case.__name__: case for case in (one_label, several_labels, numbers, spans, keywords, free_text)
+}
 
 
 class Page(HTMLParser):
@@ -123,10 +215,26 @@ def report(tmp_path_factory):
     def written(case):
         task, train, test, answers = CASES[case]()
         folder = tmp_path_factory.mktemp(case)
-        path = write_report(folder, task=task, train=train, valid=test, test=test, answers=answers, systems=baselines(task, train, test),
-                            run=RUN, title=f"A report of {case}", resamples=20)
+        path = write_report(
+            folder,
+            task=task,
+            train=train,
+            valid=test,
+            test=test,
+            answers=answers,
+            systems=baselines(task, train, test),
+            run=RUN,
+            title=f"A report of {case}",
+            resamples=20,
+        )
         text = path.read_text(encoding="utf-8")
-        return folder, text, Page(text), json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        return (
+            folder,
+            text,
+            Page(text),
+            json.loads((folder / "metrics.json").read_text(encoding="utf-8")),
+        )
+
     return written
 
 
@@ -144,9 +252,17 @@ def test_every_number_of_the_page_is_in_metrics_json(case, report):
     _, _, page, found = report(case)
     known = {str(value) for value in flat(found) if isinstance(value, int | float)}
     assert len(page.data) > 20
-    writers = [functools.partial(wording.write_score, name="f1"), functools.partial(wording.write_score, name="loss"),
-               functools.partial(wording.write_difference, name="f1"), functools.partial(wording.write_difference, name="loss"),
-               wording.write_share, wording.write_plain, wording.write_count, wording.write_bytes, wording.write_seconds]
+    writers = [
+        functools.partial(wording.write_score, name="f1"),
+        functools.partial(wording.write_score, name="loss"),
+        functools.partial(wording.write_difference, name="f1"),
+        functools.partial(wording.write_difference, name="loss"),
+        wording.write_share,
+        wording.write_plain,
+        wording.write_count,
+        wording.write_bytes,
+        wording.write_seconds,
+    ]
     for value, shown in page.data:
         assert value in known, (value, shown)
         number = float(value) if "." in value or "e" in value else int(value)
@@ -158,11 +274,17 @@ def test_the_scores_are_those_of_the_task_and_stand_beside_the_baselines(case, r
     _, _, page, found = report(case)
     task, train, test, answers = CASES[case]()
     own = found["systems"]["this run"]
-    assert {name: value for name, (value, _, _) in own.items()} == pytest.approx(task.score(answers, test))
+    assert {name: value for name, (value, _, _) in own.items()} == pytest.approx(
+        task.score(answers, test)
+    )
     assert all(low <= value + 1e-9 and value <= high + 1e-9 for value, low, high in own.values())
     assert list(found["systems"]) == ["this run", *baselines(task, train, test)]
     assert all(name in page.text for name in found["systems"])
-    assert found["rows"]["test"] == {"source": found["rows"]["test"]["source"], "rows": len(test), "fingerprint": fingerprint_rows(test)}
+    assert found["rows"]["test"] == {
+        "source": found["rows"]["test"]["source"],
+        "rows": len(test),
+        "fingerprint": fingerprint_rows(test),
+    }
     assert "python recipes/x.py --epochs 2" in page.text
     assert "1 min 15 s" in page.text
 
@@ -174,8 +296,11 @@ def test_the_page_is_one_file_without_network_or_script(case, report):
     assert not page.all("iframe")
     assert not re.search(r"https?:|//[a-z]|@import|\son[a-z]+=", text)
     assert all("src" not in attributes for _, attributes in page.tags)
-    assert all(re.match(r"#|data:|figures/[a-z]+\.png$|metrics\.json$", attributes["href"]) for _, attributes in page.tags
-               if "href" in attributes)
+    assert all(
+        re.match(r"#|data:|figures/[a-z]+\.png$|metrics\.json$", attributes["href"])
+        for _, attributes in page.tags
+        if "href" in attributes
+    )
     assert not re.findall(r"url\((?!#)", text)
 
 
@@ -183,7 +308,9 @@ def test_the_page_is_one_file_without_network_or_script(case, report):
 def test_the_page_has_what_assistive_programs_need(case, report):
     _, _, page, _ = report(case)
     assert page.all("html") == [{"lang": "en"}]
-    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all(
+        "meta"
+    )
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
@@ -199,11 +326,16 @@ def test_the_page_has_what_assistive_programs_need(case, report):
 @pytest.mark.parametrize("case", CASES)
 def test_figures_are_in_the_page_and_beside_it_for_light_and_dark(case, report):
     folder, text, page, _ = report(case)
-    names = {a["href"].removeprefix("figures/") for a in page.all("a") if a["href"].endswith(".png")}
+    names = {
+        a["href"].removeprefix("figures/") for a in page.all("a") if a["href"].endswith(".png")
+    }
     assert names == {path.name for path in (folder / "figures").iterdir()}
     expected = {"systems.png", "lengths.png", "loss.png"} | {
-        "one_label": {"reliability.png", "confusion.png", "validation.png"}, "several_labels": {"reliability.png", "validation.png"},
-        "numbers": {"scatter.png", "validation.png"}, "free_text": set()}.get(case, {"validation.png"})
+        "one_label": {"reliability.png", "confusion.png", "validation.png"},
+        "several_labels": {"reliability.png", "validation.png"},
+        "numbers": {"scatter.png", "validation.png"},
+        "free_text": set(),
+    }.get(case, {"validation.png"})
     assert names == expected
     for path in (folder / "figures").iterdir():
         with Image.open(path) as image:
@@ -241,9 +373,14 @@ def test_both_colour_schemes_can_be_read(report):
 
 def test_errors_are_shown_surest_first_and_labels_that_two_systems_doubt(report):
     task, _, test, answers = CASES["one_label"]()
-    second = [sure_of("spam") if n in (8, 3) else sure_of(label) for n, label in enumerate(["ham", "spam"] * 6)]
+    second = [
+        sure_of("spam") if n in (8, 3) else sure_of(label)
+        for n, label in enumerate(["ham", "spam"] * 6)
+    ]
     constant = [sure_of("spam")] * 12
-    errors, doubts = choose_examples(task, test, {"this run": answers, "second": second, "always": constant})
+    errors, doubts = choose_examples(
+        task, test, {"this run": answers, "second": second, "always": constant}
+    )
     assert [(e.row, round(e.number, 2)) for e in errors.examples] == [(12, 0.93), (9, 0.84)]
     assert [(e.row, round(e.number, 2)) for e in doubts.examples] == [(9, 0.16)]
     said = {fact.term: fact.values for fact in doubts.examples[0].facts}
@@ -256,7 +393,11 @@ def test_errors_are_shown_surest_first_and_labels_that_two_systems_doubt(report)
 
 def test_a_row_without_an_answer_is_no_confident_error():
     test = labelled(["ham", "spam", "ham"])
-    answers = [Answer(label=None, probabilities={"ham": 0.45, "spam": 0.55}), sure_of("spam"), sure_of("spam")]
+    answers = [
+        Answer(label=None, probabilities={"ham": 0.45, "spam": 0.55}),
+        sure_of("spam"),
+        sure_of("spam"),
+    ]
     errors, doubts = choose_examples(SMALL, test, {"this run": answers})
     assert [e.row for e in errors.examples] == [3]
     assert [e.row for e in doubts.examples] == [3, 1]
@@ -264,8 +405,15 @@ def test_a_row_without_an_answer_is_no_confident_error():
 
 def test_labels_have_their_tables(report):
     _, _, page, found = report("one_label")
-    assert found["confusion"] == {"right": ["ham", "spam"], "given": ["ham", "spam"], "rows": [[5, 1], [1, 5]]}
-    assert [(row["label"], row["rows"], row["training rows"]) for row in found["labels"]] == [("ham", 6, 8), ("spam", 6, 8)]
+    assert found["confusion"] == {
+        "right": ["ham", "spam"],
+        "given": ["ham", "spam"],
+        "rows": [[5, 1], [1, 5]],
+    }
+    assert [(row["label"], row["rows"], row["training rows"]) for row in found["labels"]] == [
+        ("ham", 6, 8),
+        ("spam", 6, 8),
+    ]
     assert "Commonest confusions" in page.text
     _, _, page, found = report("several_labels")
     assert found["confusion"] is None
@@ -288,15 +436,25 @@ def test_keywords_are_found_missed_and_invented(report):
     groups = report("keywords")[3]["examples"]
     assert groups[0]["found"] == 3
     assert [e["row"] for e in groups[0]["examples"]][:3] == [5, 6, 4]
-    assert groups[0]["examples"][2] == {"row": 4, "number": pytest.approx(0.4), "found": ["drug"], "missed": ["patient", "trial"],
-                                        "invented": ["bank"]}
+    assert groups[0]["examples"][2] == {
+        "row": 4,
+        "number": pytest.approx(0.4),
+        "found": ["drug"],
+        "missed": ["patient", "trial"],
+        "invented": ["bank"],
+    }
     assert groups[0]["examples"][3]["missed"] == []
 
 
 def test_numbers_have_their_scatter_and_their_farthest_rows(report):
     _, _, page, found = report("numbers")
     assert found["points"][7] == [3.5, 6.5]
-    assert found["examples"][0]["examples"][0] == {"row": 8, "number": pytest.approx(3.0), "target": ["3.5"], "predicted": ["6.5"]}
+    assert found["examples"][0]["examples"][0] == {
+        "row": 8,
+        "number": pytest.approx(3.0),
+        "target": ["3.5"],
+        "predicted": ["6.5"],
+    }
     assert "Predicted against target" in page.text
 
 
@@ -304,7 +462,10 @@ def test_spans_are_marked_in_their_text(report):
     _, text, page, found = report("spans")
     assert '<mark class="gold">every day</mark>' in text
     assert '<mark class="given">at eight</mark>' in text
-    assert '<mark class="given">checked </mark><mark class="both">every</mark><mark class="gold"> day</mark>' in text
+    assert (
+        '<mark class="given">checked </mark><mark class="both">every</mark><mark class="gold"> day</mark>'
+        in text
+    )
     assert [e["row"] for e in found["examples"][0]["examples"]] == [2, 4, 3]
     assert "When? 1" in page.text
 
@@ -323,15 +484,34 @@ def test_marked_pieces_are_the_text_and_what_is_far_from_them_is_cut():
     assert mark_spans("nothing here", [], []) == (("nothing here", ""),)
 
 
-@pytest.mark.parametrize(("rights", "verdict", "words"), [
-    ((30, 20), "ahead", "Ahead of every other system"), ((20, 20), "level", "Level with the best other system"),
-    ((20, 30), "behind", "Behind the best other system")])
-def test_the_verdict_is_the_paired_interval_against_the_best_other(rights, verdict, words, tmp_path):
+@pytest.mark.parametrize(
+    ("rights", "verdict", "words"),
+    [
+        ((30, 20), "ahead", "Ahead of every other system"),
+        ((20, 20), "level", "Level with the best other system"),
+        ((20, 30), "behind", "Behind the best other system"),
+    ],
+)
+def test_the_verdict_is_the_paired_interval_against_the_best_other(
+    rights, verdict, words, tmp_path
+):
     test = labelled(["ham", "spam"] * 20)
-    own, other = ([sure_of(label if n < right else ("ham", "spam")[label == "ham"]) for n, label in enumerate(["ham", "spam"] * 20)]
-                  for right in rights)
-    path = write_report(tmp_path, task=SMALL, train=test, test=test, answers=own, systems={"poor": [sure_of("ham")] * 40, "other": other},
-                        resamples=60)
+    own, other = (
+        [
+            sure_of(label if n < right else ("ham", "spam")[label == "ham"])
+            for n, label in enumerate(["ham", "spam"] * 20)
+        ]
+        for right in rights
+    )
+    path = write_report(
+        tmp_path,
+        task=SMALL,
+        train=test,
+        test=test,
+        answers=own,
+        systems={"poor": [sure_of("ham")] * 40, "other": other},
+        resamples=60,
+    )
     headline = json.loads((tmp_path / "metrics.json").read_text())["headline"]
     assert (headline["verdict"], headline["against"]) == (verdict, "other")
     assert headline["from"] <= headline["difference"] <= headline["to"]
@@ -346,8 +526,17 @@ def test_texts_labels_and_names_are_escaped(tmp_path):
     task = Classification(labels=(evil, "$x_^{", "plain"), label="label")
     test = labelled([evil, "$x_^{", "plain"] * 2, task, name=evil)
     answers = [sure_of(label, labels=task.labels) for label in ["plain", evil, "plain"] * 2]
-    path = write_report(tmp_path / "out", task=task, train=test, test=test, answers=answers, title=evil,
-                        systems={evil + "\a\n": answers[::-1]}, run=Run(command=evil, history=HISTORY), resamples=20)
+    path = write_report(
+        tmp_path / "out",
+        task=task,
+        train=test,
+        test=test,
+        answers=answers,
+        title=evil,
+        systems={evil + "\a\n": answers[::-1]},
+        run=Run(command=evil, history=HISTORY),
+        resamples=20,
+    )
     text = path.read_text(encoding="utf-8")
     page = Page(text)
     assert not page.all("script")
@@ -361,7 +550,11 @@ def test_many_labels_have_a_list_of_confusions_instead_of_a_table(tmp_path):
     task = Classification(labels=names)
     test = labelled(list(names) * 2, task)
     answers = [sure_of(names[(n + (n % 5 == 0)) % 45], labels=names) for n in range(90)]
-    page = Page(write_report(tmp_path, task=task, train=test, test=test, answers=answers, resamples=10).read_text())
+    page = Page(
+        write_report(
+            tmp_path, task=task, train=test, test=test, answers=answers, resamples=10
+        ).read_text()
+    )
     assert "Who was taken for whom" not in page.text
     assert "Commonest confusions" in page.text
     assert not (tmp_path / "figures" / "confusion.png").exists()
@@ -370,8 +563,14 @@ def test_many_labels_have_a_list_of_confusions_instead_of_a_table(tmp_path):
 def test_numbers_that_are_not_finite_and_a_single_row_have_a_report(tmp_path):
     rows = as_dataset([{"text": "a", "score": 1.0}])
     task = Regression(mean=0.0, deviation=1.0)
-    write_report(tmp_path, task=task, train=rows, test=rows, answers=[Answer(value=2.0)],
-                 run=Run(history=[{"step": 1, "loss": float("nan")}]))
+    write_report(
+        tmp_path,
+        task=task,
+        train=rows,
+        test=rows,
+        answers=[Answer(value=2.0)],
+        run=Run(history=[{"step": 1, "loss": float("nan")}]),
+    )
     found = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
     assert found["run"]["history"] == [{"step": 1, "loss": None}]
     assert found["points"] == [[1.0, 2.0]]
@@ -384,24 +583,53 @@ def test_a_second_report_replaces_the_first_wholly(tmp_path):
     for case in ("one_label", "free_text"):
         task, train, test, answers = CASES[case]()
         write_report(tmp_path, task=task, train=train, test=test, answers=answers, resamples=10)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "metrics.json", "report.html"]
-    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["lengths.png", "systems.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "figures",
+        "metrics.json",
+        "report.html",
+    ]
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
+        "lengths.png",
+        "systems.png",
+    ]
     assert json.loads((tmp_path / "metrics.json").read_text())["task"]["name"] == "Instruction"
 
 
 def test_nothing_is_written_where_answers_do_not_fit(tmp_path):
     task, train, test, answers = CASES["one_label"]()
-    with pytest.raises(ValueError, match=r"^there are 11 answers and 12 rows, expected one answer a row\.$"):
+    with pytest.raises(
+        ValueError, match=r"^there are 11 answers and 12 rows, expected one answer a row\.$"
+    ):
         write_report(tmp_path / "out", task=task, train=train, test=test, answers=answers[1:])
-    with pytest.raises(ValueError, match="systems has the name 'this run', which is the run's own; give the other system another name"):
-        write_report(tmp_path / "out", task=task, train=train, test=test, answers=answers, systems={"this run": answers})
+    with pytest.raises(
+        ValueError,
+        match="systems has the name 'this run', which is the run's own; give the other system another name",
+    ):
+        write_report(
+            tmp_path / "out",
+            task=task,
+            train=train,
+            test=test,
+            answers=answers,
+            systems={"this run": answers},
+        )
     assert not (tmp_path / "out").exists()
 
 
 def test_the_same_run_has_the_same_report(report, tmp_path):
     task, train, test, answers = CASES["one_label"]()
-    path = write_report(tmp_path, task=task, train=train, valid=test, test=test, answers=answers, systems=baselines(task, train, test),
-                        run=RUN, title="A report of one_label", resamples=20)
+    path = write_report(
+        tmp_path,
+        task=task,
+        train=train,
+        valid=test,
+        test=test,
+        answers=answers,
+        systems=baselines(task, train, test),
+        run=RUN,
+        title="A report of one_label",
+        resamples=20,
+    )
     assert path.read_text(encoding="utf-8") == report("one_label")[1]
 
 
@@ -409,24 +637,46 @@ def test_an_adapter_folder_holds_its_report_and_loads_as_before(bert, tmp_path, 
     rows = as_dataset(text_rows, "rows")
     task = Classification(max_length=64).learn(rows)
     model, tokenizer = peftcls.load_base(bert, task)
-    trainer = peftcls.Trainer(peftcls.attach_lora(model, task, rank=4), task, tokenizer,
-                              peftcls.TrainConfig(tmp_path, epochs=1, batch_size=8, log_every=1))
+    trainer = peftcls.Trainer(
+        peftcls.attach_lora(model, task, rank=4),
+        task,
+        tokenizer,
+        peftcls.TrainConfig(tmp_path, epochs=1, batch_size=8, log_every=1),
+    )
     trainer.fit(rows, rows)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     answers, meter = trainer.predict(rows), Meter()
-    write_report(tmp_path, task=task, train=rows, valid=rows, test=rows, answers=answers, resamples=20,
-                 run=describe_run(trainer, meter, seconds={"x": 2.0}), count_tokens=lambda text: len(tokenizer(text)["input_ids"]))
+    write_report(
+        tmp_path,
+        task=task,
+        train=rows,
+        valid=rows,
+        test=rows,
+        answers=answers,
+        resamples=20,
+        run=describe_run(trainer, meter, seconds={"x": 2.0}),
+        count_tokens=lambda text: len(tokenizer(text)["input_ids"]),
+    )
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
     assert peftcls.load_predictor(tmp_path).predict(rows) == answers
     found = json.loads((tmp_path / "metrics.json").read_text())
     parts = {part["part"]: part for part in found["run"]["parts"]}
-    assert parts["adapter"]["parameters"] == sum(p.numel() for n, p in model.named_parameters() if ".lora_" in n)
+    assert parts["adapter"]["parameters"] == sum(
+        p.numel() for n, p in model.named_parameters() if ".lora_" in n
+    )
     assert [e["step"] for e in found["run"]["history"]] == [1, 2, 2]
-    assert (found["run"]["method"], found["run"]["adapter"]["r"], found["run"]["settings"]["batch_size"]) == ("lora", 4, 8)
+    assert (
+        found["run"]["method"],
+        found["run"]["adapter"]["r"],
+        found["run"]["settings"]["batch_size"],
+    ) == ("lora", 4, 8)
     assert found["run"]["peak_bytes"]["memory of the process"] > 1e8
     assert found["lengths"]["unit"] == "tokens"
     assert found["lengths"]["limit"] == 64
-    assert "the best step, so the run's scores are a little kind" in Page((tmp_path / "report.html").read_text()).text
+    assert (
+        "the best step, so the run's scores are a little kind"
+        in Page((tmp_path / "report.html").read_text()).text
+    )
 
 
 # The parts
@@ -443,7 +693,9 @@ def test_bins_and_their_error_agree():
 
 def test_a_fingerprint_is_of_the_content_alone(write):
     one = peftcls.read_rows(write("a.csv", "text,label\nx,1\ny,2\n"))
-    two = peftcls.read_rows(write("b.jsonl", '{"label": "1", "text": "x"}\n{"label": "2", "text": "y"}\n'))
+    two = peftcls.read_rows(
+        write("b.jsonl", '{"label": "1", "text": "x"}\n{"label": "2", "text": "y"}\n')
+    )
     assert fingerprint_rows(one) == fingerprint_rows(two)
     assert fingerprint_rows(one) != fingerprint_rows(one.select([1, 0]))
 
@@ -464,24 +716,44 @@ def test_energy_is_told_where_the_counters_can_be_read(tmp_path):
     assert meter.joules() == pytest.approx(1_000_000.5)
     counters(0, 1)
     meter = Meter(tmp_path)
-    assert meter.joules() is None, "a counter of one microjoule may have gone round any number of times"
+    assert meter.joules() is None, (
+        "a counter of one microjoule may have gone round any number of times"
+    )
 
 
-@pytest.mark.parametrize(("processes", "precision", "device", "command"), [
-    (1, "no", "cpu", "python"), (2, "no", "cpu", "torchrun --nproc-per-node 2"), (1, "no", "cuda", "python"),
-    (1, "bf16", "cpu", "ACCELERATE_MIXED_PRECISION=bf16 python"),
-    (4, "bf16", "cuda", "accelerate launch --num_processes 4 --mixed_precision bf16")])
+@pytest.mark.parametrize(
+    ("processes", "precision", "device", "command"),
+    [
+        (1, "no", "cpu", "python"),
+        (2, "no", "cpu", "torchrun --nproc-per-node 2"),
+        (1, "no", "cuda", "python"),
+        (1, "bf16", "cpu", "ACCELERATE_MIXED_PRECISION=bf16 python"),
+        (4, "bf16", "cuda", "accelerate launch --num_processes 4 --mixed_precision bf16"),
+    ],
+)
 def test_the_command_starts_the_program_again(processes, precision, device, command, monkeypatch):
     monkeypatch.setattr("sys.argv", ["gone/x.py", "--train", "a b.csv"])
     assert command_line(processes, precision, device) == f"{command} gone/x.py --train 'a b.csv'"
 
 
-@pytest.mark.parametrize(("written", "expected"), [
-    (wording.write_share(0.99996), ">99.9"), (wording.write_share(0.0001), "<0.1"), (wording.write_share(1.0), "100.0"),
-    (wording.write_difference(-0.0512, "f1"), "−5.1"), (wording.write_difference(0.05, "pearson"), "+0.050"),
-    (wording.write_count(1234567), "1\u202f234\u202f567"), (wording.write_bytes(999), "999 B"), (wording.write_bytes(2_500_000), "2.5 MB"),
-    (wording.write_seconds(59.94), "59.9 s"), (wording.write_seconds(3725), "1 h 02 min"), (wording.write_list("abc"), "a, b and c"),
-    (wording.score_title("f1_at_5"), "F1 at 5"), (wording.score_title("odd_score"), "odd score")])
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (wording.write_share(0.99996), ">99.9"),
+        (wording.write_share(0.0001), "<0.1"),
+        (wording.write_share(1.0), "100.0"),
+        (wording.write_difference(-0.0512, "f1"), "−5.1"),
+        (wording.write_difference(0.05, "pearson"), "+0.050"),
+        (wording.write_count(1234567), "1\u202f234\u202f567"),
+        (wording.write_bytes(999), "999 B"),
+        (wording.write_bytes(2_500_000), "2.5 MB"),
+        (wording.write_seconds(59.94), "59.9 s"),
+        (wording.write_seconds(3725), "1 h 02 min"),
+        (wording.write_list("abc"), "a, b and c"),
+        (wording.score_title("f1_at_5"), "F1 at 5"),
+        (wording.score_title("odd_score"), "odd score"),
+    ],
+)
 def test_numbers_are_written_for_people(written, expected):
     assert written == expected
 
@@ -489,12 +761,32 @@ def test_numbers_are_written_for_people(written, expected):
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 @pytest.mark.parametrize("width", [360, 1280])
 def test_a_browser_needs_no_sideways_scrolling(width, report, tmp_path):
-    frames = "".join(f'<iframe width="{width}" height="800" srcdoc="{html.escape(report(case)[1])}"></iframe>' for case in CASES)
-    measure = ("onload = () => document.title = [...document.querySelectorAll('iframe')]"
-               ".map(f => f.contentDocument.documentElement.scrollWidth).join(' ')")
-    (tmp_path / "frames.html").write_text(f"<title></title>{frames}<script>{measure}</script>", encoding="utf-8")
-    ended = subprocess.run([CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-                            "--dump-dom", (tmp_path / "frames.html").as_uri()], capture_output=True, text=True, timeout=120, check=False)
+    frames = "".join(
+        f'<iframe width="{width}" height="800" srcdoc="{html.escape(report(case)[1])}"></iframe>'
+        for case in CASES
+    )
+    measure = (
+        "onload = () => document.title = [...document.querySelectorAll('iframe')]"
+        ".map(f => f.contentDocument.documentElement.scrollWidth).join(' ')"
+    )
+    (tmp_path / "frames.html").write_text(
+        f"<title></title>{frames}<script>{measure}</script>", encoding="utf-8"
+    )
+    ended = subprocess.run(
+        [
+            CHROMIUM,
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--dump-dom",
+            (tmp_path / "frames.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     widths = [int(w) for w in re.search(r"<title>([\d ]+)</title>", ended.stdout)[1].split()]
     assert len(widths) == len(CASES)
     assert max(widths) <= width

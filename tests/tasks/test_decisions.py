@@ -16,8 +16,9 @@ from peftcls.tasks.decisions import COOLEST, HOTTEST
 
 LABELS = ("a", "b", "c")
 HEATED = 4.0  # the made answers are this many times too sure
-logit_tables = st.lists(st.lists(st.floats(-8, 8), min_size=3, max_size=3), min_size=1, max_size=6).map(
-    lambda rows: torch.tensor(rows, dtype=torch.float64))
+logit_tables = st.lists(
+    st.lists(st.floats(-8, 8), min_size=3, max_size=3), min_size=1, max_size=6
+).map(lambda rows: torch.tensor(rows, dtype=torch.float64))
 temperatures = st.floats(0.1, 10)
 
 
@@ -42,7 +43,10 @@ def made_sets(rows, *, seed):
     random = np.random.default_rng(seed)
     truth = random.normal(size=(rows, 3)) * 1.5
     present = random.random((rows, 3)) < 1 / (1 + np.exp(-(truth - np.array([3.0, 0.0, 4.0]))))
-    return torch.tensor(truth), [{"text": "x", "label": [name for name, yes in zip(LABELS, row, strict=True) if yes]} for row in present]
+    return torch.tensor(truth), [
+        {"text": "x", "label": [name for name, yes in zip(LABELS, row, strict=True) if yes]}
+        for row in present
+    ]
 
 
 # Temperature
@@ -50,9 +54,13 @@ def made_sets(rows, *, seed):
 
 def test_the_temperature_divides_logits_in_an_example_worked_out_by_hand():
     warm = Decisions(temperature=2.0)
-    assert warm.one_of(torch.tensor([[2 * math.log(3), 0.0]])).tolist() == [pytest.approx([0.75, 0.25])]
+    assert warm.one_of(torch.tensor([[2 * math.log(3), 0.0]])).tolist() == [
+        pytest.approx([0.75, 0.25])
+    ]
     assert warm.one_of(torch.tensor([[0.9, 0.1]]).log()).tolist() == [pytest.approx([0.75, 0.25])]
-    assert warm.any_of(torch.tensor([[2 * math.log(3), 0.0]])).tolist() == [pytest.approx([0.75, 0.5])]
+    assert warm.any_of(torch.tensor([[2 * math.log(3), 0.0]])).tolist() == [
+        pytest.approx([0.75, 0.5])
+    ]
 
 
 @given(logit_tables, temperatures)
@@ -72,9 +80,13 @@ def test_a_heads_probabilities_are_those_of_divided_log_probabilities(loss, bert
     model, tokenizer = peftcls.load_base(bert, plain)
     model.classifier.weight.data *= 10
     text = ["the patient recovered"]
-    (before,), (after,) = (peftcls.Predictor(model, task, tokenizer).predict(text) for task in (plain, warm))
-    powers = [p ** 5 for p in before.probabilities.values()]
-    assert list(after.probabilities.values()) == pytest.approx([power / sum(powers) for power in powers])
+    (before,), (after,) = (
+        peftcls.Predictor(model, task, tokenizer).predict(text) for task in (plain, warm)
+    )
+    powers = [p**5 for p in before.probabilities.values()]
+    assert list(after.probabilities.values()) == pytest.approx(
+        [power / sum(powers) for power in powers]
+    )
     assert max(powers) / sum(powers) > max(before.probabilities.values()) + 0.01
 
 
@@ -99,7 +111,9 @@ def test_fitting_again_changes_nothing(seed, heat, several):
     once = task.calibrated(answers_of(task, logits), rows)
     twice = once.calibrated(answers_of(once, logits), rows)
     assert twice.decisions.temperature == pytest.approx(once.decisions.temperature, rel=1e-3)
-    assert (twice.decisions.thresholds or {}) == pytest.approx(once.decisions.thresholds or {}, rel=1e-2)
+    assert (twice.decisions.thresholds or {}) == pytest.approx(
+        once.decisions.thresholds or {}, rel=1e-2
+    )
 
 
 @pytest.mark.parametrize("right", [True, False])
@@ -130,13 +144,18 @@ def test_fitted_thresholds_beat_one_half_on_rows_that_they_were_not_fitted_on():
     before, after = (t.score(answers_of(t, held), held_rows) for t in (task, fitted))
     assert after["f1_macro"] > before["f1_macro"] + 0.05
     thresholds = fitted.decisions.thresholds
-    assert thresholds["c"] > thresholds["a"] > thresholds["b"], "the rarer, the higher: the logits know nothing of it"
+    assert thresholds["c"] > thresholds["a"] > thresholds["b"], (
+        "the rarer, the higher: the logits know nothing of it"
+    )
 
 
 def test_a_label_with_too_few_rows_keeps_one_half():
     task = Classification(labels=LABELS, multi_label=True)
     rows = [{"text": "x", "label": ["a"] * (n < 4) + ["b"] * (n % 2)} for n in range(40)]
-    answers = [Answer(labels=(), probabilities={"a": 0.9 - n / 100, "b": 0.3 + n % 2 / 10, "c": 0.1}) for n in range(40)]
+    answers = [
+        Answer(labels=(), probabilities={"a": 0.9 - n / 100, "b": 0.3 + n % 2 / 10, "c": 0.1})
+        for n in range(40)
+    ]
     fitted = task.calibrated(answers, rows).decisions
     assert (fitted.thresholds["a"], fitted.thresholds["c"]) == (0.5, 0.5)
     assert fitted.thresholds["b"] != 0.5
@@ -147,7 +166,10 @@ def test_the_label_that_is_largest_in_units_of_its_threshold_is_given():
     assert decisions.choose({"a": 0.6, "b": 0.25, "c": 0.15}) == "b"
     assert decisions.choose({"a": 0.7, "b": 0.2, "c": 0.1}) == "a"
     assert decisions.select({"a": 0.59, "b": 0.2, "c": 0.5}) == ("b", "c")
-    assert Decisions(thresholds={"b": 0.2}, abstain_below=0.3).choose({"a": 0.5, "b": 0.25, "c": 0.25}) is None
+    assert (
+        Decisions(thresholds={"b": 0.2}, abstain_below=0.3).choose({"a": 0.5, "b": 0.25, "c": 0.25})
+        is None
+    )
 
 
 # Abstention
@@ -161,10 +183,12 @@ def test_the_answered_rows_reach_the_accuracy_that_was_asked_for(seed, wanted):
     try:
         fitted = task.calibrated(answers_of(task, logits), rows, min_accuracy=wanted)
     except ValueError as error:
-        assert str(error).startswith(f"min_accuracy={wanted}: the 80 rows make ")  # noqa: PT017
+        assert str(error).startswith(f"min_accuracy={wanted}: the 80 rows make ")
         return
     answers = answers_of(fitted, logits)
-    right = [a.label == row["label"] for a, row in zip(answers, rows, strict=True) if a.label is not None]
+    right = [
+        a.label == row["label"] for a, row in zip(answers, rows, strict=True) if a.label is not None
+    ]
     assert right
     assert (sum(right) + 1) / (len(right) + 2) >= wanted
     scores = fitted.score(answers, rows)
@@ -172,7 +196,9 @@ def test_the_answered_rows_reach_the_accuracy_that_was_asked_for(seed, wanted):
 
 
 def test_the_accuracy_is_reached_with_thresholds_too():
-    thresholds = Decisions(thresholds={"a": 0.05, "b": 0.9, "c": 0.9})  # as for a label that must not be missed
+    thresholds = Decisions(
+        thresholds={"a": 0.05, "b": 0.9, "c": 0.9}
+    )  # as for a label that must not be missed
     task = Classification(labels=LABELS, decisions=thresholds)
     logits, rows = made_set(400, seed=0)
     fitted = task.calibrated(answers_of(task, logits), rows, min_accuracy=0.6)
@@ -183,22 +209,36 @@ def test_the_accuracy_is_reached_with_thresholds_too():
 
 def test_an_accuracy_that_cannot_be_reached_is_told_with_the_best_there_is():
     task = Classification(labels=LABELS)
-    answers = [Answer(label="a", probabilities={"a": 0.8, "b": 0.1, "c": 0.1})] * 3 \
-        + [Answer(label="a", probabilities={"a": 0.6, "b": 0.3, "c": 0.1})]
+    answers = [Answer(label="a", probabilities={"a": 0.8, "b": 0.1, "c": 0.1})] * 3 + [
+        Answer(label="a", probabilities={"a": 0.6, "b": 0.3, "c": 0.1})
+    ]
     rows = [{"text": "x", "label": label} for label in "abba"]
     sentence = r"^min_accuracy=0\.9: the 4 rows make 0\.500 likely at most, however few are answered; ask for less, or give more rows\.$"
     with pytest.raises(ValueError, match=sentence):
         task.calibrated(answers, rows, min_accuracy=0.9)
 
 
-@pytest.mark.parametrize(("several", "gold", "told"), [
-    (False, ["a"] * 3, r"rows with the labels \['a'\] alone"), (False, ["a"], r"rows with the labels \['a'\] alone"),
-    (False, [], "no rows"),
-    (True, [["b", "a"], ["a", "b"]], r"rows with the labels \['a', 'b'\] alone"), (True, [], "no rows")])
+@pytest.mark.parametrize(
+    ("several", "gold", "told"),
+    [
+        (False, ["a"] * 3, r"rows with the labels \['a'\] alone"),
+        (False, ["a"], r"rows with the labels \['a'\] alone"),
+        (False, [], "no rows"),
+        (True, [["b", "a"], ["a", "b"]], r"rows with the labels \['a', 'b'\] alone"),
+        (True, [], "no rows"),
+    ],
+)
 def test_rows_of_the_same_labels_fit_nothing(several, gold, told):
-    answers = [Answer(label="a", labels=("a",), probabilities={"a": 0.8, "b": 0.1, "c": 0.1})] * len(gold)
-    with pytest.raises(ValueError, match=f"^{told} do not say how sure to be of others; calibrate with rows of two labels or more"):
-        Classification(labels=LABELS, multi_label=several).calibrated(answers, [{"text": "x", "label": label} for label in gold])
+    answers = [
+        Answer(label="a", labels=("a",), probabilities={"a": 0.8, "b": 0.1, "c": 0.1})
+    ] * len(gold)
+    with pytest.raises(
+        ValueError,
+        match=f"^{told} do not say how sure to be of others; calibrate with rows of two labels or more",
+    ):
+        Classification(labels=LABELS, multi_label=several).calibrated(
+            answers, [{"text": "x", "label": label} for label in gold]
+        )
 
 
 def test_a_bar_for_label_sets_is_refused():
@@ -213,14 +253,26 @@ def test_a_bar_for_label_sets_is_refused():
 # Settings and storage
 
 
-@pytest.mark.parametrize(("fields", "sentence"), [
-    ({"temperature": 0}, r"^temperature=0: expected a number above 0\.$"),
-    ({"temperature": float("nan")}, r"^temperature=nan: expected a number above 0\.$"),
-    ({"temperature": float("inf")}, r"^temperature=inf: expected a number above 0\.$"),
-    ({"thresholds": {"a": 1.5}}, r"^the threshold 1\.5 for 'a': expected a probability between 0 and 1\.$"),
-    ({"thresholds": {"a": 0}}, r"^the threshold 0 for 'a': expected a probability between 0 and 1\.$"),
-    ({"abstain_below": -0.1}, r"^the threshold -0\.1 for 'abstain_below': expected a probability between 0 and 1\.$"),
-])
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"temperature": 0}, r"^temperature=0: expected a number above 0\.$"),
+        ({"temperature": float("nan")}, r"^temperature=nan: expected a number above 0\.$"),
+        ({"temperature": float("inf")}, r"^temperature=inf: expected a number above 0\.$"),
+        (
+            {"thresholds": {"a": 1.5}},
+            r"^the threshold 1\.5 for 'a': expected a probability between 0 and 1\.$",
+        ),
+        (
+            {"thresholds": {"a": 0}},
+            r"^the threshold 0 for 'a': expected a probability between 0 and 1\.$",
+        ),
+        (
+            {"abstain_below": -0.1},
+            r"^the threshold -0\.1 for 'abstain_below': expected a probability between 0 and 1\.$",
+        ),
+    ],
+)
 def test_decisions_that_cannot_be_are_told(fields, sentence):
     with pytest.raises(ValueError, match=sentence):
         Decisions(**fields)
@@ -228,36 +280,70 @@ def test_decisions_that_cannot_be_are_told(fields, sentence):
 
 @pytest.mark.parametrize("task", [Classification, Instruction])
 def test_a_threshold_for_a_label_that_there_is_not_is_told(task):
-    with pytest.raises(ValueError, match=r"^thresholds name the label 'd', expected some of \['a', 'b', 'c'\]\.$"):
+    with pytest.raises(
+        ValueError, match=r"^thresholds name the label 'd', expected some of \['a', 'b', 'c'\]\.$"
+    ):
         task(labels=LABELS, decisions=Decisions(thresholds={"d": 0.3}))
 
 
 def test_decisions_of_another_version_are_told():
     with pytest.raises(ValueError, match="written by another version of peftcls"):
-        Classification.from_json({"name": "Classification", "labels": ["a", "b"], "decisions": {"temperature": 1.0, "mood": 2}})
+        Classification.from_json(
+            {
+                "name": "Classification",
+                "labels": ["a", "b"],
+                "decisions": {"temperature": 1.0, "mood": 2},
+            }
+        )
 
 
-READ = {"template": "Text: {input}\nAnswer: ", "input": "text", "output": "label", "max_length": 64, "max_new_tokens": 8}
-TASKS = {"head": Classification(labels=("no", "yes"), max_length=32), "instruction": Instruction(labels=("no", "yes"), **READ),
-         "free": Instruction(**READ)}
+READ = {
+    "template": "Text: {input}\nAnswer: ",
+    "input": "text",
+    "output": "label",
+    "max_length": 64,
+    "max_new_tokens": 8,
+}
+TASKS = {
+    "head": Classification(labels=("no", "yes"), max_length=32),
+    "instruction": Instruction(labels=("no", "yes"), **READ),
+    "free": Instruction(**READ),
+}
 
 
 def trainer_of(kind, base, folder, rows):
     model, tokenizer = peftcls.load_base(base, TASKS[kind])
-    trainer = Trainer(peftcls.attach_lora(model, TASKS[kind], rank=4), TASKS[kind], tokenizer,
-                      TrainConfig(folder, epochs=8, batch_size=4, learning_rate=1e-2))
+    trainer = Trainer(
+        peftcls.attach_lora(model, TASKS[kind], rank=4),
+        TASKS[kind],
+        tokenizer,
+        TrainConfig(folder, epochs=8, batch_size=4, learning_rate=1e-2),
+    )
     trainer.fit(rows)
     return trainer
 
 
 @pytest.mark.parametrize("kind", ["head", "instruction"])
-def test_a_calibrated_folder_decides_as_the_trainer_does(kind, request, tmp_path, text_rows, capsys):
-    trainer = trainer_of(kind, request.getfixturevalue("bert" if kind == "head" else "llama"), tmp_path, text_rows)
-    other = {"yes": "no", "no": "yes"}  # of every fourth row, so that the trainer is too sure of itself
-    valid = [{**row, "label": other[row["label"]] if n % 4 == 0 else row["label"]} for n, row in enumerate(text_rows)]
+def test_a_calibrated_folder_decides_as_the_trainer_does(
+    kind, request, tmp_path, text_rows, capsys
+):
+    trainer = trainer_of(
+        kind, request.getfixturevalue("bert" if kind == "head" else "llama"), tmp_path, text_rows
+    )
+    other = {
+        "yes": "no",
+        "no": "yes",
+    }  # of every fourth row, so that the trainer is too sure of itself
+    valid = [
+        {**row, "label": other[row["label"]] if n % 4 == 0 else row["label"]}
+        for n, row in enumerate(text_rows)
+    ]
     plain = trainer.predict(valid)
     before, after = trainer.calibrate(valid, min_accuracy=0.5)
-    assert "16 of at least 20 rows to calibrate by; what so few fit may not suit others.\n" in capsys.readouterr().out
+    assert (
+        "16 of at least 20 rows to calibrate by; what so few fit may not suit others.\n"
+        in capsys.readouterr().out
+    )
     decisions = trainer.task.decisions
     assert before == trainer.task.score(plain, valid)
     assert after["loss"] < before["loss"]
@@ -266,12 +352,16 @@ def test_a_calibrated_folder_decides_as_the_trainer_does(kind, request, tmp_path
     kept, loaded = trainer.predict(valid), peftcls.load_predictor(tmp_path)
     again = loaded.predict(valid)
     assert loaded.task == trainer.task
-    assert json.loads((tmp_path / "peftcls.json").read_text())["task"]["decisions"] == dataclasses.asdict(decisions)
+    assert json.loads((tmp_path / "peftcls.json").read_text())["task"][
+        "decisions"
+    ] == dataclasses.asdict(decisions)
     assert [a.label for a in again] == [a.label for a in kept]
     for old, one, other in zip(plain, kept, again, strict=True):
         assert other.probabilities == pytest.approx(one.probabilities, abs=1e-6)
         powers = {name: p ** (1 / decisions.temperature) for name, p in old.probabilities.items()}
-        assert one.probabilities == pytest.approx({name: p / sum(powers.values()) for name, p in powers.items()}, rel=1e-4)
+        assert one.probabilities == pytest.approx(
+            {name: p / sum(powers.values()) for name, p in powers.items()}, rel=1e-4
+        )
         best = max(one.probabilities, key=one.probabilities.get)
         assert one.label == (best if one.probabilities[best] >= decisions.abstain_below else None)
 
@@ -281,6 +371,9 @@ def test_a_calibrated_folder_decides_as_the_trainer_does(kind, request, tmp_path
 
 def test_free_answers_have_nothing_to_calibrate(llama, tmp_path, text_rows):
     trainer = trainer_of("free", llama, tmp_path, text_rows)
-    with pytest.raises(ValueError, match=r"^Instruction gives no probabilities of labels here, so there is nothing to calibrate\.$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^Instruction gives no probabilities of labels here, so there is nothing to calibrate\.$",
+    ):
         trainer.calibrate(text_rows)
     assert trainer.task == peftcls.load_predictor(tmp_path).task == TASKS["free"]

@@ -9,9 +9,24 @@ import peftcls
 from peftcls import Regression, RowError
 from peftcls.data.reading import as_dataset
 
-MEDICAL = ["the patient recovered", "a new drug was given", "the drug and the patient", "a patient was given a new drug and recovered"]
-OTHER = ["stock prices fell", "the bank raised rates", "radio waves from a galaxy far away", "see you at lunch"]
-ROWS = [{"text": f"{text} {n}", "score": score} for n in range(2) for texts, score in ((MEDICAL, 340.0), (OTHER, 120.0)) for text in texts]
+MEDICAL = [
+    "the patient recovered",
+    "a new drug was given",
+    "the drug and the patient",
+    "a patient was given a new drug and recovered",
+]
+OTHER = [
+    "stock prices fell",
+    "the bank raised rates",
+    "radio waves from a galaxy far away",
+    "see you at lunch",
+]
+ROWS = [
+    {"text": f"{text} {n}", "score": score}
+    for n in range(2)
+    for texts, score in ((MEDICAL, 340.0), (OTHER, 120.0))
+    for text in texts
+]
 
 
 @pytest.fixture(scope="module", params=["bert", "llama"])
@@ -20,7 +35,12 @@ def trained(request, tmp_path_factory):
     task = Regression(max_length=32).learn(ROWS)
     model, tokenizer = peftcls.load_base(request.getfixturevalue(request.param), task)
     model = peftcls.attach_lora(model, task, rank=4, targets="all-linear")
-    trainer = peftcls.Trainer(model, task, tokenizer, peftcls.TrainConfig(folder, epochs=40, batch_size=8, learning_rate=5e-3))
+    trainer = peftcls.Trainer(
+        model,
+        task,
+        tokenizer,
+        peftcls.TrainConfig(folder, epochs=40, batch_size=8, learning_rate=5e-3),
+    )
     return trainer, trainer.fit(ROWS, ROWS)
 
 
@@ -28,7 +48,12 @@ def test_a_plain_relation_is_learnt_in_the_units_of_the_table(trained):
     trainer, scores = trained
     assert scores["pearson"] > 0.99
     assert scores["rmse"] < 40
-    values = [answer.value for answer in trainer.predict([{"text": text} for text in ("the patient recovered", "stock prices fell")])]
+    values = [
+        answer.value
+        for answer in trainer.predict(
+            [{"text": text} for text in ("the patient recovered", "stock prices fell")]
+        )
+    ]
     assert values == pytest.approx([340, 120], abs=60)
 
 
@@ -46,7 +71,12 @@ def test_the_loss_is_the_squared_error_in_units_of_the_deviation(trained):
     trainer, _ = trained
     task, row = trainer.task, {"text": "see you at lunch", "score": 230.0}
     with torch.no_grad():
-        found = task.loss_sum(trainer.model, task.collate([task.encode(row, trainer.tokenizer, with_target=True)], trainer.tokenizer))
+        found = task.loss_sum(
+            trainer.model,
+            task.collate(
+                [task.encode(row, trainer.tokenizer, with_target=True)], trainer.tokenizer
+            ),
+        )
     (answer,) = trainer.predict([row])
     assert (task.mean, task.deviation) == (230, 110)
     assert float(found) == pytest.approx(((answer.value - 230) / 110) ** 2, rel=1e-4)
@@ -54,12 +84,19 @@ def test_the_loss_is_the_squared_error_in_units_of_the_deviation(trained):
 
 def test_there_is_nothing_to_calibrate(trained):
     trainer, _ = trained
-    with pytest.raises(ValueError, match=r"^Regression gives no probabilities of labels here, so there is nothing to calibrate\.$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^Regression gives no probabilities of labels here, so there is nothing to calibrate\.$",
+    ):
         trainer.calibrate(ROWS)
 
 
 def test_a_number_may_be_written_as_text():
-    rows = [{"text": "a", "score": "3.5"}, {"text": "b", "score": " -1e1 "}, {"text": "c", "score": "7"}]
+    rows = [
+        {"text": "a", "score": "3.5"},
+        {"text": "b", "score": " -1e1 "},
+        {"text": "c", "score": "7"},
+    ]
     task = Regression().learn(rows)
     peftcls.check_rows(task, as_dataset(rows), training=True)
     assert task.mean == pytest.approx((3.5 - 10 + 7) / 3)
@@ -79,33 +116,53 @@ def test_what_is_no_number_is_told_with_its_row(value):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_number_that_is_not_finite_is_told_with_its_row(value):
     rows = as_dataset([{"text": "a", "score": 1.0}, {"text": "b", "score": value}])
-    with pytest.raises(RowError, match=rf"^row 2 of rows has {value!r} in column 'score', expected a number\.$"):
+    with pytest.raises(
+        RowError, match=rf"^row 2 of rows has {value!r} in column 'score', expected a number\.$"
+    ):
         peftcls.check_rows(Regression().learn(rows), rows)
 
 
 def test_the_same_number_in_every_row_is_nothing_to_learn():
     rows = as_dataset([{"text": "a", "score": "2"}, {"text": "b", "score": "2.0"}])
-    with pytest.raises(RowError, match=r"^rows has the same number in column 'score' of every row; there is nothing to learn\.$"):
+    with pytest.raises(
+        RowError,
+        match=r"^rows has the same number in column 'score' of every row; there is nothing to learn\.$",
+    ):
         peftcls.check_rows(Regression().learn(rows), rows, training=True)
 
 
-@pytest.mark.parametrize(("given", "mean", "deviation"), [({}, 2.0, 1.0), ({"mean": 5.0}, 5.0, 1.0), ({"deviation": 4.0}, 2.0, 4.0),
-                                                          ({"mean": 5.0, "deviation": 4.0}, 5.0, 4.0)])
+@pytest.mark.parametrize(
+    ("given", "mean", "deviation"),
+    [
+        ({}, 2.0, 1.0),
+        ({"mean": 5.0}, 5.0, 1.0),
+        ({"deviation": 4.0}, 2.0, 4.0),
+        ({"mean": 5.0, "deviation": 4.0}, 5.0, 4.0),
+    ],
+)
 def test_what_is_given_is_not_learnt(given, mean, deviation):
     learnt = Regression(**given).learn([{"text": "a", "score": 1.0}, {"text": "b", "score": 3.0}])
     assert (learnt.mean, learnt.deviation) == (mean, deviation)
 
 
-@pytest.mark.parametrize(("settings", "sentence"), [({"deviation": 0.0}, r"deviation=0\.0: expected a finite number above 0\."),
-                                                    ({"pooling": "max"}, r"pooling='max': expected 'cls', 'first', 'last' or 'mean'\."),
-                                                    ({"max_length": 4}, r"max_length=4: expected at least 8 tokens\.")])
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"deviation": 0.0}, r"deviation=0\.0: expected a finite number above 0\."),
+        ({"pooling": "max"}, r"pooling='max': expected 'cls', 'first', 'last' or 'mean'\."),
+        ({"max_length": 4}, r"max_length=4: expected at least 8 tokens\."),
+    ],
+)
 def test_settings_that_cannot_be_are_told(settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         Regression(**settings)
 
 
 def test_a_task_that_has_not_learnt_is_told(bert):
-    with pytest.raises(ValueError, match=r"^the mean and deviation of the numbers are not known yet: use task = task\.learn\(rows\)\.$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^the mean and deviation of the numbers are not known yet: use task = task\.learn\(rows\)\.$",
+    ):
         peftcls.load_base(bert, Regression())
 
 

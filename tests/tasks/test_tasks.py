@@ -5,29 +5,65 @@ from task_checks import check_task
 
 from peftcls import Answer, Classification, Instruction, Regression
 
-TEXTS = ["the patient recovered", "stock prices fell after the bank raised rates", "a galaxy far away emits radio waves",
-         "see you at lunch", "a new drug was given", "free prize, call now! free prize, call now!"]
-LONG = ["the patient was given a new drug and recovered, see you at lunch " * n for n in (1, 3, 2, 4)]
+TEXTS = [
+    "the patient recovered",
+    "stock prices fell after the bank raised rates",
+    "a galaxy far away emits radio waves",
+    "see you at lunch",
+    "a new drug was given",
+    "free prize, call now! free prize, call now!",
+]
+LONG = [
+    "the patient was given a new drug and recovered, see you at lunch " * n for n in (1, 3, 2, 4)
+]
 LABELS = ["no", "yes", "no", "maybe", "yes", "maybe"]
 SETS = [["no"], ["yes", "maybe"], ["maybe", "no"], [], ["yes"], ["no", "yes", "maybe"]]
-VOTES = [{"no": 3, "yes": 1}, {"yes": 1}, {"no": 2, "maybe": 1}, {"maybe": 0.75, "no": 0.25}, {"yes": 5, "no": 2}, {"maybe": 1, "yes": 0}]
+VOTES = [
+    {"no": 3, "yes": 1},
+    {"yes": 1},
+    {"no": 2, "maybe": 1},
+    {"maybe": 0.75, "no": 0.25},
+    {"yes": 5, "no": 2},
+    {"maybe": 1, "yes": 0},
+]
 NUMBERS = ["3.5", "-1", " 2.25", "7", "0", "1e1"]
-KEYWORDS = ["patient; cure", "bank; prices", "galaxy; astronomy; waves", "lunch; food", "drug; trial", "prize; spam"]
+KEYWORDS = [
+    "patient; cure",
+    "bank; prices",
+    "galaxy; astronomy; waves",
+    "lunch; food",
+    "drug; trial",
+    "prize; spam",
+]
 PAIR = {"text": ("text", "second")}
-READ = {"input": "text", "output": "target", "template": "Text: {input}\nAnswer: ", "max_length": 96, "max_new_tokens": 16}
+READ = {
+    "input": "text",
+    "output": "target",
+    "template": "Text: {input}\nAnswer: ",
+    "max_length": 96,
+    "max_new_tokens": 16,
+}
 
 
 def rows_of(targets, texts=TEXTS):
     second = [*texts[2:], *texts[:2]]
-    return [{"text": a, "second": b, "target": target} for a, b, target in zip(texts, second, targets, strict=False)]
+    return [
+        {"text": a, "second": b, "target": target}
+        for a, b, target in zip(texts, second, targets, strict=False)
+    ]
 
 
 def one_label(name):
-    return Answer(label=name, probabilities={label: float(label == name) for label in ("maybe", "no", "yes")})
+    return Answer(
+        label=name, probabilities={label: float(label == name) for label in ("maybe", "no", "yes")}
+    )
 
 
 def label_set(names):
-    return Answer(labels=names, probabilities={label: float(label in names) for label in ("maybe", "no", "yes")})
+    return Answer(
+        labels=names,
+        probabilities={label: float(label in names) for label in ("maybe", "no", "yes")},
+    )
 
 
 def head(**settings):
@@ -60,17 +96,37 @@ CLASSIFICATION = {
     "soft targets": (head(class_weight={"no": 2.5}), VOTES, TEXTS, right_label),
     "label sets": (head(multi_label=True), SETS, TEXTS, right_set),
     "windows": (head(long_text="windows"), LABELS, LONG, right_label),
-    "windows of pairs": (Classification(label="target", max_length=96, long_text="windows", **PAIR), LABELS, LONG, right_label),
+    "windows of pairs": (
+        Classification(label="target", max_length=96, long_text="windows", **PAIR),
+        LABELS,
+        LONG,
+        right_label,
+    ),
     "cut": (Classification(label="target", max_length=12), LABELS, TEXTS, right_label),
 }
 REGRESSION = {
     "number": (Regression(target="target", max_length=64), NUMBERS, TEXTS, right_number),
-    "number of a pair": (Regression(target="target", max_length=64, **PAIR), NUMBERS, TEXTS, right_number),
-    "number of windows": (Regression(target="target", max_length=32, long_text="windows"), NUMBERS, LONG, right_number),
+    "number of a pair": (
+        Regression(target="target", max_length=64, **PAIR),
+        NUMBERS,
+        TEXTS,
+        right_number,
+    ),
+    "number of windows": (
+        Regression(target="target", max_length=32, long_text="windows"),
+        NUMBERS,
+        LONG,
+        right_number,
+    ),
 }
 INSTRUCTION = {
     "answers": (Instruction(labels=("no", "yes", "maybe"), **READ), LABELS, TEXTS, right_label),
-    "keywords": (Instruction(separator=";", **READ), KEYWORDS, TEXTS, lambda row: Answer(text=row["target"], labels=listed(row))),
+    "keywords": (
+        Instruction(separator=";", **READ),
+        KEYWORDS,
+        TEXTS,
+        lambda row: Answer(text=row["target"], labels=listed(row)),
+    ),
     "free text": (Instruction(**READ), LABELS, TEXTS, lambda row: Answer(text=row["target"])),
 }
 
@@ -81,7 +137,9 @@ def test_a_task_with_a_head_keeps_the_contract_on_an_encoder(kind, bert):
     check_task(task, bert, rows_of(targets, texts), right=right, may_be_empty=kind == "label sets")
 
 
-@pytest.mark.parametrize("kind", ["one label", "pair", "label sets", "windows", "windows of pairs", "number"])
+@pytest.mark.parametrize(
+    "kind", ["one label", "pair", "label sets", "windows", "windows of pairs", "number"]
+)
 def test_a_task_with_a_head_keeps_the_contract_on_a_decoder(kind, request):
     task, targets, texts, right = (CLASSIFICATION | REGRESSION)[kind]
     base = request.getfixturevalue("gpt2" if "pair" in kind else "llama")
@@ -92,5 +150,9 @@ def test_a_task_with_a_head_keeps_the_contract_on_a_decoder(kind, request):
 @pytest.mark.parametrize("kind", INSTRUCTION)
 def test_an_instruction_keeps_the_contract(kind, base, request):
     task, targets, texts, right = INSTRUCTION[kind]
-    sides = ["right"] if base == "gpt2" else ["right", "left"]  # GPT-2 counts positions from the first place, padding or not
-    check_task(task, request.getfixturevalue(base), rows_of(targets, texts), right=right, sides=sides)
+    sides = (
+        ["right"] if base == "gpt2" else ["right", "left"]
+    )  # GPT-2 counts positions from the first place, padding or not
+    check_task(
+        task, request.getfixturevalue(base), rows_of(targets, texts), right=right, sides=sides
+    )

@@ -8,25 +8,43 @@ import pytest
 import torch
 
 import peftcls
-from peftcls import Classification, Instruction, RowError, TrainConfig, Trainer, attach_lora, learn_on, load_base, load_predictor
+from peftcls import (
+    Classification,
+    Instruction,
+    RowError,
+    TrainConfig,
+    Trainer,
+    attach_lora,
+    learn_on,
+    load_base,
+    load_predictor,
+)
 from peftcls.engine.head_logits import unwrapped
 from peftcls.models.trainable import trained_parameters
 
 NEW = [{"text": f"free prize, call now {n}", "label": "spam"} for n in range(6)]
 
 
-def first_run(base: str, folder: Path, rows: list[dict[str, str]], part: str | None = None, **settings: Any) -> Trainer:
+def first_run(
+    base: str, folder: Path, rows: list[dict[str, str]], part: str | None = None, **settings: Any
+) -> Trainer:
     task = Classification(max_length=32, **settings).learn(rows)
     model, tokenizer = load_base(base, task)
-    model = attach_lora(model, task, rank=4) if part is None else peftcls.train_only(model, task, part)
-    trainer = Trainer(model, task, tokenizer, TrainConfig(folder, epochs=3, batch_size=8, learning_rate=5e-3))
+    model = (
+        attach_lora(model, task, rank=4) if part is None else peftcls.train_only(model, task, part)
+    )
+    trainer = Trainer(
+        model, task, tokenizer, TrainConfig(folder, epochs=3, batch_size=8, learning_rate=5e-3)
+    )
     trainer.fit(rows)
     return trainer
 
 
 @pytest.mark.parametrize("base", ["bert", "gpt2"])
 @pytest.mark.parametrize("part", [None, "head", "last_block"])
-def test_the_start_of_a_new_run_answers_as_the_folder_does(base, part, text_rows, tmp_path, request):
+def test_the_start_of_a_new_run_answers_as_the_folder_does(
+    base, part, text_rows, tmp_path, request
+):
     trainer = first_run(request.getfixturevalue(base), tmp_path, text_rows, part)
     model, task, tokenizer = learn_on(tmp_path, text_rows)
     assert task == trainer.task
@@ -42,47 +60,79 @@ def test_the_head_grows_behind_its_old_rows(bert, text_rows, tmp_path):
     trainer = first_run(bert, tmp_path, text_rows)
     model, task, tokenizer = learn_on(tmp_path, NEW)
     assert task.labels == ("no", "yes", "spam")
-    old, new = ({name: p for name, p in trained_parameters(m).items() if "classifier" in name} for m in (trainer.model, model))
+    old, new = (
+        {name: p for name, p in trained_parameters(m).items() if "classifier" in name}
+        for m in (trainer.model, model)
+    )
     assert old.keys() == new.keys()
     for name in old:
         assert torch.equal(new[name][:2], old[name])
         assert len(new[name]) == 3
         assert torch.allclose(new[name][2], old[name].mean(0))
-    again = Trainer(model, task, tokenizer, TrainConfig(tmp_path / "next", epochs=20, batch_size=8, learning_rate=5e-3))
+    again = Trainer(
+        model,
+        task,
+        tokenizer,
+        TrainConfig(tmp_path / "next", epochs=20, batch_size=8, learning_rate=5e-3),
+    )
     again.fit(peftcls.with_replay(NEW, text_rows, share=0.6))
     predictor = load_predictor(tmp_path / "next")
     assert predictor.label_names == ("no", "yes", "spam")
     assert unwrapped(predictor.model).config.id2label == {0: "no", 1: "yes", 2: "spam"}
-    assert [answer.label for answer in predictor.predict([row["text"] for row in NEW])].count("spam") >= 5
+    assert [answer.label for answer in predictor.predict([row["text"] for row in NEW])].count(
+        "spam"
+    ) >= 5
 
 
 @pytest.mark.parametrize("base", ["bert", "gpt2"])
 def test_a_head_that_grew_answers_as_before_until_it_has_learnt(base, text_rows, tmp_path, request):
     trainer = first_run(request.getfixturevalue(base), tmp_path, text_rows)
     model, task, tokenizer = learn_on(tmp_path, [*NEW, {"text": "a text", "label": "more"}])
-    grown = Trainer(model, task, tokenizer, TrainConfig(tmp_path / "next", epochs=1)).predict(text_rows)
-    assert [answer.label for answer in grown] == [answer.label for answer in trainer.predict(text_rows)]
-    assert all(answer.probabilities["spam"] == answer.probabilities["more"] < 1 / 3 for answer in grown)
+    grown = Trainer(model, task, tokenizer, TrainConfig(tmp_path / "next", epochs=1)).predict(
+        text_rows
+    )
+    assert [answer.label for answer in grown] == [
+        answer.label for answer in trainer.predict(text_rows)
+    ]
+    assert all(
+        answer.probabilities["spam"] == answer.probabilities["more"] < 1 / 3 for answer in grown
+    )
 
 
 def test_labels_that_the_earlier_folder_does_not_know_are_named(bert, text_rows, tmp_path, capsys):
     first_run(bert, tmp_path / "first", text_rows)
-    for rows, told in ((text_rows, "learning on from first\n"), ([{"text": "a text", "label": "Yes"}, *text_rows],
-                                                                 "learning on from first; 1 added to its 2 labels: 'Yes'\n")):
+    for rows, told in (
+        (text_rows, "learning on from first\n"),
+        (
+            [{"text": "a text", "label": "Yes"}, *text_rows],
+            "learning on from first; 1 added to its 2 labels: 'Yes'\n",
+        ),
+    ):
         model, task, tokenizer = learn_on(tmp_path / "first", rows)
-        Trainer(model, task, tokenizer, TrainConfig(tmp_path / "next", epochs=1, batch_size=8)).fit(rows)
+        Trainer(model, task, tokenizer, TrainConfig(tmp_path / "next", epochs=1, batch_size=8)).fit(
+            rows
+        )
         assert told in capsys.readouterr().out
 
 
 def test_labels_of_an_instruction_grow_without_a_head(llama, tmp_path):
-    rows = [{"instruction": "which?", "input": f"text {n}", "output": ("yes", "no")[n % 2]} for n in range(4)]
+    rows = [
+        {"instruction": "which?", "input": f"text {n}", "output": ("yes", "no")[n % 2]}
+        for n in range(4)
+    ]
     task = Instruction(labels=("no", "yes"), max_length=64, max_new_tokens=8)
     model, tokenizer = load_base(llama, task)
     Trainer(attach_lora(model, task), task, tokenizer, TrainConfig(tmp_path, epochs=1)).fit(rows)
     model, grown, tokenizer = learn_on(tmp_path, [{**rows[0], "output": "maybe"}])
     assert grown.labels == ("no", "yes", "maybe")
-    Trainer(model, grown, tokenizer, TrainConfig(tmp_path / "next", epochs=1)).fit([*rows, {**rows[0], "output": "maybe"}])
-    assert set(load_predictor(tmp_path / "next").predict(rows)[0].probabilities) == {"no", "yes", "maybe"}
+    Trainer(model, grown, tokenizer, TrainConfig(tmp_path / "next", epochs=1)).fit(
+        [*rows, {**rows[0], "output": "maybe"}]
+    )
+    assert set(load_predictor(tmp_path / "next").predict(rows)[0].probabilities) == {
+        "no",
+        "yes",
+        "maybe",
+    }
 
 
 def test_fitted_decisions_are_forgotten_and_the_lineage_is_kept(bert, text_rows, tmp_path):
@@ -92,21 +142,39 @@ def test_fitted_decisions_are_forgotten_and_the_lineage_is_kept(bert, text_rows,
     assert task.decisions == peftcls.Decisions()
     Trainer(model, task, tokenizer, TrainConfig(tmp_path / "two", epochs=1)).fit([*text_rows, *NEW])
     model, task, tokenizer = learn_on(tmp_path / "two", NEW)
-    Trainer(model, task, tokenizer, TrainConfig(tmp_path / "three", epochs=1)).fit([*text_rows, *NEW])
-    manifests = {name: json.loads((tmp_path / name / "peftcls.json").read_text()) for name in ("one", "two", "three")}
+    Trainer(model, task, tokenizer, TrainConfig(tmp_path / "three", epochs=1)).fit(
+        [*text_rows, *NEW]
+    )
+    manifests = {
+        name: json.loads((tmp_path / name / "peftcls.json").read_text())
+        for name in ("one", "two", "three")
+    }
     assert manifests["one"]["lineage"] == []
-    assert [old["sum"] for old in manifests["three"]["lineage"]] == [manifests["one"]["sum"], manifests["two"]["sum"]]
-    assert [old["task"]["labels"] for old in manifests["three"]["lineage"]] == [["no", "yes"], ["no", "yes", "spam"]]
+    assert [old["sum"] for old in manifests["three"]["lineage"]] == [
+        manifests["one"]["sum"],
+        manifests["two"]["sum"],
+    ]
+    assert [old["task"]["labels"] for old in manifests["three"]["lineage"]] == [
+        ["no", "yes"],
+        ["no", "yes", "spam"],
+    ]
 
 
 def test_a_method_is_taken_up_with_its_folder(bert, text_rows, tmp_path):
     task = Classification(max_length=32).learn(text_rows)
     model, tokenizer = load_base(bert, task)
-    trainer = Trainer(attach_lora(model, task, method="lora+"), task, tokenizer, TrainConfig(tmp_path, epochs=1, batch_size=8))
+    trainer = Trainer(
+        attach_lora(model, task, method="lora+"),
+        task,
+        tokenizer,
+        TrainConfig(tmp_path, epochs=1, batch_size=8),
+    )
     trainer.fit(text_rows)
     model, task, tokenizer = learn_on(tmp_path, text_rows)
     again = Trainer(model, task, tokenizer, TrainConfig(tmp_path / "next"))
-    assert sorted(g["factor"] for g in again.optimizer.param_groups) == sorted(g["factor"] for g in trainer.optimizer.param_groups)
+    assert sorted(g["factor"] for g in again.optimizer.param_groups) == sorted(
+        g["factor"] for g in trainer.optimizer.param_groups
+    )
 
 
 def test_replay_mixes_in_the_share_that_was_asked_for(text_rows):
@@ -118,43 +186,72 @@ def test_replay_mixes_in_the_share_that_was_asked_for(text_rows):
     assert len(peftcls.with_replay(NEW, text_rows, share=0.9)) == 6 + 16
     with pytest.raises(ValueError, match=r"share=1: expected a share of at least 0 and below 1"):
         peftcls.with_replay(NEW, text_rows, share=1)
-    with pytest.raises(RowError, match="new_rows has the columns \\['a'\\] and old_rows \\['text', 'label'\\]; expected some in common"):
+    with pytest.raises(
+        RowError,
+        match="new_rows has the columns \\['a'\\] and old_rows \\['text', 'label'\\]; expected some in common",
+    ):
         peftcls.with_replay([{"a": "x"}], text_rows)
-    with pytest.raises(RowError, match="hold other kinds of values in column 'label'; write it in one way"):
+    with pytest.raises(
+        RowError, match="hold other kinds of values in column 'label'; write it in one way"
+    ):
         peftcls.with_replay(NEW, [{"text": "x", "label": ["a"]}])
     with pytest.raises(ValueError, match=r"^share='x': expected a number\.$"):
         peftcls.with_replay(NEW, text_rows, share="x")
 
 
 def test_what_replay_leaves_out_is_told(text_rows, capsys):
-    peftcls.with_replay(NEW, [{**row, "place": number} for number, row in enumerate(text_rows)], share=0.9)
+    peftcls.with_replay(
+        NEW, [{**row, "place": number} for number, row in enumerate(text_rows)], share=0.9
+    )
     assert capsys.readouterr().out == (
         "the columns ['place'] are left out: not both tables have them, or their values are not each row's own.\n"
-        "all 16 rows of old_rows are taken, 73% of the result, where 90% was asked for.\n")
+        "all 16 rows of old_rows are taken, 73% of the result, where 90% was asked for.\n"
+    )
 
 
 def test_a_list_is_no_new_label_of_an_instruction_and_no_folder(llama, tmp_path):
-    rows = [{"instruction": "which?", "input": f"text {n}", "output": ("yes", "no")[n % 2]} for n in range(4)]
+    rows = [
+        {"instruction": "which?", "input": f"text {n}", "output": ("yes", "no")[n % 2]}
+        for n in range(4)
+    ]
     task = Instruction(labels=("no", "yes"), max_length=64, max_new_tokens=8)
     model, tokenizer = load_base(llama, task)
     Trainer(attach_lora(model, task), task, tokenizer, TrainConfig(tmp_path, epochs=1)).fit(rows)
-    with pytest.raises(RowError, match=r"^row 1 of rows has \['a'\] in column 'output', expected one label\.$"):
+    with pytest.raises(
+        RowError, match=r"^row 1 of rows has \['a'\] in column 'output', expected one label\.$"
+    ):
         learn_on(tmp_path, [{**row, "output": ["a"]} for row in rows])
     with pytest.raises(ValueError, match=r"^directory=\[.*\]: expected a text or a path\.$"):
         learn_on([str(tmp_path)], rows)
 
 
 def test_forgetting_is_seen_side_by_side():
-    table = peftcls.side_by_side({"old": {"accuracy": 0.9, "loss": 0.2}}, {"old": {"accuracy": 0.8, "loss": 0.1}, "new": {"accuracy": 0.7}})
+    table = peftcls.side_by_side(
+        {"old": {"accuracy": 0.9, "loss": 0.2}},
+        {"old": {"accuracy": 0.8, "loss": 0.1}, "new": {"accuracy": 0.7}},
+    )
     lines = [line.split() for line in table.splitlines()]
-    assert lines[1:] == [["old", "accuracy", "0.9000", "0.8000", "-0.1000", "worse"], ["old", "loss", "0.2000", "0.1000", "-0.1000"],
-                         ["new", "accuracy", "0.7000"]]
-    only = peftcls.side_by_side({"old": {"accuracy": 0.9}, "gone": {"accuracy": 0.5}}, {"old": {"accuracy": 0.9}}, scores=["accuracy"])
-    assert [line.split() for line in only.splitlines()][1:] == [["old", "accuracy", "0.9000", "0.9000", "+0.0000"],
-                                                                ["gone", "accuracy", "0.5000"]]
-    with pytest.raises(ValueError, match=r"^scores names 'acc', expected some of \['accuracy'\]\.$"):
+    assert lines[1:] == [
+        ["old", "accuracy", "0.9000", "0.8000", "-0.1000", "worse"],
+        ["old", "loss", "0.2000", "0.1000", "-0.1000"],
+        ["new", "accuracy", "0.7000"],
+    ]
+    only = peftcls.side_by_side(
+        {"old": {"accuracy": 0.9}, "gone": {"accuracy": 0.5}},
+        {"old": {"accuracy": 0.9}},
+        scores=["accuracy"],
+    )
+    assert [line.split() for line in only.splitlines()][1:] == [
+        ["old", "accuracy", "0.9000", "0.9000", "+0.0000"],
+        ["gone", "accuracy", "0.5000"],
+    ]
+    with pytest.raises(
+        ValueError, match=r"^scores names 'acc', expected some of \['accuracy'\]\.$"
+    ):
         peftcls.side_by_side({}, {"old": {"accuracy": 0.9}}, scores=["acc"])
-    with pytest.raises(ValueError, match=r"^scores='accuracy': expected several, each a text or None\.$"):
+    with pytest.raises(
+        ValueError, match=r"^scores='accuracy': expected several, each a text or None\.$"
+    ):
         peftcls.side_by_side({}, {"old": {"accuracy": 0.9}}, scores="accuracy")
 
 
@@ -167,8 +264,16 @@ def test_gradient_checkpointing_trains_the_same_weights(base, text_rows, tmp_pat
     for wanted in (False, True):
         task = Classification(max_length=32).learn(text_rows)
         model, tokenizer = load_base(request.getfixturevalue(base), task)
-        model = attach_lora(model, task, rank=4, layers=[-1])  # without dropout, whose masks depend on what is computed together
-        config = TrainConfig(tmp_path / str(wanted), epochs=2, batch_size=8, learning_rate=1e-2, gradient_checkpointing=wanted)
+        model = attach_lora(
+            model, task, rank=4, layers=[-1]
+        )  # without dropout, whose masks depend on what is computed together
+        config = TrainConfig(
+            tmp_path / str(wanted),
+            epochs=2,
+            batch_size=8,
+            learning_rate=1e-2,
+            gradient_checkpointing=wanted,
+        )
         trainer = Trainer(model, task, tokenizer, config)
         trainer.fit(text_rows)
         found.append({name: p.detach().clone() for name, p in trainer.parameters.items()})
@@ -184,9 +289,13 @@ def test_gradient_checkpointing_really_computes_layers_again(llama, text_rows, t
         model = attach_lora(model, task, rank=4)
         calls: list[int] = []
         layer = unwrapped(model).base_model.layers[-1].mlp
-        config = TrainConfig(tmp_path / str(wanted), epochs=1, batch_size=16, gradient_checkpointing=wanted)
+        config = TrainConfig(
+            tmp_path / str(wanted), epochs=1, batch_size=16, gradient_checkpointing=wanted
+        )
         trainer = Trainer(model, task, tokenizer, config)
-        layer.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1) if torch.is_grad_enabled() else None)
+        layer.register_forward_pre_hook(
+            lambda *_, calls=calls: calls.append(1) if torch.is_grad_enabled() else None
+        )
         trainer.fit(text_rows)
         counts.append(len(calls))
     assert counts[1] > counts[0]
@@ -198,11 +307,18 @@ def test_gradient_checkpointing_really_computes_layers_again(llama, text_rows, t
 def test_the_folder_that_a_run_begins_with_is_not_replaced(bert, text_rows, tmp_path):
     first_run(bert, tmp_path, text_rows)
     model, task, tokenizer = learn_on(tmp_path, text_rows)
-    with pytest.raises(ValueError, match=r"^output_dir='.*' holds the folder that this run learns on from, or a copy of it, and would"):
+    with pytest.raises(
+        ValueError,
+        match=r"^output_dir='.*' holds the folder that this run learns on from, or a copy of it, and would",
+    ):
         Trainer(model, task, tokenizer, TrainConfig(tmp_path))
-    Trainer(model, task, tokenizer, TrainConfig(tmp_path / "next", epochs=1, batch_size=8)).fit(text_rows)
+    Trainer(model, task, tokenizer, TrainConfig(tmp_path / "next", epochs=1, batch_size=8)).fit(
+        text_rows
+    )
     assert load_predictor(tmp_path).label_names == load_predictor(tmp_path / "next").label_names
-    Trainer(model, task, tokenizer, TrainConfig(tmp_path / "next"))  # which is another folder than the start
+    Trainer(
+        model, task, tokenizer, TrainConfig(tmp_path / "next")
+    )  # which is another folder than the start
 
 
 def test_a_run_is_not_taken_up_from_another_start(bert, text_rows, tmp_path):
@@ -240,7 +356,9 @@ def test_replay_takes_files_that_count_alike_and_write_otherwise():
 def test_new_labels_are_learnt_on_random_weights_too(bert, text_rows, tmp_path):
     task = Classification(max_length=32).learn(text_rows)
     model, tokenizer = load_base(bert, task, pretrained=False, seed=5)
-    Trainer(attach_lora(model, task), task, tokenizer, TrainConfig(tmp_path, epochs=1)).fit(text_rows)
+    Trainer(attach_lora(model, task), task, tokenizer, TrainConfig(tmp_path, epochs=1)).fit(
+        text_rows
+    )
     _, grown, _ = learn_on(tmp_path, NEW)
     assert grown.labels == ("no", "yes", "spam")
 
@@ -249,5 +367,7 @@ def test_new_labels_are_learnt_on_random_weights_too(bert, text_rows, tmp_path):
 def test_a_part_of_a_narrow_base_is_loaded_again(bert, text_rows, tmp_path, part):
     task = Classification(max_length=32).learn(text_rows)
     model, tokenizer = load_base(bert, task, dtype=torch.bfloat16)
-    Trainer(peftcls.train_only(model, task, part), task, tokenizer, TrainConfig(tmp_path, epochs=1)).fit(text_rows)
+    Trainer(
+        peftcls.train_only(model, task, part), task, tokenizer, TrainConfig(tmp_path, epochs=1)
+    ).fit(text_rows)
     assert load_predictor(tmp_path).predict(["see you"])[0].label

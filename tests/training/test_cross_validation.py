@@ -13,10 +13,24 @@ import peftcls
 from peftcls import Classification, Regression, TrainConfig, cross_validate
 from peftcls.models.trainable import trained_parameters
 
-MEDICAL = ["the patient recovered", "a new drug was given", "the drug and the patient", "a patient was given a new drug and recovered"]
-OTHER = ["stock prices fell", "the bank raised rates", "radio waves from a galaxy far away", "see you at lunch"]
-EASY = [{"text": f"{text} {word}", "label": label} for word in ("yes", "no", "maybe")
-        for texts, label in ((MEDICAL, "med"), (OTHER, "other")) for text in texts]
+MEDICAL = [
+    "the patient recovered",
+    "a new drug was given",
+    "the drug and the patient",
+    "a patient was given a new drug and recovered",
+]
+OTHER = [
+    "stock prices fell",
+    "the bank raised rates",
+    "radio waves from a galaxy far away",
+    "see you at lunch",
+]
+EASY = [
+    {"text": f"{text} {word}", "label": label}
+    for word in ("yes", "no", "maybe")
+    for texts, label in ((MEDICAL, "med"), (OTHER, "other"))
+    for text in texts
+]
 FLIPPED = 5  # a row of EASY, from 0
 
 
@@ -24,10 +38,24 @@ FLIPPED = 5  # a row of EASY, from 0
 def bert(tmp_path_factory):
     """A base whose vocabulary is written down: a trained one differs from run to run, and with it what so few steps learn."""
     words = [word for row in EASY for word in row["text"].split()]
-    pieces = [f"{mark}{letter}" for mark in ("", "##") for letter in "abcdefghijklmnopqrstuvwxyz0123456789,!:."]
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *pieces, *sorted(set(words) - set(pieces))]
+    pieces = [
+        f"{mark}{letter}"
+        for mark in ("", "##")
+        for letter in "abcdefghijklmnopqrstuvwxyz0123456789,!:."
+    ]
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *pieces,
+        *sorted(set(words) - set(pieces)),
+    ]
     tokenizer = word_piece_tokenizer()
-    tokenizer.backend_tokenizer.model = models.WordPiece({word: n for n, word in enumerate(vocabulary)}, unk_token="[UNK]")
+    tokenizer.backend_tokenizer.model = models.WordPiece(
+        {word: n for n, word in enumerate(vocabulary)}, unk_token="[UNK]"
+    )
     config = transformers.BertConfig(vocab_size=400, **SIZES)
     return save_base(tmp_path_factory.mktemp("bert"), transformers.BertModel, config, tokenizer)
 
@@ -73,14 +101,18 @@ def test_every_row_is_answered_once_by_the_fold_that_did_not_learn_it(validated)
         predictor = peftcls.load_predictor(folder / f"fold-{fold}")
         for number, answer in enumerate(predictor.predict([row["text"] for row in rows])):
             if found.fold_of[number] == fold:
-                assert answer.probabilities == pytest.approx(found.answers[number].probabilities, abs=1e-6)
+                assert answer.probabilities == pytest.approx(
+                    found.answers[number].probabilities, abs=1e-6
+                )
     assert sorted(path.name for path in folder.iterdir()) == [f"fold-{fold}" for fold in range(4)]
 
 
 def test_labels_are_spread_over_the_folds_alike(validated):
     found, rows, *_ = validated
     for label in ("med", "other"):
-        counts = Counter(fold for fold, row in zip(found.fold_of, rows, strict=True) if row["label"] == label)
+        counts = Counter(
+            fold for fold, row in zip(found.fold_of, rows, strict=True) if row["label"] == label
+        )
         assert max(counts.values()) - min(counts.values()) <= 1
 
 
@@ -93,8 +125,13 @@ def test_the_last_fold_knows_nothing_of_the_folds_before_it(validated, bert, tmp
     found, rows, folder, *_ = validated
     task = Classification(max_length=32).learn(rows)
     model, tokenizer = prepared(bert, task)
-    peftcls.Trainer(model, task, tokenizer, config(tmp_path)).fit([r for r, fold in zip(rows, found.fold_of, strict=True) if fold != 3])
-    alone, last, first = (load_file(path / "adapter_model.safetensors") for path in (tmp_path, folder / "fold-3", folder / "fold-0"))
+    peftcls.Trainer(model, task, tokenizer, config(tmp_path)).fit(
+        [r for r, fold in zip(rows, found.fold_of, strict=True) if fold != 3]
+    )
+    alone, last, first = (
+        load_file(path / "adapter_model.safetensors")
+        for path in (tmp_path, folder / "fold-3", folder / "fold-0")
+    )
     assert all(torch.equal(alone[name], last[name]) for name in alone)
     assert not any(torch.equal(first[name], last[name]) for name in last if "lora_B" in name)
 
@@ -114,7 +151,9 @@ def test_a_wrong_label_is_among_the_first_doubts(validated):
     found, rows, *_ = validated
     assert FLIPPED + 1 in [doubt.row for doubt in found.doubts[:4]]
     assert sorted(doubt.row for doubt in found.doubts) == list(range(1, len(rows) + 1))
-    assert [doubt.probability for doubt in found.doubts] == sorted(doubt.probability for doubt in found.doubts)
+    assert [doubt.probability for doubt in found.doubts] == sorted(
+        doubt.probability for doubt in found.doubts
+    )
     for doubt in found.doubts:
         assert doubt.label == rows[doubt.row - 1]["label"]
         answer = found.answers[doubt.row - 1]
@@ -126,10 +165,17 @@ def test_the_same_folds_twice_give_the_same_answers(method, bert, tmp_path, text
     task = Classification(max_length=32).learn(text_rows)
     model, tokenizer = prepared(bert, task, method)
     every = {name: p.detach().clone() for name, p in model.named_parameters()}
-    one, other = (cross_validate(model, task, tokenizer, config(tmp_path / name, epochs=3), text_rows, folds=2) for name in "ab")
+    one, other = (
+        cross_validate(
+            model, task, tokenizer, config(tmp_path / name, epochs=3), text_rows, folds=2
+        )
+        for name in "ab"
+    )
     assert one == other
     assert all(torch.equal(p, every[name]) for name, p in model.named_parameters())
-    another = cross_validate(model, task, tokenizer, config(tmp_path / "c", epochs=2, seed=1), text_rows, folds=2)
+    another = cross_validate(
+        model, task, tokenizer, config(tmp_path / "c", epochs=2, seed=1), text_rows, folds=2
+    )
     assert another.fold_of != one.fold_of
 
 
@@ -161,6 +207,9 @@ def test_the_weights_are_put_back_after_a_failure_too(bert, tmp_path, text_rows,
 def test_folds_that_cannot_be_are_told(folds, bert, tmp_path, text_rows):
     task = Classification(max_length=32).learn(text_rows)
     model, tokenizer = prepared(bert, task)
-    with pytest.raises(ValueError, match=rf"^folds={folds}: expected a whole number of at least 2 and at most the 16 rows\.$"):
+    with pytest.raises(
+        ValueError,
+        match=rf"^folds={folds}: expected a whole number of at least 2 and at most the 16 rows\.$",
+    ):
         cross_validate(model, task, tokenizer, config(tmp_path), text_rows, folds=folds)
     assert not any(tmp_path.iterdir())

@@ -20,20 +20,36 @@ def rows_file(tmp_path, text_rows):
 
 
 def run(*command: object) -> subprocess.CompletedProcess:
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 def trained_on(processes, base, out, rows_file, kind):
     """The trained tensors, the scores and the answers of a run on so many processes."""
-    ended = run(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes,
-                PROGRAMS / "train_on_processes.py", base, out, rows_file, processes, kind)
+    ended = run(
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        processes,
+        PROGRAMS / "train_on_processes.py",
+        base,
+        out,
+        rows_file,
+        processes,
+        kind,
+    )
     assert ended.returncode == 0, ended.stderr[-3000:]
     return load_file(out / "double.safetensors"), *json.loads((out / "scores.json").read_text())
 
 
 def same_run(one, other):
     (tensors, scores, labels), (other_tensors, other_scores, other_labels) = one, other
-    assert any("lora_B" in name and float(tensor.abs().max()) > 1e-4 for name, tensor in tensors.items())
+    assert any(
+        "lora_B" in name and float(tensor.abs().max()) > 1e-4 for name, tensor in tensors.items()
+    )
     assert max(float((tensors[name] - other_tensors[name]).abs().max()) for name in tensors) < 1e-7
     assert other_labels == labels
     assert other_scores == pytest.approx(scores)
@@ -41,15 +57,23 @@ def same_run(one, other):
 
 @pytest.mark.parametrize("kind", ["head", "instruction"])
 def test_one_two_and_three_processes_train_the_same_weights(kind, gpt2, tmp_path, rows_file):
-    found = [trained_on(processes, gpt2, tmp_path / str(processes), rows_file, kind) for processes in (1, 2, 3)]
+    found = [
+        trained_on(processes, gpt2, tmp_path / str(processes), rows_file, kind)
+        for processes in (1, 2, 3)
+    ]
     for other in found[1:]:
         same_run(found[0], other)
 
 
-def test_two_processes_draw_the_same_rows_for_rare_labels_and_deal_out_the_same_ranks(bert, tmp_path, text_rows, rows_file):
+def test_two_processes_draw_the_same_rows_for_rare_labels_and_deal_out_the_same_ranks(
+    bert, tmp_path, text_rows, rows_file
+):
     rare = [row for n, row in enumerate(text_rows) if row["label"] == "no" or n < 2]
     rows_file.write_text("\n".join(json.dumps(row) for row in rare))
-    one, two = (trained_on(processes, bert, tmp_path / str(processes), rows_file, "balanced") for processes in (1, 2))
+    one, two = (
+        trained_on(processes, bert, tmp_path / str(processes), rows_file, "balanced")
+        for processes in (1, 2)
+    )
     same_run(one, two)
     kept = [tensor for name, tensor in one[0].items() if "lora_E" in name]
     assert sum(int((tensor != 0).sum()) for tensor in kept) == 4 * len(kept)
@@ -59,9 +83,14 @@ def test_a_killed_process_is_taken_up_bit_for_bit(bert, tmp_path, rows_file):
     program = PROGRAMS / "train_until_killed.py"
     assert run(sys.executable, program, bert, tmp_path / "whole", rows_file, -1).returncode == 0
     for killed_at in (5, 7):
-        assert run(sys.executable, program, bert, tmp_path / "cut", rows_file, killed_at).returncode == -9
+        assert (
+            run(sys.executable, program, bert, tmp_path / "cut", rows_file, killed_at).returncode
+            == -9
+        )
         assert any((tmp_path / "cut").glob("checkpoint-*"))
         assert not (tmp_path / "cut" / "peftcls.json").exists()
     assert run(sys.executable, program, bert, tmp_path / "cut", rows_file, -1).returncode == 0
-    whole, cut = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "cut"))
+    whole, cut = (
+        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "cut")
+    )
     assert all(torch.equal(whole[name], cut[name]) for name in whole)

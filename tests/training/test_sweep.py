@@ -7,7 +7,16 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
 import peftcls
-from peftcls import Classification, TrainConfig, Trainer, attach_lora, load_base, share_base, sweep, train_only
+from peftcls import (
+    Classification,
+    TrainConfig,
+    Trainer,
+    attach_lora,
+    load_base,
+    share_base,
+    sweep,
+    train_only,
+)
 from peftcls.engine import frozen_cache
 from peftcls.engine.frozen_cache import frozen_layers
 from peftcls.engine.head_logits import unwrapped
@@ -54,31 +63,61 @@ def test_each_training_of_a_sweep_is_bit_for_bit_the_one_alone(base, how, tmp_pa
     task = TASK.learn(text_rows)
     model, tokenizer = opened(base, task, how)
     start = {name: p.detach().clone() for name, p in trained_parameters(model).items()}
-    found = sweep(model, task, tokenizer, {n: config(tmp_path / "sweep" / n, learning_rate=rate) for n, rate in RATES.items()},
-                  text_rows, text_rows[::3])
-    assert all(torch.equal(p, start[name]) for name, p in trained_parameters(model).items()), "the model is as it was"
+    found = sweep(
+        model,
+        task,
+        tokenizer,
+        {n: config(tmp_path / "sweep" / n, learning_rate=rate) for n, rate in RATES.items()},
+        text_rows,
+        text_rows[::3],
+    )
+    assert all(torch.equal(p, start[name]) for name, p in trained_parameters(model).items()), (
+        "the model is as it was"
+    )
     assert frozen_cache.TRUNK not in vars(unwrapped(model))
     assert {one.name for one in found} == set(RATES)
     for one in found:
         alone, _ = opened(base, task, how)
-        trainer = Trainer(alone, task, tokenizer, config(tmp_path / "alone" / one.name, learning_rate=RATES[one.name]))
+        trainer = Trainer(
+            alone,
+            task,
+            tokenizer,
+            config(tmp_path / "alone" / one.name, learning_rate=RATES[one.name]),
+        )
         assert trainer.fit(text_rows, text_rows[::3]) == one.scores
         assert trainer.progress.history == one.history
         own, other = weights(one.directory), weights(tmp_path / "alone" / one.name)
         assert own.keys() == other.keys()
         assert all(torch.equal(own[name], other[name]) for name in own)
-        assert any(not torch.equal(tensor, start[name]) for name, tensor in trainer.parameters.items()), "it learnt"
+        assert any(
+            not torch.equal(tensor, start[name]) for name, tensor in trainer.parameters.items()
+        ), "it learnt"
 
 
 def test_ranks_on_one_base_are_trained_as_alone_and_share_its_memory(base, tmp_path, text_rows):
-    task, shapes = TASK.learn(text_rows), {"rank 2": (2, [-1]), "rank 8": (8, [-1]), "two layers": (4, [-2, -1]), "head": "head"}
+    task, shapes = (
+        TASK.learn(text_rows),
+        {"rank 2": (2, [-1]), "rank 8": (8, [-1]), "two layers": (4, [-2, -1]), "head": "head"},
+    )
     loaded, tokenizer = load_base(base, task, dtype=torch.float32)
     models = {name: opened(base, task, how, share_base(loaded))[0] for name, how in shapes.items()}
-    places = [{p.data_ptr() for name, p in model.named_parameters() if ".layer.0." in name} for model in models.values()]
+    places = [
+        {p.data_ptr() for name, p in model.named_parameters() if ".layer.0." in name}
+        for model in models.values()
+    ]
     assert all(own == places[0] for own in places)
     calls = [counted(model) for model in models.values()]
-    found = sweep(models, task, tokenizer, {name: config(tmp_path / name) for name in models}, text_rows, text_rows[::3])
-    assert len(calls[1]) < len(calls[0]), "the first of two ranks read the table, the other one a batch to compare"
+    found = sweep(
+        models,
+        task,
+        tokenizer,
+        {name: config(tmp_path / name) for name in models},
+        text_rows,
+        text_rows[::3],
+    )
+    assert len(calls[1]) < len(calls[0]), (
+        "the first of two ranks read the table, the other one a batch to compare"
+    )
     for one in found:
         alone, _ = opened(base, task, shapes[one.name])
         trainer = Trainer(alone, task, tokenizer, config(tmp_path / "alone" / one.name))
@@ -92,7 +131,10 @@ def test_what_a_model_trains_of_a_shared_base_is_a_copy_of_its_own(base, text_ro
     task = TASK.learn(text_rows)
     model, _ = load_base(base, task, dtype=torch.float32)
     kept = {name: p.detach().clone() for name, p in model.named_parameters()}
-    block, pissa = train_only(share_base(model), task, "last_block"), attach_lora(share_base(model), task, method="pissa")
+    block, pissa = (
+        train_only(share_base(model), task, "last_block"),
+        attach_lora(share_base(model), task, method="pissa"),
+    )
     with torch.no_grad():
         for p in (*trained_parameters(block).values(), *trained_parameters(pissa).values()):
             p.add_(1.0)
@@ -107,7 +149,10 @@ def test_what_a_model_trains_of_a_shared_base_is_a_copy_of_its_own(base, text_ro
 def test_a_model_that_is_trained_is_not_shared(base, text_rows):
     task = TASK.learn(text_rows)
     for open_it in (attach_lora, lambda model, task: train_only(model, task, "head")):
-        with pytest.raises(ValueError, match=r"expected one as it comes from load_base; call it before attach_lora or train_only\."):
+        with pytest.raises(
+            ValueError,
+            match=r"expected one as it comes from load_base; call it before attach_lora or train_only\.",
+        ):
             share_base(open_it(load_base(base, task)[0], task))
 
 
@@ -116,14 +161,35 @@ def test_a_sweep_over_the_head_computes_the_base_once_for_all(base, tmp_path, te
     model, tokenizer = opened(base, task, "head")
     calls = counted(model)
     counts = []
-    for trainings, epochs in ((1, 1), (1, 2), (2, 2), (3, 4)):  # in the first the model is asked what it can do, once
-        sweep(model, task, tokenizer, {f"{trainings} {i}": config(tmp_path / f"{trainings} {i}", epochs=epochs) for i in range(trainings)},
-              text_rows, text_rows[::3])
+    for trainings, epochs in (
+        (1, 1),
+        (1, 2),
+        (2, 2),
+        (3, 4),
+    ):  # in the first the model is asked what it can do, once
+        sweep(
+            model,
+            task,
+            tokenizer,
+            {
+                f"{trainings} {i}": config(tmp_path / f"{trainings} {i}", epochs=epochs)
+                for i in range(trainings)
+            },
+            text_rows,
+            text_rows[::3],
+        )
         counts.append(len(calls) - sum(counts))
-    saving = counts[2] - counts[1]  # what is saved is answered by all layers, and compared with what is loaded
+    saving = (
+        counts[2] - counts[1]
+    )  # what is saved is answered by all layers, and compared with what is loaded
     assert counts[1] > 2 * saving
-    assert counts[3] == counts[1] + 2 * saving, "more trainings and epochs read the table no more often"
-    assert "the states of each line's first token, which alone is read above them" in capsys.readouterr().out
+    assert counts[3] == counts[1] + 2 * saving, (
+        "more trainings and epochs read the table no more often"
+    )
+    assert (
+        "the states of each line's first token, which alone is read above them"
+        in capsys.readouterr().out
+    )
 
 
 def test_folds_share_what_is_frozen_too(base, tmp_path, text_rows):
@@ -131,9 +197,13 @@ def test_folds_share_what_is_frozen_too(base, tmp_path, text_rows):
     model, tokenizer = opened(base, task, "head")
     calls, counts = counted(model), []
     for folds in (4, 3, 2):
-        found = peftcls.cross_validate(model, task, tokenizer, config(tmp_path / str(folds)), text_rows, folds=folds)
+        found = peftcls.cross_validate(
+            model, task, tokenizer, config(tmp_path / str(folds)), text_rows, folds=folds
+        )
         counts.append(len(calls) - sum(counts))
-    assert counts[1] == counts[2] + 1, "a fold more costs the save of its adapter, which is answered by all layers"
+    assert counts[1] == counts[2] + 1, (
+        "a fold more costs the save of its adapter, which is answered by all layers"
+    )
     other, _ = opened(base, task, "head")
     held = [row for row, fold in enumerate(found.fold_of) if fold == 1]
     trainer = Trainer(other, task, tokenizer, config(tmp_path / "alone"))
@@ -146,17 +216,29 @@ def test_the_best_comes_first_with_intervals_and_a_paired_comparison(base, tmp_p
     task = TASK.learn(text_rows)
     model, tokenizer = opened(base, task, (4, None))
     rates = {"nothing": 1e-9, "enough": 1e-2}
-    best, other = sweep(model, task, tokenizer, {n: config(tmp_path / n, learning_rate=rate, epochs=6) for n, rate in rates.items()},
-                        text_rows, text_rows)
+    best, other = sweep(
+        model,
+        task,
+        tokenizer,
+        {n: config(tmp_path / n, learning_rate=rate, epochs=6) for n, rate in rates.items()},
+        text_rows,
+        text_rows,
+    )
     assert (best.name, other.name) == ("enough", "nothing")
     assert best.against_best is None
-    assert other.against_best.difference == pytest.approx(best.scores["f1_macro"] - other.scores["f1_macro"])
-    assert other.against_best == peftcls.compare_answers(task, best.answers, other.answers, text_rows)
+    assert other.against_best.difference == pytest.approx(
+        best.scores["f1_macro"] - other.scores["f1_macro"]
+    )
+    assert other.against_best == peftcls.compare_answers(
+        task, best.answers, other.answers, text_rows
+    )
     assert best.intervals == peftcls.evaluate_answers(task, best.answers, text_rows).intervals
     for one in (best, other):
         predictor = peftcls.load_predictor(one.directory)
         for row, answer in zip(text_rows, one.answers, strict=True):
-            assert predictor.predict([row["text"]])[0].probabilities == pytest.approx(answer.probabilities, abs=1e-5)
+            assert predictor.predict([row["text"]])[0].probabilities == pytest.approx(
+                answer.probabilities, abs=1e-5
+            )
 
 
 def test_trainings_that_do_not_go_together_are_refused_before_any_begins(base, tmp_path, text_rows):
@@ -166,9 +248,16 @@ def test_trainings_that_do_not_go_together_are_refused_before_any_begins(base, t
     for configs, models, sentence in [
         ({}, model, r"configs is empty, expected a TrainConfig for each training, by name\."),
         (same, model, r"'a' and 'b' have the same output_dir '.*x', expected a folder for each\."),
-        ({"a": config(tmp_path / "a")}, {"b": model}, r"there are models for \['b'\] and configs for \['a'\], expected the same names\."),
-        ({"a": config(tmp_path / "a", monitor="accuracy"), "b": config(tmp_path / "b")}, model,
-         r"the trainings are judged by \['accuracy', 'f1_macro'\], expected one monitor"),
+        (
+            {"a": config(tmp_path / "a")},
+            {"b": model},
+            r"there are models for \['b'\] and configs for \['a'\], expected the same names\.",
+        ),
+        (
+            {"a": config(tmp_path / "a", monitor="accuracy"), "b": config(tmp_path / "b")},
+            model,
+            r"the trainings are judged by \['accuracy', 'f1_macro'\], expected one monitor",
+        ),
     ]:
         with pytest.raises(ValueError, match=sentence):
             sweep(models, task, tokenizer, configs, text_rows, text_rows)
@@ -184,6 +273,11 @@ def test_a_base_in_few_bits_is_shared_too(base, quantize, tmp_path, text_rows):
     assert own <= {p.data_ptr() for p in other.parameters()}
     again, _ = load_base(base, task, quantize=quantize)
     rows = [row["text"] for row in text_rows]
-    for model, expected in ((other, attach_lora(again, task, rank=2)), (attach_lora(loaded, task, rank=2), None)):
+    for model, expected in (
+        (other, attach_lora(again, task, rank=2)),
+        (attach_lora(loaded, task, rank=2), None),
+    ):
         answers = peftcls.Predictor(model, task, tokenizer).predict(rows)
-        assert expected is None or answers == peftcls.Predictor(expected, task, tokenizer).predict(rows)
+        assert expected is None or answers == peftcls.Predictor(expected, task, tokenizer).predict(
+            rows
+        )

@@ -12,31 +12,46 @@ from small_runs import Killed, build, interrupt, weights
 from tensorboard.backend.event_processing import event_accumulator
 
 import peftcls
+from peftcls.errors import RunStoppedError
 from peftcls.training.checkpoint import find_checkpoints
-from peftcls.training.lost_processes import RunStoppedError
 from peftcls.training.lr_schedule import learning_rate_factor
 from peftcls.training.save_check import share_weights
 
 
 @pytest.mark.parametrize("base", ["bert", "gpt2", "llama"])
 @pytest.mark.parametrize("instruction", [False, True])
-def test_the_size_of_a_micro_batch_does_not_change_the_weights(base, instruction, request, tmp_path, text_rows):
+def test_the_size_of_a_micro_batch_does_not_change_the_weights(
+    base, instruction, request, tmp_path, text_rows
+):
     if base == "bert" and instruction:
         pytest.skip("an encoder does not generate")
     found = []
-    for name, micro in {"one": {"micro_batch_size": 1}, "four": {"micro_batch_size": 4}, "tokens": {"micro_batch_tokens": 30}}.items():
-        trainer = build(request.getfixturevalue(base), tmp_path / name, text_rows, double=True, instruction=instruction, **micro)
+    for name, micro in {
+        "one": {"micro_batch_size": 1},
+        "four": {"micro_batch_size": 4},
+        "tokens": {"micro_batch_tokens": 30},
+    }.items():
+        trainer = build(
+            request.getfixturevalue(base),
+            tmp_path / name,
+            text_rows,
+            double=True,
+            instruction=instruction,
+            **micro,
+        )
         trainer.fit(text_rows)
         found.append({name: p.detach().clone() for name, p in trainer.parameters.items()})
     for other in found[1:]:
         assert max(float((found[0][name] - other[name]).abs().max()) for name in found[0]) < 1e-7
-    assert any("lora_B" in name and float(tensor.abs().max()) > 1e-4 for name, tensor in found[0].items()), "nothing was trained"
-
-
+    assert any(
+        "lora_B" in name and float(tensor.abs().max()) > 1e-4 for name, tensor in found[0].items()
+    ), "nothing was trained"
 
 
 @pytest.mark.parametrize("killed_at", [1, 2, 4, 5])
-def test_interrupted_equals_uninterrupted_bit_for_bit_with_dropout(bert, tmp_path, text_rows, killed_at, monkeypatch):
+def test_interrupted_equals_uninterrupted_bit_for_bit_with_dropout(
+    bert, tmp_path, text_rows, killed_at, monkeypatch
+):
     settings = {"dropout": 0.3, "eval_every": 2, "micro_batch_size": 2}
     build(bert, tmp_path / "whole", text_rows, **settings).fit(text_rows, text_rows)
 
@@ -60,9 +75,9 @@ def test_interrupted_equals_uninterrupted_bit_for_bit_with_dropout(bert, tmp_pat
     assert not find_checkpoints(tmp_path / "cut"), "a finished run leaves its adapter alone"
 
 
-
-
-def test_a_changed_setting_is_refused_on_resume_with_the_difference(bert, tmp_path, text_rows, monkeypatch):
+def test_a_changed_setting_is_refused_on_resume_with_the_difference(
+    bert, tmp_path, text_rows, monkeypatch
+):
     interrupt(build(bert, tmp_path, text_rows), text_rows, monkeypatch)
     with pytest.raises(ValueError, match=r"learning_rate was 0\.01, is 0\.02"):
         build(bert, tmp_path, text_rows, learning_rate=2e-2).fit(text_rows, resume=True)
@@ -72,32 +87,63 @@ def test_a_changed_setting_is_refused_on_resume_with_the_difference(bert, tmp_pa
         build(bert, tmp_path, text_rows).fit(text_rows)
 
 
-def test_the_same_rows_from_elsewhere_are_gone_on_with_and_changed_ones_refused(bert, tmp_path, text_rows, monkeypatch):
+def test_the_same_rows_from_elsewhere_are_gone_on_with_and_changed_ones_refused(
+    bert, tmp_path, text_rows, monkeypatch
+):
     build(bert, tmp_path / "whole", text_rows).fit(text_rows, text_rows)
     interrupt(build(bert, tmp_path / "cut", text_rows), text_rows, monkeypatch, valid=text_rows)
     odd = [{**text_rows[0], "label": "no"}, *text_rows[1:]]
-    for train, valid, what in ((odd, text_rows, "training"), (text_rows, odd, "validation"), (text_rows[::-1], text_rows, "training")):
-        with pytest.raises(ValueError, match=rf"{what} rows was '16 rows, sum [0-9a-f]+', is '16 rows, sum [0-9a-f]+'"):
+    for train, valid, what in (
+        (odd, text_rows, "training"),
+        (text_rows, odd, "validation"),
+        (text_rows[::-1], text_rows, "training"),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=rf"{what} rows was '16 rows, sum [0-9a-f]+', is '16 rows, sum [0-9a-f]+'",
+        ):
             build(bert, tmp_path / "cut", text_rows).fit(train, valid, resume=True)
-    peftcls.data.reading.as_dataset([{**row, "comment": n} for n, row in enumerate(text_rows)]).to_parquet(tmp_path / "rows.parquet")
-    again = peftcls.read_rows(tmp_path / "rows.parquet")  # another file, with a column that nobody reads
+    peftcls.data.reading.as_dataset(
+        [{**row, "comment": n} for n, row in enumerate(text_rows)]
+    ).to_parquet(tmp_path / "rows.parquet")
+    again = peftcls.read_rows(
+        tmp_path / "rows.parquet"
+    )  # another file, with a column that nobody reads
     build(bert, tmp_path / "cut", text_rows).fit(again, again.select(range(16)), resume=True)
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
-def test_a_run_that_there_is_nothing_of_says_so_where_it_is_to_go_on(bert, tmp_path, text_rows, capsys):
+def test_a_run_that_there_is_nothing_of_says_so_where_it_is_to_go_on(
+    bert, tmp_path, text_rows, capsys
+):
     build(bert, tmp_path / "a", text_rows, epochs=1).fit(text_rows, resume=True)
-    assert f"there is no checkpoint in {tmp_path / 'a'} to go on from: this run begins with its first step." in capsys.readouterr().out
+    assert (
+        f"there is no checkpoint in {tmp_path / 'a'} to go on from: this run begins with its first step."
+        in capsys.readouterr().out
+    )
     build(bert, tmp_path / "b", text_rows, epochs=1).fit(text_rows)
     assert "to go on from" not in capsys.readouterr().out
 
 
-def test_patience_and_the_best_step_go_on_where_a_run_was_cut_in_the_midst_of_a_step(bert, tmp_path, text_rows, monkeypatch):
+def test_patience_and_the_best_step_go_on_where_a_run_was_cut_in_the_midst_of_a_step(
+    bert, tmp_path, text_rows, monkeypatch
+):
     def made(name):
-        trainer = build(bert, tmp_path / name, text_rows, dropout=0.3, micro_batch_size=2, eval_every=1, epochs=5, patience=4)
+        trainer = build(
+            bert,
+            tmp_path / name,
+            text_rows,
+            dropout=0.3,
+            micro_batch_size=2,
+            eval_every=1,
+            epochs=5,
+            patience=4,
+        )
         evaluate, scores = trainer.evaluate, [0.5, 0.9, 0.6, 0.9, 0.3, 0.2, 0.1]
-        trainer.evaluate = lambda rows: evaluate(rows) | {"f1_macro": scores[trainer.progress.step - 1], "loss": 1.0}
+        trainer.evaluate = lambda rows: (
+            evaluate(rows) | {"f1_macro": scores[trainer.progress.step - 1], "loss": 1.0}
+        )
         return trainer
 
     whole = made("whole")
@@ -127,7 +173,10 @@ def test_patience_and_the_best_step_go_on_where_a_run_was_cut_in_the_midst_of_a_
 def test_a_checkpoint_holds_no_weight_of_the_base(bert, tmp_path, text_rows, monkeypatch):
     trainer = build(bert, tmp_path, text_rows)
     interrupt(trainer, text_rows, monkeypatch)
-    names = {key.split("/")[-1] for key in load_file(find_checkpoints(tmp_path)[0] / "tensors.safetensors")}
+    names = {
+        key.split("/")[-1]
+        for key in load_file(find_checkpoints(tmp_path)[0] / "tensors.safetensors")
+    }
     assert names == set(trainer.parameters)
 
 
@@ -154,22 +203,32 @@ def test_the_best_step_is_kept_and_patience_ends_the_run(bert, tmp_path, text_ro
     assert all(torch.equal(p, kept[1][name]) for name, p in trainer.parameters.items())
 
 
-def test_training_learns_and_the_loaded_folder_answers_as_the_trainer_did(bert, tmp_path, text_rows):
+def test_training_learns_and_the_loaded_folder_answers_as_the_trainer_did(
+    bert, tmp_path, text_rows
+):
     trainer = build(bert, tmp_path, text_rows, epochs=15)
     assert trainer.fit(text_rows, text_rows)["accuracy"] == 1.0
     kept, loaded = trainer.predict(text_rows), peftcls.load_predictor(tmp_path)
     again = loaded.predict([row["text"] for row in text_rows])
     assert loaded.label_names == ("no", "yes")
     assert [a.label for a in again] == [row["label"] for row in text_rows]
-    assert all(abs(a.probabilities["yes"] - b.probabilities["yes"]) < 1e-5 for a, b in zip(kept, again, strict=True))
+    assert all(
+        abs(a.probabilities["yes"] - b.probabilities["yes"]) < 1e-5
+        for a, b in zip(kept, again, strict=True)
+    )
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_rows(bert, tmp_path, text_rows):
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_rows(
+    bert, tmp_path, text_rows
+):
     trainer = build(bert, tmp_path, text_rows)
     before = {name: p.detach().clone() for name, p in trainer.parameters.items()}
     weight = trainer.model.get_base_model().get_submodule("bert.embeddings.word_embeddings").weight
     weight.data[:] = float("nan")
-    with pytest.raises(FloatingPointError, match=r"step 1: the loss is nan .* The step was not taken\. Its rows: \["):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"step 1: the loss is nan .* The step was not taken\. Its rows: \[",
+    ):
         trainer.fit(text_rows)
     assert all(torch.equal(p, before[name]) for name, p in trainer.parameters.items())
 
@@ -177,27 +236,43 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_rows(bert
 def test_a_folder_that_answers_otherwise_fails_the_run(bert, tmp_path, text_rows, monkeypatch):
     trainer = build(bert, tmp_path, text_rows)
     save = peftcls.models.adapter_folder.trained_tensors
-    monkeypatch.setattr(peftcls.models.adapter_folder, "trained_tensors", lambda model: {k: v + 0.5 for k, v in save(model).items()})
-    with pytest.raises(RuntimeError, match="was saved but answers otherwise than the trained model"):
+    monkeypatch.setattr(
+        peftcls.models.adapter_folder,
+        "trained_tensors",
+        lambda model: {k: v + 0.5 for k, v in save(model).items()},
+    )
+    with pytest.raises(
+        RuntimeError, match="was saved but answers otherwise than the trained model"
+    ):
         trainer.fit(text_rows)
 
 
-def test_a_fresh_base_beside_the_trained_one_takes_no_memory_where_both_are_alike(bert, tmp_path, text_rows):
+def test_a_fresh_base_beside_the_trained_one_takes_no_memory_where_both_are_alike(
+    bert, tmp_path, text_rows
+):
     trainer = build(bert, tmp_path, text_rows)
     trainer.fit(text_rows)
     loaded, own = peftcls.load_predictor(tmp_path).model, dict(trainer.model.named_parameters())
     other = next(name for name in own if name.endswith("word_embeddings.weight"))
     loaded.get_parameter(other).data[0, 0] += 1.0
     share_weights(loaded, trainer.model)
-    assert {name for name, p in loaded.named_parameters() if p.data_ptr() != own[name].data_ptr()} == {other}
+    assert {
+        name for name, p in loaded.named_parameters() if p.data_ptr() != own[name].data_ptr()
+    } == {other}
     assert loaded.get_parameter(other)[0, 0] == own[other][0, 0] + 1.0
 
 
 def test_the_folder_holds_the_trained_tensors_and_nothing_of_the_base(bert, tmp_path, text_rows):
     build(bert, tmp_path / "out", text_rows).fit(text_rows)
     files = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert files == ["README.md", "adapter_config.json", "adapter_model.safetensors", "peftcls.json", "tokenizer.json",
-                     "tokenizer_config.json"]
+    assert files == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "peftcls.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     assert all("lora_" in name or ".classifier." in name for name in weights(tmp_path / "out"))
     manifest = json.loads((tmp_path / "out" / "peftcls.json").read_text())
     assert manifest["task"]["labels"] == ["no", "yes"]
@@ -216,15 +291,26 @@ def test_a_trained_part_is_saved_alone_and_loaded_again(bert, tmp_path, text_row
     task = peftcls.Classification(max_length=64).learn(peftcls.data.reading.as_dataset(text_rows))
     model, tokenizer = peftcls.load_base(bert, task)
     model = peftcls.train_only(model, task, part)
-    trainer = peftcls.Trainer(model, task, tokenizer, peftcls.TrainConfig(tmp_path, epochs=1, batch_size=8, learning_rate=1e-3))
+    trainer = peftcls.Trainer(
+        model,
+        task,
+        tokenizer,
+        peftcls.TrainConfig(tmp_path, epochs=1, batch_size=8, learning_rate=1e-3),
+    )
     trainer.fit(text_rows)
     assert set(load_file(tmp_path / "trained_part.safetensors")) == set(trainer.parameters)
     kept, again = trainer.predict(text_rows), peftcls.load_predictor(tmp_path).predict(text_rows)
-    assert all(abs(a.probabilities["yes"] - b.probabilities["yes"]) < 1e-6 for a, b in zip(kept, again, strict=True))
+    assert all(
+        abs(a.probabilities["yes"] - b.probabilities["yes"]) < 1e-6
+        for a, b in zip(kept, again, strict=True)
+    )
 
 
 def test_all_wrong_settings_are_told_at_once(tmp_path):
-    with pytest.raises(ValueError, match=r"epochs=0: expected .*; learning_rate=-1: expected .*; schedule='step': expected"):
+    with pytest.raises(
+        ValueError,
+        match=r"epochs=0: expected .*; learning_rate=-1: expected .*; schedule='step': expected",
+    ):
         peftcls.TrainConfig(tmp_path, epochs=0, learning_rate=-1, schedule="step")
 
 
@@ -243,7 +329,9 @@ def test_a_tracker_that_is_not_installed_is_refused(bert, tmp_path, text_rows):
         build(bert, tmp_path, text_rows, trackers=("notebook",))
 
 
-def test_a_tracker_that_does_not_start_is_told_in_a_sentence(bert, tmp_path, text_rows, monkeypatch):
+def test_a_tracker_that_does_not_start_is_told_in_a_sentence(
+    bert, tmp_path, text_rows, monkeypatch
+):
     def refuse(*_, **__):
         raise ConnectionError("no server answers\nand more")
 
@@ -255,11 +343,21 @@ def test_a_tracker_that_does_not_start_is_told_in_a_sentence(bert, tmp_path, tex
 
 def test_two_programs_do_not_train_into_one_folder(bert, tmp_path, text_rows):
     out = tmp_path / "runs" / "one"
-    hold = ("import sys; from pathlib import Path; from peftcls.training.preflight import alone_in\n"
-            "with alone_in(Path(sys.argv[1]), first=True):\n    print('held', flush=True); sys.stdin.read()")
-    with subprocess.Popen([sys.executable, "-c", hold, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    hold = (
+        "import sys; from pathlib import Path; from peftcls.training.preflight import alone_in\n"
+        "with alone_in(Path(sys.argv[1]), first=True):\n    print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(out)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(RunStoppedError, match=r"^another program is training into .*one, expected one alone; wait until it has ended"):
+        with pytest.raises(
+            RunStoppedError,
+            match=r"^another program is training into .*one, expected one alone; wait until it has ended",
+        ):
             build(bert, out, text_rows).fit(text_rows)
         assert list(out.iterdir()) == []
         other.kill()
@@ -289,10 +387,18 @@ def test_every_kind_of_lora_answers_alike_when_loaded_again(method, bert, tmp_pa
     task = peftcls.Classification(max_length=64).learn(peftcls.data.reading.as_dataset(text_rows))
     model, tokenizer = peftcls.load_base(bert, task)
     model = peftcls.attach_lora(model, task, rank=4, method=method)
-    trainer = peftcls.Trainer(model, task, tokenizer, peftcls.TrainConfig(tmp_path, epochs=2, batch_size=4, learning_rate=1e-2))
+    trainer = peftcls.Trainer(
+        model,
+        task,
+        tokenizer,
+        peftcls.TrainConfig(tmp_path, epochs=2, batch_size=4, learning_rate=1e-2),
+    )
     trainer.fit(text_rows)
     kept, again = trainer.predict(text_rows), peftcls.load_predictor(tmp_path).predict(text_rows)
-    assert all(abs(a.probabilities["yes"] - b.probabilities["yes"]) < 1e-5 for a, b in zip(kept, again, strict=True))
+    assert all(
+        abs(a.probabilities["yes"] - b.probabilities["yes"]) < 1e-5
+        for a, b in zip(kept, again, strict=True)
+    )
 
 
 def test_only_the_chosen_layers_get_adapters(bert, text_rows):

@@ -13,9 +13,15 @@ import torch
 from safetensors.torch import load_file
 from small_runs import Killed, build, weights
 
+from peftcls.errors import RunStoppedError
 from peftcls.training import checkpoint
-from peftcls.training.checkpoint import Progress, choose_checkpoint, damage, find_checkpoints, write_checkpoint
-from peftcls.training.lost_processes import RunStoppedError
+from peftcls.training.checkpoint import (
+    Progress,
+    choose_checkpoint,
+    damage,
+    find_checkpoints,
+    write_checkpoint,
+)
 
 CAMPAIGN = Path(__file__).parents[3] / "benchmarks" / "fault_campaign.py"
 
@@ -32,8 +38,14 @@ def written(folder, steps):
 
 
 def test_the_newest_two_are_kept_and_nothing_is_left_beside_them(tmp_path):
-    assert [path.name for path in written(tmp_path, [2, 4, 6])] == ["checkpoint-00000006", "checkpoint-00000004"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-00000004", "checkpoint-00000006"]
+    assert [path.name for path in written(tmp_path, [2, 4, 6])] == [
+        "checkpoint-00000006",
+        "checkpoint-00000004",
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-00000004",
+        "checkpoint-00000006",
+    ]
 
 
 @pytest.mark.parametrize("name", ["state.json", "tensors.safetensors", "manifest.json"])
@@ -42,7 +54,7 @@ def test_every_bit_of_a_checkpoint_counts(name, tmp_path):
     whole = file.read_bytes()
     assert damage(file.parent) is None
     for place in range(0, len(whole), max(1, len(whole) // 60)):
-        file.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1:])
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
         assert damage(file.parent), f"byte {place}"
     for changed in (whole[:-1], whole[:1], b"", whole + b" "):
         file.write_bytes(changed)
@@ -57,22 +69,41 @@ def test_what_other_programs_keep_under_such_names_is_left_alone(tmp_path):
     (tmp_path / "checkpoint-00000009").write_text("a file")
     (tmp_path / "checkpoint-notes.txt").write_text("mine")
     assert choose_checkpoint(tmp_path, resume=False) == (None, [])
-    assert [path.name for path in written(tmp_path, [2, 4, 6])] == ["checkpoint-00000006", "checkpoint-00000004"]
+    assert [path.name for path in written(tmp_path, [2, 4, 6])] == [
+        "checkpoint-00000006",
+        "checkpoint-00000004",
+    ]
     assert (tmp_path / "checkpoint-500" / "optimizer.pt").read_text() == "of another program"
-    assert {"checkpoint-notes.txt", "checkpoint-00000009"} <= {path.name for path in tmp_path.iterdir()}
+    assert {"checkpoint-notes.txt", "checkpoint-00000009"} <= {
+        path.name for path in tmp_path.iterdir()
+    }
 
 
 def test_numbers_and_not_letters_say_which_checkpoint_is_the_newest(tmp_path):
     for step in (99999999, 100000000):
         (tmp_path / f"checkpoint-{step:08d}").mkdir()
-    assert [path.name for path in find_checkpoints(tmp_path)] == ["checkpoint-100000000", "checkpoint-99999999"]
+    assert [path.name for path in find_checkpoints(tmp_path)] == [
+        "checkpoint-100000000",
+        "checkpoint-99999999",
+    ]
 
 
 def test_what_is_not_finite_is_never_written(tmp_path):
     before = written(tmp_path, [2])
     parameters = {"weight": torch.nn.Parameter(torch.tensor([1.0, float("inf")]))}
-    with pytest.raises(RunStoppedError, match=r"^the tensor model/weight is not finite after step 4, so no checkpoint of it is written"):
-        write_checkpoint(tmp_path, Progress(4), parameters, torch.optim.AdamW(parameters.values()), None, {}, {"seed": 0})
+    with pytest.raises(
+        RunStoppedError,
+        match=r"^the tensor model/weight is not finite after step 4, so no checkpoint of it is written",
+    ):
+        write_checkpoint(
+            tmp_path,
+            Progress(4),
+            parameters,
+            torch.optim.AdamW(parameters.values()),
+            None,
+            {},
+            {"seed": 0},
+        )
     assert find_checkpoints(tmp_path) == before
 
 
@@ -83,8 +114,13 @@ def test_a_checkpoint_of_another_version_is_told(tmp_path):
     (path / "state.json").write_text(json.dumps(state))
     (path / "manifest.json").write_text(checkpoint._manifest(path))
     parameters = {"weight": torch.nn.Parameter(torch.arange(6.0))}
-    with pytest.raises(ValueError, match=r"checkpoint-00000002 was written by another version of peftcls \(.*'novelty'\); go on with"):
-        checkpoint.read_checkpoint(path, parameters, torch.optim.AdamW(parameters.values()), {"seed": 0})
+    with pytest.raises(
+        ValueError,
+        match=r"checkpoint-00000002 was written by another version of peftcls \(.*'novelty'\); go on with",
+    ):
+        checkpoint.read_checkpoint(
+            path, parameters, torch.optim.AdamW(parameters.values()), {"seed": 0}
+        )
 
 
 def test_a_damaged_checkpoint_of_a_later_step_goes_when_an_earlier_one_is_written_again(tmp_path):
@@ -102,7 +138,10 @@ def test_what_a_killed_program_left_beside_is_removed(tmp_path):
     (tmp_path / ".saving-card").write_text("half")
     (tmp_path / "states-of-matter").mkdir()
     choose_checkpoint(tmp_path, resume=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-00000002", "states-of-matter"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-00000002",
+        "states-of-matter",
+    ]
 
 
 def cut(trainer, rows, monkeypatch, at):
@@ -120,8 +159,9 @@ def cut(trainer, rows, monkeypatch, at):
 
 
 @pytest.mark.parametrize("lost", ["state.json", "tensors.safetensors"])
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_gives_the_same_weights(lost, bert, tmp_path, text_rows, monkeypatch,
-                                                                                           capsys):
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_gives_the_same_weights(
+    lost, bert, tmp_path, text_rows, monkeypatch, capsys
+):
     settings = {"dropout": 0.3, "eval_every": 2, "micro_batch_size": 2}
     build(bert, tmp_path / "whole", text_rows, **settings).fit(text_rows, text_rows)
     cut(build(bert, tmp_path / "cut", text_rows, **settings), text_rows, monkeypatch, at=5)
@@ -129,20 +169,28 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_gives_the_sa
     (newest / lost).write_bytes((newest / lost).read_bytes().replace(b"1", b"2"))
     build(bert, tmp_path / "cut", text_rows, **settings).fit(text_rows, text_rows, resume=True)
     out = capsys.readouterr().out
-    assert f"{newest / lost} is damaged: its SHA-256 is not the one that was written; it is left out." in out
+    assert (
+        f"{newest / lost} is damaged: its SHA-256 is not the one that was written; it is left out."
+        in out
+    )
     assert f"going on from {older.name}" in out
     whole, found = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(whole[name], found[name]) for name in whole)
 
 
-def test_a_run_whose_adapter_could_not_be_saved_is_not_trained_again(bert, tmp_path, text_rows, monkeypatch):
+def test_a_run_whose_adapter_could_not_be_saved_is_not_trained_again(
+    bert, tmp_path, text_rows, monkeypatch
+):
     trainer = build(bert, tmp_path, text_rows)
 
     def no_room(directory):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(trainer, "save", no_room)
-    with pytest.raises(RunStoppedError, match=r"the adapter cannot be written to .* \(\[Errno 28\] No space left on device\); the last "):
+    with pytest.raises(
+        RunStoppedError,
+        match=r"the adapter cannot be written to .* \(\[Errno 28\] No space left on device\); the last ",
+    ):
         trainer.fit(text_rows, text_rows)
     again = build(bert, tmp_path, text_rows)
     monkeypatch.setattr(again, "_step", None)  # no step is left to take
@@ -154,7 +202,10 @@ def test_a_run_whose_adapter_could_not_be_saved_is_not_trained_again(bert, tmp_p
 def test_too_little_room_is_told_before_anything_is_written(bert, tmp_path, text_rows, monkeypatch):
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10 << 20, 10 << 20, 100_000))
-    with pytest.raises(RunStoppedError, match=r"out has 0 MiB free, expected \d+ for a checkpoint\. Free some and go on with "):
+    with pytest.raises(
+        RunStoppedError,
+        match=r"out has 0 MiB free, expected \d+ for a checkpoint\. Free some and go on with ",
+    ):
         build(bert, tmp_path / "out", text_rows).fit(text_rows)
     assert not (tmp_path / "out").exists()
 
@@ -165,11 +216,16 @@ def test_a_disk_that_fills_up_leaves_the_checkpoints_before_whole(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
-        with pytest.raises(RunStoppedError, match=r"checkpoint-00000006 cannot be written \(.*\); the checkpoints before it are whole\."):
+        with pytest.raises(
+            RunStoppedError,
+            match=r"checkpoint-00000006 cannot be written \(.*\); the checkpoints before it are whole\.",
+        ):
             written(tmp_path, [6])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert {file: file.read_bytes() for path in tmp_path.iterdir() for file in path.iterdir()} == found
+    assert {
+        file: file.read_bytes() for path in tmp_path.iterdir() for file in path.iterdir()
+    } == found
     assert [damage(path) for path in before] == [None, None]
 
 
@@ -178,12 +234,31 @@ def test_a_checkpoint_that_is_whole_is_not_taken_away_to_be_written_again(tmp_pa
     before = {file.name: (file.stat().st_ino, file.read_bytes()) for file in path.iterdir()}
     assert written(tmp_path, [2]) == [path]
     assert {file.name: (file.stat().st_ino, file.read_bytes()) for file in path.iterdir()} == before
-    assert load_file(path / checkpoint.TENSORS).keys() >= {"model/weight", "optimizer/exp_avg/weight"}
+    assert load_file(path / checkpoint.TENSORS).keys() >= {
+        "model/weight",
+        "optimizer/exp_avg/weight",
+    }
 
 
-def test_trainings_that_are_killed_at_random_moments_and_file_operations_end_as_the_one_that_was_not(tmp_path):
-    ended = subprocess.run([sys.executable, CAMPAIGN, "--kills", "4", "--seed", "3", "--out", tmp_path / "faults.json"],
-                           capture_output=True, text=True, timeout=300, check=False)
+def test_trainings_that_are_killed_at_random_moments_and_file_operations_end_as_the_one_that_was_not(
+    tmp_path,
+):
+    ended = subprocess.run(
+        [
+            sys.executable,
+            CAMPAIGN,
+            "--kills",
+            "4",
+            "--seed",
+            "3",
+            "--out",
+            tmp_path / "faults.json",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
     found = json.loads((tmp_path / "faults.json").read_text())
     assert found["kills"] >= 4

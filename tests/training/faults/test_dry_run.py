@@ -12,7 +12,10 @@ def test_a_rehearsal_tells_what_a_run_takes_and_leaves_no_trace(bert, tmp_path, 
     build(bert, tmp_path / "plain", text_rows, dropout=0.3).fit(text_rows)
     trainer = build(bert, tmp_path / "out", text_rows, dropout=0.3)
     before = {name: p.detach().clone() for name, p in trainer.parameters.items()}
-    generator, modes = torch.get_rng_state(), [module.training for module in trainer.model.modules()]
+    generator, modes = (
+        torch.get_rng_state(),
+        [module.training for module in trainer.model.modules()],
+    )
     found = trainer.rehearse(text_rows)
     assert found.seconds > 0
     assert found.total_seconds > found.seconds
@@ -22,7 +25,9 @@ def test_a_rehearsal_tells_what_a_run_takes_and_leaves_no_trace(bert, tmp_path, 
     assert not found.still
     assert not found.without_gradient
     assert "two steps on the 6 rows that take the most memory at once: " in str(found)
-    assert all(torch.equal(p, before[name]) and p.grad is None for name, p in trainer.parameters.items())
+    assert all(
+        torch.equal(p, before[name]) and p.grad is None for name, p in trainer.parameters.items()
+    )
     assert not trainer.optimizer.state
     assert torch.equal(torch.get_rng_state(), generator)
     assert [module.training for module in trainer.model.modules()] == modes
@@ -47,7 +52,9 @@ def test_a_rehearsal_of_adalora_leaves_its_ranks_alone(bert, tmp_path, text_rows
     for rehearsed in (False, True):
         model, tokenizer = peftcls.load_base(bert, task)
         model = peftcls.attach_lora(model, task, rank=2, method="adalora")
-        config = peftcls.TrainConfig(tmp_path / str(rehearsed), epochs=2, batch_size=4, learning_rate=1e-2)
+        config = peftcls.TrainConfig(
+            tmp_path / str(rehearsed), epochs=2, batch_size=4, learning_rate=1e-2
+        )
         trainer = peftcls.Trainer(model, task, tokenizer, config)
         if rehearsed:
             trainer.rehearse(text_rows)
@@ -58,9 +65,28 @@ def test_a_rehearsal_of_adalora_leaves_its_ranks_alone(bert, tmp_path, text_rows
 
 def test_the_command_rehearses_and_writes_nothing(bert, tmp_path, capsys):
     table = tmp_path / "rows.csv"
-    lines = [f"{text} {n},{label}" for n in range(10) for text, label in (("the patient recovered", "yes"), ("stock prices fell", "no"))]
+    lines = [
+        f"{text} {n},{label}"
+        for n in range(10)
+        for text, label in (("the patient recovered", "yes"), ("stock prices fell", "no"))
+    ]
     table.write_text("\n".join(["text,label", *lines]) + "\n")
-    assert main(["train", str(table), "--out", str(tmp_path / "out"), "--model", bert, "--max-length", "32", "--dry-run"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                str(table),
+                "--out",
+                str(tmp_path / "out"),
+                "--model",
+                bert,
+                "--max-length",
+                "32",
+                "--dry-run",
+            ]
+        )
+        == 0
+    )
     assert "everything is as it was before, and nothing was written" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 

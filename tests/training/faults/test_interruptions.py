@@ -13,10 +13,11 @@ from small_runs import build, weights
 
 from peftcls import Predictor
 from peftcls.data.reading import as_dataset
+from peftcls.errors import RunStoppedError, is_out_of_memory
 from peftcls.tasks.encoding import encode_table
 from peftcls.training import data_order
 from peftcls.training.checkpoint import damage, find_checkpoints
-from peftcls.training.lost_processes import RunStoppedError, is_lost_process, is_out_of_memory, watched
+from peftcls.training.lost_processes import is_lost_process, watched
 from peftcls.training.signals import Signals
 
 SETTINGS = {"dropout": 0.3, "eval_every": 2, "micro_batch_size": 2, "log_every": 3}
@@ -26,9 +27,21 @@ ENDS = {signal.SIGINT: (KeyboardInterrupt, None), signal.SIGTERM: (SystemExit, 1
 @pytest.fixture(scope="module")
 def whole(bert, tmp_path_factory):
     """What the training leaves that no signal reached, and its history."""
-    texts = ["the patient recovered", "a new drug was given", "the drug and the patient", "a patient was given a new drug and recovered",
-             "stock prices fell", "the bank raised rates", "radio waves from a galaxy far away and away", "see you at lunch"]
-    rows = [{"text": f"{text} {n}", "label": "yes" if i < 4 else "no"} for n in range(2) for i, text in enumerate(texts)]
+    texts = [
+        "the patient recovered",
+        "a new drug was given",
+        "the drug and the patient",
+        "a patient was given a new drug and recovered",
+        "stock prices fell",
+        "the bank raised rates",
+        "radio waves from a galaxy far away and away",
+        "see you at lunch",
+    ]
+    rows = [
+        {"text": f"{text} {n}", "label": "yes" if i < 4 else "no"}
+        for n in range(2)
+        for i, text in enumerate(texts)
+    ]
     out = tmp_path_factory.mktemp("whole")
     trainer = build(bert, out, rows, **SETTINGS)
     trainer.fit(rows, rows)
@@ -37,8 +50,10 @@ def whole(bert, tmp_path_factory):
 
 def signalled(trainer, rows, number, during, at, monkeypatch):
     """Send this process a signal during a part of the training."""
-    owner, name, place = {"a step": (trainer.gradients, "add_up", lambda *given: given[2]),
-                          "a save": (trainer, "_write_checkpoint", lambda *given: trainer.progress.step)}[during]
+    owner, name, place = {
+        "a step": (trainer.gradients, "add_up", lambda *given: given[2]),
+        "a save": (trainer, "_write_checkpoint", lambda *given: trainer.progress.step),
+    }[during]
     plain = getattr(owner, name)
 
     def with_signal(*given):
@@ -53,10 +68,18 @@ def signalled(trainer, rows, number, during, at, monkeypatch):
     assert code is None or ended.value.code == code
 
 
-@pytest.mark.parametrize(("number", "during", "at", "step"), [
-    (signal.SIGINT, "a step", 2, 3), (signal.SIGTERM, "a step", 3, 4), (signal.SIGTERM, "a step", 5, 6),
-    (signal.SIGINT, "a save", 4, 4)])
-def test_a_signal_lets_the_step_end_and_the_run_goes_on_exactly(number, during, at, step, whole, bert, tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize(
+    ("number", "during", "at", "step"),
+    [
+        (signal.SIGINT, "a step", 2, 3),
+        (signal.SIGTERM, "a step", 3, 4),
+        (signal.SIGTERM, "a step", 5, 6),
+        (signal.SIGINT, "a save", 4, 4),
+    ],
+)
+def test_a_signal_lets_the_step_end_and_the_run_goes_on_exactly(
+    number, during, at, step, whole, bert, tmp_path, monkeypatch, capfd
+):
     rows, expected, history = whole
     handlers = [signal.getsignal(known) for known in ENDS]
     signalled(build(bert, tmp_path, rows, **SETTINGS), rows, number, during, at, monkeypatch)
@@ -64,7 +87,10 @@ def test_a_signal_lets_the_step_end_and_the_run_goes_on_exactly(number, during, 
     newest = find_checkpoints(tmp_path)[0]
     assert (newest.name, damage(newest)) == (f"checkpoint-{step:08d}", None)
     told = capfd.readouterr()
-    assert f"{signal.Signals(number).name}: stopped after step {step} of 6, whose checkpoint is in {tmp_path}; go on with " in told.out
+    assert (
+        f"{signal.Signals(number).name}: stopped after step {step} of 6, whose checkpoint is in {tmp_path}; go on with "
+        in told.out
+    )
     assert "once more ends the program at once" in told.err
     again = build(bert, tmp_path, rows, **SETTINGS)
     again.fit(rows, rows, resume=True)
@@ -74,7 +100,9 @@ def test_a_signal_lets_the_step_end_and_the_run_goes_on_exactly(number, during, 
 
 
 @pytest.mark.parametrize("number", ENDS)
-def test_an_evaluation_is_broken_off_and_the_run_goes_on_exactly(number, whole, bert, tmp_path, monkeypatch, capsys):
+def test_an_evaluation_is_broken_off_and_the_run_goes_on_exactly(
+    number, whole, bert, tmp_path, monkeypatch, capsys
+):
     rows, expected, history = whole
     trainer = build(bert, tmp_path, rows, **SETTINGS)
     ended, answer = [], Predictor.answer
@@ -91,7 +119,10 @@ def test_an_evaluation_is_broken_off_and_the_run_goes_on_exactly(number, whole, 
     assert not ended
     assert [damage(found) for found in find_checkpoints(tmp_path)] == [None, None]
     assert find_checkpoints(tmp_path)[0].name == "checkpoint-00000004"
-    assert f"stopped after step 4, whose checkpoint is in {tmp_path}; go on with fit(" in capsys.readouterr().out
+    assert (
+        f"stopped after step 4, whose checkpoint is in {tmp_path}; go on with fit("
+        in capsys.readouterr().out
+    )
     monkeypatch.undo()
     again = build(bert, tmp_path, rows, **SETTINGS)
     again.fit(rows, rows, resume=True)
@@ -131,9 +162,14 @@ with signals.caught():
     signal.raise_signal(signal.SIGTERM)
     print("too late", flush=True)
 """
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
     assert (ended.returncode, ended.stdout) == (143, "still here\n")
-    assert "SIGTERM: this step is finished and a checkpoint written; once more ends the program at once." in ended.stderr
+    assert (
+        "SIGTERM: this step is finished and a checkpoint written; once more ends the program at once."
+        in ended.stderr
+    )
 
 
 def test_a_signal_that_is_ignored_stays_ignored_and_threads_are_left_alone():
@@ -172,8 +208,11 @@ def bounded(trainer, tokens, kind=torch.OutOfMemoryError):
         if torch.is_grad_enabled():
             sizes.append(int(batch["attention_mask"].sum()))
             if sizes[-1] > tokens:
-                raise kind("CUDA out of memory. Tried to allocate 2 GiB." if kind is torch.OutOfMemoryError else
-                           "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+                raise kind(
+                    "CUDA out of memory. Tried to allocate 2 GiB."
+                    if kind is torch.OutOfMemoryError
+                    else "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"
+                )
         return loss
 
     object.__setattr__(task, "loss_sum", loss_sum)
@@ -181,19 +220,34 @@ def bounded(trainer, tokens, kind=torch.OutOfMemoryError):
 
 
 @pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError])
-def test_a_step_that_memory_is_short_for_is_done_again_in_smaller_parts(kind, bert, tmp_path, text_rows, capsys):
+def test_a_step_that_memory_is_short_for_is_done_again_in_smaller_parts(
+    kind, bert, tmp_path, text_rows, capsys
+):
     plain = build(bert, tmp_path / "plain", text_rows, double=True)
     plain.fit(text_rows)
     short = build(bert, tmp_path / "short", text_rows, double=True)
     sizes = bounded(short, 40, kind)
     short.fit(text_rows)
-    assert max(float((p - plain.parameters[name]).detach().abs().max()) for name, p in short.parameters.items()) < 1e-7
-    assert 0 < sum(size > 40 for size in sizes) < 6, "what was learnt of the memory in one step holds for the next"
-    assert "step 1: out of memory; it is done again, with the same rows and at most" in capsys.readouterr().out
+    assert (
+        max(
+            float((p - plain.parameters[name]).detach().abs().max())
+            for name, p in short.parameters.items()
+        )
+        < 1e-7
+    )
+    assert 0 < sum(size > 40 for size in sizes) < 6, (
+        "what was learnt of the memory in one step holds for the next"
+    )
+    assert (
+        "step 1: out of memory; it is done again, with the same rows and at most"
+        in capsys.readouterr().out
+    )
     assert short.progress.tokens == short.gradients.tokens < 60
 
 
-def test_what_was_learnt_of_the_memory_is_kept_for_a_resumed_run(bert, tmp_path, text_rows, monkeypatch):
+def test_what_was_learnt_of_the_memory_is_kept_for_a_resumed_run(
+    bert, tmp_path, text_rows, monkeypatch
+):
     trainer = build(bert, tmp_path, text_rows, eval_every=1)
     bounded(trainer, 40)
     signalled(trainer, text_rows, signal.SIGTERM, "a step", 2, monkeypatch)
@@ -204,7 +258,9 @@ def test_what_was_learnt_of_the_memory_is_kept_for_a_resumed_run(bert, tmp_path,
 
 
 @pytest.mark.parametrize("tokens", [1000, 20])
-def test_a_row_that_was_drawn_twice_counts_twice_also_when_it_is_done_again(tokens, bert, tmp_path, text_rows):
+def test_a_row_that_was_drawn_twice_counts_twice_also_when_it_is_done_again(
+    tokens, bert, tmp_path, text_rows
+):
     trainer = build(bert, tmp_path, text_rows, double=True)
     table = encode_table(trainer.task, as_dataset(text_rows), trainer.tokenizer, "base")
     one, other = (trainer.gradients.add_up(table, [row], 0, Signals())[0] for row in (0, 4))
@@ -218,21 +274,33 @@ def test_a_row_that_was_drawn_twice_counts_twice_also_when_it_is_done_again(toke
 def test_too_little_memory_for_one_row_says_what_to_do(bert, tmp_path, text_rows):
     trainer = build(bert, tmp_path, text_rows)
     bounded(trainer, 3)
-    with pytest.raises(RunStoppedError, match=r"^step 1: the memory is not enough for one row at a time, of up to \d+ tokens\. Set "
-                                              r"gradient_checkpointing=True or a smaller max_length, or load .* '4bit'\.$"):
+    with pytest.raises(
+        RunStoppedError,
+        match=r"^step 1: the memory is not enough for one row at a time, of up to \d+ tokens\. Set "
+        r"gradient_checkpointing=True or a smaller max_length, or load .* '4bit'\.$",
+    ):
         trainer.fit(text_rows)
 
 
 def test_another_error_is_not_taken_for_want_of_memory(bert, tmp_path, text_rows):
     assert is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    assert is_lost_process(RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1"))
+    assert is_lost_process(
+        RuntimeError(
+            "[third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1"
+        )
+    )
     assert not is_lost_process(RunStoppedError("/data/gloo/checkpoint-1 cannot be written"))
 
 
-def test_rows_that_are_not_finite_are_named_one_by_one_and_the_checkpoint_before_stays(bert, tmp_path, text_rows):
+def test_rows_that_are_not_finite_are_named_one_by_one_and_the_checkpoint_before_stays(
+    bert, tmp_path, text_rows
+):
     trainer = build(bert, tmp_path, text_rows, eval_every=1, micro_batch_size=3)
-    task, ids = trainer.gradients.task, trainer.tokenizer("galaxy", add_special_tokens=False)["input_ids"][0]
+    task, ids = (
+        trainer.gradients.task,
+        trainer.tokenizer("galaxy", add_special_tokens=False)["input_ids"][0],
+    )
     plain, far = task.loss_sum, {6, 14}  # the rows with a galaxy in them
     at = next(step for step in range(1, 6) if far & set(data_order.step_rows(16, 6, 0, step)))
     expected = sorted(row + 1 for row in far & set(data_order.step_rows(16, 6, 0, at)))
@@ -242,8 +310,11 @@ def test_rows_that_are_not_finite_are_named_one_by_one_and_the_checkpoint_before
         return plain(model, batch) * (float("nan") if spoilt and torch.is_grad_enabled() else 1.0)
 
     object.__setattr__(task, "loss_sum", loss_sum)
-    with pytest.raises(FloatingPointError, match=rf"step {at + 1}: the loss is nan .*The step was not taken\. Its rows: \[.*\]; not finite "
-                                                 rf"when alone: {re.escape(str(expected))}\. Lower the learning rate \(now 0\.01\)"):
+    with pytest.raises(
+        FloatingPointError,
+        match=rf"step {at + 1}: the loss is nan .*The step was not taken\. Its rows: \[.*\]; not finite "
+        rf"when alone: {re.escape(str(expected))}\. Lower the learning rate \(now 0\.01\)",
+    ):
         trainer.fit(text_rows, text_rows)
     newest = find_checkpoints(tmp_path)[0]
     assert (newest.name, damage(newest)) == (f"checkpoint-{at:08d}", None)
@@ -252,8 +323,14 @@ def test_rows_that_are_not_finite_are_named_one_by_one_and_the_checkpoint_before
 def spoil(trainer, steps):
     """Let the loss of these steps, from 0, be nan."""
     task, plain = trainer.gradients.task, trainer.gradients.task.loss_sum
-    object.__setattr__(task, "loss_sum", lambda model, batch: plain(model, batch) * (
-        float("nan") if trainer.progress.step in steps and torch.is_grad_enabled() else 1.0))
+    object.__setattr__(
+        task,
+        "loss_sum",
+        lambda model, batch: (
+            plain(model, batch)
+            * (float("nan") if trainer.progress.step in steps and torch.is_grad_enabled() else 1.0)
+        ),
+    )
     return trainer
 
 
@@ -262,20 +339,34 @@ def test_a_step_that_is_not_finite_is_left_out_where_that_is_allowed(whole, bert
     trainer = spoil(build(bert, tmp_path, rows, **SETTINGS, max_skipped_steps=2), {2, 4})
     trainer.fit(rows, rows)
     assert trainer.progress.skipped_steps == [3, 5]
-    assert not all(torch.equal(expected[name], tensor) for name, tensor in weights(tmp_path).items())
+    assert not all(
+        torch.equal(expected[name], tensor) for name, tensor in weights(tmp_path).items()
+    )
     assert all(bool(torch.isfinite(tensor).all()) for tensor in weights(tmp_path).values())
-    assert all(entry["loss"] == entry["loss"] for entry in trainer.progress.history if "loss" in entry)
+    assert all(
+        entry["loss"] == entry["loss"] for entry in trainer.progress.history if "loss" in entry
+    )
     out = capsys.readouterr().out
-    assert re.search(r"step 3: the loss is nan .* The step was not taken\. Its rows: \[.*\]; not finite when alone: \[.*\]\. It is left "
-                     r"out, as 1 of at most 2 steps\.", out)
+    assert re.search(
+        r"step 3: the loss is nan .* The step was not taken\. Its rows: \[.*\]; not finite when alone: \[.*\]\. It is left "
+        r"out, as 1 of at most 2 steps\.",
+        out,
+    )
 
 
-def test_one_step_too_many_ends_the_run_and_leaves_a_finite_checkpoint_to_go_on_from(whole, bert, tmp_path):
+def test_one_step_too_many_ends_the_run_and_leaves_a_finite_checkpoint_to_go_on_from(
+    whole, bert, tmp_path
+):
     rows, _, _ = whole
-    spoil(build(bert, tmp_path / "whole", rows, **SETTINGS, max_skipped_steps=2), {2, 4}).fit(rows, rows)
+    spoil(build(bert, tmp_path / "whole", rows, **SETTINGS, max_skipped_steps=2), {2, 4}).fit(
+        rows, rows
+    )
     trainer = spoil(build(bert, tmp_path / "cut", rows, **SETTINGS, max_skipped_steps=1), {2, 4})
-    with pytest.raises(FloatingPointError, match=r"^step 5: .*, look at these rows, or go on without such steps: max_skipped_steps=2 and "
-                                                 r"resume=True\.$"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"^step 5: .*, look at these rows, or go on without such steps: max_skipped_steps=2 and "
+        r"resume=True\.$",
+    ):
         trainer.fit(rows, rows)
     newest = find_checkpoints(tmp_path / "cut")[0]
     assert (newest.name, damage(newest)) == ("checkpoint-00000004", None)
@@ -287,7 +378,9 @@ def test_one_step_too_many_ends_the_run_and_leaves_a_finite_checkpoint_to_go_on_
 
 
 @pytest.mark.parametrize("during", ["a step", "an evaluation"])
-def test_whatever_goes_wrong_the_steps_before_it_are_kept(during, whole, bert, tmp_path, monkeypatch):
+def test_whatever_goes_wrong_the_steps_before_it_are_kept(
+    during, whole, bert, tmp_path, monkeypatch
+):
     rows, expected, history = whole
     trainer = build(bert, tmp_path, rows, **SETTINGS)
     owner, name = (trainer.gradients, "add_up") if during == "a step" else (trainer, "evaluate")
@@ -320,4 +413,8 @@ def test_a_rehearsal_leaves_no_step_out(bert, tmp_path, text_rows):
 def test_a_wait_that_is_over_in_time_ends_nothing():
     with watched(60, 0, "a test"):
         pass
-    assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer) and not thread.finished.is_set()]
+    assert not [
+        thread
+        for thread in threading.enumerate()
+        if isinstance(thread, threading.Timer) and not thread.finished.is_set()
+    ]

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import peftcls
+from peftcls.errors import RunStoppedError
 from peftcls.training import lost_processes
 
 base, out, rows_file, end = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4]
@@ -24,7 +25,9 @@ def build(name, **settings):
     task = peftcls.Classification(max_length=64).learn(rows)
     model, tokenizer = peftcls.load_base(base, task)
     model = peftcls.attach_lora(model, task, rank=4).double()
-    config = peftcls.TrainConfig(out / name, epochs=2, batch_size=6, eval_every=2, learning_rate=1e-2, **settings)
+    config = peftcls.TrainConfig(
+        out / name, epochs=2, batch_size=6, eval_every=2, learning_rate=1e-2, **settings
+    )
     return peftcls.Trainer(model, task, tokenizer, config)
 
 
@@ -33,18 +36,30 @@ def change_loss(trainer, change):
     task = trainer.gradients.task
     plain = task.loss_sum
     if rank == 1:
-        object.__setattr__(task, "loss_sum", lambda model, batch: change(plain(model, batch), batch) if torch.is_grad_enabled()
-                           else plain(model, batch))
+        object.__setattr__(
+            task,
+            "loss_sum",
+            lambda model, batch: (
+                change(plain(model, batch), batch)
+                if torch.is_grad_enabled()
+                else plain(model, batch)
+            ),
+        )
 
 
 def at_step(trainer, step, act):
     """In the second process alone, while it computes its share of a step."""
-    change_loss(trainer, lambda loss, batch: (act() if trainer.progress.step == step else None, loss)[1])
+    change_loss(
+        trainer, lambda loss, batch: (act() if trainer.progress.step == step else None, loss)[1]
+    )
 
 
 def keep(trainer, name):
     if rank == 0:
-        save_file({name: p.detach() for name, p in trainer.parameters.items()}, out / f"{name}.safetensors")
+        save_file(
+            {name: p.detach() for name, p in trainer.parameters.items()},
+            out / f"{name}.safetensors",
+        )
 
 
 def stall():
@@ -58,7 +73,9 @@ if end == "dies":
     keep(begun, "begun")
 
     skipping = build("skipping", max_skipped_steps=1)
-    change_loss(skipping, lambda loss, batch: loss * (float("nan") if skipping.progress.step == 3 else 1))
+    change_loss(
+        skipping, lambda loss, batch: loss * (float("nan") if skipping.progress.step == 3 else 1)
+    )
     skipping.fit(rows, rows)
     keep(skipping, "skipping")
     (out / f"skipped{rank}").write_text(str(skipping.progress.skipped_steps))
@@ -75,7 +92,9 @@ if end == "dies":
     (out / f"tokens{rank}").write_text(str(short.gradients.tokens))
 
     spoilt = build("spoilt")
-    change_loss(spoilt, lambda loss, batch: loss * (float("nan") if spoilt.progress.step == 3 else 1))
+    change_loss(
+        spoilt, lambda loss, batch: loss * (float("nan") if spoilt.progress.step == 3 else 1)
+    )
     try:
         spoilt.fit(rows, rows)
     except FloatingPointError as error:
@@ -100,5 +119,5 @@ else:
     at_step(lost, 3, (lambda: os.kill(os.getpid(), signal.SIGKILL)) if end == "dies" else stall)
 try:
     lost.fit(rows, rows)
-except lost_processes.RunStoppedError as error:
+except RunStoppedError as error:
     sys.exit(str(error))

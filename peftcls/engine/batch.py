@@ -1,0 +1,5 @@
+"""What a model is given at once."""
+
+import torch
+
+Batch = dict[str, torch.Tensor]
