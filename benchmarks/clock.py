@@ -1,4 +1,4 @@
-"""When steps ended and how many tokens they held, and what follows from it; the same arithmetic for every system."""
+"""When steps ended and how many tokens they held; the same arithmetic for every system."""
 
 import math
 import statistics
@@ -11,13 +11,13 @@ from experiment import Experiment
 
 
 class Clock:
-    """Begins when the base is loaded: reading rows into tokens is part of a training."""
+    """Starts when the base is loaded: tokenizing the rows is part of a training."""
 
     def __init__(self) -> None:
         self.began = time.perf_counter()
         self.ends: list[float] = []
         self.tokens: list[int] = []
-        """Of each step, padding not counted."""
+        """The tokens of each step without padding."""
         self.target_seconds: float | None = None
 
     def step_begins(self) -> None:
@@ -38,25 +38,30 @@ class Clock:
     def measures(self, e: Experiment) -> dict[str, Any]:
         """Rates and times of a training that ends now.
 
-        A row is worth the tokens that a row has on average, so that systems that choose their own batches are timed over
-        as much work as the others.
+        Rows per second are tokens per second over the mean tokens of a row, so that systems that
+        choose their own batches are timed over as much work as the others.
         """
         ended = time.perf_counter()
         steps = [after - before for before, after in pairwise(self.ends)]
-        steady, tokens = sorted(steps[e.warm_steps :]), self.tokens[: len(steps)]
-        per_row, seconds = sum(tokens) / (e.rows * e.epochs), sum(steady)
-        if not steady:  # packed into fewer steps than are left out
-            steady, seconds = sorted(steps), sum(steps)
-        per_second = sum(tokens[len(steps) - len(steady) :]) / seconds
-        return {
-            "rows_per_second": per_second / per_row,
+        tokens = self.tokens[: len(steps)]
+        tokens_per_row = sum(tokens) / (e.rows * e.epochs)
+        steady = steps[e.warm_steps :]
+        # Packing may need fewer steps than are left out.
+        if not steady:
+            steady = steps
+        per_second = sum(tokens[len(steps) - len(steady) :]) / sum(steady)
+        ascending = sorted(steady)
+        found = {
+            "rows_per_second": per_second / tokens_per_row,
             "tokens_per_second": per_second,
-            "tokens_per_row": per_row,
+            "tokens_per_row": tokens_per_row,
             "steps": len(steady),
             "median_step_seconds": statistics.median(steady),
-            "p90_step_seconds": steady[math.ceil(0.9 * len(steady)) - 1],
+            "p90_step_seconds": ascending[math.ceil(0.9 * len(steady)) - 1],
             "prepare_seconds": self.ends[0] - self.began,
             "train_seconds": self.ends[-1] - self.ends[0],
             "rows_per_second_in_all": e.rows * e.epochs / (ended - self.began),
-            **({} if e.target is None else {"target_seconds": self.target_seconds}),
         }
+        if e.target is not None:
+            found["target_seconds"] = self.target_seconds
+        return found

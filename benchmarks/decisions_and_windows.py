@@ -1,15 +1,14 @@
-"""What windows, balanced training, fitted thresholds and a fitted temperature give, each against training without it.
+"""What windows, balanced training, fitted thresholds and a fitted temperature each give.
 
-    python benchmarks/decisions_and_windows.py --data DATA --only windows rare_label thresholds temperature --seeds 0 1 2
+    python benchmarks/decisions_and_windows.py --data DATA --only windows rare_label --seeds 0 1 2
 
-DATA holds the folders imdb and sms_spam; they are not part of the project. The multi-label table is generated here, with
-known noise. Results go to benchmarks/results/decisions_and_windows.json, a run by its name and seed, and are not run
-again while they are there.
+DATA holds the folders imdb and sms_spam; they are not part of the project. The multi-label table is
+generated here, with known noise. Results go to benchmarks/results/decisions_and_windows.json, a run
+by its name and seed, and are not run again while they are there.
 """
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,7 +17,7 @@ from typing import Any
 
 import datasets
 import numpy as np
-from real_data import minilm_folder
+from real_data import commit, minilm_folder
 
 from peftcls import (
     Classification,
@@ -34,8 +33,11 @@ from peftcls.data.reading import as_dataset
 from peftcls.tasks.base import Answer, Task
 
 RESULTS = Path(__file__).parent / "results" / "decisions_and_windows.json"
-IMDB_ROWS, IMDB_VALID_ROWS = 600, 400
+IMDB_ROWS = 600
+IMDB_VALID_ROWS = 400
 SPAM_SHARE = 0.05
+TRAIN_ROWS = 400
+TEST_ROWS = 1200
 TOPICS = {
     "cardiology": "heart valve artery pulse pacemaker",
     "oncology": "tumour biopsy cancer metastasis chemotherapy",
@@ -53,7 +55,8 @@ RATES = {
     "statistics": 0.2,
 }
 FILLERS = ["the", "of", "and", "with", "was", "for", "patients"]
-FLIPPED = 0.05  # of all label decisions are wrong, so no system can be perfect
+# The share of all label decisions that are wrong, so no system can be perfect.
+FLIPPED_SHARE = 0.05
 
 
 def trained(
@@ -69,104 +72,104 @@ def trained(
     """A trainer that has finished; its folder is gone with the process."""
     model, tokenizer = load_base(base, task, seed=seed)
     model = attach_lora(model, task, rank=8, alpha=16, dropout=0.05, seed=seed)
-    folder = tempfile.mkdtemp()
-    trainer = Trainer(
-        model,
-        task,
-        tokenizer,
-        TrainConfig(folder, epochs=epochs, batch_size=16, learning_rate=rate, seed=seed),
+    config = TrainConfig(
+        tempfile.mkdtemp(), epochs=epochs, batch_size=16, learning_rate=rate, seed=seed
     )
+    trainer = Trainer(model, task, tokenizer, config)
     trainer.fit(train, valid)
     return trainer
 
 
 def measured(task: Task, answers: list[Answer], rows: datasets.Dataset) -> dict[str, Any]:
     """Scores and their 95 % intervals."""
-    found = evaluate_answers(task, answers, rows)
-    return {"scores": found.scores, "intervals": found.intervals}
+    evaluation = evaluate_answers(task, answers, rows)
+    return {"scores": evaluation.scores, "intervals": evaluation.intervals}
 
 
 def windows(data: Path, seed: int) -> dict[str, Any]:
     """IMDB reviews cut at 128 tokens against the same reviews in windows of 128."""
     random = np.random.default_rng(seed)
-    train, valid = (read_rows(data / "imdb" / f"{part}.csv") for part in ("train", "validation"))
+    train = read_rows(data / "imdb" / "train.csv")
+    valid = read_rows(data / "imdb" / "validation.csv")
     train = train.select(random.permutation(len(train))[:IMDB_ROWS])
     valid = valid.select(np.random.default_rng(0).permutation(len(valid))[:IMDB_VALID_ROWS])
-    answers, out = {}, {}
-    for how in ("truncate", "windows"):
-        task = Classification(max_length=128, long_text=how).learn(train)
+    answers = {}
+    out = {}
+    for long_text in ("truncate", "windows"):
+        task = Classification(max_length=128, long_text=long_text).learn(train)
         started = time.perf_counter()
         trainer = trained(task, train, None, minilm_folder(), epochs=3, rate=2e-3, seed=seed)
-        answers[how] = trainer.predict(valid)
-        out[how] = {**measured(task, answers[how], valid), "seconds": time.perf_counter() - started}
+        answers[long_text] = trainer.predict(valid)
+        scores = measured(task, answers[long_text], valid)
+        out[long_text] = {**scores, "seconds": time.perf_counter() - started}
     paired = compare_answers(task, answers["windows"], answers["truncate"], valid, score="accuracy")
     return {**out, "windows minus truncate": [paired.difference, *paired.interval]}
 
 
 def rare_label(data: Path, seed: int) -> dict[str, Any]:
-    """SMS spam with one spam in twenty, trained plain, with balanced weights, and with balanced sampling."""
-    table = [
-        line.split("\t", 1)
-        for line in (data / "sms_spam" / "SMSSpamCollection.tsv")
-        .read_text(encoding="utf-8")
-        .splitlines()
-    ]
-    random = np.random.default_rng(seed)
-    texts = {
-        label: random.permutation(
-            sorted({t for name, t in table if name == label and t.strip()})
-        ).tolist()
-        for label in ("ham", "spam")
+    """SMS spam with one spam in twenty: plain, with balanced weights, with balanced sampling."""
+    train, test = rare_spam(data, seed)
+    settings: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "class_weight": {"class_weight": "balanced"},
+        "sampling": {"sampling": "balanced"},
     }
-    parts, start = {}, {"ham": 0, "spam": 0}
-    for part, rows in (("train", 400), ("test", 1200)):
-        chosen = []
-        for label, count in (
-            ("spam", round(SPAM_SHARE * rows)),
-            ("ham", rows - round(SPAM_SHARE * rows)),
-        ):
-            chosen += [
-                {"text": text, "label": label}
-                for text in texts[label][start[label] : start[label] + count]
-            ]
-            start[label] += count
-        parts[part] = as_dataset(chosen)
-    answers, out = {}, {}
-    for how, setting in (
-        ("plain", {}),
-        ("class_weight", {"class_weight": "balanced"}),
-        ("sampling", {"sampling": "balanced"}),
-    ):
-        task = Classification(max_length=128, **setting).learn(parts["train"])
-        answers[how] = trained(
-            task, parts["train"], None, "demo", epochs=4, rate=1e-3, seed=seed
-        ).predict(parts["test"])
-        out[how] = measured(task, answers[how], parts["test"])
-    for how in ("class_weight", "sampling"):
-        paired = compare_answers(task, answers[how], answers["plain"], parts["test"])
-        out[f"{how} minus plain"] = [paired.difference, *paired.interval]
+    answers = {}
+    out = {}
+    for name, setting in settings.items():
+        task = Classification(max_length=128, **setting).learn(train)
+        trainer = trained(task, train, None, "demo", epochs=4, rate=1e-3, seed=seed)
+        answers[name] = trainer.predict(test)
+        out[name] = measured(task, answers[name], test)
+    for name in ("class_weight", "sampling"):
+        paired = compare_answers(task, answers[name], answers["plain"], test)
+        out[f"{name} minus plain"] = [paired.difference, *paired.interval]
     return out
+
+
+def rare_spam(data: Path, seed: int) -> list[datasets.Dataset]:
+    """Training and test rows of different messages, with one spam in twenty."""
+    file = data / "sms_spam" / "SMSSpamCollection.tsv"
+    by_label: dict[str, set[str]] = {"ham": set(), "spam": set()}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        label, text = line.split("\t", 1)
+        if text.strip():
+            by_label[label].add(text)
+    random = np.random.default_rng(seed)
+    texts = {label: random.permutation(sorted(by_label[label])).tolist() for label in by_label}
+    tables = []
+    for rows in (TRAIN_ROWS, TEST_ROWS):
+        spam_rows = round(SPAM_SHARE * rows)
+        chosen = []
+        for label, count in (("spam", spam_rows), ("ham", rows - spam_rows)):
+            chosen += [{"text": text, "label": label} for text in texts[label][:count]]
+            texts[label] = texts[label][count:]
+        tables.append(as_dataset(chosen))
+    return tables
 
 
 def several_labels(rows: int, random: np.random.Generator) -> datasets.Dataset:
     """Texts that mix words of their topics among others, with a known share of wrong labels."""
-    found = []
+    topic_words = " ".join(TOPICS.values()).split()
+    table = []
     for _ in range(rows):
         topics = [name for name, rate in RATES.items() if random.random() < rate]
-        words = [word for name in topics for word in random.choice(TOPICS[name].split(), 2)]
-        words += (
-            random.choice(" ".join(TOPICS.values()).split(), 2).tolist()
-            + random.choice(FILLERS, 8).tolist()
-        )
-        given = [name for name in RATES if (name in topics) != (random.random() < FLIPPED)]
-        found.append({"text": " ".join(random.permutation(words)), "label": given})
-    return as_dataset(found)
+        words = []
+        for name in topics:
+            words += random.choice(TOPICS[name].split(), 2).tolist()
+        words += random.choice(topic_words, 2).tolist()
+        words += random.choice(FILLERS, 8).tolist()
+        labels = [name for name in RATES if (name in topics) != (random.random() < FLIPPED_SHARE)]
+        table.append({"text": " ".join(random.permutation(words)), "label": labels})
+    return as_dataset(table)
 
 
 def thresholds(data: Path, seed: int) -> dict[str, Any]:
     """Thresholds fitted on validation rows against 0.5 for every label."""
     random = np.random.default_rng(seed)
-    train, valid, test = (several_labels(rows, random) for rows in (400, 400, 1000))
+    train = several_labels(400, random)
+    valid = several_labels(400, random)
+    test = several_labels(1000, random)
     task = Classification(multi_label=True, labels=tuple(RATES), max_length=64)
     trainer = trained(task, train, None, "demo", epochs=8, rate=2e-3, seed=seed)
     plain = trainer.predict(test)
@@ -183,16 +186,16 @@ def thresholds(data: Path, seed: int) -> dict[str, Any]:
 
 def temperature(data: Path, seed: int) -> dict[str, Any]:
     """Expected calibration error before and after a temperature is fitted on validation rows."""
-    train, valid, test = (
-        read_rows(data / "sms_spam" / f"{part}.csv") for part in ("train", "validation", "test")
-    )
+    train = read_rows(data / "sms_spam" / "train.csv")
+    valid = read_rows(data / "sms_spam" / "validation.csv")
+    test = read_rows(data / "sms_spam" / "test.csv")
     task = Classification(text="Text", label="Label", max_length=128).learn(train)
     trainer = trained(task, train, None, "demo", epochs=6, rate=2e-3, seed=seed)
-    held = trainer.evaluate(test)
+    test_before = trainer.evaluate(test)
     before, after = trainer.calibrate(valid)
     return {
         "validation": {"before": before, "after": after},
-        "test": {"before": held, "after": trainer.evaluate(test)},
+        "test": {"before": test_before, "after": trainer.evaluate(test)},
         "temperature": trainer.task.decisions.temperature,
     }
 
@@ -217,22 +220,15 @@ if __name__ == "__main__":
         sys.exit(
             f"there is no folder {options.data}; give --data a folder with imdb and sms_spam in it."
         )
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
     for seed in options.seeds:
         for name in options.only:
             results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-            if (key := f"{name} seed {seed}") in results:
+            key = f"{name} seed {seed}"
+            if key in results:
                 continue
-            found = {**STUDIES[name](options.data, seed), "commit": commit}
-            results = (
-                json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-            )  # another run may have written since
+            found = {**STUDIES[name](options.data, seed), "commit": commit()}
+            # Read again: another process may have written since.
+            results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
             results[key] = found
             RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
             print(key, json.dumps(found, indent=1))

@@ -1,4 +1,4 @@
-"""What an experiment is: a small file in experiments/ that holds only what differs from the defaults here."""
+"""What an experiment is: a file in experiments/ that holds only what differs from the defaults."""
 
 import dataclasses
 import difflib
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 FOLDER = Path(__file__).parent / "experiments"
+# The systems that peftcls is compared with by default, and others that an experiment can name.
 SYSTEMS = {"heads": ("trainer", "trainer_best"), "instructions": ("trl", "trl_best")}
 MORE_SYSTEMS = {
     "heads": ("pad_to_max",),
@@ -16,49 +17,52 @@ MORE_SYSTEMS = {
 }
 FAST_PATHS = (
     "bfloat16",
-    "attention",
-    "norms",
+    "kernels",
     "packing",
     "last_layer",
     "prefix",
-    "trunk",
+    "frozen_cache",
     "cuts",
     "logits",
-    "recording",
+    "cuda_graphs",
 )
-NARROW_PATHS = {
-    "bfloat16",
-    "attention",
-}  # they do nothing where a machine is not faster in bfloat16
+# These do nothing on a machine that is not faster in bfloat16.
+BFLOAT16_PATHS = {"bfloat16"}
 Measure = Literal["rows_per_second", "rows_per_second_in_all", "predict_rows_per_second"]
+Run = dict[str, Any]
+Runs = dict[str, list[Run]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """One comparison: what is trained, on what, and beside whom.
+    """One comparison: what is trained, on what, and against which systems.
 
     Args:
-        kind: "heads" (LoRA and a classification head) or "instructions" (LoRA on a causal language model, closed labels).
+        kind: "heads" (LoRA and a classification head) or "instructions" (LoRA on a causal language
+            model, closed labels).
         base: "minilm", or a shape in `material.SHAPES`, whose weights are random.
         texts: "sms" or "abstracts".
-        systems: whom peftcls is compared with; all of the kind unless given, and none where it is ["peftcls"].
+        systems: the systems that peftcls is compared with; the default ones of the kind if empty,
+            and none if it is ["peftcls"].
         without: also peftcls without these of its fast paths, a list of lists.
-        trained: "all-layers" (LoRA), "top2" (LoRA in the two layers at the top) or "head" (the head alone).
-        instructions: how often the instruction of about 64 tokens is repeated in front of every text.
-        rows: of the training file, its first, or drawn from all where it has fewer; a multiple of `batch_size`.
+        trained: "all-layers" (LoRA), "top2" (LoRA in the two top layers) or "head" (the head only).
+        instructions: how often the instruction of about 64 tokens is repeated before every text.
+        rows: the first rows of the training file, or drawn from all where it has fewer; a multiple
+            of `batch_size`.
         epochs: 0 for answers without training.
         batch_size: rows of an optimizer step.
         max_length: tokens of a text that a head reads.
-        words: join texts until they have so many words; so all of them fill `max_length`.
+        words: join texts until they have so many words, so that all of them fill `max_length`.
         predict: time the answers to the same rows too.
-        score: accuracy and macro-F1 on the test file (of abstracts, the validation file) at the end.
-        target: an accuracy on the validation file; how long until an evaluation reaches it is kept.
+        score: accuracy and macro-F1 at the end, on the test file (abstracts: the validation file).
+        target: an accuracy on the validation file; the time until an evaluation reaches it is kept.
         eval_every: steps between the evaluations for it.
-        dtype: of the base that peftcls holds; what the machine is faster in unless given.
+        dtype: of peftcls's base; the faster one of this machine unless given.
         rate: the peak of the learning rate, which falls linearly to zero.
-        seeds: one turn each; all systems take each turn, in one order and then in the other.
-        warm_steps: first steps that are not timed, in which kernels are built and memory is laid out.
-        gate_rows: rows of the step on which loss and gradient are compared; 0 where another experiment has done so.
+        seeds: one turn each; the order of the systems is reversed in every second turn.
+        warm_steps: first steps that are not timed: kernels are built and memory is allocated.
+        gate_rows: rows of the step on which loss and gradient are compared; 0 if another experiment
+            has compared them.
         threads: of each process.
         limit_seconds: for one process.
         measure: what systems are compared by.
@@ -92,23 +96,36 @@ class Experiment:
     points: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        known = (*SYSTEMS.get(self.kind, ()), *MORE_SYSTEMS.get(self.kind, ()), "peftcls")
-        problems = [
+        problems = [*self._choice_problems(), *self._size_problems()]
+        if problems:
+            raise ValueError("; ".join(problems) + ".")
+
+    def _choice_problems(self) -> list[str]:
+        """Values that are not among the allowed ones."""
+        systems = (*SYSTEMS.get(self.kind, ()), *MORE_SYSTEMS.get(self.kind, ()), "peftcls")
+        choices: list[tuple[str, Any, Any]] = [
+            ("kind", self.kind, SYSTEMS),
+            ("texts", self.texts, ("sms", "abstracts")),
+            ("dtype", self.dtype, (None, "float32", "bfloat16")),
+            ("trained", self.trained, ("all-layers", "top2", "head")),
+            ("measure", self.measure, get_args(Measure)),
+        ]
+        choices += [("systems", system, systems) for system in self.systems]
+        for paths in self.without:
+            choices += [("without", path, FAST_PATHS) for path in paths]
+        return [
             f"{name}={value!r}: expected one of {list(allowed)}"
-            for name, value, allowed in (
-                ("kind", self.kind, SYSTEMS),
-                ("texts", self.texts, ("sms", "abstracts")),
-                ("dtype", self.dtype, (None, "float32", "bfloat16")),
-                ("trained", self.trained, ("all-layers", "top2", "head")),
-                ("measure", self.measure, get_args(Measure)),
-                *(("systems", system, known) for system in self.systems),
-                *(("without", path, FAST_PATHS) for paths in self.without for path in paths),
-            )
+            for name, value, allowed in choices
             if value not in allowed
         ]
+
+    def _size_problems(self) -> list[str]:
+        """Numbers of rows and epochs that give no comparison."""
+        problems = []
         if self.rows < 1 or self.rows % self.batch_size:
             problems.append(
-                f"rows={self.rows}: expected a multiple of batch_size={self.batch_size}, so that all see the same steps"
+                f"rows={self.rows}: expected a multiple of batch_size={self.batch_size}, "
+                "so that all see the same steps"
             )
         elif self.epochs > 0 and self.rows // self.batch_size * self.epochs <= self.warm_steps:
             problems.append(
@@ -116,50 +133,47 @@ class Experiment:
             )
         if not self.epochs and not self.predict:
             problems.append("epochs=0: expected predict=true, or there is nothing to time")
-        if problems:
-            raise ValueError("; ".join(problems) + ".")
+        return problems
 
     @property
     def contenders(self) -> tuple[str, ...]:
-        """Whom peftcls is compared with."""
-        return tuple(name for name in self.systems or SYSTEMS[self.kind] if name != "peftcls")
+        """The systems that peftcls is compared with."""
+        systems = self.systems or SYSTEMS[self.kind]
+        return tuple(name for name in systems if name != "peftcls")
 
     @classmethod
     def of(cls, settings: dict[str, Any]) -> Self:
-        """From the content of a file. Raises ValueError for what is no setting."""
-        fields = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(settings) - fields):
-            near = difflib.get_close_matches(unknown[0], fields, 1)
-            raise ValueError(
-                f"there is no setting {unknown[0]!r}"
-                + (
-                    f"; did you mean {near[0]!r}?"
-                    if near
-                    else f", expected some of {sorted(fields)}."
-                )
-            )
-        found = {**settings, "without": tuple(map(tuple, settings.get("without", ())))}
-        return cls(
-            **{
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in found.items()
-            }
-        )
+        """An experiment from the content of a file.
+
+        Raises:
+            ValueError: a setting does not exist, or has a wrong value.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(settings) - names)
+        if unknown:
+            similar = difflib.get_close_matches(unknown[0], names, 1)
+            hint = f"did you mean {similar[0]!r}?" if similar else f"expected {sorted(names)}."
+            raise ValueError(f"there is no setting {unknown[0]!r}; {hint}")
+        values = {}
+        for name, value in settings.items():
+            values[name] = tuple(value) if isinstance(value, list) else value
+        values["without"] = tuple(tuple(paths) for paths in settings.get("without", ()))
+        return cls(**values)
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What one process is to do.
+    """What one process does.
 
     Args:
         what: "machine", "adapter", "gate" or "run".
         experiment: its settings.
-        system: who does it.
-        without: fast paths that peftcls leaves out.
-        seed: of weights that are new, of the order of the rows, of dropout.
-        bf16: in bfloat16: for a gate that it is done in it, for a run that the machine is faster in it.
         data: the folder of the data sets.
-        cache: the folder of random bases and of what processes hand one another.
+        cache: the folder of random bases, and of files that processes exchange.
+        system: the system that is run.
+        without: fast paths that peftcls leaves out.
+        seed: of new weights, of the order of the rows, and of dropout.
+        bf16: for a gate, compare in bfloat16; for a run, the machine is faster in bfloat16.
     """
 
     what: Literal["machine", "adapter", "gate", "run"]
@@ -173,69 +187,64 @@ class Job:
 
     def to_json(self) -> str:
         """For the command line of the process."""
-        return json.dumps(
-            dataclasses.asdict(self) | {"data": str(self.data), "cache": str(self.cache)}
-        )
+        fields = dataclasses.asdict(self)
+        fields["data"] = str(self.data)
+        fields["cache"] = str(self.cache)
+        return json.dumps(fields)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """What `to_json` wrote."""
-        found = json.loads(text)
-        return cls(
-            **found
-            | {
-                "experiment": Experiment.of(found["experiment"]),
-                "data": Path(found["data"]),
-                "cache": Path(found["cache"]),
-                "without": tuple(found["without"]),
-            }
-        )
+        fields = json.loads(text)
+        fields["experiment"] = Experiment.of(fields["experiment"])
+        fields["data"] = Path(fields["data"])
+        fields["cache"] = Path(fields["cache"])
+        fields["without"] = tuple(fields["without"])
+        return cls(**fields)
 
     @property
     def adapter(self) -> Path:
-        """The file with the tensors that every system begins with; for a gate, moved away from a new adapter's zeros."""
+        """The file of initial tensors that all systems share; for a gate, without zeros."""
         e = self.experiment
-        return (
-            self.cache
-            / f"adapter {e.kind} {e.base} {e.trained} {self.seed}{' moved' if self.what == 'gate' else ''}.safetensors"
-        )
+        moved = " moved" if self.what == "gate" else ""
+        return self.cache / f"adapter {e.kind} {e.base} {e.trained} {self.seed}{moved}.safetensors"
 
     @property
     def gradient(self) -> Path:
         """The file with the gradient of a gate's step."""
-        return (
-            self.cache / f"gradient {self.system} {'bf16' if self.bf16 else 'float32'}.safetensors"
-        )
+        dtype = "bf16" if self.bf16 else "float32"
+        return self.cache / f"gradient {self.system} {dtype}.safetensors"
 
 
-def ratios(runs: dict[str, list[dict[str, Any]]], measure: str) -> dict[str, list[float]]:
-    """By what factor peftcls is faster than each other system: of the medians, then the least and the most of any two runs."""
-    rates = {
-        name: [run[measure] for run in found if run.get(measure)] for name, found in runs.items()
-    }
-    found = {}
-    for name, own in rates.items():
-        if name != "peftcls" and own and rates["peftcls"]:
-            pairs = [a / b for a, b in product(rates["peftcls"], own)]
-            found[name] = [
-                statistics.median(rates["peftcls"]) / statistics.median(own),
-                min(pairs),
-                max(pairs),
-            ]
-    return found
+def ratios(runs: Runs, measure: str) -> dict[str, list[float]]:
+    """How many times faster peftcls is than each other system.
+
+    Returns:
+        By system: the ratio of the medians, then the smallest and largest of any two runs.
+    """
+    rates = {}
+    for name, system_runs in runs.items():
+        rates[name] = [run[measure] for run in system_runs if run.get(measure)]
+    ours = rates.pop("peftcls")
+    factors = {}
+    for name, theirs in rates.items():
+        if ours and theirs:
+            pairs = [a / b for a, b in product(ours, theirs)]
+            ratio = statistics.median(ours) / statistics.median(theirs)
+            factors[name] = [ratio, min(pairs), max(pairs)]
+    return factors
 
 
-def score_parity(
-    runs: dict[str, list[dict[str, Any]]], contender: str, score: str
-) -> dict[str, Any]:
-    """Whether the mean score of peftcls is the contender's, or higher, within the spread over the seeds of either."""
-    own, other = ([run["scores"][score] for run in runs[name]] for name in ("peftcls", contender))
-    spread = max(max(own) - min(own), max(other) - min(other))
-    difference = statistics.mean(own) - statistics.mean(other)
+def score_parity(runs: Runs, contender: str, score: str) -> dict[str, Any]:
+    """Whether peftcls's mean score is not lower than the contender's by more than seeds vary."""
+    ours = [run["scores"][score] for run in runs["peftcls"]]
+    theirs = [run["scores"][score] for run in runs[contender]]
+    spread = max(max(ours) - min(ours), max(theirs) - min(theirs))
+    difference = statistics.mean(ours) - statistics.mean(theirs)
     return {
         "score": score,
-        "peftcls": own,
-        contender: other,
+        "peftcls": ours,
+        contender: theirs,
         "difference": difference,
         "spread": spread,
         "passed": difference >= -spread,

@@ -1,11 +1,13 @@
-"""The command `peftcls predict` on a long table of short rows: processor seconds, memory as it goes, and an interruption.
+"""`peftcls predict` on a long table of short rows: processor seconds, memory, an interruption.
 
     python benchmarks/million_rows.py --rows 50000 100000 200000
 
-A tiny base with random weights and texts drawn from a seed are made here, so that what is measured is the way of a row and not the
-model. For each number of rows the memory of the process is read every half second: its own pages (without those of files, which the
-system takes back when it wants them). The smallest table is then answered again, the process is killed in the midst of it, and the
-answers it goes on to are compared with those of the run before, byte for byte. Results go to benchmarks/results/million_rows.json.
+A tiny base with random weights and texts drawn from a seed are made here, so that reading and
+writing rows is measured and not the model. For each number of rows the memory of the process is
+read every half second: its own pages, without those of files, which the system takes back when it
+needs them. The smallest table is then answered again, the process is killed in the middle, and the
+answers after `--resume` are compared with those of the run before, byte for byte. Results go to
+benchmarks/results/million_rows.json.
 """
 
 import argparse
@@ -21,9 +23,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 
+from real_data import commit, versions
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 import peftcls
@@ -68,7 +70,8 @@ WORDS = [
     "asthma",
     "trial",
 ]
-POINTS = 12  # of a memory curve that are kept
+# Points of a memory curve that are kept.
+MAX_POINTS = 12
 
 
 def texts(rows: int) -> Iterator[tuple[str, str]]:
@@ -76,10 +79,8 @@ def texts(rows: int) -> Iterator[tuple[str, str]]:
     drawn = random.Random(0)
     for number in range(rows):
         words = drawn.choices(WORDS, k=drawn.randint(3, 20))
-        yield (
-            f"{' '.join(words)} {number}",
-            "yes" if "patient" in words or "drug" in words else "no",
-        )
+        is_medical = "patient" in words or "drug" in words
+        yield f"{' '.join(words)} {number}", "yes" if is_medical else "no"
 
 
 def write_table(path: Path, rows: int) -> Path:
@@ -94,30 +95,24 @@ def write_table(path: Path, rows: int) -> Path:
 def adapter(folder: Path) -> Path:
     """A head on a tiny base, learnt from a few rows."""
     tokenizer = AutoTokenizer.from_pretrained(BASE_FOLDER)
-    BertModel(
-        BertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **SIZES)
-    ).save_pretrained(folder / "base")
+    base_config = BertConfig(
+        vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **SIZES
+    )
+    BertModel(base_config).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     rows = [{"text": text, "label": label} for text, label in texts(200)]
     task = peftcls.Classification(max_length=64).learn(rows)
     model, tokenizer = peftcls.load_base(folder / "base", task)
     config = peftcls.TrainConfig(folder / "adapter", epochs=1)
-    peftcls.Trainer(peftcls.train_only(model, task, "head"), task, tokenizer, config).fit(rows)
+    model = peftcls.train_only(model, task, "head")
+    peftcls.Trainer(model, task, tokenizer, config).fit(rows)
     return folder / "adapter"
 
 
 def command(directory: Path, source: Path, out: Path) -> list[str]:
     """What a user types."""
-    return [
-        sys.executable,
-        "-m",
-        "peftcls",
-        "predict",
-        str(directory),
-        str(source),
-        "--out",
-        str(out),
-    ]
+    arguments = ["predict", str(directory), str(source), "--out", str(out)]
+    return [sys.executable, "-m", "peftcls", *arguments]
 
 
 def own_mib(process: int) -> float:
@@ -126,10 +121,10 @@ def own_mib(process: int) -> float:
         status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     except OSError:
         return 0.0
-    return next(
-        (int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("RssAnon")),
-        0.0,
-    )
+    for line in status.splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) / 1024
+    return 0.0
 
 
 def answered(part: Path) -> int:
@@ -142,7 +137,8 @@ def answered(part: Path) -> int:
 
 def measure(directory: Path, folder: Path, rows: int) -> dict[str, object]:
     """One run, with the memory at so many answers."""
-    source, out = write_table(folder / f"{rows}.csv", rows), folder / f"{rows}_answers.csv"
+    source = write_table(folder / f"{rows}.csv", rows)
+    out = folder / f"{rows}_answers.csv"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     running = subprocess.Popen(command(directory, source, out), stdout=subprocess.DEVNULL)
     curve: list[tuple[int, float]] = []
@@ -153,28 +149,28 @@ def measure(directory: Path, folder: Path, rows: int) -> dict[str, object]:
         sys.exit(f"peftcls predict ended with {running.returncode}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    answering = sorted(
-        {done: mib for done, mib in curve if done and mib}.items()
-    )  # the last one seen at each
+    # The last memory that was seen at each number of answers.
+    last_seen = {done: mib for done, mib in curve if done and mib}
+    points = sorted(last_seen.items())
     peak = max(mib for _, mib in curve)
     print(f"{rows} rows: {busy:.0f} processor seconds, {peak:.0f} MiB at the peak", flush=True)
     return {
         "processor_seconds": round(busy, 1),
         "peak_own_mib": peak,
-        "answers_and_own_mib": answering[:: max(1, len(answering) // POINTS)],
+        "answers_and_own_mib": points[:: max(1, len(points) // MAX_POINTS)],
     }
 
 
 def interrupt(directory: Path, folder: Path, rows: int) -> dict[str, object]:
-    """Kill a run when half of the rows are answered, go on, and compare with the run that was not."""
-    source, whole, out = (
-        folder / f"{rows}.csv",
-        folder / f"{rows}_answers.csv",
-        folder / "again.csv",
-    )
+    """Kill a run when half of the rows are answered, resume it, and compare with the whole run."""
+    source = folder / f"{rows}.csv"
+    whole = folder / f"{rows}_answers.csv"
+    out = folder / "again.csv"
     running = subprocess.Popen(command(directory, source, out), stdout=subprocess.DEVNULL)
-    while running.poll() is None and (done := answered(Path(f"{out}.part"))) < rows // 2:
+    done = 0
+    while running.poll() is None and done < rows // 2:
         time.sleep(0.2)
+        done = answered(Path(f"{out}.part"))
     running.send_signal(signal.SIGKILL)
     running.wait()
     if out.is_file():
@@ -196,25 +192,18 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, nargs="+", default=[50_000, 100_000, 200_000])
     options = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    with tempfile.TemporaryDirectory() as made:
-        os.environ["HF_DATASETS_CACHE"] = f"{made}/cache"
-        directory = adapter(Path(made))
-        found = {str(rows): measure(directory, Path(made), rows) for rows in sorted(options.rows)}
-        stopped = interrupt(directory, Path(made), min(options.rows))
-    print(stopped)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        os.environ["HF_DATASETS_CACHE"] = f"{folder}/cache"
+        directory = adapter(folder)
+        runs = {str(rows): measure(directory, folder, rows) for rows in sorted(options.rows)}
+        interruption = interrupt(directory, folder, min(options.rows))
+    print(interruption)
     machine = {
-        "commit": commit,
+        "commit": commit(),
         "processor": platform.processor() or platform.machine(),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers", "datasets")},
+        **versions("torch", "transformers", "datasets"),
     }
-    RESULTS.write_text(
-        json.dumps({"runs": found, "interruption": stopped, **machine}, indent=1) + "\n"
-    )
+    results = {"runs": runs, "interruption": interruption, **machine}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")

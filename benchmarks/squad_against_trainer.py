@@ -1,11 +1,13 @@
-"""Extractive question answering beside transformers' Trainer + PEFT: the same base, rows, epochs, batches and LoRA.
+"""Extractive question answering by peftcls and by transformers' Trainer + PEFT.
 
-    python benchmarks/squad_against_trainer.py --data DATA --rows 1200 --test-rows 400 --epochs 2 --seeds 0
+    python benchmarks/squad_against_trainer.py --data DATA --rows 1200 --test-rows 400 --seeds 0
 
-DATA holds the folder squad, which is not part of the project. The other side is prepared as the library's own examples
-do it: windows with a stride, each a training row of its own, ends on the first token where a window lacks the answer,
-and the best pair of ends over all windows at the end. Each run is a process of its own; results go to
-benchmarks/results/squad_against_trainer.json, and a run that is there with the same settings is not run again.
+DATA holds the folder squad, which is not part of the project. Both have the same base, rows,
+epochs, batches and LoRA. The other side is prepared as the library's own examples do it: windows
+with a stride, each a training row of its own, ends on the first token where a window lacks the
+answer, and the best pair of ends over all windows at the end. Each run is a process of its own;
+results go to benchmarks/results/squad_against_trainer.json, and a run that is there with the same
+settings is not run again.
 """
 
 import argparse
@@ -15,14 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
-from real_data import minilm_folder
+from real_data import minilm_folder, versions
 from transformers import (
     AutoModelForQuestionAnswering,
     AutoTokenizer,
@@ -88,52 +89,18 @@ def with_trainer(train: Any, test: Any, epochs: int, seed: int) -> tuple[list[st
     s = SETTINGS
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
-    model = AutoModelForQuestionAnswering.from_pretrained(minilm_folder())
-    model = get_peft_model(
-        model,
-        LoraConfig(
-            task_type="QUESTION_ANS",
-            r=s["rank"],
-            lora_alpha=s["alpha"],
-            lora_dropout=s["dropout"],
-            target_modules=s["targets"],
-        ),
+    base = AutoModelForQuestionAnswering.from_pretrained(minilm_folder())
+    adapter = LoraConfig(
+        task_type="QUESTION_ANS",
+        r=s["rank"],
+        lora_alpha=s["alpha"],
+        lora_dropout=s["dropout"],
+        target_modules=s["targets"],
     )
+    model = get_peft_model(base, adapter)
 
     def windows(rows: dict[str, list]) -> dict[str, list]:
-        found = tokenizer(
-            [q.strip() for q in rows["question"]],
-            rows["context"],
-            truncation="only_second",
-            max_length=s["max_length"],
-            stride=s["stride"],
-            return_overflowing_tokens=True,
-            return_offsets_mapping=True,
-            padding="max_length",
-        )
-        found["start_positions"], found["end_positions"] = [], []
-        for line, row in enumerate(found["overflow_to_sample_mapping"]):
-            answers, parts, offsets = (
-                rows["answers"][row],
-                found.sequence_ids(line),
-                found["offset_mapping"][line],
-            )
-            start = answers["answer_start"][0]
-            end = start + len(answers["text"][0])
-            own = [i for i, part in enumerate(parts) if part == 1]
-            first = next((i for i in own if offsets[i][0] <= start < offsets[i][1]), 0)
-            last = next((i for i in own if offsets[i][0] < end <= offsets[i][1]), 0)
-            found["start_positions"].append(first if first and last else 0)
-            found["end_positions"].append(last if first and last else 0)
-        found["row"] = found.pop("overflow_to_sample_mapping")
-        found["offset_mapping"] = [
-            [
-                o if part == 1 else None
-                for o, part in zip(offsets, found.sequence_ids(line), strict=True)
-            ]
-            for line, offsets in enumerate(found["offset_mapping"])
-        ]
-        return dict(found)
+        return encode_windows(tokenizer, rows)
 
     encoded = train.map(windows, batched=True, remove_columns=train.column_names)
     arguments = TrainingArguments(
@@ -155,23 +122,85 @@ def with_trainer(train: Any, test: Any, epochs: int, seed: int) -> tuple[list[st
     started = time.process_time()
     trainer.train()
     seconds = time.process_time() - started
-    held = test.map(windows, batched=True, batch_size=len(test), remove_columns=test.column_names)
-    starts, ends = trainer.predict(
-        held.remove_columns(["row", "offset_mapping", "start_positions", "end_positions"])
-    ).predictions
-    best = [("", -np.inf)] * len(test)
-    for line in range(len(held)):
-        row, offsets = held[line]["row"], held[line]["offset_mapping"]
-        for a in np.argsort(starts[line])[::-1][:N_BEST]:
-            for b in np.argsort(ends[line])[::-1][:N_BEST]:
-                legal = (
-                    offsets[a] is not None
-                    and offsets[b] is not None
-                    and a <= b < a + s["max_answer_tokens"]
-                )
-                if legal and (score := starts[line][a] + ends[line][b]) > best[row][1]:
-                    best[row] = (test[row]["context"][offsets[a][0] : offsets[b][1]], score)
-    return [text for text, _ in best], seconds
+    test_windows = test.map(
+        windows, batched=True, batch_size=len(test), remove_columns=test.column_names
+    )
+    return best_texts(trainer, test_windows, test), seconds
+
+
+def encode_windows(tokenizer: Any, rows: dict[str, list]) -> dict[str, list]:
+    """Questions with windows of their contexts, and the tokens where the answers begin and end."""
+    encoded = tokenizer(
+        [question.strip() for question in rows["question"]],
+        rows["context"],
+        truncation="only_second",
+        max_length=SETTINGS["max_length"],
+        stride=SETTINGS["stride"],
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+        padding="max_length",
+    )
+    encoded["start_positions"] = []
+    encoded["end_positions"] = []
+    context_offsets = []
+    row_numbers = encoded.pop("overflow_to_sample_mapping")
+    for window, row in enumerate(row_numbers):
+        parts = encoded.sequence_ids(window)
+        # None outside of the context.
+        offsets = [
+            pair if part == 1 else None
+            for pair, part in zip(encoded["offset_mapping"][window], parts, strict=True)
+        ]
+        first, last = answer_tokens(rows["answers"][row], offsets)
+        encoded["start_positions"].append(first)
+        encoded["end_positions"].append(last)
+        context_offsets.append(offsets)
+    encoded["row"] = row_numbers
+    encoded["offset_mapping"] = context_offsets
+    return dict(encoded)
+
+
+def answer_tokens(answers: dict[str, list], offsets: list[Any]) -> tuple[int, int]:
+    """The first and last token of the first answer; (0, 0) where the window lacks one of them."""
+    start = answers["answer_start"][0]
+    end = start + len(answers["text"][0])
+    first = 0
+    last = 0
+    for token, pair in enumerate(offsets):
+        if pair is None:
+            continue
+        if not first and pair[0] <= start < pair[1]:
+            first = token
+        if not last and pair[0] < end <= pair[1]:
+            last = token
+    return (first, last) if first and last else (0, 0)
+
+
+def best_texts(trainer: Trainer, windows: Any, test: Any) -> list[str]:
+    """For each row, the span with the highest sum of start and end logits over all its windows."""
+    removed = ["row", "offset_mapping", "start_positions", "end_positions"]
+    starts, ends = trainer.predict(windows.remove_columns(removed)).predictions
+    texts = [""] * len(test)
+    scores = [-np.inf] * len(test)
+    for window, encoded in enumerate(windows):
+        row = encoded["row"]
+        offsets = encoded["offset_mapping"]
+        for first in np.argsort(starts[window])[::-1][:N_BEST]:
+            for last in np.argsort(ends[window])[::-1][:N_BEST]:
+                if not is_span(offsets, first, last):
+                    continue
+                score = starts[window][first] + ends[window][last]
+                if score > scores[row]:
+                    scores[row] = score
+                    texts[row] = test[row]["context"][offsets[first][0] : offsets[last][1]]
+    return texts
+
+
+def is_span(offsets: list[Any], first: int, last: int) -> bool:
+    """Whether two tokens are in the context, in their order, and not too far apart."""
+    if offsets[first] is None or offsets[last] is None:
+        return False
+    return first <= last < first + SETTINGS["max_answer_tokens"]
 
 
 SYSTEMS = {"peftcls": with_peftcls, "trainer": with_trainer}
@@ -182,32 +211,78 @@ def one_run(
 ) -> dict[str, Any]:
     """Scores of one system with their intervals, its seconds and its memory."""
     random = np.random.default_rng(seed)
-    train, test = (
-        peftcls.read_rows(data / "squad" / f"{part}.json") for part in ("train", "validation")
-    )
+    train = peftcls.read_rows(data / "squad" / "train.json")
+    test = peftcls.read_rows(data / "squad" / "validation.json")
     train = train.select(random.permutation(len(train))[:rows])
     test = test.select(np.random.default_rng(0).permutation(len(test))[:test_rows])
     answers, seconds = SYSTEMS[system](train, test, epochs, seed)
     gold = [row["answers"]["text"] for row in test]
+    pairs = list(zip(answers, gold, strict=True))
     by_row = {
-        "f1": [span_f1(text, right) for text, right in zip(answers, gold, strict=True)],
-        "exact_match": [
-            span_scores([right], [text])["exact_match"]
-            for text, right in zip(answers, gold, strict=True)
-        ],
+        "f1": [span_f1(text, right) for text, right in pairs],
+        "exact_match": [span_scores([right], [text])["exact_match"] for text, right in pairs],
     }
+    intervals = {}
+    for name, values in by_row.items():
+        intervals[name] = interval(lambda sample: float(np.mean(sample)), values)
     return {
         "scores": span_scores(gold, answers),
         "by_row": by_row,
         "train_cpu_seconds": round(seconds, 1),
-        "intervals": {
-            name: interval(lambda x: float(np.mean(x)), values) for name, values in by_row.items()
-        },
+        "intervals": intervals,
         "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
 
 
-if __name__ == "__main__":
+def add_difference(results: dict[str, Any], seed: int) -> None:
+    """Add the difference in F1 of the two systems with its interval, if both runs are there."""
+    ours = results.get(f"peftcls seed {seed}")
+    theirs = results.get(f"trainer seed {seed}")
+    if not ours or not theirs:
+        return
+    pairs = list(zip(ours["by_row"]["f1"], theirs["by_row"]["f1"], strict=True))
+
+    def mean_difference(sample: Any) -> float:
+        return float(np.mean([a - b for a, b in sample]))
+
+    results[f"f1 of peftcls minus trainer, seed {seed}"] = [
+        ours["scores"]["f1"] - theirs["scores"]["f1"],
+        *interval(mean_difference, pairs),
+    ]
+
+
+def run_all(options: argparse.Namespace) -> None:
+    """Run what the file of results does not hold yet, each in a process of its own."""
+    settings = {
+        **SETTINGS,
+        "rows": options.rows,
+        "test_rows": options.test_rows,
+        "epochs": options.epochs,
+        "base": "MiniLM-L6",
+        **versions("torch", "transformers", "peft"),
+    }
+    for seed in options.seeds:
+        for system in sorted(SYSTEMS, reverse=bool(seed % 2)):
+            key = f"{system} seed {seed}"
+            results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+            if results.get(key, {}).get("settings") == settings:
+                continue
+            command = [sys.executable, __file__, "--one", system, "--data", str(options.data)]
+            command += ["--rows", str(options.rows), "--test-rows", str(options.test_rows)]
+            command += ["--epochs", str(options.epochs), "--seeds", str(seed)]
+            ended = subprocess.run(command, capture_output=True, text=True, check=False)
+            if ended.returncode:
+                sys.exit(ended.stderr)
+            result = {**json.loads(ended.stdout.splitlines()[-1]), "settings": settings}
+            results[key] = result
+            add_difference(results, seed)
+            RESULTS.write_text(json.dumps(results) + "\n")
+            print(key, result["scores"], result["intervals"], flush=True)
+            print(f"{result['train_cpu_seconds']} processor seconds", flush=True)
+
+
+def main() -> None:
+    """Run one system in this process, or all in turn."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -217,57 +292,23 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--one", choices=sorted(SYSTEMS), help=argparse.SUPPRESS)
-    o = parser.parse_args()
-    if not (o.data / "squad").is_dir():
-        sys.exit(f"there is no folder {o.data / 'squad'}; give --data the folder that holds squad.")
-    if o.one:
-        print(json.dumps(one_run(o.data, o.one, o.rows, o.test_rows, o.epochs, o.seeds[0])))
-        sys.exit()
-    settings = {
-        **SETTINGS,
-        "rows": o.rows,
-        "test_rows": o.test_rows,
-        "epochs": o.epochs,
-        "base": "MiniLM-L6",
-        **{name: version(name) for name in ("torch", "transformers", "peft")},
-    }
-    for seed in o.seeds:
-        for system in sorted(SYSTEMS, reverse=bool(seed % 2)):
-            results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-            if results.get(key := f"{system} seed {seed}", {}).get("settings") == settings:
-                continue
-            command = [
-                sys.executable,
-                __file__,
-                "--data",
-                str(o.data),
-                "--rows",
-                str(o.rows),
-                "--test-rows",
-                str(o.test_rows),
-                "--epochs",
-                str(o.epochs),
-                "--seeds",
-                str(seed),
-                "--one",
-                system,
-            ]
-            ended = subprocess.run(command, capture_output=True, text=True, check=False)
-            if ended.returncode:
-                sys.exit(ended.stderr)
-            results[key] = {**json.loads(ended.stdout.splitlines()[-1]), "settings": settings}
-            one, two = (results.get(f"{name} seed {seed}") for name in ("peftcls", "trainer"))
-            if one and two:
-                pairs = list(zip(one["by_row"]["f1"], two["by_row"]["f1"], strict=True))
-                results[f"f1 of peftcls minus trainer, seed {seed}"] = [
-                    one["scores"]["f1"] - two["scores"]["f1"],
-                    *interval(lambda p: float(np.mean([a - b for a, b in p])), pairs),
-                ]
-            RESULTS.write_text(json.dumps(results) + "\n")
-            print(
-                key,
-                results[key]["scores"],
-                results[key]["intervals"],
-                results[key]["train_cpu_seconds"],
-                flush=True,
-            )
+    options = parser.parse_args()
+    squad = options.data / "squad"
+    if not squad.is_dir():
+        sys.exit(f"there is no folder {squad}; give --data the folder that holds squad.")
+    if not options.one:
+        run_all(options)
+        return
+    found = one_run(
+        options.data,
+        options.one,
+        options.rows,
+        options.test_rows,
+        options.epochs,
+        options.seeds[0],
+    )
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""What the study in seven_questions.py compares, and its report: a table, an answer to each question, a figure."""
+"""What the study in seven_questions.py compares, and its report: a table, answers, a figure."""
 
 import dataclasses
 import json
@@ -14,20 +14,49 @@ from study_run import EXPERIMENTS
 
 from peftcls.metrics import Interval, interval
 
-DEFAULT, MEAN, LORA = "last block", "mean of tokens", "LoRA, attention"
+DEFAULT = "last block"
+MEAN = "mean of tokens"
+LORA = "LoRA, attention"
+# An interval over seeds needs so many.
+MIN_SEEDS = 3
+VERDICTS = {1: "better", -1: "worse", 0: "not told apart by these data"}
+NOTES = (
+    "Accuracies are means over seeds, in %; that of training is on at most 500 rows. The interval "
+    "over seeds is a t-interval of the mean, from three seeds on, and says how far chance in "
+    "training moves the score on these very rows; the one over test rows is a bootstrap of the "
+    "rows' mean score, and says how far other rows would. Two are told apart only if their "
+    "intervals (over seeds where there is one) do not overlap and the paired bootstrap of their "
+    "difference over test rows excludes 0; nothing is corrected for the number of comparisons. "
+    "Seconds and memory are of training and saving; most memory is the libraries."
+)
+Run = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One or more comparisons, each of one experiment with others, and what a reader must know to believe the answer."""
+    """One or more comparisons, each of one experiment with others.
+
+    Args:
+        title: of the question.
+        comparisons: the reference and the experiments that are compared with it.
+        remark: what a reader must know to believe the answer.
+        shows_costs: whether the answer also says what each experiment took.
+        names: experiments by what they are in this question.
+    """
 
     title: str
     comparisons: tuple[tuple[str, tuple[str, ...]], ...]
     remark: str
-    costs: bool = False  # whether the answer also says what each took
-    called: Mapping[str, str] = dataclasses.field(
-        default_factory=dict
-    )  # experiments by what they are in this question
+    shows_costs: bool = False
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def experiments(self) -> list[str]:
+        """All experiments that are compared, each once."""
+        names: dict[str, None] = {}
+        for reference, others in self.comparisons:
+            names |= dict.fromkeys((reference, *others))
+        return list(names)
 
 
 QUESTIONS = (
@@ -40,31 +69,32 @@ QUESTIONS = (
         "2. Which token to read?",
         ((DEFAULT, ("first token", MEAN)),),
         "under a causal mask the first token has seen nothing but itself",
-        called={DEFAULT: "last token"},
+        names={DEFAULT: "last token"},
     ),
     Question(
         "3. Encoder or decoder?",
         ((DEFAULT, ("encoder, last block",)), (LORA, ("encoder, LoRA",))),
         "the two bases differ in size and in what they were pretrained on as well as in their mask",
-        called={DEFAULT: "decoder, last block", LORA: "decoder, LoRA"},
+        names={DEFAULT: "decoder, last block", LORA: "decoder, LoRA"},
     ),
     Question(
         "4. Causal mask or none?",
         ((DEFAULT, ("no causal mask",)), (MEAN, ("no causal mask, mean of tokens",))),
-        "the base was pretrained with the mask, and only what is trained can get used to doing without",
-        called={DEFAULT: "causal mask", MEAN: "causal mask, mean of tokens"},
+        "the base was pretrained with the mask, and only what is trained can get used to doing "
+        "without",
+        names={DEFAULT: "causal mask", MEAN: "causal mask, mean of tokens"},
     ),
     Question(
         "5. Does a larger model help?",
         ((DEFAULT, ("larger model",)),),
         "all else is equal but the learning rate, if the table says so",
-        called={DEFAULT: "the model"},
+        names={DEFAULT: "the model"},
     ),
     Question(
         "6. LoRA or full training?",
         (("all layers", (LORA, "LoRA, all linear")),),
         "memory holds the process as a whole",
-        costs=True,
+        shows_costs=True,
     ),
     Question(
         "7. How to pad?",
@@ -79,10 +109,10 @@ QUESTIONS = (
                 ),
             ),
         ),
-        "a batch of 1 takes 16 times as many steps at the same rate; the last position whatever it holds is the error of reading "
-        "padding as text",
-        costs=True,
-        called={DEFAULT: "padded to the longest of a micro-batch"},
+        "a batch of 1 takes 16 times as many steps at the same rate; the last position whatever it "
+        "holds is the error of reading padding as text",
+        shows_costs=True,
+        names={DEFAULT: "padded to the longest of a micro-batch"},
     ),
     Question(
         "Controls: is it the pretraining?",
@@ -96,81 +126,102 @@ QUESTIONS = (
 
 
 class Summary:
-    """All seeds of one experiment."""
+    """All seeds of one experiment.
 
-    def __init__(self, name: str, runs: Sequence[dict[str, Any]]) -> None:
-        self.name, self.runs = name, runs
-        self.right = np.array([[100.0 * int(r) for r in run["test_right"]] for run in runs]).mean(0)
-        """Of every test row the percentage of seeds that got it right."""
+    Args:
+        name: of the experiment.
+        runs: its results, a seed each.
+    """
+
+    def __init__(self, name: str, runs: Sequence[Run]) -> None:
+        self.name = name
+        self.runs = runs
+        right = [[100.0 * int(r) for r in run["test_right"]] for run in runs]
+        self.right = np.array(right).mean(0)
+        """For every test row the percentage of seeds that got it right."""
         self.over_rows: Interval = interval(np.mean, self.right.tolist())
-        scores = [run["test_accuracy"] for run in runs]
-        half = (
-            stats.t.ppf(0.975, len(runs) - 1) * np.std(scores, ddof=1) / math.sqrt(len(runs))
-            if len(runs) > 2
-            else math.nan
-        )
-        self.over_seeds: Interval | None = (
-            None
-            if math.isnan(half)
-            else (max(np.mean(scores) - half, 0), min(np.mean(scores) + half, 100))
-        )
+        self.over_seeds = _seed_interval([run["test_accuracy"] for run in runs])
         self.interval = self.over_seeds or self.over_rows
 
     def mean(self, measure: str) -> float:
-        """Over seeds; not a number where the experiment has no such measure."""
+        """The mean over seeds; not a number where the experiment has no such measure."""
         return float(np.mean([run.get(measure, math.nan) for run in self.runs]))
 
-    def told_from(self, other: "Summary") -> int:
-        """1 where it is better than another, -1 where worse, 0 where intervals overlap or the paired one holds 0."""
+    def verdict_against(self, other: "Summary") -> int:
+        """1 where it is better, -1 where worse, 0 where the two are not told apart."""
         low, high = interval(np.mean, (self.right - other.right).tolist())
         if low > 0 and self.interval[0] > other.interval[1]:
             return 1
-        return -1 if high < 0 and self.interval[1] < other.interval[0] else 0
+        if high < 0 and self.interval[1] < other.interval[0]:
+            return -1
+        return 0
 
     def shown(self, question: Question) -> str:
-        """The name and the score, and what it took."""
-        took = f", {self.mean('trained_parameters'):,.0f} weights, {self.mean('cpu_seconds'):.0f} s, {self.mean('peak_mib'):.0f} MiB"
-        return f"{question.called.get(self.name, self.name)} ({self.mean('test_accuracy'):.1f} %{took if question.costs else ''})"
+        """The name and the score, and the costs if the question shows them."""
+        text = f"{self.mean('test_accuracy'):.1f} %"
+        if question.shows_costs:
+            text += (
+                f", {self.mean('trained_parameters'):,.0f} weights, "
+                f"{self.mean('cpu_seconds'):.0f} s, {self.mean('peak_mib'):.0f} MiB"
+            )
+        return f"{question.names.get(self.name, self.name)} ({text})"
+
+
+def _seed_interval(scores: list[float]) -> Interval | None:
+    """The 95 % t-interval of a percentage; None where there are too few seeds."""
+    if len(scores) < MIN_SEEDS:
+        return None
+    deviation = np.std(scores, ddof=1)
+    half = stats.t.ppf(0.975, len(scores) - 1) * deviation / math.sqrt(len(scores))
+    if math.isnan(half):
+        return None
+    mean = np.mean(scores)
+    return (max(mean - half, 0), min(mean + half, 100))
 
 
 def answer(
-    question: Question, found: dict[str, Summary], bases: dict[str, Any], failed: dict[str, str]
+    question: Question,
+    found: dict[str, Summary],
+    bases: dict[str, Any],
+    failed: dict[str, str],
 ) -> str:
-    """One sentence from the numbers alone, and one on what there are no numbers of."""
-    clauses, absent = [], []
-    for reference, others in question.comparisons:
-        absent += [name for name in (reference, *others) if name not in found]
-        here = [found[name] for name in others if name in found]
-        if reference in found and here:
-            than, said = (
-                found[reference],
-                {1: "better", -1: "worse", 0: "not told apart by these data"},
-            )
-            groups = {
-                sign: "; ".join(s.shown(question) for s in here if s.told_from(than) == sign)
-                for sign in said
-            }
-            parts = [f"{said[sign]}: {names}" for sign, names in groups.items() if names]
-            clauses.append(f"against {than.shown(question)}, {', and '.join(parts)}")
-    text = (
-        f" {'; '.join(clauses).replace('against', 'Against', 1)} ({question.remark})."
-        if clauses
-        else ""
-    )
-    if unnamed := next(
-        (
-            o
-            for o in ("encoder", "larger")
-            if not bases.get(o) and any(name.startswith(o) for name in absent)
-        ),
-        None,
-    ):
-        text += f" Skipped, since no --{unnamed} was given."
-        absent = [name for name in absent if not name.startswith(unnamed)]
-    if absent:
-        reasons = [f"{name} ({failed.get(name, 'not run yet')})" for name in dict.fromkeys(absent)]
+    """One sentence from the numbers, and one on what there are no numbers of."""
+    text = f"**{question.title}**"
+    clauses = _clauses(question, found)
+    if clauses:
+        joined = "; ".join(clauses)
+        text += f" A{joined[1:]} ({question.remark})."
+    missing = [name for name in question.experiments if name not in found]
+    for option in ("encoder", "larger"):
+        without_option = [name for name in missing if not name.startswith(option)]
+        if not bases.get(option) and len(without_option) < len(missing):
+            text += f" Skipped, since no --{option} was given."
+            missing = without_option
+    if missing:
+        reasons = [f"{name} ({failed.get(name, 'not run yet')})" for name in missing]
         text += f" No result: {'; '.join(reasons)}."
-    return f"**{question.title}**{text}"
+    return text
+
+
+def _clauses(question: Question, found: dict[str, Summary]) -> list[str]:
+    """A clause for each comparison: what is better and worse than its reference."""
+    clauses = []
+    for name, other_names in question.comparisons:
+        others = [found[other] for other in other_names if other in found]
+        if name not in found or not others:
+            continue
+        reference = found[name]
+        parts = []
+        for verdict, words in VERDICTS.items():
+            shown = [
+                other.shown(question)
+                for other in others
+                if other.verdict_against(reference) == verdict
+            ]
+            if shown:
+                parts.append(f"{words}: {'; '.join(shown)}")
+        clauses.append(f"against {reference.shown(question)}, {', and '.join(parts)}")
+    return clauses
 
 
 def table(found: dict[str, Summary]) -> str:
@@ -192,32 +243,36 @@ def table(found: dict[str, Summary]) -> str:
         "of it before training",
     )
     lines = [f"| {' | '.join(head)} |", "|---|---|" + "---:|" * (len(head) - 2)]
-    for s in found.values():
-        asked = " ".join(
-            q.title[0]
-            for q in QUESTIONS
-            if any(s.name in (reference, *others) for reference, others in q.comparisons)
-        )
-        spans = [
-            "" if span is None else f"{span[0]:.1f} to {span[1]:.1f}"
-            for span in (s.over_seeds, s.over_rows)
-        ]
-        scores = [f"{s.mean(f'{part}_accuracy'):.1f}" for part in ("train", "valid", "test")]
-        costs = [
-            "" if math.isnan(value := s.mean(name)) else f"{value:{form}}"
-            for name, form in (
-                ("learning_rate", "g"),
-                ("trained_parameters", ",.0f"),
-                ("seconds", ".0f"),
-                ("cpu_seconds", ".0f"),
-                ("peak_mib", ".0f"),
-                ("peak_mib_before_training", ".0f"),
-            )
-        ]
-        lines.append(
-            f"| {' | '.join([s.name, asked, str(len(s.runs)), *costs[:2], *scores, *spans, *costs[2:]])} |"
-        )
+    lines += [f"| {' | '.join(_cells(summary))} |" for summary in found.values()]
     return "\n".join(lines)
+
+
+def _cells(summary: Summary) -> list[str]:
+    questions = [q.title[0] for q in QUESTIONS if summary.name in q.experiments]
+    return [
+        summary.name,
+        " ".join(questions),
+        str(len(summary.runs)),
+        _number(summary.mean("learning_rate"), "g"),
+        _number(summary.mean("trained_parameters"), ",.0f"),
+        f"{summary.mean('train_accuracy'):.1f}",
+        f"{summary.mean('valid_accuracy'):.1f}",
+        f"{summary.mean('test_accuracy'):.1f}",
+        _span(summary.over_seeds),
+        _span(summary.over_rows),
+        _number(summary.mean("seconds"), ".0f"),
+        _number(summary.mean("cpu_seconds"), ".0f"),
+        _number(summary.mean("peak_mib"), ".0f"),
+        _number(summary.mean("peak_mib_before_training"), ".0f"),
+    ]
+
+
+def _number(value: float, form: str) -> str:
+    return "" if math.isnan(value) else f"{value:{form}}"
+
+
+def _span(span: Interval | None) -> str:
+    return "" if span is None else f"{span[0]:.1f} to {span[1]:.1f}"
 
 
 def draw(found: dict[str, Summary], path: Path) -> None:
@@ -225,71 +280,36 @@ def draw(found: dict[str, Summary], path: Path) -> None:
     try:
         import matplotlib
     except ImportError:
-        return print(
-            "there is no figure, since matplotlib is not installed: pip install matplotlib, then --report-only."
+        print(
+            "there is no figure, since matplotlib is not installed: pip install matplotlib, then "
+            "--report-only."
         )
+        return
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    named = [
-        list(
-            dict.fromkeys(
-                n for reference, others in q.comparisons for n in (reference, *others) if n in found
-            )
-        )
-        for q in QUESTIONS
-    ]
-    shown = [(q, names) for q, names in zip(QUESTIONS, named, strict=True) if len(names) > 1]
-    if not shown:
-        return None
+    panels = []
+    for question in QUESTIONS:
+        summaries = [found[name] for name in question.experiments if name in found]
+        if len(summaries) > 1:
+            panels.append((question, summaries))
+    if not panels:
+        return
     figure, axes = pyplot.subplots(
-        len(shown),
+        len(panels),
         1,
         sharex=True,
         squeeze=False,
-        figsize=(9, 0.32 * sum(len(n) + 2 for _, n in shown)),
-        height_ratios=[len(names) + 0.5 for _, names in shown],
+        figsize=(9, 0.32 * sum(len(summaries) + 2 for _, summaries in panels)),
+        height_ratios=[len(summaries) + 0.5 for _, summaries in panels],
         layout="constrained",
     )
-    for axis, (question, names) in zip(axes[:, 0], shown, strict=True):
-        for place, s in enumerate(found[name] for name in names):
-            axis.plot(
-                s.over_rows,
-                [place] * 2,
-                color="#b8b8b8",
-                linewidth=1.5,
-                label="95 % interval over test rows (bootstrap)",
-            )
-            if s.over_seeds:
-                axis.plot(
-                    s.over_seeds,
-                    [place] * 2,
-                    color="#1f5fa8",
-                    linewidth=4,
-                    alpha=0.6,
-                    label="95 % interval over seeds (t)",
-                )
-            axis.plot(
-                s.mean("test_accuracy"),
-                place,
-                "o",
-                color="#0b2c52",
-                markersize=5,
-                label="mean over seeds",
-            )
-        axis.set(
-            yticks=range(len(names)),
-            yticklabels=[question.called.get(n, n) for n in names],
-            ylim=(len(names) - 0.4, -0.6),
-        )
-        axis.set_title(question.title, loc="left", fontsize=10, fontweight="bold")
-        axis.grid(axis="x", alpha=0.3)
+    handles: dict[str, Any] = {}
+    for axis, (question, summaries) in zip(axes[:, 0], panels, strict=True):
+        _draw_panel(axis, question, summaries)
+        axis_handles, labels = axis.get_legend_handles_labels()
+        handles |= dict(zip(labels, axis_handles, strict=True))
     axes[-1, 0].set_xlabel("test accuracy, %")
-    handles = {
-        label: handle
-        for axis in axes[:, 0]
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
     figure.legend(
         handles.values(),
         handles.keys(),
@@ -299,66 +319,102 @@ def draw(found: dict[str, Summary], path: Path) -> None:
         frameon=False,
     )
     figure.savefig(path, dpi=130)
-    return None
+
+
+def _draw_panel(axis: Any, question: Question, summaries: list[Summary]) -> None:
+    """A line for each experiment: both intervals and the mean."""
+    for position, summary in enumerate(summaries):
+        axis.plot(
+            summary.over_rows,
+            [position, position],
+            color="#b8b8b8",
+            linewidth=1.5,
+            label="95 % interval over test rows (bootstrap)",
+        )
+        if summary.over_seeds:
+            axis.plot(
+                summary.over_seeds,
+                [position, position],
+                color="#1f5fa8",
+                linewidth=4,
+                alpha=0.6,
+                label="95 % interval over seeds (t)",
+            )
+        axis.plot(
+            summary.mean("test_accuracy"),
+            position,
+            "o",
+            color="#0b2c52",
+            markersize=5,
+            label="mean over seeds",
+        )
+    names = [question.names.get(summary.name, summary.name) for summary in summaries]
+    axis.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6))
+    axis.set_title(question.title, loc="left", fontsize=10, fontweight="bold")
+    axis.grid(axis="x", alpha=0.3)
 
 
 def write_report(out: Path) -> None:
-    """The table, the answers and the figure of the runs in OUT.json that belong to the study there."""
-    if not (results := out.with_suffix(".json")).is_file():
+    """Write the table, the answers and the figure of the runs in OUT.json that are of its study."""
+    results = out.with_suffix(".json")
+    if not results.is_file():
         sys.exit(
-            f"there is no {results}, expected the results of a study; run it first, or name it by --out."
+            f"there is no {results}, expected the results of a study; run it first, or name it by "
+            "--out."
         )
     kept = json.loads(results.read_text())
-    runs = [
-        run
-        for run in kept["runs"].values()
-        if {**run["settings"], **kept["study"]} == run["settings"]
-        and run["settings"]["base"] == kept["bases"][run["settings"]["experiment"]["base"]]
-    ]
-    by = {
-        name: [run for run in runs if run["settings"]["experiment"]["name"] == name]
-        for name in EXPERIMENTS
-    }
-    found = {
-        name: Summary(name, right)
-        for name, own in by.items()
-        if (right := [run for run in own if "failed" not in run])
-    }
-    failed = {name: run["failed"] for name, own in by.items() for run in own if "failed" in run}
+    runs = [run for run in kept["runs"].values() if _is_of_study(run, kept)]
+    found: dict[str, Summary] = {}
+    failed: dict[str, str] = {}
+    for name in EXPERIMENTS:
+        of_name = [run for run in runs if run["settings"]["experiment"]["name"] == name]
+        finished = [run for run in of_name if "failed" not in run]
+        if finished:
+            found[name] = Summary(name, finished)
+        for run in of_name:
+            if "failed" in run:
+                failed[name] = run["failed"]
     if not found:
         sys.exit(
-            f"{results} has no finished run of its study, expected at least one; run the study first."
+            f"{results} has no finished run of its study, expected at least one; run the study "
+            "first."
         )
-    first, study = next(iter(found.values())).runs[0], kept["study"]
-    seeds = sorted({run["settings"]["seed"] for s in found.values() for run in s.runs})
-    rows, sources = (
-        first["rows"],
-        {
-            part: data["file"] or "split off the training file"
-            for part, data in study["data"].items()
-        },
-    )
-    files = ", ".join(f"{rows[part]} {part} rows ({file})" for part, file in sources.items())
-    made = {
-        k: " and ".join(sorted({run["machine"][k] for s in found.values() for run in s.runs}))
-        for k in first["machine"]
-    }
-    bases = ", ".join(f"{option} {name}" for option, name in kept["bases"].items() if name)
-    notes = (
-        f"{files}; {len(first['labels'])} labels. Bases: {bases}. {study['epochs']} epochs, seeds {', '.join(map(str, seeds))}, "
-        f"{study['threads']} thread(s). {', '.join(f'{k} {v}' for k, v in made.items())}.\n\n"
-        "Accuracies are means over seeds, in %; that of training is on at most 500 rows. The interval over seeds is a t-interval of "
-        "the mean, from three seeds on, and says how far chance in training moves the score on these very rows; the one over "
-        "test rows is a bootstrap of the rows' mean score, and says how far other rows would. Two are told apart only if their "
-        "intervals (over seeds where there is one) do not overlap and the paired bootstrap of their difference over test rows "
-        "excludes 0; nothing is corrected for the number of comparisons. Seconds and memory are of training and saving; most "
-        "memory is the libraries."
-    )
-    answers = "\n".join(f"- {answer(q, found, kept['bases'], failed)}" for q in QUESTIONS)
-    draw(found, out.with_suffix(".png"))
+    answers = [f"- {answer(question, found, kept['bases'], failed)}" for question in QUESTIONS]
+    listed = "\n".join(answers)
+    figure = out.with_suffix(".png")
+    draw(found, figure)
     out.with_suffix(".md").write_text(
-        f"# Seven questions about a classifier\n\n{notes}\n\n{table(found)}\n\n{answers}\n\n"
-        f"![test accuracy by question]({out.with_suffix('.png').name})\n",
+        f"# Seven questions about a classifier\n\n{_about(kept, found)}\n\n{NOTES}\n\n"
+        f"{table(found)}\n\n{listed}\n\n![test accuracy by question]({figure.name})\n",
         encoding="utf-8",
     )
     print(f"{len(runs)} runs are in {out.with_suffix('.md')}.")
+
+
+def _is_of_study(run: Run, kept: dict[str, Any]) -> bool:
+    """Whether a run has the settings and the base of the study."""
+    settings = run["settings"]
+    base = kept["bases"][settings["experiment"]["base"]]
+    return {**settings, **kept["study"]} == settings and settings["base"] == base
+
+
+def _about(kept: dict[str, Any], found: dict[str, Summary]) -> str:
+    """The rows, bases, seeds, machines and versions of a study."""
+    study = kept["study"]
+    runs = [run for summary in found.values() for run in summary.runs]
+    first = runs[0]
+    files = []
+    for part, data in study["data"].items():
+        source = data["file"] or "split off the training file"
+        files.append(f"{first['rows'][part]} {part} rows ({source})")
+    seeds = sorted({run["settings"]["seed"] for run in runs})
+    machines = []
+    for name in first["machine"]:
+        values = sorted({run["machine"][name] for run in runs})
+        machines.append(f"{name} {' and '.join(values)}")
+    bases = [f"{option} {name}" for option, name in kept["bases"].items() if name]
+    return (
+        f"{', '.join(files)}; {len(first['labels'])} labels. Bases: {', '.join(bases)}. "
+        f"{study['epochs']} epochs, seeds {', '.join(map(str, seeds))}, "
+        f"{study['threads']} thread(s). {', '.join(machines)}."
+    )

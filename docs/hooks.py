@@ -1,4 +1,4 @@
-"""What MkDocs does beside Markdown: the commands' own help on their page, and a search that works from the disk."""
+"""MkDocs hooks: the help of all commands on one page, and a search that works from the disk."""
 
 import os
 from pathlib import Path
@@ -14,12 +14,12 @@ WIDTH = 78  # characters that fit beside the table of contents
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put the help where a page has the mark."""
-    return markdown.replace(MARK, told()) if MARK in markdown else markdown
+    """Put the help of all commands where a page has the mark."""
+    return markdown.replace(MARK, help_sections()) if MARK in markdown else markdown
 
 
-def told() -> str:
-    """A section for each command with its help as it is printed in a terminal."""
+def help_sections() -> str:
+    """A section for each command, with its help as a terminal shows it."""
     names = [
         *(name for name in ORDER if name in commands.commands),
         *(name for name in commands.commands if name not in ORDER),
@@ -36,7 +36,10 @@ def told() -> str:
 
 
 def on_post_build(config: Any, **_: Any) -> None:
-    """Write the index of the search as a script too, since a page from the disk may load scripts alone."""
+    """Write the search index as a script too.
+
+    A page that was opened from the disk may load scripts, but no data.
+    """
     index = Path(config.site_dir) / "search" / "search_index.json"
     index.with_suffix(".js").write_text(
         f"var __index = {index.read_text(encoding='utf-8')}", encoding="utf-8"

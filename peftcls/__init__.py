@@ -1,27 +1,27 @@
 """Parameter-efficient fine-tuning of pretrained transformers for classification-like tasks."""
 
 import importlib
-import logging
+import importlib.util
 from typing import TYPE_CHECKING, Any
-
-# bitsandbytes warns on every import that an optional kernel from a hub is not there; nothing here needs it.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-# In 8 bits every layer would say at every step that it narrows its inputs, which is what 8 bits are.
-logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from peftcls.api import *
+    from peftcls.api import *  # noqa: F403
 else:
 
     def __getattr__(name: str) -> Any:
-        """A module or a public name, loaded when it is asked for: the command's help and completion need no model library."""
+        """Load a public name or a subpackage when it is first used.
+
+        So the command's help and shell completion start without PyTorch and transformers.
+        """
+        # Python itself asks for names such as __path__.
         if name.startswith("__") and name != "__all__":
             raise AttributeError(name)
-        try:
+        # No public name is also the name of a subpackage. A subpackage does not load the others.
+        if importlib.util.find_spec(f"peftcls.{name}") is not None:
             return importlib.import_module(f"peftcls.{name}")
-        except ModuleNotFoundError as error:
-            if error.name != f"peftcls.{name}":
-                raise
-        return getattr(importlib.import_module("peftcls.api"), name)
+        api = importlib.import_module("peftcls.api")
+        if not hasattr(api, name):
+            raise AttributeError(f"module 'peftcls' has no attribute {name!r}")
+        return getattr(api, name)

@@ -1,6 +1,7 @@
-"""The public names, each from its module; `peftcls` hands them on when one is asked for."""
+"""The public names, each imported from its module; `import peftcls` loads them on demand."""
 
 from peftcls.data.reading import RowError, read_rows
+from peftcls.engine.fast_paths import FastPaths
 from peftcls.evaluation import compare_answers, evaluate_answers
 from peftcls.inference.loading import load_predictor
 from peftcls.inference.multi_predictor import ManyPredictor
@@ -13,7 +14,8 @@ from peftcls.models.trainable import attach_lora, train_only
 from peftcls.models.weight_sharing import share_base
 from peftcls.quality.examine import examine_rows
 from peftcls.quality.findings import Examination, Finding
-from peftcls.tasks.base import Answer, Task
+from peftcls.tasks.answers import Answer
+from peftcls.tasks.base import Task
 from peftcls.tasks.classification import Classification
 from peftcls.tasks.decisions import Decisions
 from peftcls.tasks.extractive_qa import ExtractiveQA
@@ -21,7 +23,8 @@ from peftcls.tasks.instruction import Instruction
 from peftcls.tasks.regression import Regression
 from peftcls.tasks.row_checks import check_rows
 from peftcls.training.config import TrainConfig
-from peftcls.training.continual import learn_on, side_by_side, with_replay
+from peftcls.training.continual import compare_scores, learn_on, with_replay
+from peftcls.training.continual import side_by_side as side_by_side  # deprecated
 from peftcls.training.cross_validation import cross_validate
 from peftcls.training.sweep import Trained, sweep
 from peftcls.training.trainer import Trainer
@@ -32,6 +35,7 @@ __all__ = [
     "Decisions",
     "Examination",
     "ExtractiveQA",
+    "FastPaths",
     "Finding",
     "Instruction",
     "ManyPredictor",
@@ -46,6 +50,7 @@ __all__ = [
     "attention_projections",
     "check_rows",
     "compare_answers",
+    "compare_scores",
     "cross_validate",
     "evaluate_answers",
     "examine_rows",
@@ -56,7 +61,6 @@ __all__ = [
     "merge_adapter",
     "read_rows",
     "share_base",
-    "side_by_side",
     "sweep",
     "train_only",
     "with_replay",

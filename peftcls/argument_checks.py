@@ -1,4 +1,4 @@
-"""Settings of the wrong kind, told before they are used: what was given, and what is expected by the signature."""
+"""Check argument types: compare the values of settings with the annotations of their owner."""
 
 import functools
 import types
@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-MOST = 2**63  # what a library written in another language can count to
-SPOKEN: dict[Any, str] = {
+# Libraries written in other languages store integers in 64 bits.
+INTEGER_LIMIT = 2**63
+MAX_SHOWN_CHARACTERS = 80
+TYPE_NAMES: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
     str: "a text",
@@ -15,25 +17,25 @@ SPOKEN: dict[Any, str] = {
     Path: "a path",
     type(None): "None",
 }
-LARGE = " of less than 64 bits"
 
 
 def check_argument_types(values: Mapping[str, Any], owner: Callable[..., Any]) -> None:
-    """Raise one ValueError for all settings whose kind is not that of the owner's annotation.
+    """Raise one ValueError for all settings whose type is not the annotated one.
 
-    Names of labels may be numbers, and a tuple may be a list, as JSON has it. Whether a text is one of those that are
-    possible is left to the owner, who can say more about it.
+    Names of labels may be numbers, and a tuple may be a list, as in JSON. Whether a text is one of
+    the values of a `Literal` is not checked: the owner can say more about it.
 
     Args:
         values: settings by name.
-        owner: the class or function whose annotations count.
+        owner: the class or function with the annotations.
     """
     hints = _hints(owner)
-    problems = [
-        f"{name}={_shown(value)}: expected {_spoken(hints[name])}{LARGE if _is_large(value) else ''}"
-        for name, value in values.items()
-        if name in hints and not _fits(value, hints[name])
-    ]
+    problems = []
+    for name, value in values.items():
+        if name not in hints or _fits(value, hints[name]):
+            continue
+        limit = " of less than 64 bits" if _is_large(value) else ""
+        problems.append(f"{name}={_shortened(value)}: expected {_describe(hints[name])}{limit}")
     if problems:
         raise ValueError("; ".join(problems) + ".")
 
@@ -44,51 +46,74 @@ def _hints(owner: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    origin, inner = get_origin(hint), get_args(hint)
+    """Whether a value has the type of an annotation; other classes are not checked."""
+    origin = get_origin(hint)
+    parts = get_args(hint)
     if origin in (Union, types.UnionType):
-        return any(_fits(value, part) for part in inner)
+        return any(_fits(value, part) for part in parts)
     if origin is Literal:
-        return isinstance(value, str) or any(value is known for known in inner)
+        return isinstance(value, str) or any(value is choice for choice in parts)
     if origin in (tuple, list, Sequence):
-        if not isinstance(value, list | tuple):
-            return False
-        if (
-            origin is tuple and inner[-1] is not Ellipsis
-        ):  # how many there are is the owner's to say
-            return all(_fits(item, inner[0]) for item in value)
-        return all(
-            _fits(item, inner[0]) or (inner[0] is str and isinstance(item, int | float))
-            for item in value
-        )
+        return _fits_sequence(value, hint)
     if origin is Mapping:
         return isinstance(value, Mapping)
-    if hint in (int, float):
-        kinds = (int,) if hint is int else (int, float)
-        return isinstance(value, kinds) and not isinstance(value, bool) and not _is_large(value)
-    return hint not in SPOKEN or isinstance(value, hint)
+    if hint is int:
+        return _is_number(value, int)
+    if hint is float:
+        return _is_number(value, int | float)
+    return hint not in TYPE_NAMES or isinstance(value, hint)
+
+
+def _fits_sequence(value: Any, hint: Any) -> bool:
+    if not isinstance(value, list | tuple):
+        return False
+    item_type = get_args(hint)[0]
+    # How many items a tuple must have is left to the owner.
+    if _has_fixed_length(hint):
+        return all(_fits(item, item_type) for item in value)
+    for item in value:
+        is_numeric_name = item_type is str and isinstance(item, int | float)
+        if not is_numeric_name and not _fits(item, item_type):
+            return False
+    return True
+
+
+def _has_fixed_length(hint: Any) -> bool:
+    return get_origin(hint) is tuple and get_args(hint)[-1] is not Ellipsis
+
+
+def _is_number(value: Any, number_type: Any) -> bool:
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, number_type) and not _is_large(value)
 
 
 def _is_large(value: Any) -> bool:
-    return isinstance(value, int) and not -MOST <= value < MOST
+    return isinstance(value, int) and not -INTEGER_LIMIT <= value < INTEGER_LIMIT
 
 
-def _spoken(hint: Any) -> str:
-    origin, inner = get_origin(hint), get_args(hint)
+def _describe(hint: Any) -> str:
+    """Describe an annotation in the words of a message."""
+    origin = get_origin(hint)
+    parts = get_args(hint)
     if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_spoken(part) for part in inner))
+        descriptions = [_describe(part) for part in parts]
+        return " or ".join(dict.fromkeys(descriptions))
     if origin is Literal:
-        return " or ".join(map(repr, inner))
+        return " or ".join(map(repr, parts))
     if origin in (tuple, list, Sequence):
-        return (
-            f"several, each {_spoken(inner[0])}"
-            if inner[-1] is Ellipsis or origin is not tuple
-            else f"{len(inner)} texts"
-        )
-    return (
-        "a mapping" if origin is Mapping else SPOKEN.get(hint, getattr(hint, "__name__", str(hint)))
-    )
+        if _has_fixed_length(hint):
+            return f"{len(parts)} texts"
+        return f"several, each {_describe(parts[0])}"
+    if origin is Mapping:
+        return "a mapping"
+    if hint in TYPE_NAMES:
+        return TYPE_NAMES[hint]
+    return getattr(hint, "__name__", str(hint))
 
 
-def _shown(value: Any) -> str:
-    told = repr(value)
-    return told if len(told) <= 80 else told[:77] + "..."
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    if len(text) <= MAX_SHOWN_CHARACTERS:
+        return text
+    return text[: MAX_SHOWN_CHARACTERS - 3] + "..."

@@ -1,18 +1,18 @@
-"""What goes wrong with rows, runs and memory, as exceptions that callers can catch."""
+"""Exceptions that callers can catch: bad rows, runs that cannot go on, and memory that runs out."""
 
 from accelerate.utils.memory import should_reduce_batch_size
 
 
 class RowError(ValueError):
-    """Something is wrong with a row, a column or a whole table; the message says what, where and what to do."""
+    """Something is wrong with a row, a column or a table; the message says what, where and why."""
 
 
 class RunStoppedError(RuntimeError):
-    """A run that cannot go on here and now; its last checkpoint is whole, and its message says what to do."""
+    """A run cannot go on: memory, disk or another process failed. Its last checkpoint is whole."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the accelerator or the machine has no memory left."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, Exception) and should_reduce_batch_size(error)
-    )
+    """Whether an error means that the accelerator or the machine has no memory left."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, Exception) and should_reduce_batch_size(error)

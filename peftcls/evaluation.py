@@ -1,8 +1,8 @@
-"""What a reviewer asks of answers: intervals, the confusion of labels, each label alone, and one system against another."""
+"""Evaluate answers: scores with intervals, scores of each label, confusion, and comparisons."""
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import datasets
@@ -11,144 +11,177 @@ import pandas as pd
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from peftcls.data.reading import Row, as_dataset
-from peftcls.metrics import Interval, interval
-from peftcls.tasks.base import Answer, Task
+from peftcls.metrics import Interval, interval, label_table
+from peftcls.tasks.answers import Answer
+from peftcls.tasks.base import Task
 from peftcls.tasks.row_checks import check_rows
 
 RESAMPLES = 1000
-FEWEST_ROWS = 20  # resamples of fewer are too much alike
+# Resamples of fewer rows are too similar to each other.
+MIN_INTERVAL_ROWS = 20
 NO_ANSWER = "(no answer)"
+
 Rows: TypeAlias = datasets.Dataset | Iterable[Mapping[str, Any]]
+Scorer: TypeAlias = Callable[[tuple[int, ...]], dict[str, float]]
+"""From the indices of rows to the scores of the answers to them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Scores of answers, each with its 95 % bootstrap interval, and for labels who was taken for whom."""
+    """Scores of answers with their 95 % bootstrap intervals, and tables for labels.
+
+    Attributes:
+        rows: how many there are.
+        scores: by name.
+        intervals: of the scores, by the same names.
+        labels: precision, recall, F1 with its interval, and the number of right rows of each
+            label; None for a task without labels.
+        confusion: rows by right label (down) and given label (across); None if a row can have
+            several labels.
+    """
 
     rows: int
     scores: dict[str, float]
     intervals: dict[str, Interval]
     labels: pd.DataFrame | None
-    """Precision, recall, F1 with its interval, and the number of right rows of each label."""
     confusion: pd.DataFrame | None
-    """Rows by right label (down) and given label (across); None where a row can have several labels."""
 
     def __str__(self) -> str:
-        lines = [
-            f"{name:<18} {value:8.4f}   95 % interval {self.intervals[name][0]:.4f} to {self.intervals[name][1]:.4f}"
-            for name, value in self.scores.items()
-        ]
-        tables = (
-            [] if self.labels is None else [self.labels.to_string(float_format="{:.3f}".format)]
-        )
-        tables += [] if self.confusion is None else [self.confusion.to_string()]
-        rows = f"{self.rows} row{'s' * (self.rows != 1)}"
-        few = (
-            f"; an interval of fewer than {FEWEST_ROWS} means little"
-            if self.rows < FEWEST_ROWS
-            else ""
-        )
-        return "\n\n".join([f"{rows}{few}\n" + "\n".join(lines), *tables])
+        heading = "1 row" if self.rows == 1 else f"{self.rows} rows"
+        if self.rows < MIN_INTERVAL_ROWS:
+            heading += f"; an interval of fewer than {MIN_INTERVAL_ROWS} means little"
+        lines = [heading]
+        for name, value in self.scores.items():
+            low, high = self.intervals[name]
+            lines.append(f"{name:<18} {value:8.4f}   95 % interval {low:.4f} to {high:.4f}")
+        blocks = ["\n".join(lines)]
+        if self.labels is not None:
+            blocks.append(self.labels.to_string(float_format="{:.3f}".format))
+        if self.confusion is not None:
+            blocks.append(self.confusion.to_string())
+        return "\n\n".join(blocks)
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """How much better the first of two systems is on the same rows."""
+    """How much better the first of two systems is on the same rows.
+
+    Attributes:
+        score: the name of the score that is compared.
+        first: its value for the first system.
+        second: its value for the second system.
+        difference: first minus second.
+        interval: the 95 % paired bootstrap interval of the difference. If it contains 0, the rows
+            do not show which system is better.
+        resamples_won: the share of resamples in which the first system is ahead; ties count half.
+    """
 
     score: str
     first: float
     second: float
     difference: float
     interval: Interval
-    """95 % paired bootstrap interval of the difference; where it holds 0, the rows do not tell the two apart."""
     resamples_won: float
-    """The share of resamples in which the first system is ahead, ties counted by half."""
 
     def __str__(self) -> str:
         low, high = self.interval
-        told = (
-            "the rows do not tell them apart"
-            if low <= 0 <= high
-            else f"the {'first' if low > 0 else 'second'} is better"
-        )
+        if low > 0:
+            verdict = "the first is better"
+        elif high < 0:
+            verdict = "the second is better"
+        else:
+            verdict = "the rows do not tell them apart"
         return (
-            f"{self.score} {self.first:.4f} against {self.second:.4f}: {self.difference:+.4f}, 95 % interval {low:+.4f} to {high:+.4f} "
-            f"(paired); {told}."
+            f"{self.score} {self.first:.4f} against {self.second:.4f}: {self.difference:+.4f}, "
+            f"95 % interval {low:+.4f} to {high:+.4f} (paired); {verdict}."
         )
 
 
 def evaluate_answers(
     task: Task, answers: Sequence[Answer], rows: Rows, *, resamples: int = RESAMPLES
 ) -> Evaluation:
-    """Scores with intervals, and for labels the table of each and their confusion.
+    """Score answers, with bootstrap intervals, and for labels a table of each and their confusion.
 
     Args:
-        task: whose scores are meant.
-        answers: one a row.
+        task: defines the scores.
+        answers: one for each row.
         rows: with their targets.
         resamples: of the bootstrap.
 
     Raises:
         ValueError: there are more answers than rows, or fewer.
     """
-    table = _listed(task, rows, answers)
-    scores, every = task.score(answers, table), list(range(len(table)))
-    of_rows = _scorer(task, answers, table)
-    intervals = {
-        name: interval(
-            lambda chosen, name=name: of_rows(tuple(chosen))[name], every, resamples=resamples
-        )
-        for name in scores
-    }
-    names = list(getattr(task, "labels", None) or ())
-    if not names:
-        return Evaluation(len(table), scores, intervals, None, None)
-    gold = [task.gold_of(row) for row in table]
-    several = answers[0].labels is not None
-    given = [(a.labels or ()) if several else (a.label or NO_ANSWER,) for a in answers]
-    truth, found = (
-        np.array([[name in row for name in names] for row in sets], dtype=int)
-        for sets in (gold, given)
-    )
-    alone = [
-        precision_recall_fscore_support(
-            truth[:, i], found[:, i], average="binary", zero_division=0
-        )[:3]
-        for i in range(len(names))
-    ]
-    precision, recall, f1 = zip(*alone, strict=True)
-    spans = [
-        interval(
-            lambda t, f: float(2 * np.dot(t, f) / max(np.sum(t) + np.sum(f), 1)),
-            truth[:, i].tolist(),
-            found[:, i].tolist(),
-            resamples=resamples,
-        )
-        for i in range(len(names))
-    ]
-    by_label = pd.DataFrame(
-        {
-            "precision": precision,
-            "recall": recall,
-            "f1": f1,
-            "f1 from": [low for low, _ in spans],
-            "f1 to": [high for _, high in spans],
-            "rows": truth.sum(0),
-        },
-        index=pd.Index(names, name="label"),
-    )
-    if several:
-        return Evaluation(len(table), scores, intervals, by_label, None)
-    shown = [*names, NO_ANSWER] if any(g == (NO_ANSWER,) for g in given) else names
-    counts = confusion_matrix([g for (g,) in gold], [g for (g,) in given], labels=shown)[
-        : len(names)
-    ]
-    confusion = pd.DataFrame(
-        counts,
-        index=pd.Index(names, name="right label"),
-        columns=pd.Index(shown, name="given label"),
-    )
+    table = _checked_rows(task, rows, answers)
+    scores = task.score(answers, table)
+    scorer = _resample_scorer(task, answers, table)
+    intervals = _score_intervals(scorer, list(scores), len(table), resamples)
+    by_label = None
+    confusion = None
+    if task.labels:
+        gold = [task.gold_of(row) for row in table]
+        given = [_given_labels(task, answer) for answer in answers]
+        by_label = _label_scores_table(task.labels, gold, given, resamples)
+        if not task.multi_label:
+            confusion = _confusion_table(task.labels, gold, given)
     return Evaluation(len(table), scores, intervals, by_label, confusion)
+
+
+def _given_labels(task: Task, answer: Answer) -> tuple[str, ...]:
+    if task.multi_label:
+        return answer.labels or ()
+    return (answer.label or NO_ANSWER,)
+
+
+def _label_scores_table(
+    labels: Sequence[str],
+    gold: Sequence[Sequence[str]],
+    given: Sequence[Sequence[str]],
+    resamples: int,
+) -> pd.DataFrame:
+    """Precision, recall and F1 of each label, by itself."""
+    truth = label_table(gold, labels)
+    answers = label_table(given, labels)
+    lines = []
+    for i in range(len(labels)):
+        precision, recall, f1, _ = precision_recall_fscore_support(
+            truth[:, i], answers[:, i], average="binary", zero_division=0
+        )
+        low, high = interval(
+            _f1_of_column, truth[:, i].tolist(), answers[:, i].tolist(), resamples=resamples
+        )
+        lines.append(
+            {
+                "precision": precision,
+                "recall": recall,
+                "f1": f1,
+                "f1 from": low,
+                "f1 to": high,
+                "rows": truth[:, i].sum(),
+            }
+        )
+    return pd.DataFrame(lines, index=pd.Index(labels, name="label"))
+
+
+def _f1_of_column(truth: Sequence[int], answers: Sequence[int]) -> float:
+    """The F1 of one label, from 0 and 1 for each row."""
+    return float(2 * np.dot(truth, answers) / max(np.sum(truth) + np.sum(answers), 1))
+
+
+def _confusion_table(
+    labels: Sequence[str], gold: Sequence[Sequence[str]], given: Sequence[Sequence[str]]
+) -> pd.DataFrame:
+    """Rows by right and given label; with a column for abstentions if there are any."""
+    right = [row[0] for row in gold]
+    answered = [row[0] for row in given]
+    columns = list(labels)
+    if NO_ANSWER in answered:
+        columns.append(NO_ANSWER)
+    counts = confusion_matrix(right, answered, labels=columns)
+    return pd.DataFrame(
+        counts[: len(labels)],
+        index=pd.Index(labels, name="right label"),
+        columns=pd.Index(columns, name="given label"),
+    )
 
 
 def compare_answers(
@@ -160,29 +193,34 @@ def compare_answers(
     score: str | None = None,
     resamples: int = RESAMPLES,
 ) -> Comparison:
-    """Two systems on the same rows: the difference of a score, with a paired bootstrap interval.
+    """Compare two systems on the same rows, with a paired bootstrap interval.
 
-    Rows are resampled together for both, so that what makes a row hard cancels out (Berg-Kirkpatrick et al. 2012,
-    section 2).
+    Rows are resampled together for both systems, so that what makes a row hard cancels out
+    (Berg-Kirkpatrick et al. 2012, section 2).
 
     Args:
-        task: whose scores are meant.
-        first: the answers of one system, one a row.
-        second: those of the other.
+        task: defines the scores.
+        first: the answers of one system, one for each row.
+        second: the answers of the other system.
         rows: with their targets.
         score: the name of a score; the task's monitor unless given.
         resamples: of the bootstrap.
 
     Raises:
-        ValueError: the task has no such score, or answers and rows are not as many.
+        ValueError: the task has no such score, or there are not as many answers as rows.
     """
-    table, name = _listed(task, rows, first, second), score or task.monitor
-    return _compared(
-        task, _scorer(task, first, table), _scorer(task, second, table), len(table), name, resamples
+    table = _checked_rows(task, rows, first, second)
+    return _compare(
+        task,
+        _resample_scorer(task, first, table),
+        _resample_scorer(task, second, table),
+        rows=len(table),
+        score=score or task.monitor,
+        resamples=resamples,
     )
 
 
-def beside_best(
+def compare_with_best(
     task: Task,
     systems: Sequence[Sequence[Answer]],
     rows: Rows,
@@ -190,72 +228,103 @@ def beside_best(
     score: str,
     resamples: int = RESAMPLES,
 ) -> list[tuple[dict[str, Interval], Comparison]]:
-    """The intervals of each system's scores, and the first, the best, against it: as `evaluate_answers` and `compare_answers` give them.
+    """The intervals of each system's scores, and how much better the first system is.
 
-    All are asked of the same resamples, each once.
+    The results are those of `evaluate_answers` and `compare_answers`, but each system is scored
+    only once on each resample.
+
+    Args:
+        task: defines the scores.
+        systems: the answers of each system, the best system first.
+        rows: with their targets.
+        score: the name of the score that is compared.
+        resamples: of the bootstrap.
     """
-    table = _listed(task, rows, *systems)
-    scorers, every = [_scorer(task, answers, table) for answers in systems], list(range(len(table)))
-    return [
-        (
-            {
-                name: interval(
-                    lambda chosen, name=name, of=of: of(tuple(chosen))[name],
-                    every,
-                    resamples=resamples,
-                )
-                for name in task.score(answers, table)
-            },
-            _compared(task, scorers[0], of, len(table), score, resamples),
+    table = _checked_rows(task, rows, *systems)
+    scorers = [_resample_scorer(task, answers, table) for answers in systems]
+    results = []
+    for answers, scorer in zip(systems, scorers, strict=True):
+        names = list(task.score(answers, table))
+        intervals = _score_intervals(scorer, names, len(table), resamples)
+        comparison = _compare(
+            task, scorers[0], scorer, rows=len(table), score=score, resamples=resamples
         )
-        for answers, of in zip(systems, scorers, strict=True)
-    ]
+        results.append((intervals, comparison))
+    return results
 
 
-def _compared(task: Task, one: Any, two: Any, rows: int, name: str, resamples: int) -> Comparison:
-    every = tuple(range(rows))
-    if name not in one(every):
-        raise ValueError(f"score={name!r}: {type(task).__name__} has {sorted(one(every))}.")
+def _compare(
+    task: Task, first: Scorer, second: Scorer, *, rows: int, score: str, resamples: int
+) -> Comparison:
+    every_row = tuple(range(rows))
+    first_scores = first(every_row)
+    second_scores = second(every_row)
+    if score not in first_scores:
+        raise ValueError(f"score={score!r}: {type(task).__name__} has {sorted(first_scores)}.")
     differences: list[float] = []
 
-    def difference(chosen: Sequence[int]) -> float:
-        differences.append(one(tuple(chosen))[name] - two(tuple(chosen))[name])
-        return differences[-1]
+    def difference_of(chosen: Sequence[int]) -> float:
+        resample = tuple(chosen)
+        difference = first(resample)[score] - second(resample)[score]
+        differences.append(difference)
+        return difference
 
-    found = interval(difference, every, resamples=resamples)
+    bounds = interval(difference_of, every_row, resamples=resamples)
     won = float(np.mean([(d > 0) + 0.5 * (d == 0) for d in differences]))
     return Comparison(
-        name, one(every)[name], two(every)[name], one(every)[name] - two(every)[name], found, won
+        score=score,
+        first=first_scores[score],
+        second=second_scores[score],
+        difference=first_scores[score] - second_scores[score],
+        interval=bounds,
+        resamples_won=won,
     )
 
 
-def _listed(task: Task, rows: Rows, *systems: Sequence[Answer]) -> list[Row]:
-    checked = as_dataset(rows)
-    check_rows(task, checked)
-    table: list[Row] = checked.to_list()
+def _checked_rows(task: Task, rows: Rows, *systems: Sequence[Answer]) -> list[Row]:
+    """The rows as a list; raises ValueError if a system has not one answer for each."""
+    dataset = as_dataset(rows)
+    check_rows(task, dataset)
+    table: list[Row] = dataset.to_list()
     for answers in systems:
         if len(table) != len(answers):
             raise ValueError(
-                f"there are {len(answers)} answers and {len(table)} rows, expected one answer a row."
+                f"there are {len(answers)} answers and {len(table)} rows, expected one answer a "
+                "row."
             )
     return table
 
 
-def _scorer(task: Task, answers: Sequence[Answer], table: Sequence[Row]) -> Any:
-    def of(chosen: Sequence[int]) -> dict[str, float]:
-        found = task.score([answers[i] for i in chosen], [table[i] for i in chosen])
-        everything = (
-            {"coverage": 1.0, "accuracy_answered": found["accuracy"]} if "accuracy" in found else {}
-        )
-        return {**everything, **found}  # without abstentions all rows are answered
+def _resample_scorer(task: Task, answers: Sequence[Answer], table: Sequence[Row]) -> Scorer:
+    """A function that scores resampled rows, and scores each resample only once."""
 
-    whole = of(range(len(table)))
+    def score_of(chosen: Sequence[int]) -> dict[str, float]:
+        scores = task.score([answers[i] for i in chosen], [table[i] for i in chosen])
+        # Without abstentions these two scores are left out, since all rows are answered.
+        if "accuracy" in scores:
+            scores.setdefault("coverage", 1.0)
+            scores.setdefault("accuracy_answered", scores["accuracy"])
+        return scores
 
-    @functools.cache  # all scores are asked of the same resamples
-    def scores(chosen: tuple[int, ...]) -> dict[str, float]:
-        return {
-            **whole,
-            **of(chosen),
-        }  # a resample without the rows that a score is about says nothing else
+    scores_of_all = score_of(range(len(table)))
 
-    return scores
+    @functools.cache
+    def scorer(chosen: tuple[int, ...]) -> dict[str, float]:
+        # A score about rows that a resample lacks has the value that it has for all rows.
+        return {**scores_of_all, **score_of(chosen)}
+
+    return scorer
+
+
+def _score_intervals(
+    scorer: Scorer, names: Sequence[str], rows: int, resamples: int
+) -> dict[str, Interval]:
+    """The bootstrap interval of each score."""
+    return {name: _score_interval(scorer, name, rows, resamples) for name in names}
+
+
+def _score_interval(scorer: Scorer, name: str, rows: int, resamples: int) -> Interval:
+    def score_of(chosen: Sequence[int]) -> float:
+        return scorer(tuple(chosen))[name]
+
+    return interval(score_of, range(rows), resamples=resamples)

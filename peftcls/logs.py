@@ -1,4 +1,4 @@
-"""What the package tells while it works: one logger, `peftcls`, and how a program shows it."""
+"""Messages of the package: one logger, `peftcls`, and how a program shows them."""
 
 import logging
 import sys
@@ -6,21 +6,22 @@ import sys
 logger = logging.getLogger("peftcls")
 
 
-class _ToStandardOutput(logging.Handler):
-    """Writes messages to the standard output of the moment, without a prefix."""
+class _StandardOutput(logging.Handler):
+    """Writes messages to the present standard output, without a prefix."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stdout, flush=True)
 
 
 def show_messages(level: int = logging.INFO) -> None:
-    """Show the messages of this package on the standard output, as the command and the recipes do.
+    """Show the messages of this package on the standard output.
 
-    A second call changes the level only.
+    The command and the recipes call it. A second call only changes the level.
 
     Args:
         level: of the least important messages that are shown.
     """
     logger.setLevel(level)
-    if not any(isinstance(handler, _ToStandardOutput) for handler in logger.handlers):
-        logger.addHandler(_ToStandardOutput())
+    is_shown = any(isinstance(handler, _StandardOutput) for handler in logger.handlers)
+    if not is_shown:
+        logger.addHandler(_StandardOutput())

@@ -1,4 +1,4 @@
-"""Names for scores; the arithmetic is scikit-learn's and SciPy's."""
+"""Scores: accuracy, F1, calibration error, correlation, SQuAD and keyword scores, and intervals."""
 
 import math
 import re
@@ -13,71 +13,42 @@ from sklearn import metrics as sk
 
 Interval = tuple[float, float]
 
-
 LOWER_IS_BETTER = ("loss", "ece", "rmse", "unusable")
 LABEL_SCORES = ("accuracy", "f1_macro", "loss", "ece")
 LABEL_SET_SCORES = ("f1_macro", "f1_micro", "accuracy", "ece")
 SPAN_SCORES = ("f1", "exact_match")
 NUMBER_SCORES = ("pearson", "spearman", "rmse")
-BINS = 15
+CALIBRATION_BINS = 15
+
+
+# One label a row
 
 
 def label_scores(gold: Sequence[str], predicted: Sequence[str | None]) -> dict[str, float]:
-    """Accuracy and macro-averaged F1 over the labels that occur; None, an abstention, is never right.
+    """Accuracy, and F1 averaged over the labels that occur (macro).
 
-    Where there are abstentions, `coverage` is the share of rows that were answered, and `accuracy_answered` the share
-    of those that are right (0 where none was answered).
+    None, an abstention, is never right. If there are abstentions, `coverage` is the share of rows
+    that were answered, and `accuracy_answered` the share of those that are right (0 if none was).
     """
-    named = [str(name) if name is not None else None for name in predicted]
-    labels = sorted({*gold, *(name for name in named if name is not None)})
-    place = {name: i for i, name in enumerate(labels)} | {None: -1}
-    truth, found = (np.array([place[name] for name in names]) for names in (gold, named))
-    # A bootstrap asks for this a thousand times, so it is counted here; the tests hold it against scikit-learn.
-    right = np.bincount(truth[truth == found], minlength=len(labels))
-    f1 = (
-        2
-        * right
-        / (
-            np.bincount(truth, minlength=len(labels))
-            + np.bincount(found[found >= 0], minlength=len(labels))
-        )
-    )
-    scores = {"accuracy": float((truth == found).mean()), "f1_macro": float(f1.mean())}
-    if (answered := found >= 0).all():
-        return scores
-    return {
-        **scores,
-        "coverage": float(answered.mean()),
-        "accuracy_answered": float((truth == found).sum() / max(answered.sum(), 1)),
-    }
-
-
-def calibration_error(confidence: Sequence[float], right: Sequence[bool]) -> float:
-    """Expected calibration error: how far confidence is from accuracy, in 15 bins of equal width, weighted by their rows.
-
-    Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3.
-    """
-    sure, hits = np.array(confidence, dtype=np.float64), np.array(right, dtype=np.float64)
-    bins = np.ceil(sure * BINS).clip(1, BINS).astype(int)
-    return float(
-        sum(abs(hits[bins == b].sum() - sure[bins == b].sum()) for b in np.unique(bins)) / len(sure)
-    )
-
-
-def calibration_bins(confidence: Sequence[float], right: Sequence[bool]) -> list[dict[str, float]]:
-    """The bins of `calibration_error` that hold rows: their borders, rows, mean confidence and accuracy."""
-    sure, hits = np.array(confidence, dtype=np.float64), np.array(right, dtype=np.float64)
-    bins = np.ceil(sure * BINS).clip(1, BINS).astype(int)
-    return [
-        {
-            "from": (b - 1) / BINS,
-            "to": b / BINS,
-            "rows": int((bins == b).sum()),
-            "confidence": float(sure[bins == b].mean()),
-            "accuracy": float(hits[bins == b].mean()),
-        }
-        for b in np.unique(bins).tolist()
-    ]
+    # A bootstrap calls this a thousand times, so it counts with NumPy; tests compare it with
+    # scikit-learn.
+    names = [None if name is None else str(name) for name in predicted]
+    labels = sorted({*gold, *(name for name in names if name is not None)})
+    index: dict[str | None, int] = {name: i for i, name in enumerate(labels)}
+    index[None] = -1
+    truth = np.array([index[name] for name in gold])
+    answers = np.array([index[name] for name in names])
+    is_right = truth == answers
+    is_answered = answers >= 0
+    right_by_label = np.bincount(truth[is_right], minlength=len(labels))
+    gold_by_label = np.bincount(truth, minlength=len(labels))
+    answers_by_label = np.bincount(answers[is_answered], minlength=len(labels))
+    f1 = 2 * right_by_label / (gold_by_label + answers_by_label)
+    scores = {"accuracy": float(is_right.mean()), "f1_macro": float(f1.mean())}
+    if not is_answered.all():
+        scores["coverage"] = float(is_answered.mean())
+        scores["accuracy_answered"] = float(is_right.sum() / max(is_answered.sum(), 1))
+    return scores
 
 
 def closed_set_scores(
@@ -86,172 +57,263 @@ def closed_set_scores(
     probabilities: Sequence[dict[str, float]],
     labels: Sequence[str],
 ) -> dict[str, float]:
-    """All scores of answers with one label a row, by the names in LABEL_SCORES; without probabilities only those of labels."""
-    if not all(probabilities):  # answers of a system that gives none
+    """All scores of answers with one label a row, by the names in LABEL_SCORES.
+
+    Without probabilities, only those of `label_scores`.
+    """
+    if not all(probabilities):
         return label_scores(gold, predicted)
-    likeliest = [max(row, key=lambda name: row[name]) for row in probabilities]
+    likeliest = [max(row, key=row.__getitem__) for row in probabilities]
+    is_right = [name == right for name, right in zip(likeliest, gold, strict=True)]
+    confidence = [max(row.values()) for row in probabilities]
     return {
         **label_scores(gold, predicted),
         "loss": label_loss(gold, probabilities, labels),
-        "ece": calibration_error(
-            [max(row.values()) for row in probabilities],
-            [name == right for name, right in zip(likeliest, gold, strict=True)],
-        ),
-    }
-
-
-def number_scores(gold: Sequence[float], predicted: Sequence[float]) -> dict[str, float]:
-    """Pearson's and Spearman's correlation (0 where one side never varies) and the root of the mean squared error."""
-    truth, found = np.array(gold, dtype=np.float64), np.array(predicted, dtype=np.float64)
-    varied = len(truth) > 1 and np.ptp(truth) > 0 and np.ptp(found) > 0
-    return {
-        "pearson": float(stats.pearsonr(truth, found).statistic) if varied else 0.0,
-        "spearman": float(stats.spearmanr(truth, found).statistic) if varied else 0.0,
-        "rmse": float(np.sqrt(np.mean((truth - found) ** 2))),
+        "ece": calibration_error(confidence, is_right),
     }
 
 
 def label_loss(
     gold: Sequence[str], probabilities: Sequence[dict[str, float]], labels: Sequence[str]
 ) -> float:
-    """Mean negative log-likelihood, in nats, of the right labels."""
-    place = {label: i for i, label in enumerate(labels)}
+    """The mean negative log-likelihood of the right labels, in nats."""
+    index = {label: i for i, label in enumerate(labels)}
     table = np.array(
-        [[p.get(label, 0.0) for label in labels] for p in probabilities], dtype=np.float64
+        [[row.get(label, 0.0) for label in labels] for row in probabilities], dtype=np.float64
     )
     table /= table.sum(1, keepdims=True)
-    right = table[np.arange(len(table)), [place[g] for g in gold]]
+    right = table[np.arange(len(table)), [index[label] for label in gold]]
     return float(-np.log(right.clip(np.finfo(np.float64).eps)).mean())
+
+
+# Several labels a row
 
 
 def label_set_scores(
     gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], labels: Sequence[str]
 ) -> dict[str, float]:
-    """Micro- and macro-averaged F1 and the share of rows with exactly the right set of labels."""
-    truth, found = (
-        np.array([[label in row for label in labels] for row in rows], dtype=int)
-        for rows in (gold, predicted)
-    )
+    """Micro- and macro-averaged F1, and the share of rows with exactly the right labels."""
+    truth = label_table(gold, labels)
+    answers = label_table(predicted, labels)
     by_label = [
-        float(sk.f1_score(truth[:, i], found[:, i], zero_division=0)) for i in range(len(labels))
+        float(sk.f1_score(truth[:, i], answers[:, i], zero_division=0)) for i in range(len(labels))
     ]
     return {
         "f1_macro": float(np.mean(by_label)),
-        "f1_micro": float(sk.f1_score(truth.ravel(), found.ravel(), zero_division=0)),
-        "accuracy": float((truth == found).all(axis=1).mean()),
+        "f1_micro": float(sk.f1_score(truth.ravel(), answers.ravel(), zero_division=0)),
+        "accuracy": float((truth == answers).all(axis=1).mean()),
     }
+
+
+def label_table(rows: Sequence[Sequence[str]], labels: Sequence[str]) -> np.ndarray:
+    """Which labels each row has: a table of 0 and 1 of shape (rows, labels)."""
+    return np.array([[label in row for label in labels] for row in rows], dtype=int)
 
 
 def label_set_calibration(
     gold: Sequence[Sequence[str]], probabilities: Sequence[dict[str, float]]
 ) -> float:
-    """Expected calibration error over all yes-or-no questions, one a row and label."""
-    asked = [
-        (p, name in right)
-        for right, row in zip(gold, probabilities, strict=True)
-        for name, p in row.items()
-    ]
-    return calibration_error(
-        [max(p, 1 - p) for p, _ in asked], [(p >= 0.5) == yes for p, yes in asked]
-    )
+    """The expected calibration error over all yes-or-no questions, one for each row and label."""
+    confidence = []
+    is_right = []
+    for right, row in zip(gold, probabilities, strict=True):
+        for name, p in row.items():
+            confidence.append(max(p, 1 - p))
+            is_right.append((p >= 0.5) == (name in right))
+    return calibration_error(confidence, is_right)
+
+
+# Calibration
+
+
+def calibration_error(confidence: Sequence[float], right: Sequence[bool]) -> float:
+    """The expected calibration error: how far confidence is from accuracy.
+
+    Rows are put into 15 bins of equal width, and bins weigh as many rows as they hold (Guo et al.
+    2017, "On Calibration of Modern Neural Networks", equation 3).
+
+    Args:
+        confidence: the probability of each row's answer.
+        right: whether that answer is right.
+    """
+    sure = np.array(confidence, dtype=np.float64)
+    hits = np.array(right, dtype=np.float64)
+    bins = _calibration_bin_of(sure)
+    gaps = [abs(hits[bins == b].sum() - sure[bins == b].sum()) for b in np.unique(bins)]
+    return float(sum(gaps) / len(sure))
+
+
+def calibration_bins(confidence: Sequence[float], right: Sequence[bool]) -> list[dict[str, float]]:
+    """The bins of `calibration_error` with rows: bounds, rows, mean confidence and accuracy."""
+    sure = np.array(confidence, dtype=np.float64)
+    hits = np.array(right, dtype=np.float64)
+    bins = _calibration_bin_of(sure)
+    described = []
+    for b in np.unique(bins).tolist():
+        is_inside = bins == b
+        described.append(
+            {
+                "from": (b - 1) / CALIBRATION_BINS,
+                "to": b / CALIBRATION_BINS,
+                "rows": int(is_inside.sum()),
+                "confidence": float(sure[is_inside].mean()),
+                "accuracy": float(hits[is_inside].mean()),
+            }
+        )
+    return described
+
+
+def _calibration_bin_of(confidence: np.ndarray) -> np.ndarray:
+    """The number of each row's bin, from 1."""
+    return np.ceil(confidence * CALIBRATION_BINS).clip(1, CALIBRATION_BINS).astype(int)
+
+
+# Numbers
+
+
+def number_scores(gold: Sequence[float], predicted: Sequence[float]) -> dict[str, float]:
+    """Pearson's and Spearman's correlation, and the root of the mean squared error (RMSE).
+
+    A correlation is 0 if one side never varies.
+    """
+    truth = np.array(gold, dtype=np.float64)
+    answers = np.array(predicted, dtype=np.float64)
+    pearson = 0.0
+    spearman = 0.0
+    if len(truth) > 1 and np.ptp(truth) > 0 and np.ptp(answers) > 0:
+        pearson = float(stats.pearsonr(truth, answers).statistic)
+        spearman = float(stats.spearmanr(truth, answers).statistic)
+    rmse = float(np.sqrt(np.mean((truth - answers) ** 2)))
+    return {"pearson": pearson, "spearman": spearman, "rmse": rmse}
+
+
+# Spans
 
 
 def span_scores(gold: Sequence[Sequence[str]], predicted: Sequence[str]) -> dict[str, float]:
-    """F1 and exact match as the official SQuAD scripts define them: the best over a row's right answers, then the mean.
+    """F1 and exact match as the official SQuAD scripts define them.
 
-    Case, punctuation, articles and white space do not count. No answer is the empty text, right only where the gold is
-    empty too (Rajpurkar et al. 2016, section 6.1, and 2018, section 5).
+    For each row the best over its right answers counts, then the mean over rows. Case,
+    punctuation, articles and white space do not count. No answer is the empty text, which is right
+    only if the gold text is empty too (Rajpurkar et al. 2016, section 6.1, and 2018, section 5).
     """
-    pairs = list(zip(predicted, gold, strict=True))
-    return {
-        "f1": float(np.mean([span_f1(text, right) for text, right in pairs])),
-        "exact_match": float(
-            np.mean([any(_plain(text) == _plain(r) for r in right) for text, right in pairs])
-        ),
-    }
+    f1 = []
+    exact = []
+    for text, right in zip(predicted, gold, strict=True):
+        f1.append(span_f1(text, right))
+        exact.append(any(_normalized_words(text) == _normalized_words(r) for r in right))
+    return {"f1": float(np.mean(f1)), "exact_match": float(np.mean(exact))}
 
 
 def span_f1(text: str, gold: Sequence[str]) -> float:
-    """The F1 of the words of an answer and of the right one that it is nearest to."""
-
-    def of(one: list[str], two: list[str]) -> float:
-        if not one or not two:
-            return float(one == two)
-        shared = (Counter(one) & Counter(two)).total()
-        return 2 * shared / (len(one) + len(two))
-
-    return max(of(_plain(text), _plain(right)) for right in gold)
+    """The F1 of an answer's words, against the right answer that it is nearest to."""
+    words = _normalized_words(text)
+    return max(_word_f1(words, _normalized_words(right)) for right in gold)
 
 
-def _plain(text: str) -> list[str]:
+def _word_f1(first: list[str], second: list[str]) -> float:
+    if not first or not second:
+        return float(first == second)
+    shared = (Counter(first) & Counter(second)).total()
+    return 2 * shared / (len(first) + len(second))
+
+
+def _normalized_words(text: str) -> list[str]:
+    """The words of a text without case, punctuation and articles."""
     bare = "".join(c for c in text.lower() if c not in string.punctuation)
     return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+
+
+# Keywords
 
 
 def keyword_scores(
     gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], texts: Sequence[str]
 ) -> dict[str, float]:
-    """Mean over rows of set precision, recall and F1 of keywords; order and case do not count.
+    """The mean over rows of precision, recall and F1 of keywords; order and case do not count.
 
-    `precision`, `recall` and `f1` take all predicted keywords, `f1_at_5` and `f1_at_10` the first five and ten. A gold
-    keyword is *present* when it occurs in the row's text and *absent* when not; `recall_present` and `recall_absent`
-    are means over the rows that have such keywords (Meng et al. 2017, "Deep Keyphrase Generation", section 4.3).
+    `precision`, `recall` and `f1` take all predicted keywords, `f1_at_5` and `f1_at_10` the first
+    five and ten. A gold keyword is *present* when it occurs in the row's text and *absent* when
+    not; `recall_present` and `recall_absent` are means over the rows that have such keywords (Meng
+    et al. 2017, "Deep Keyphrase Generation", section 4.3).
     """
-    sums: dict[str, list[float]] = {}
-    for wanted, found, text in zip(gold, predicted, texts, strict=True):
-        truth, listed, lower = (
-            set(_folded(wanted)),
-            _folded(found),
-            " ".join(text.casefold().split()),
-        )
-        for name, guess in (("", listed), ("_at_5", listed[:5]), ("_at_10", listed[:10])):
-            hits = len(truth & set(guess))
-            precision, recall = hits / max(len(guess), 1), hits / max(len(truth), 1)
-            f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
-            for part, value in (("precision", precision), ("recall", recall), ("f1", f1)):
-                sums.setdefault(part + name, []).append(value)
-        for name, part_of in (
-            ("present", {k for k in truth if k in lower}),
-            ("absent", {k for k in truth if k not in lower}),
-        ):
-            if part_of:
-                sums.setdefault(f"recall_{name}", []).append(
-                    len(part_of & set(listed)) / len(part_of)
-                )
-    return {name: float(np.mean(values)) for name, values in sums.items()}
+    values: dict[str, list[float]] = {}
+    for gold_row, predicted_row, text in zip(gold, predicted, texts, strict=True):
+        for name, value in _keyword_row_scores(gold_row, predicted_row, text).items():
+            values.setdefault(name, []).append(value)
+    return {name: float(np.mean(numbers)) for name, numbers in values.items()}
 
 
-def _folded(keywords: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(" ".join(keyword.casefold().split()) for keyword in keywords))
+def _keyword_row_scores(
+    gold: Sequence[str], predicted: Sequence[str], text: str
+) -> dict[str, float]:
+    """The keyword scores of one row."""
+    truth = set(_distinct_keywords(gold))
+    keywords = _distinct_keywords(predicted)
+    scores = {}
+    for suffix, first in (("", keywords), ("_at_5", keywords[:5]), ("_at_10", keywords[:10])):
+        hits = len(truth & set(first))
+        precision = hits / max(len(first), 1)
+        recall = hits / max(len(truth), 1)
+        scores["precision" + suffix] = precision
+        scores["recall" + suffix] = recall
+        scores["f1" + suffix] = 0.0
+        if hits:
+            scores["f1" + suffix] = 2 * precision * recall / (precision + recall)
+    searched = _normalized_spaces(text)
+    present = {keyword for keyword in truth if keyword in searched}
+    absent = truth - present
+    if present:
+        scores["recall_present"] = len(present & set(keywords)) / len(present)
+    if absent:
+        scores["recall_absent"] = len(absent & set(keywords)) / len(absent)
+    return scores
+
+
+def _distinct_keywords(keywords: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(_normalized_spaces(keyword) for keyword in keywords))
+
+
+def _normalized_spaces(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+# Intervals and order
 
 
 def interval(
     score: Callable[..., float], *columns: Sequence[Any], resamples: int = 1000, seed: int = 0
 ) -> Interval:
-    """The 95 % percentile bootstrap interval of `score(*columns)`, rows resampled together (Efron 1979).
+    """The 95 % percentile bootstrap interval of `score(*columns)` (Efron 1979).
 
-    A table of one row, or scores that never vary, give an interval of no width.
+    Rows are resampled together in all columns. A table of one row, or a score that never varies,
+    gives an interval of width 0.
     """
     rows = len(columns[0])
     if rows < 2:
-        return (value := score(*columns)), value
+        value = score(*columns)
+        return value, value
 
-    def of_rows(chosen: np.ndarray) -> float:
+    def score_of(chosen: np.ndarray) -> float:
         return score(*([column[i] for i in chosen] for column in columns))
 
-    found = stats.bootstrap(
+    bounds = stats.bootstrap(
         (np.arange(rows),),
-        of_rows,
+        score_of,
         vectorized=False,
         n_resamples=resamples,
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(bounds.low), float(bounds.high)
 
 
 def rank_scores(scores: Mapping[str, float], monitor: str) -> tuple[float, float]:
-    """What is greater where scores are better: by the one that decides, and of equal ones by the lower loss; without any, least."""
+    """A sort key that is greater for better scores; the lowest of all without any scores.
+
+    The monitor decides; if two are equal, the lower loss is better.
+    """
     if not scores:
         return -math.inf, 0.0
-    return (-1 if monitor in LOWER_IS_BETTER else 1) * scores[monitor], -scores.get("loss", 0.0)
+    sign = -1 if monitor in LOWER_IS_BETTER else 1
+    return sign * scores[monitor], -scores.get("loss", 0.0)

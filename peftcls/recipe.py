@@ -1,4 +1,4 @@
-"""What every recipe shares: its options, its table of scores, and predictions for an unlabelled file."""
+"""What all recipes share: options, checks, the dry run, the score table, answers to a file."""
 
 import argparse
 import csv
@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,23 +17,26 @@ import pandas as pd
 from peftcls.baselines import baselines
 from peftcls.data.reading import RowError, read_rows, source_name
 from peftcls.demo import sample
+from peftcls.engine.model_state import base_facts
 from peftcls.errors import RunStoppedError
 from peftcls.evaluation import Evaluation, evaluate_answers
 from peftcls.inference.predictor import Predictor
+from peftcls.logs import show_messages
 from peftcls.models.adapter_folder import READABLE
 from peftcls.models.base_model import load_base
-from peftcls.models.state import base_facts
 from peftcls.report import THIS_RUN, Meter, write_report
 from peftcls.report.files import check_out_folder
 from peftcls.tasks.base import Answer, Task
-from peftcls.tasks.extractive_qa import ExtractiveQA
 from peftcls.tasks.row_checks import check_rows
 from peftcls.training.run_info import describe_model
 from peftcls.training.run_report import describe_run
 from peftcls.training.signals import EXIT_CODES
 from peftcls.training.trainer import Trainer
 
+# Bootstrap samples for each interval.
 RESAMPLES = 500
+# Scores in the printed table; the report has all of them.
+MAX_SCORES_SHOWN = 2
 
 
 def recipe_options(
@@ -45,29 +49,60 @@ def recipe_options(
     kind: str = "csv",
     **more: list[str] | str,
 ) -> argparse.Namespace:
-    """The command line of a recipe.
+    """Parse the command line of a recipe.
 
     Args:
         description: the recipe's docstring.
-        data: the name of the sample data that are used where no file is given, for example "papers".
-        out: the adapter folder unless given.
-        epochs: unless given.
-        learning_rate: unless given.
+        data: the name of the sample data that are used if no file is given, for example "papers".
+        out: the default adapter folder.
+        epochs: the default number of epochs.
+        learning_rate: the default learning rate.
         kind: the ending of the sample files.
-        more: options of this recipe alone: a list of values, the first of them unless given, or the help of a free text.
+        more: further options: a list of choices, of which the first is the default, or the help
+            of a free text.
+
+    Returns:
+        The options, and as `meter` a Meter that started now.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    _add_data_options(parser)
+    _add_training_options(parser, out=out, epochs=epochs, learning_rate=learning_rate)
+    parser.add_argument("--predict", help="a file of rows without labels to answer when trained")
+    parser.add_argument(
+        "--predictions", default="predictions.csv", help="where the answers go (predictions.csv)"
+    )
+    for name, values in more.items():
+        if isinstance(values, str):
+            parser.add_argument(f"--{name}", help=values)
+        else:
+            default = values[0]
+            parser.add_argument(f"--{name}", choices=values, default=default, help=f"({default})")
+    options = parser.parse_args()
+    options.meter = Meter()
+    if options.train is None:
+        _use_sample_data(options, data, kind)
+    if not options.test:
+        options.test = options.valid
+    return options
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--train",
-        help="rows to learn from (csv, tsv, json, jsonl, parquet, hub id); sample data unless given",
+        help="rows to learn from (csv, tsv, json, jsonl, parquet, hub id); default: sample data",
     )
     parser.add_argument("--valid", help="rows that decide which step was best")
     parser.add_argument(
         "--test",
-        help="rows for the table at the end; the validation rows where --train is given and this is not",
+        help="rows for the table at the end; the validation rows if only --train is given",
     )
+
+
+def _add_training_options(
+    parser: argparse.ArgumentParser, *, out: str, epochs: int, learning_rate: float
+) -> None:
     parser.add_argument(
         "--model", default="demo", help="base model: demo, a local folder or a hub id"
     )
@@ -84,38 +119,38 @@ def recipe_options(
     )
     parser.add_argument("--seed", type=int, default=0, help="of new weights, order and dropout (0)")
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the newest checkpoint in --out"
+        "--resume", action="store_true", help="continue from the newest checkpoint in --out"
     )
     parser.add_argument(
         "--dry-run",
         action="store_true",
         help="two steps on the longest rows, for memory and time; nothing is written",
     )
-    parser.add_argument("--predict", help="a file of rows without labels to answer when trained")
-    parser.add_argument(
-        "--predictions", default="predictions.csv", help="where the answers go (predictions.csv)"
-    )
-    for name, values in more.items():
-        if isinstance(values, str):
-            parser.add_argument(f"--{name}", help=values)
-        else:
-            parser.add_argument(
-                f"--{name}", choices=values, default=values[0], help=f"({values[0]})"
-            )
-    options = parser.parse_args()
-    options.meter = Meter()
-    if options.train is None:
-        options.train, given = str(sample(f"{data}_train.{kind}")), options.valid or options.test
-        options.valid = options.valid or str(sample(f"{data}_validation.{kind}"))
-        options.test = options.test or (
-            options.valid if given else str(sample(f"{data}_test.{kind}"))
-        )
-    options.test = options.test or options.valid
-    return options
+
+
+def _use_sample_data(options: argparse.Namespace, data: str, kind: str) -> None:
+    """Fill in sample files. Validation rows that were given are test rows, too."""
+    has_own_rows = options.valid or options.test
+    options.train = str(sample(f"{data}_train.{kind}"))
+    if not options.valid:
+        options.valid = str(sample(f"{data}_validation.{kind}"))
+    if not options.test and not has_own_rows:
+        options.test = str(sample(f"{data}_test.{kind}"))
+
+
+def read_tables(
+    options: argparse.Namespace,
+) -> tuple[datasets.Dataset, datasets.Dataset | None, datasets.Dataset | None]:
+    """The training, validation and test rows; None where there is no file."""
+    train = read_rows(options.train)
+    valid = None if options.valid is None else read_rows(options.valid)
+    test = None if options.test is None else read_rows(options.test)
+    return train, valid, test
 
 
 def run_recipe(main: Callable[[], None]) -> None:
-    """Run a recipe; what is wrong, or stops a run, is told in its sentence, without a traceback. Exit codes as of `peftcls`."""
+    """Run a recipe; an error is one sentence without a traceback. Exit codes as of `peftcls`."""
+    show_messages()
     try:
         main()
     except (ValueError, FloatingPointError, RunStoppedError) as error:
@@ -124,52 +159,67 @@ def run_recipe(main: Callable[[], None]) -> None:
         sys.exit(EXIT_CODES[signal.SIGINT])
 
 
+def only_dry_run(trainer: Trainer, options: argparse.Namespace, train: datasets.Dataset) -> bool:
+    """Do and print a dry run if the options ask for one; return whether they do."""
+    if not options.dry_run:
+        return False
+    description = describe_model(trainer.model, trainer.task)
+    dry_run = trainer.dry_run(train)
+    trainer.accelerator.print(description, dry_run, sep="\n")
+    return True
+
+
 def only_rehearse(trainer: Trainer, options: argparse.Namespace, train: datasets.Dataset) -> bool:
-    """Whether there is to be a dry run alone; it is done and told then."""
-    if options.dry_run:
-        trainer.accelerator.print(
-            describe_model(trainer.model, trainer.task), trainer.rehearse(train), sep="\n"
-        )
-    return bool(options.dry_run)
+    """The former name of `only_dry_run`, for one version."""
+    warnings.warn("only_rehearse is now called only_dry_run.", DeprecationWarning, stacklevel=2)
+    return only_dry_run(trainer, options, train)
 
 
-def find_columns(rows: datasets.Dataset, *wanted: str) -> list[str]:
-    """The rows' own names of the wanted columns, which may differ from them in upper and lower case."""
-    own = {name.casefold(): name for name in rows.column_names}
-    if missing := [name for name in wanted if name.casefold() not in own]:
-        raise RowError(
-            f"{source_name(rows)} has no column {missing[0]!r}; it has {rows.column_names}. This recipe needs {list(wanted)}."
-        )
-    return [own[name.casefold()] for name in wanted]
+def find_columns(rows: datasets.Dataset, *names: str) -> list[str]:
+    """The table's spelling of column names, which may differ in upper and lower case.
+
+    Raises:
+        RowError: a column is missing.
+    """
+    by_lower_case = {name.casefold(): name for name in rows.column_names}
+    for name in names:
+        if name.casefold() not in by_lower_case:
+            raise RowError(
+                f"{source_name(rows)} has no column {name!r}; it has {rows.column_names}. "
+                f"This recipe needs {list(names)}."
+            )
+    return [by_lower_case[name.casefold()] for name in names]
 
 
 def check_first(task: Task, options: argparse.Namespace, test: datasets.Dataset | None) -> None:
-    """What would fail after the training is refused before it: test rows, and the file to answer.
+    """Check before training what would fail after it: output folder, test rows, file to answer.
 
     Raises:
         RowError: a test row has no text or an unknown label, or the file to answer lacks a column.
-        ValueError: the predictions cannot be written where they should go, or --out holds somebody else's files.
+        ValueError: the predictions cannot be written to their path, or --out holds other files.
     """
     check_out_folder(Path(options.out))
     if test is not None:
         check_rows(task, test)
     if options.predict:
         check_rows(task, read_rows(options.predict), with_target=False)
-        if (path := Path(options.predictions)).is_dir() or not path.absolute().parent.is_dir():
+        path = Path(options.predictions)
+        if path.is_dir() or not path.absolute().parent.is_dir():
             raise ValueError(f"--predictions {path}: expected a file in a folder that exists.")
 
 
 def score_table(task: Task, test: datasets.Dataset, evaluations: Mapping[str, Evaluation]) -> str:
-    """Two scores of each system on the test rows with their 95 % bootstrap intervals."""
-    rows = []
-    for system, found in evaluations.items():
-        row = {"system": system}
-        for name in task.score_names[:2]:
-            low, high = found.intervals[name]
-            row[name] = f"{100 * found.scores[name]:5.1f}"
-            row[f"95 % interval of {name}"] = f"{100 * low:.1f} to {100 * high:.1f}"
-        rows.append(row)
-    return f"{len(test)} rows of {source_name(test)}\n" + pd.DataFrame(rows).to_string(index=False)
+    """The first scores of each system on the test rows with their 95 % bootstrap intervals."""
+    lines = []
+    for system, evaluation in evaluations.items():
+        line = {"system": system}
+        for name in task.score_names[:MAX_SCORES_SHOWN]:
+            low, high = evaluation.intervals[name]
+            line[name] = f"{100 * evaluation.scores[name]:5.1f}"
+            line[f"95 % interval of {name}"] = f"{100 * low:.1f} to {100 * high:.1f}"
+        lines.append(line)
+    table = pd.DataFrame(lines).to_string(index=False)
+    return f"{len(test)} rows of {source_name(test)}\n{table}"
 
 
 def finish_recipe(
@@ -179,24 +229,34 @@ def finish_recipe(
     test: datasets.Dataset | None,
     others: dict[str, list[Answer] | None],
 ) -> None:
-    """Answer the unlabelled file if there is one, print the table of scores on the test rows, and write the report."""
+    """Answer the file of --predict, print the scores on the test rows, and write the report.
+
+    Args:
+        trainer: after `fit`.
+        options: of `recipe_options`.
+        train: the rows that were trained on.
+        test: the rows to score; None for no scores.
+        others: the answers of other systems to the test rows, by name; None or empty to leave out.
+    """
     if options.predict:
-        rows = read_rows(options.predict)
-        answers = trainer.predict(rows)
-        if trainer.accelerator.is_main_process:
-            write = write_spans if isinstance(trainer.task, ExtractiveQA) else write_submission
-            write(options.predictions, rows, answers)
-            print(f"{len(rows)} answers written to {options.predictions}")
-    if test is not None:
-        valid = read_rows(options.valid) if options.valid else None
-        report_scores(
-            trainer,
-            train,
-            valid,
-            test,
-            {name: found for name, found in others.items() if found},
-            options.meter,
-        )
+        _answer_file(trainer, options.predict, options.predictions)
+    if test is None:
+        return
+    valid = read_rows(options.valid) if options.valid else None
+    present = {name: answers for name, answers in others.items() if answers}
+    report_scores(trainer, train, valid, test, present, options.meter)
+
+
+def _answer_file(trainer: Trainer, source: str, predictions: str) -> None:
+    rows = read_rows(source)
+    answers = trainer.predict(rows)
+    if not trainer.accelerator.is_main_process:
+        return
+    if trainer.task.answer_kind == "span":
+        write_spans(predictions, rows, answers)
+    else:
+        write_submission(predictions, rows, answers)
+    print(f"{len(rows)} answers written to {predictions}")
 
 
 def report_scores(
@@ -207,95 +267,110 @@ def report_scores(
     others: Mapping[str, Sequence[Answer]],
     meter: Meter,
 ) -> Evaluation:
-    """Print the scores on the test rows beside those of other systems, and write the report into the adapter folder.
+    """Print the test scores of this run and of other systems, and write the report.
+
+    The report goes into the adapter folder.
 
     Args:
         trainer: after `fit`.
-        train: the rows that were learnt from.
+        train: the rows that were trained on.
         valid: the rows that decided which step was best.
         test: the rows to answer.
-        others: the answers of systems besides those that need no transformer.
+        others: the answers of other systems, besides the baselines without a transformer.
         meter: made when the program began.
 
     Returns:
         The scores of this run with their intervals.
     """
-    task, started = trainer.task, time.perf_counter()
+    task = trainer.task
+    started = time.perf_counter()
     answers = trainer.predict(test)
-    taken = {f"to answer {len(test)} rows": time.perf_counter() - started}
-    found = evaluate_answers(task, answers, test, resamples=RESAMPLES)
-    if trainer.accelerator.is_main_process:
-        systems = {**others, **baselines(task, train, test)}
-        evaluations = {
-            THIS_RUN: found,
-            **{
-                name: evaluate_answers(task, own, test, resamples=RESAMPLES)
-                for name, own in systems.items()
-            },
-        }
-        print(f"{score_table(task, test, evaluations)}\n\n{THIS_RUN}: {found}")
-        page = write_report(
-            trainer.output_dir,
-            task=task,
-            train=train,
-            valid=valid,
-            test=test,
-            answers=answers,
-            systems=systems,
-            evaluations=evaluations,
-            resamples=RESAMPLES,
-            run=describe_run(trainer, meter, seconds=taken),
-            count_tokens=lambda text: len(trainer.tokenizer(text, verbose=False)["input_ids"]),
-        )
-        print(f"\nthe report of this run is {page}")
-    return found
+    seconds = {f"to answer {len(test)} rows": time.perf_counter() - started}
+    evaluation = evaluate_answers(task, answers, test, resamples=RESAMPLES)
+    if not trainer.accelerator.is_main_process:
+        return evaluation
+
+    systems = {**others, **baselines(task, train, test)}
+    evaluations = {THIS_RUN: evaluation}
+    for name, system_answers in systems.items():
+        evaluations[name] = evaluate_answers(task, system_answers, test, resamples=RESAMPLES)
+    print(f"{score_table(task, test, evaluations)}\n\n{THIS_RUN}: {evaluation}")
+
+    def count_tokens(text: str) -> int:
+        return len(trainer.tokenizer(text, verbose=False)["input_ids"])
+
+    page = write_report(
+        trainer.output_dir,
+        task=task,
+        train=train,
+        valid=valid,
+        test=test,
+        answers=answers,
+        systems=systems,
+        evaluations=evaluations,
+        resamples=RESAMPLES,
+        run=describe_run(trainer, meter, seconds=seconds),
+        count_tokens=count_tokens,
+    )
+    print(f"\nthe report of this run is {page}")
+    return evaluation
 
 
 def ask_untrained(
     trainer: Trainer, name: str, task: Task, rows: datasets.Dataset | None
 ) -> list[Answer] | None:
-    """Zero-shot answers of a base model that is only asked by prompt; None where it is not a causal language model."""
+    """Zero-shot answers of a base model to a prompt; None if it is no causal language model.
+
+    Args:
+        trainer: says on which device the model runs.
+        name: of the base model.
+        task: the instruction that asks for the label.
+        rows: the rows to answer; None for no answers.
+    """
     if rows is None:
         return None
     try:
         model, tokenizer = load_base(name, task)
     except ValueError:
         return None
-    return (
-        Predictor(model.to(trainer.accelerator.device), task, tokenizer).predict(rows)
-        if base_facts(model).causal
-        else None
-    )
+    if not base_facts(model).causal:
+        return None
+    return Predictor(model.to(trainer.accelerator.device), task, tokenizer).predict(rows)
 
 
 def write_submission(path: str | Path, rows: datasets.Dataset, answers: Sequence[Answer]) -> None:
-    """Write `uuid,Keywords,label` for every row: what was answered, and what the file already held of the other."""
+    """Write `uuid,Keywords,label` for every row.
+
+    A row's answer fills one of the last two columns; the other is taken from the row if it has it.
+    """
     lines = []
     for number, (row, answer) in enumerate(zip(rows, answers, strict=True), 1):
-        keywords = (
-            "; ".join(answer.labels) if answer.labels is not None else row.get("Keywords") or ""
-        )
-        lines.append([row.get("uuid", number), keywords, answer.label or row.get("label") or ""])
+        if answer.labels is None:
+            keywords = row.get("Keywords") or ""
+        else:
+            keywords = "; ".join(answer.labels)
+        label = answer.label or row.get("label") or ""
+        lines.append([row.get("uuid", number), keywords, label])
     _write_csv(Path(path), ["uuid", "Keywords", "label"], lines)
 
 
 def write_spans(path: str | Path, rows: datasets.Dataset, answers: Sequence[Answer]) -> None:
-    """Write `id,text,start,end,probability` for every question; text, start and end are empty where there is no answer."""
-    _write_csv(
-        Path(path),
-        ["id", "text", "start", "end", "probability"],
-        [
-            [row.get("id", number), a.text, a.start, a.end, a.probability]
-            for number, (row, a) in enumerate(zip(rows, answers, strict=True), 1)
-        ],
-    )
+    """Write `id,text,start,end,probability` for every question.
+
+    The columns text, start and end are empty if there is no answer.
+    """
+    lines = []
+    for number, (row, answer) in enumerate(zip(rows, answers, strict=True), 1):
+        question_id = row.get("id", number)
+        lines.append([question_id, answer.text, answer.start, answer.end, answer.probability])
+    _write_csv(Path(path), ["id", "text", "start", "end", "probability"], lines)
 
 
 def _write_csv(path: Path, header: Sequence[str], lines: Sequence[Sequence[object]]) -> None:
-    """Beside first, then in place, so that no half of a file is ever there."""
+    """Write a temporary file and rename it, so that the path never holds half of a file."""
     with tempfile.NamedTemporaryFile(
         "w", dir=path.parent, delete=False, newline="", encoding="utf-8"
-    ) as beside:
-        csv.writer(beside, lineterminator="\n").writerows([header, *lines])
-    os.chmod(beside.name, READABLE)
-    os.replace(beside.name, path)
+    ) as temporary:
+        csv.writer(temporary, lineterminator="\n").writerows([header, *lines])
+    os.chmod(temporary.name, READABLE)
+    os.replace(temporary.name, path)

@@ -1,26 +1,35 @@
-"""Write the keywords of a paper: LoRA instruction tuning on title and abstract.
+r"""Write the keywords of a paper: LoRA instruction tuning on title and abstract.
 
     accelerate launch recipes/medical_keywords_lora.py
-    accelerate launch recipes/medical_keywords_lora.py --train papers.csv --valid held_out.csv --model Qwen/Qwen2.5-0.5B
-    accelerate launch recipes/medical_keywords_lora.py --predict unlabelled.csv --predictions submission.csv
+    accelerate launch recipes/medical_keywords_lora.py \
+        --train papers.csv --valid held_out.csv --model Qwen/Qwen2.5-0.5B
+    accelerate launch recipes/medical_keywords_lora.py \
+        --predict unlabelled.csv --predictions submission.csv
 
 The files need the columns title, abstract and Keywords, the keywords with ';' between them.
 """
 
-from peftcls import Instruction, TrainConfig, Trainer, attach_lora, load_base, read_rows
-from peftcls.recipe import check_first, finish_recipe, only_rehearse, recipe_options, run_recipe
+from peftcls import Instruction, TrainConfig, Trainer, attach_lora, load_base
+from peftcls.recipe import (
+    check_first,
+    finish_recipe,
+    only_dry_run,
+    read_tables,
+    recipe_options,
+    run_recipe,
+)
 
-TEMPLATE = "List the keywords of this paper, separated by semicolons.\nTitle: {title}\nAbstract: {input}\nKeywords: "
+TEMPLATE = (
+    "List the keywords of this paper, separated by semicolons.\n"
+    "Title: {title}\nAbstract: {input}\nKeywords: "
+)
 
 
 def main() -> None:
     options = recipe_options(
         __doc__, data="papers", out="runs/medical_keywords_lora", epochs=10, learning_rate=3e-3
     )
-    train, valid, test = (
-        None if file is None else read_rows(file)
-        for file in (options.train, options.valid, options.test)
-    )
+    train, valid, test = read_tables(options)
 
     task = Instruction(
         template=TEMPLATE,
@@ -42,7 +51,7 @@ def main() -> None:
         seed=options.seed,
     )
     with Trainer(model, task, tokenizer, config) as trainer:
-        if only_rehearse(trainer, options, train):
+        if only_dry_run(trainer, options, train):
             return
         untrained = trainer.predict(test) if test else []
         trainer.fit(train, valid, resume=options.resume)

@@ -1,10 +1,13 @@
-"""Judge whether a paper is medical (1) or not (0): a classification head with LoRA in an encoder or a decoder.
+r"""Judge whether a paper is medical (1) or not (0): a classification head, with LoRA.
 
     accelerate launch recipes/medical_paper_head.py
-    accelerate launch recipes/medical_paper_head.py --train papers.csv --valid held_out.csv --model FacebookAI/roberta-base
-    accelerate launch recipes/medical_paper_head.py --loss bce --predict unlabelled.csv --predictions submission.csv
+    accelerate launch recipes/medical_paper_head.py \
+        --train papers.csv --valid held_out.csv --model FacebookAI/roberta-base
+    accelerate launch recipes/medical_paper_head.py \
+        --loss bce --predict unlabelled.csv --predictions submission.csv
 
 The files need the columns title, abstract and label; the head reads title and abstract as a pair.
+The model is an encoder or a decoder.
 """
 
 from peftcls import (
@@ -14,18 +17,21 @@ from peftcls import (
     Trainer,
     attach_lora,
     load_base,
-    read_rows,
 )
 from peftcls.recipe import (
     ask_untrained,
     check_first,
     finish_recipe,
-    only_rehearse,
+    only_dry_run,
+    read_tables,
     recipe_options,
     run_recipe,
 )
 
-QUESTION = "Is this a medical paper? Answer 1 for yes and 0 for no.\nTitle: {title}\nAbstract: {input}\nAnswer: "
+QUESTION = (
+    "Is this a medical paper? Answer 1 for yes and 0 for no.\n"
+    "Title: {title}\nAbstract: {input}\nAnswer: "
+)
 
 
 def main() -> None:
@@ -37,10 +43,7 @@ def main() -> None:
         learning_rate=1e-3,
         loss=["cross_entropy", "bce"],
     )
-    train, valid, test = (
-        None if file is None else read_rows(file)
-        for file in (options.train, options.valid, options.test)
-    )
+    train, valid, test = read_tables(options)
 
     task = Classification(
         text=("title", "abstract"), label="label", loss=options.loss, max_length=288
@@ -57,16 +60,15 @@ def main() -> None:
         seed=options.seed,
     )
     with Trainer(model, task, tokenizer, config) as trainer:
-        if only_rehearse(trainer, options, train):
+        if only_dry_run(trainer, options, train):
             return
         trainer.fit(train, valid, resume=options.resume)
-        asked = Instruction(
+        prompted = Instruction(
             template=QUESTION, input="abstract", output="label", labels=task.labels, max_length=288
         )
-        zero_shot = ask_untrained(trainer, options.model, asked, test)
-        finish_recipe(
-            trainer, options, train, test, {"the same model, untrained, asked by prompt": zero_shot}
-        )
+        zero_shot = ask_untrained(trainer, options.model, prompted, test)
+        others = {"the same model, untrained, asked by prompt": zero_shot}
+        finish_recipe(trainer, options, train, test, others)
 
 
 if __name__ == "__main__":

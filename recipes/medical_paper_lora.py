@@ -1,26 +1,35 @@
-"""Judge whether a paper is medical (1) or not (0): LoRA instruction tuning on title and abstract.
+r"""Judge whether a paper is medical (1) or not (0): LoRA instruction tuning on title and abstract.
 
     accelerate launch recipes/medical_paper_lora.py
-    accelerate launch recipes/medical_paper_lora.py --train papers.csv --valid held_out.csv --model Qwen/Qwen2.5-0.5B
-    accelerate launch recipes/medical_paper_lora.py --predict unlabelled.csv --predictions submission.csv
+    accelerate launch recipes/medical_paper_lora.py \
+        --train papers.csv --valid held_out.csv --model Qwen/Qwen2.5-0.5B
+    accelerate launch recipes/medical_paper_lora.py \
+        --predict unlabelled.csv --predictions submission.csv
 
 The files need the columns title, abstract and label.
 """
 
-from peftcls import Instruction, TrainConfig, Trainer, attach_lora, load_base, read_rows
-from peftcls.recipe import check_first, finish_recipe, only_rehearse, recipe_options, run_recipe
+from peftcls import Instruction, TrainConfig, Trainer, attach_lora, load_base
+from peftcls.recipe import (
+    check_first,
+    finish_recipe,
+    only_dry_run,
+    read_tables,
+    recipe_options,
+    run_recipe,
+)
 
-TEMPLATE = "Is this a medical paper? Answer 1 for yes and 0 for no.\nTitle: {title}\nAbstract: {input}\nAnswer: "
+TEMPLATE = (
+    "Is this a medical paper? Answer 1 for yes and 0 for no.\n"
+    "Title: {title}\nAbstract: {input}\nAnswer: "
+)
 
 
 def main() -> None:
     options = recipe_options(
         __doc__, data="papers", out="runs/medical_paper_lora", epochs=8, learning_rate=2e-3
     )
-    train, valid, test = (
-        None if file is None else read_rows(file)
-        for file in (options.train, options.valid, options.test)
-    )
+    train, valid, test = read_tables(options)
 
     task = Instruction(
         template=TEMPLATE, input="abstract", output="label", labels=("0", "1"), max_length=448
@@ -37,7 +46,7 @@ def main() -> None:
         seed=options.seed,
     )
     with Trainer(model, task, tokenizer, config) as trainer:
-        if only_rehearse(trainer, options, train):
+        if only_dry_run(trainer, options, train):
             return
         untrained = trainer.predict(test) if test else []
         trainer.fit(train, valid, resume=options.resume)

@@ -1,11 +1,14 @@
-"""Judge whether two sentences say the same (1) or not (0): a head on the pair, with LoRA in an encoder or a decoder.
+r"""Judge whether two sentences mean the same (1) or not (0): a head on the pair, with LoRA.
 
     accelerate launch recipes/mrpc_pairs_head.py
-    accelerate launch recipes/mrpc_pairs_head.py --train mrpc/train.csv --valid mrpc/validation.csv --model FacebookAI/roberta-base
-    accelerate launch recipes/mrpc_pairs_head.py --predict unlabelled.csv --predictions answers.csv
+    accelerate launch recipes/mrpc_pairs_head.py \
+        --train mrpc/train.csv --valid mrpc/validation.csv --model FacebookAI/roberta-base
+    accelerate launch recipes/mrpc_pairs_head.py \
+        --predict unlabelled.csv --predictions answers.csv
 
-The files need the columns sentence1, sentence2 and label. An encoder reads the two as a pair, with token types where it
-has them; the sample pairs are few, and the model that ships with peftcls is too small for the task.
+The files need the columns sentence1, sentence2 and label. The model is an encoder or a decoder. An
+encoder reads the two sentences as a pair, with token types where it has them. The sample pairs are
+few, and the model that ships with peftcls is too small for the task.
 """
 
 from peftcls import (
@@ -15,30 +18,30 @@ from peftcls import (
     Trainer,
     attach_lora,
     load_base,
-    read_rows,
 )
 from peftcls.baselines import pair_similarity
 from peftcls.recipe import (
     ask_untrained,
     check_first,
     finish_recipe,
-    only_rehearse,
+    only_dry_run,
+    read_tables,
     recipe_options,
     run_recipe,
 )
 
 PAIR = ("sentence1", "sentence2")
-QUESTION = "First: {sentence1}\nSecond: {input}\nDo the two sentences say the same? Answer 1 for yes and 0 for no: "
+QUESTION = (
+    "First: {sentence1}\nSecond: {input}\n"
+    "Do the two sentences say the same? Answer 1 for yes and 0 for no: "
+)
 
 
 def main() -> None:
     options = recipe_options(
         __doc__, data="pairs", out="runs/mrpc_pairs_head", epochs=4, learning_rate=1e-3
     )
-    train, valid, test = (
-        None if file is None else read_rows(file)
-        for file in (options.train, options.valid, options.test)
-    )
+    train, valid, test = read_tables(options)
 
     task = Classification(text=PAIR, label="label", max_length=160).learn(train)
     check_first(task, options, test)
@@ -53,17 +56,14 @@ def main() -> None:
         seed=options.seed,
     )
     with Trainer(model, task, tokenizer, config) as trainer:
-        if only_rehearse(trainer, options, train):
+        if only_dry_run(trainer, options, train):
             return
         trainer.fit(train, valid, resume=options.resume)
-        asked = Instruction(
+        prompted = Instruction(
             template=QUESTION, input="sentence2", output="label", labels=task.labels, max_length=256
         )
-        others = {
-            "the same model, untrained, asked by prompt": ask_untrained(
-                trainer, options.model, asked, test
-            )
-        }
+        zero_shot = ask_untrained(trainer, options.model, prompted, test)
+        others = {"the same model, untrained, asked by prompt": zero_shot}
         if test is not None:
             others["logistic regression on shared words"] = pair_similarity(task, PAIR, train, test)
         finish_recipe(trainer, options, train, test, others)

@@ -2,9 +2,10 @@
 
     python recipes/pretrain_demo_base.py --text FOLDER --out peftcls/demo/base
 
-FOLDER holds `*.txt.gz` files with one paragraph, abstract or title a line. About an hour on two CPU cores. The rate rises,
-holds, and falls to zero over the last 40 % of the steps; in these, long lines are followed by their own keywords.
-`--start 1500` goes on from the weights in the output folder, as they were after 1500 steps.
+FOLDER holds `*.txt.gz` files with one paragraph, abstract or title a line. About an hour on two CPU
+cores. The rate rises, holds, and falls to zero over the last 40 % of the steps; in these, long
+documents are followed by their own keywords. `--start 1500` continues from the weights in the
+output folder, as they were after 1500 steps.
 """
 
 import argparse
@@ -14,22 +15,69 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-from peftcls.demo.corpus import add_keywords, pack, read_lines, train_tokenizer
+from peftcls.demo import corpus
 
-DEFAULTS = {
-    "steps": 2500,
-    "start": 0,
-    "batch": 16,
-    "micro": 4,
-    "length": 512,
-    "vocabulary": 8192,
-    "seed": 0,
-    "muon": 0.01,
-    "adam": 0.006,
-}
-RISE_STEPS, FALL_SHARE, SAVE_EVERY = 50, 0.4, 300
+DEFAULTS = {"steps": 2500, "start": 0, "batch": 16, "micro": 4, "length": 512, "vocabulary": 8192}
+DEFAULTS |= {"seed": 0, "muon": 0.01, "adam": 0.006}
+WARMUP_STEPS = 50
+DECAY_SHARE = 0.4
+SAVE_EVERY = 300
+
+
+def main(options) -> None:
+    torch.manual_seed(options.seed)
+    documents, held_out = corpus.read_documents(options.text)
+    tokenizer = corpus.train_tokenizer(documents, options.vocabulary)
+    unseen = corpus.pack(held_out, tokenizer, options.length)
+    model = corpus.untrained_model(tokenizer, options.vocabulary)
+    if options.start:
+        saved = LlamaForCausalLM.from_pretrained(options.out, dtype=torch.float32)
+        model.load_state_dict(saved.state_dict())
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim < 2 or "embed" in n]
+    muon = {"lr": options.muon, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    adam = {"lr": options.adam, "weight_decay": 0.0, "betas": (0.9, 0.95)}
+    optimizers = [torch.optim.Muon(matrices, **muon), torch.optim.AdamW(others, **adam)]
+
+    compiled_loss = torch.compile(next_token_loss, dynamic=False)
+    decay_start = round(options.steps * (1 - DECAY_SHARE))
+    batches = make_batches(documents, tokenizer, decay_start, options)
+    started = time.time()
+    for step, batch in enumerate(batches, options.start):
+        total = 0.0
+        for rows in batch.split(options.micro):
+            loss = compiled_loss(model, rows) * len(rows) / options.batch
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        warmup = (step - options.start + 1) / WARMUP_STEPS
+        decay = (options.steps - step) / (options.steps - decay_start)
+        for optimizer, peak in zip(optimizers, (options.muon, options.adam), strict=True):
+            optimizer.param_groups[0]["lr"] = peak * min(1.0, warmup, decay)
+            optimizer.step()
+            optimizer.zero_grad()
+        minutes = (time.time() - started) / 60
+        print(
+            f"step {step + 1}/{options.steps}  loss {total:.3f}  {minutes:.1f} minutes", flush=True
+        )
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == options.steps:
+            save(model, tokenizer, unseen, step + 1, options)
+
+
+def make_batches(documents, tokenizer, decay_start: int, options):
+    """The batch of every step; each epoch has a new order of documents, cut at new positions."""
+    sequences = []
+    for step in range(options.start, options.steps):
+        if step == max(decay_start, options.start):
+            documents = corpus.add_keywords(documents)
+            sequences = []
+        if len(sequences) < options.batch:
+            shuffled = corpus.shuffle(documents, seed=options.seed + step)
+            sequences = list(corpus.pack(shuffled, tokenizer, options.length))
+        yield torch.stack(sequences[: options.batch])
+        sequences = sequences[options.batch :]
 
 
 def next_token_loss(model: LlamaForCausalLM, rows: torch.Tensor) -> torch.Tensor:
@@ -38,80 +86,25 @@ def next_token_loss(model: LlamaForCausalLM, rows: torch.Tensor) -> torch.Tensor
     return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten())
 
 
+@torch.no_grad()
+def save(model, tokenizer, unseen: torch.Tensor, steps: int, options) -> None:
+    """Save in bfloat16, with the perplexity on held-out documents."""
+    losses = [next_token_loss(model, rows).item() * len(rows) for rows in unseen.split(8)]
+    perplexity = math.exp(sum(losses) / len(unseen))
+    weights = {"state_dict": model.state_dict(), "dtype": torch.bfloat16}
+    narrow = LlamaForCausalLM.from_pretrained(None, config=model.config, **weights)
+    narrow.save_pretrained(options.out)
+    tokenizer.save_pretrained(options.out)
+    tokens = steps * options.batch * options.length
+    facts = {"steps": steps, "tokens": tokens, "held_out_perplexity": round(perplexity, 1)}
+    (options.out / "pretraining.json").write_text(json.dumps(facts, indent=1) + "\n")
+    print(facts, flush=True)
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser()
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     for name, value in DEFAULTS.items():
         parser.add_argument(f"--{name}", type=type(value), default=value)
-    a = parser.parse_args()
-    torch.manual_seed(a.seed)
-    lines, held_out = read_lines(a.text)
-    tokenizer = train_tokenizer(lines, a.vocabulary)
-    unseen = pack(held_out, tokenizer, a.length)
-    config = LlamaConfig(
-        vocab_size=a.vocabulary,
-        hidden_size=256,
-        intermediate_size=688,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = LlamaForCausalLM._from_config(config, attn_implementation="eager", dtype=torch.float32)
-    if a.start:
-        model.load_state_dict(
-            LlamaForCausalLM.from_pretrained(a.out, dtype=torch.float32).state_dict()
-        )
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    others = [p for n, p in model.named_parameters() if p.ndim < 2 or "embed" in n]
-    optimizers = [
-        torch.optim.Muon(matrices, lr=a.muon, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=a.adam, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
-    loss_of, fall = torch.compile(next_token_loss, dynamic=False), round(a.steps * (1 - FALL_SHARE))
-    marked, epoch_rows, started = False, [], time.time()
-    for step in range(a.start, a.steps):
-        factor = min(1.0, (step - a.start + 1) / RISE_STEPS, (a.steps - step) / (a.steps - fall))
-        if step >= fall and not marked:
-            lines, marked, epoch_rows = add_keywords(lines), True, []
-        if len(epoch_rows) < a.batch:  # a new epoch: lines in a new order, cut at new places
-            order = torch.randperm(
-                len(lines), generator=torch.Generator().manual_seed(a.seed + step)
-            ).tolist()
-            epoch_rows = list(pack([lines[i] for i in order], tokenizer, a.length))
-        batch, epoch_rows, total = torch.stack(epoch_rows[: a.batch]), epoch_rows[a.batch :], 0.0
-        for rows in batch.split(a.micro):
-            loss = loss_of(model, rows) * len(rows) / a.batch
-            loss.backward()
-            total += loss.item()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer, peak in zip(optimizers, (a.muon, a.adam), strict=True):
-            optimizer.param_groups[0]["lr"] = peak * factor
-            optimizer.step()
-            optimizer.zero_grad()
-        print(
-            f"step {step + 1}/{a.steps}  loss {total:.3f}  {(time.time() - started) / 60:.1f} minutes",
-            flush=True,
-        )
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == a.steps:
-            with torch.no_grad():
-                perplexity = math.exp(
-                    sum(next_token_loss(model, rows).item() * len(rows) for rows in unseen.split(8))
-                    / len(unseen)
-                )
-            weights = {"state_dict": model.state_dict(), "dtype": torch.bfloat16}
-            LlamaForCausalLM.from_pretrained(None, config=config, **weights).save_pretrained(a.out)
-            tokenizer.save_pretrained(a.out)
-            facts = {
-                "steps": step + 1,
-                "tokens": (step + 1) * a.batch * a.length,
-                "held_out_perplexity": round(perplexity, 1),
-            }
-            (a.out / "pretraining.json").write_text(json.dumps(facts, indent=1) + "\n")
-            print(facts, flush=True)
+    main(parser.parse_args())

@@ -1,8 +1,10 @@
-"""Turn a GPT into a spam classifier: a two-way head on the last token of a decoder, and LoRA in its attention.
+r"""Turn a GPT into a spam classifier: a head on a decoder's last token, and LoRA in its attention.
 
     accelerate launch recipes/spam_gpt_head.py
-    accelerate launch recipes/spam_gpt_head.py --train train.csv --valid validation.csv --test test.csv --model openai-community/gpt2
-    accelerate launch recipes/spam_gpt_head.py --part last_block --predict unlabelled.csv --predictions answers.csv
+    accelerate launch recipes/spam_gpt_head.py \
+        --train train.csv --valid validation.csv --test test.csv --model openai-community/gpt2
+    accelerate launch recipes/spam_gpt_head.py \
+        --part last_block --predict unlabelled.csv --predictions answers.csv
 
 The files need the columns text and label, in upper or lower case. An encoder works as well.
 """
@@ -14,7 +16,6 @@ from peftcls import (
     Trainer,
     attach_lora,
     load_base,
-    read_rows,
     train_only,
 )
 from peftcls.recipe import (
@@ -22,7 +23,8 @@ from peftcls.recipe import (
     check_first,
     find_columns,
     finish_recipe,
-    only_rehearse,
+    only_dry_run,
+    read_tables,
     recipe_options,
     run_recipe,
 )
@@ -39,10 +41,7 @@ def main() -> None:
         learning_rate=1e-3,
         part=["lora", "head", "last_block", "last_two_blocks", "all"],
     )
-    train, valid, test = (
-        None if file is None else read_rows(file)
-        for file in (options.train, options.valid, options.test)
-    )
+    train, valid, test = read_tables(options)
 
     text, label = find_columns(train, "text", "label")
     task = Classification(text=text, label=label, max_length=256).learn(train)
@@ -61,16 +60,15 @@ def main() -> None:
         seed=options.seed,
     )
     with Trainer(model, task, tokenizer, config) as trainer:
-        if only_rehearse(trainer, options, train):
+        if only_dry_run(trainer, options, train):
             return
         trainer.fit(train, valid, resume=options.resume)
-        asked = Instruction(
+        prompted = Instruction(
             template=QUESTION, input=text, output=label, labels=task.labels, max_length=384
         )
-        zero_shot = ask_untrained(trainer, options.model, asked, test)
-        finish_recipe(
-            trainer, options, train, test, {"the same model, untrained, asked by prompt": zero_shot}
-        )
+        zero_shot = ask_untrained(trainer, options.model, prompted, test)
+        others = {"the same model, untrained, asked by prompt": zero_shot}
+        finish_recipe(trainer, options, train, test, others)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import peftcls
+from peftcls.data.reading import as_dataset
 
 TEMPLATE = "Text: {input}\nAnswer: "
 
@@ -21,6 +22,7 @@ def build(
     instruction: bool = False,
     **config,
 ):
+    """A trainer of a small LoRA adapter for rows with the columns `text` and `label`."""
     if instruction:
         task = peftcls.Instruction(
             template=TEMPLATE,
@@ -31,9 +33,7 @@ def build(
             max_new_tokens=16,
         )
     else:
-        task = peftcls.Classification(max_length=64, pooling=None).learn(
-            peftcls.data.reading.as_dataset(rows)
-        )
+        task = peftcls.Classification(max_length=64, pooling=None).learn(as_dataset(rows))
     model, tokenizer = peftcls.load_base(base, task)
     model = peftcls.attach_lora(model, task, rank=4, dropout=dropout)
     if double:
@@ -43,6 +43,7 @@ def build(
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter folder, by name."""
     return load_file(folder / "adapter_model.safetensors")
 
 
@@ -51,11 +52,14 @@ class Killed(Exception):
 
 
 def interrupt(trainer, rows, monkeypatch, at=3, valid=None):
+    """Fit until a step, and end there as a killed process does."""
     step = trainer._step
-    monkeypatch.setattr(
-        trainer,
-        "_step",
-        lambda t, i, n, s: step(t, i, n, s) if n < at else (_ for _ in ()).throw(Killed()),
-    )
+
+    def step_until_killed(table, indices, number, steps):
+        if number >= at:
+            raise Killed
+        return step(table, indices, number, steps)
+
+    monkeypatch.setattr(trainer, "_step", step_until_killed)
     with pytest.raises(Killed):
         trainer.fit(rows, valid)

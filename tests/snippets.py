@@ -1,11 +1,11 @@
-"""What README, pages and notebook show is run: their blocks, and small files of the names that they use."""
+"""The snippets of the README and the documentation, and small files under the names they use."""
 
 import csv
 import json
 import os
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from peftcls.demo import BASE_FOLDER, sample
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 CHINESE = ROOT / "README.zh.md"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -29,9 +32,15 @@ def commands(page: Path) -> list[str]:
     return [line for block in blocks(page, "sh") for line in block.splitlines() if line.strip()]
 
 
-def run_python(page: Path, names: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Run a page's Python blocks in order, as a reader who pastes them one after the other; the names that they leave."""
-    names = {"__name__": "pasted"} if names is None else names
+def recipe_commands() -> list[str]:
+    """The commands of all pages that start a recipe, each once; tests/test_readme.py runs them."""
+    every = [line for page in PAGES for line in commands(page)]
+    return [line for line in dict.fromkeys(every) if not line.startswith("peftcls ")]
+
+
+def run_python(page: Path) -> dict[str, Any]:
+    """Run a page's Python blocks in order, as a reader who pastes them; returns their names."""
+    names: dict[str, Any] = {"__name__": "pasted"}
     for block in blocks(page, "python"):
         exec(compile(block, page.name, "exec"), names)
     return names
@@ -41,18 +50,20 @@ def run_command(line: str) -> int:
     """Run a `peftcls` command in this process, a training for one epoch; its exit code."""
     program, *arguments = shlex.split(line)
     assert program == "peftcls", f"{line!r} is not run here"
-    return cli.main([*arguments, *(["--epochs", "1"] if arguments[0] == "train" else [])])
+    if arguments[0] == "train":
+        arguments += ["--epochs", "1"]
+    return cli.main(arguments)
 
 
 def write_papers(folder: Path) -> None:
-    """The files that the README calls papers.csv, held_out.csv and unlabelled.csv."""
+    """Write the files that the README calls papers.csv, held_out.csv and unlabelled.csv."""
     some_rows("papers_train.csv", folder / "papers.csv", 16)
     some_rows("papers_validation.csv", folder / "held_out.csv", 8)
     some_rows("papers_test.csv", folder / "unlabelled.csv", 4, drop="label")
 
 
 def write_all(folder: Path) -> None:
-    """The files that the pages of the documentation name."""
+    """Write the files that the pages of the documentation name."""
     some_rows("messages_train.csv", folder / "messages.csv", 24)
     some_rows("messages_validation.csv", folder / "held_out.csv", 12)
     some_rows("messages_test.csv", folder / "unlabelled.csv", 4, drop="label")
@@ -61,44 +72,51 @@ def write_all(folder: Path) -> None:
     some_rows("papers_train.csv", folder / "papers.csv", 10)
     (folder / "old_export.csv").write_bytes("text,label\nCafé?,ham\n".encode("cp1252"))
     messages = read_rows(folder / "messages.csv").to_list()
-    _write(
-        folder / "new_messages.csv",
-        [
-            *messages[:4],
-            *({"text": f"Parcel {n} is on its way", "label": "delivery"} for n in range(4)),
-        ],
-    )
-    pairs = read_rows(folder / "pairs.csv").to_list()
-    _write(
-        folder / "scores.csv",
-        [{**pair, "score": n / 4 + int(pair.pop("label"))} for n, pair in enumerate(pairs)],
-    )
-    for name, first in (("topics.jsonl", 0), ("topics_held_out.jsonl", 12)):
-        rows = [
-            {"text": m["text"], "label": [[], ["money"], ["health", "money"], ["health"]][n % 4]}
-            for n, m in enumerate(messages)
-        ]
-        (folder / name).write_text(
-            "\n".join(map(json.dumps, rows[first : first + 12])), encoding="utf-8"
-        )
-    for name, source in (
-        ("questions.json", "diabetes_train.json"),
-        ("questions_held_out.json", "diabetes_validation.json"),
-    ):
-        squad = json.loads(sample(source).read_text(encoding="utf-8"))
-        paragraphs = [paragraph for article in squad["data"] for paragraph in article["paragraphs"]]
-        impossible = [
-            any(qa["is_impossible"] for qa in paragraph["qas"]) for paragraph in paragraphs
-        ]
-        kept = [paragraphs[impossible.index(False)], paragraphs[impossible.index(True)]]
-        squad["data"] = [{"title": "A clinic", "paragraphs": kept}]
-        (folder / name).write_text(json.dumps(squad), encoding="utf-8")
+    _write_new_label(folder / "new_messages.csv", messages)
+    _write_scores(folder / "scores.csv", read_rows(folder / "pairs.csv").to_list())
+    _write_topics(folder / "topics.jsonl", messages[:12])
+    _write_topics(folder / "topics_held_out.jsonl", messages[12:24])
+    _write_questions(folder / "questions.json", "diabetes_train.json")
+    _write_questions(folder / "questions_held_out.json", "diabetes_validation.json")
     (folder / "bases").mkdir()
     os.symlink(BASE_FOLDER, folder / "bases" / "small", target_is_directory=True)
 
 
-def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    rows = list(rows)
+def _write_new_label(path: Path, messages: Sequence[Mapping[str, Any]]) -> None:
+    parcels = [{"text": f"Parcel {n} is on its way", "label": "delivery"} for n in range(4)]
+    _write(path, [*messages[:4], *parcels])
+
+
+def _write_scores(path: Path, pairs: Iterable[dict[str, Any]]) -> None:
+    rows = []
+    for number, pair in enumerate(pairs):
+        label = int(pair.pop("label"))
+        rows.append({**pair, "score": number / 4 + label})
+    _write(path, rows)
+
+
+def _write_topics(path: Path, messages: Sequence[Mapping[str, Any]]) -> None:
+    labels: list[list[str]] = [[], ["money"], ["health", "money"], ["health"]]
+    rows = [
+        {"text": message["text"], "label": labels[number % len(labels)]}
+        for number, message in enumerate(messages)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+
+
+def _write_questions(path: Path, name: str) -> None:
+    """Write two sample paragraphs: one with answers only, one with an unanswered question."""
+    squad = json.loads(sample(name).read_text(encoding="utf-8"))
+    paragraphs = [paragraph for article in squad["data"] for paragraph in article["paragraphs"]]
+    impossible = [
+        any(question["is_impossible"] for question in paragraph["qas"]) for paragraph in paragraphs
+    ]
+    kept = [paragraphs[impossible.index(False)], paragraphs[impossible.index(True)]]
+    squad["data"] = [{"title": "A clinic", "paragraphs": kept}]
+    path.write_text(json.dumps(squad), encoding="utf-8")
+
+
+def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -106,9 +124,10 @@ def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def some_rows(name: str, path: Path, count: int, *, drop: str | None = None) -> Path:
+    """Write the first rows of a sample file, without one column if `drop` names it."""
     with sample(name).open(newline="") as file:
         rows = list(csv.DictReader(file))[:count]
-    names = [n for n in rows[0] if n != drop]
+    names = [column for column in rows[0] if column != drop]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, names, extrasaction="ignore")
         writer.writeheader()

@@ -1,4 +1,4 @@
-"""What is wrong is said in one sentence: what was expected, what was found, where; and nothing is written."""
+"""Bad input gives one sentence (what was expected, what was found, where); nothing is written."""
 
 import json
 import re
@@ -49,13 +49,15 @@ def exactly(sentence: str) -> str:
         (
             "t.csv",
             "text,label,,\na,b,,\n",
-            "t.csv has 2 columns without a name, the first of them column 3; name each, or leave out the "
+            "t.csv has 2 columns without a name, the first of them column 3; name each, "
+            "or leave out the "
             "separators at the ends of the lines.",
         ),
         (
             "t.csv",
             "text;label\na;b\nc\n",
-            "row 2 of t.csv (line 3) has 1 fields, expected 2 (text, label); put quotes around a text that "
+            "row 2 of t.csv (line 3) has 1 fields, expected 2 (text, label); "
+            "put quotes around a text that "
             "holds a separator.",
         ),
         ("t.csv", "sep=;\n", "t.csv is empty: expected a line with the names of the columns."),
@@ -77,41 +79,65 @@ def exactly(sentence: str) -> str:
         (
             "t.csv",
             "text,label\na,b\n\nc\n",
-            "row 2 of t.csv (line 4) has 1 fields, expected 2 (text, label); put quotes around a text that "
+            "row 2 of t.csv (line 4) has 1 fields, expected 2 (text, label); "
+            "put quotes around a text that "
             "holds a separator.",
         ),
         (
             "t.csv",
             "text,label\na, b, c\n",
-            "row 1 of t.csv (line 2) has 3 fields, expected 2 (text, label); put quotes around a text that "
+            "row 1 of t.csv (line 2) has 3 fields, expected 2 (text, label); "
+            "put quotes around a text that "
             "holds a separator.",
         ),
         (
             "t.tsv",
             "text\tlabel\na\tb\tc\n",
-            "row 1 of t.tsv (line 2) has 3 fields, expected 2 (text, label); put quotes around a text that "
+            "row 1 of t.tsv (line 2) has 3 fields, expected 2 (text, label); "
+            "put quotes around a text that "
             "holds a separator.",
         ),
         (
             "t.csv",
             'text,label\n"a "b" c",d\n',
-            "line 2 of t.csv is not valid csv: ',' expected after '\"'; a quote inside a quoted text is "
-            "written twice, and one ends it.",
+            "line 2 of t.csv is not valid csv: ',' expected after '\"'. "
+            'Inside quotes, write " as "".',
         ),
         (
             "t.csv",
             'text,label\n"a,b\n',
-            "line 2 of t.csv is not valid csv: unexpected end of data; a quote inside a quoted text is written twice, and one ends it.",
+            "t.csv: the quoted field that starts in line 2 is never closed. "
+            'Inside quotes, write " as "".',
         ),
         (
             "t.csv",
             'text,label\na,b\n\n"a,b\nc,d\ne,f\n',
-            "what begins in line 4 of t.csv is not valid csv: unexpected end of data; a quote inside a quoted text is written twice, and one ends it.",
+            "t.csv: the quoted field that starts in line 4 is never closed. "
+            'Inside quotes, write " as "".',
+        ),
+        (
+            "t.csv",
+            'text,label\na,b\n"a\nb","c\n\n',
+            "t.csv: the quoted field that starts in line 4 is never closed. "
+            'Inside quotes, write " as "".',
+        ),
+        (
+            "t.csv",
+            'text,label\na,"',
+            "t.csv: the quoted field that starts in line 2 is never closed. "
+            'Inside quotes, write " as "".',
+        ),
+        (
+            "t.csv",
+            'text,label\na,b\n"a\nb","c\n"d,e\n',
+            "the row in lines 3 to 5 of t.csv is not valid csv: ',' expected after '\"'. "
+            'Inside quotes, write " as "".',
         ),
         (
             "t.jsonl",
             '{"text": "a"}\n{"text": "b"\n',
-            "row 2 of t.jsonl (line 2) is not JSON: Expecting ',' delimiter at character 13; expected one object a line.",
+            "row 2 of t.jsonl (line 2) is not JSON: Expecting ',' delimiter at character 13; "
+            "expected one object per line.",
         ),
         (
             "t.csv",
@@ -138,8 +164,9 @@ def exactly(sentence: str) -> str:
         (
             "t.jsonl",
             '{"a": 1}\n\n{broken\n',
-            "row 2 of t.jsonl (line 3) is not JSON: Expecting property name enclosed in double quotes at "
-            "character 2; expected one object a line.",
+            "row 2 of t.jsonl (line 3) is not JSON: Expecting property name enclosed in double "
+            "quotes at "
+            "character 2; expected one object per line.",
         ),
         (
             "t.jsonl",
@@ -164,22 +191,26 @@ def exactly(sentence: str) -> str:
         (
             "t.jsonl",
             '{"text": "x", "label": "1"}\n{"text": "y", "label": 1}\n',
-            "row 2 of t.jsonl has a number in column 'label', where row 1 has text; write the column in one way.",
+            "row 2 of t.jsonl has a number in column 'label', where row 1 has text; "
+            "use one type of value in a column.",
         ),
         (
             "t.json",
             '[{"label": null}, {"label": ["a"]}, {"label": "a"}]',
-            "row 3 of t.json has text in column 'label', where row 2 has a list; write the column in one way.",
+            "row 3 of t.json has text in column 'label', where row 2 has a list; "
+            "use one type of value in a column.",
         ),
         (
             "t.jsonl",
             '{"label": true}\n{"label": 1}\n',
-            "row 2 of t.jsonl has a number in column 'label', where row 1 has true or false; write the column in one way.",
+            "row 2 of t.jsonl has a number in column 'label', where row 1 has true or false; "
+            "use one type of value in a column.",
         ),
         (
             "t.json",
             '{"a": 1}\n{"a": 2}',
-            "t.json is not JSON: Extra data in line 2; if it holds one object a line, name it .jsonl.",
+            "t.json is not JSON: Extra data in line 2; if it holds one object per line, "
+            "name it .jsonl.",
         ),
         (
             "t.json",
@@ -238,7 +269,8 @@ def test_an_encoding_that_there_is_not_is_told(write, encoding):
     with pytest.raises(
         RowError,
         match=exactly(
-            f"encoding='{encoding}' is not the name of an encoding; try 'utf-8', 'latin-1' or 'cp1252'."
+            f"encoding='{encoding}' is not the name of an encoding; try 'utf-8', "
+            f"'latin-1' or 'cp1252'."
         ),
     ):
         read_rows(write("t.csv", "text\nx\n"), encoding=encoding)
@@ -485,17 +517,22 @@ BAD_ROWS = {
     "one class": (
         CLASSIFIER,
         [GOOD[0]] * 3,
-        "train_rows has only the label ['yes'] in column 'label'; a classifier needs rows of two or more (where it learns on, with_replay adds old ones).",
+        "train_rows has only the label ['yes'] in column 'label'; "
+        "a classifier needs at least two labels. When continuing from a folder, "
+        "add old rows with with_replay.",
     ),
     "one answer": (
         CHOOSER,
         [GOOD[0]] * 3,
-        "train_rows has only the label ['yes'] in column 'label'; a classifier needs rows of two or more (where it learns on, with_replay adds old ones).",
+        "train_rows has only the label ['yes'] in column 'label'; "
+        "a classifier needs at least two labels. When continuing from a folder, "
+        "add old rows with with_replay.",
     ),
     "an answer longer than the limit": (
         WRITER,
         [*GOOD, {"text": "x", "label": "1 2 3 4 5 6"}],
-        "row 3 of train_rows has an answer of 10 tokens in column 'label', expected at most 4; shorten it or "
+        "row 3 of train_rows has an answer of 10 tokens in column 'label', expected at most 4; "
+        "shorten it or "
         "raise max_new_tokens (now 5).",
     ),
     "several problems": (
@@ -550,7 +587,8 @@ def test_validation_rows_without_a_column_are_told_before_anything_is_written(re
         GOOD,
         [{"text": "x"}],
         exactly(
-            "row 1 of valid_rows has no column 'label'; it has ['text']. Classification needs ['text', 'label']."
+            "row 1 of valid_rows has no column 'label'; it has ['text']. "
+            "Classification needs ['text', 'label']."
         ),
     )
 
@@ -575,7 +613,8 @@ def test_a_prompt_whose_fixed_part_is_too_long_is_told(refused):
         LONG,
         rows,
         None,
-        r"^row 2 of train_rows has a prompt of \d+ tokens without 'input', expected fewer than 59; shorten its other "
+        r"^row 2 of train_rows has a prompt of \d+ tokens without 'input', expected fewer than 59; "
+        r"shorten its other "
         r"columns or raise max_length\.$",
     )
 
@@ -623,7 +662,8 @@ def test_nothing_to_train_is_told(bert, tmp_path):
     with pytest.raises(
         ValueError,
         match=exactly(
-            "nothing of the model is trained; call attach_lora(model, task) or train_only(model, task, ...) "
+            "nothing of the model is trained; call attach_lora(model, task) or train_only(model, "
+            "task, ...) "
             "first."
         ),
     ):
@@ -644,7 +684,8 @@ def test_nothing_to_train_is_told(bert, tmp_path):
         ),
         (
             {"multi_label": True, "class_weight": "balanced"},
-            "class_weight with multi_label=True: a row with several labels has no one weight; leave it out.",
+            "class_weight with multi_label=True: a row with several labels has no one weight; "
+            "leave it out.",
         ),
         (
             {"loss": "focal", "label_smoothing": 0.1},
@@ -658,7 +699,8 @@ def test_nothing_to_train_is_told(bert, tmp_path):
         ({"max_length": 7}, "max_length=7: expected at least 8 tokens."),
         (
             {"pooling": "max", "max_length": 0},
-            "max_length=0: expected at least 8 tokens; pooling='max': expected 'cls', 'first', 'last' or 'mean'.",
+            "max_length=0: expected at least 8 tokens; pooling='max': expected 'cls', 'first', "
+            "'last' or 'mean'.",
         ),
     ],
 )
@@ -703,11 +745,13 @@ def test_classification_settings_that_would_do_something_else_in_silence_are_ref
         ({"template": " \n"}, "template is empty: expected a text with {input}."),
         (
             {"max_length": 10, "max_new_tokens": 10},
-            "max_length=10 and max_new_tokens=10: expected at least 2 tokens for the answer and more for both together.",
+            "max_length=10 and max_new_tokens=10: expected at least 2 tokens for the answer and "
+            "more for both together.",
         ),
         (
             {"max_new_tokens": 1},
-            "max_length=1024 and max_new_tokens=1: expected at least 2 tokens for the answer and more for both together.",
+            "max_length=1024 and max_new_tokens=1: expected at least 2 tokens for the answer and "
+            "more for both together.",
         ),
     ],
 )
@@ -748,7 +792,8 @@ def test_instruction_settings_that_would_do_something_else_in_silence_are_refuse
         ),
         (
             {"epochs": 0, "warmup": 2},
-            "TrainConfig: epochs=0: expected a whole number of at least 1; warmup=2: expected a share of the steps, from 0 "
+            "TrainConfig: epochs=0: expected a whole number of at least 1; warmup=2: "
+            "expected a share of the steps, from 0 "
             "to below 1.",
         ),
     ],
@@ -768,15 +813,18 @@ def test_a_seed_that_cannot_be_is_told(tmp_path):
     [
         (
             {"method": "dorra"},
-            "method='dorra': expected one of ['adalora', 'dora', 'ia3', 'lora', 'lora+', 'pissa', 'rslora']; did you mean 'dora'?",
+            "method='dorra': expected one of ['adalora', 'dora', 'ia3', 'lora', 'lora+', 'pissa', "
+            "'rslora']; did you mean 'dora'?",
         ),
         (
             {"method": "xyz"},
-            "method='xyz': expected one of ['adalora', 'dora', 'ia3', 'lora', 'lora+', 'pissa', 'rslora'].",
+            "method='xyz': expected one of ['adalora', 'dora', 'ia3', 'lora', 'lora+', 'pissa', "
+            "'rslora'].",
         ),
         (
             {"targets": "q_proj"},
-            "targets='q_proj': expected 'attention', 'all-linear' or a list of names such as ['q_proj', 'v_proj'].",
+            "targets='q_proj': expected 'attention', 'all-linear' or a list of names such as "
+            "['q_proj', 'v_proj'].",
         ),
         (
             {"targets": ["qwery"]},
@@ -785,13 +833,15 @@ def test_a_seed_that_cannot_be_is_told(tmp_path):
         ({"targets": ["query", "xyz"]}, "BertForSequenceClassification has no linear layer 'xyz'."),
         (
             {"targets": []},
-            "no module of BertForSequenceClassification fits targets=[], layers=None; try targets='all-linear'.",
+            "no module of BertForSequenceClassification fits targets=[], layers=None; "
+            "try targets='all-linear'.",
         ),
         ({"layers": [0, 2]}, "layers=[0, 2]: there is no layer 2; the model has layers 0 to 1."),
         ({"layers": [-3]}, "layers=[-3]: there is no layer -3; the model has layers 0 to 1."),
         (
             {"layers": []},
-            "no module of BertForSequenceClassification fits targets=None, layers=[]; try targets='all-linear'.",
+            "no module of BertForSequenceClassification fits targets=None, layers=[]; "
+            "try targets='all-linear'.",
         ),
     ],
 )
@@ -818,7 +868,8 @@ def test_a_model_that_does_not_come_from_load_base_is_told():
     with pytest.raises(
         ValueError,
         match=exactly(
-            "this model does not come from load_base; use model, tokenizer = load_base(name, task), so that "
+            "this model does not come from load_base; use model, tokenizer = load_base(name, "
+            "task), so that "
             "the adapter can name the base it belongs to."
         ),
     ):
@@ -893,7 +944,8 @@ def test_bare_texts_are_refused_where_the_template_needs_more(llama):
     with pytest.raises(
         RowError,
         match=exactly(
-            "bare texts are not enough: the template needs the columns ['title', 'text']; give rows such as "
+            "bare texts are not enough: the template needs the columns ['title', 'text']; "
+            "give rows such as "
             "{'column': value}."
         ),
     ):
@@ -925,8 +977,10 @@ def test_a_base_of_the_same_shape_with_other_weights_is_refused(copy, tmp_path):
     ).predict(["a"])
     with pytest.raises(
         ValueError,
-        match=rf"^{re.escape(other)} is not the base of {re.escape(str(copy))}: expected weights with the fingerprint "
-        r"[0-9a-f]{12}, found [0-9a-f]{12}; pass base=\.\.\. with the model the adapter was trained on\.$",
+        match=rf"^{re.escape(other)} is not the base of {re.escape(str(copy))}: "
+        rf"expected weights with the fingerprint "
+        r"[0-9a-f]{12}, found [0-9a-f]{12}; pass base=\.\.\. "
+        r"with the model the adapter was trained on\.$",
     ):
         peftcls.load_predictor(copy, base=other)
 
@@ -946,7 +1000,8 @@ def test_a_folder_without_a_manifest_is_told(copy):
     with pytest.raises(
         ValueError,
         match=exactly(
-            f"{copy} has no peftcls.json, so it is not an adapter folder of peftcls or was not saved to its "
+            f"{copy} has no peftcls.json, so it is not an adapter folder of peftcls or was not "
+            f"saved to its "
             "end."
         ),
     ):
@@ -994,7 +1049,8 @@ def test_a_damaged_file_of_an_adapter_folder_is_named(copy, name, damage):
     with pytest.raises(
         ValueError,
         match=exactly(
-            f"{name} in {copy} is damaged: its SHA-256 is not the one in peftcls.json; copy the folder "
+            f"{name} in {copy} is damaged: its SHA-256 is not the one in peftcls.json; "
+            f"copy the folder "
             "again."
         ),
     ):
@@ -1019,7 +1075,8 @@ def test_a_broken_manifest_is_told(copy, content):
     (copy / "peftcls.json").write_bytes(content)
     with pytest.raises(
         ValueError,
-        match=rf"^{re.escape(str(copy / 'peftcls.json'))} is damaged \(\w+: .*\); copy the folder again\.$",
+        match=rf"^{re.escape(str(copy / 'peftcls.json'))} is damaged \(\w+: .*\); "
+        rf"copy the folder again\.$",
     ):
         peftcls.load_predictor(copy)
 
@@ -1035,8 +1092,9 @@ def test_an_unknown_task_is_told(copy):
     change(copy, task={"name": "Tagging"})
     with pytest.raises(
         ValueError,
-        match=rf"^{re.escape(str(copy / 'peftcls.json'))} names the task 'Tagging', expected one of \[.*'Classification'"
-        r".*\]\.$",
+        match=rf"^{re.escape(str(copy / 'peftcls.json'))} names the task 'Tagging', "
+        rf"expected one of \[.*'Classification'"
+        r".*\]; name a task class of your own with tasks=\[\.\.\.\]\.$",
     ):
         peftcls.load_predictor(copy)
 
@@ -1045,7 +1103,8 @@ def test_a_task_of_another_version_is_told(copy):
     change(copy, task={"novelty": 1})
     with pytest.raises(
         ValueError,
-        match=rf"^{re.escape(str(copy / 'peftcls.json'))} describes a task that cannot be: Classification has "
+        match=rf"^{re.escape(str(copy / 'peftcls.json'))} describes a task that is not valid: "
+        rf"Classification has "
         r"no \['novelty'\]; the folder was written by another version of peftcls\.$",
     ):
         peftcls.load_predictor(copy)
@@ -1074,7 +1133,8 @@ def test_an_adapter_folder_is_no_base(copy):
     with pytest.raises(
         ValueError,
         match=exactly(
-            f"{copy} is an adapter folder, expected a base model; load it with load_predictor({str(copy)!r})."
+            f"{copy} is an adapter folder, expected a base model; "
+            f"load it with load_predictor({str(copy)!r})."
         ),
     ):
         peftcls.load_base(copy, CLASSIFIER)
@@ -1096,7 +1156,8 @@ def test_a_folder_whose_labels_were_swapped_is_refused(copy):
     )
     with pytest.raises(
         ValueError,
-        match=r"peftcls\.json is damaged \(ValueError: its own SHA-256 is another\); copy the folder again",
+        match=r"peftcls\.json is damaged \(ValueError: its own SHA-256 is another\); "
+        r"copy the folder again",
     ):
         peftcls.load_predictor(copy)
 
@@ -1151,7 +1212,8 @@ def test_a_damaged_base_is_told_in_one_sentence(bert, tmp_path, spoil, sentence)
 def test_a_base_that_is_not_there_is_told(tmp_path):
     with pytest.raises(
         ValueError,
-        match=f"there is no folder {re.escape(str(tmp_path / 'nope'))}, expected one with a base model",
+        match=f"there is no folder {re.escape(str(tmp_path / 'nope'))}, "
+        f"expected one with a base model",
     ):
         peftcls.load_base(tmp_path / "nope", base_task())
 

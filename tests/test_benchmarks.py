@@ -1,4 +1,4 @@
-"""The benchmarks: an experiment is a small file, all systems see the same, and a result holds what the report needs."""
+"""The benchmarks: an experiment is a file, all systems see the same, a report reads the results."""
 
 import dataclasses
 import json
@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from peftcls import FastPaths
 from peftcls.demo import BASE_FOLDER
-from peftcls.training import data_order
+from peftcls.engine.fast_paths import VARIABLE
+from peftcls.training import data_order, gradient_accumulation
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 FILES = sorted((BENCHMARKS / "experiments").glob("*.json"))
@@ -74,8 +76,8 @@ def test_an_experiment_holds_only_what_differs_from_the_defaults(file):
         ),
         (
             {"without": [["speed"]]},
-            "without='speed': expected one of ['bfloat16', 'attention', 'norms', 'packing', 'last_layer', 'prefix', "
-            "'trunk', 'cuts', 'logits', 'recording'].",
+            "without='speed': expected one of ['bfloat16', 'kernels', 'packing', 'last_layer', "
+            "'prefix', 'frozen_cache', 'cuts', 'logits', 'cuda_graphs'].",
         ),
         (
             {"rows": 30},
@@ -94,26 +96,20 @@ def test_a_wrong_setting_of_an_experiment_is_one_sentence(changed, sentence):
 
 def test_every_fast_path_has_a_switch_that_finds_what_it_switches():
     from experiment import FAST_PATHS
-    from switches import SWITCHES
+    from switches import BFLOAT16, PATCHES
 
-    assert list(SWITCHES) == list(FAST_PATHS)
+    switches = {field.name for field in dataclasses.fields(FastPaths)}
+    assert switches | set(PATCHES) | {BFLOAT16} == set(FAST_PATHS)
+    # A patch of a name that nobody reads would change nothing.
+    assert hasattr(gradient_accumulation, "call_tokens")
     switched = (
-        "import sys; from switches import leave_out; leave_out(tuple(sys.argv[1:]));"
-        "from peftcls import gradients, prefix, processor;"
-        "assert processor.LONGEST_TOKENS == 0 and not prefix.can_share(0) and not gradients.can_pack(0)"
+        "import sys, torch; from switches import base_dtype, leave_out;"
+        "names = tuple(sys.argv[1:]); leave_out(names);"
+        "from peftcls import FastPaths; from peftcls.training import gradient_accumulation;"
+        "assert not any(vars(FastPaths.from_environment()).values());"
+        "assert base_dtype(names, None) is torch.float32;"
+        "assert gradient_accumulation.call_tokens('cpu') == 10**9"
     )
-    names = {
-        "gradients": ["can_pack", "call_tokens"],
-        "packing": ["can_pack", "can_narrow"],
-        "pooling": ["can_narrow"],
-        "prefix": ["can_share", "can_pack"],
-        "trunk": ["frozen_layers"],
-        "processor": ["LONGEST_TOKENS", "GPU_ATTENTION", "fuse_norms"],
-        "models": ["fast_dtype"],
-    }  # a switch that sets a name nobody reads would change nothing
-    for module, own in names.items():
-        for name in own:
-            assert hasattr(__import__(f"peftcls.{module}", fromlist=[name]), name)
     ended = subprocess.run(
         [sys.executable, "-c", switched, *FAST_PATHS],
         cwd=BENCHMARKS,
@@ -122,6 +118,15 @@ def test_every_fast_path_has_a_switch_that_finds_what_it_switches():
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(FastPaths)])
+def test_a_fast_path_is_left_out_alone(name, monkeypatch):
+    from switches import leave_out
+
+    monkeypatch.setenv(VARIABLE, "1")
+    leave_out((name,))
+    assert FastPaths.from_environment() == FastPaths(**{name: False})
 
 
 def test_contenders_are_given_the_rows_in_the_order_of_our_steps():

@@ -1,6 +1,8 @@
-"""The documentation: it builds without a warning, asks the network for nothing, and what it shows is run."""
+"""The documentation builds without a warning, needs no network, and its snippets run."""
 
 import ast
+import dataclasses
+import importlib.util
 import os
 import re
 import shutil
@@ -9,20 +11,45 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-from snippets import README, ROOT, blocks, commands, run_command, run_python, write_all
-from test_layers import FLOORS
+from snippets import (
+    DOCS,
+    PAGES,
+    README,
+    ROOT,
+    blocks,
+    commands,
+    recipe_commands,
+    run_command,
+    run_python,
+    write_all,
+)
+from task_checks import check_task
+from test_layers import LAYERS
 
 import peftcls
-from peftcls import cli, recipe
+from peftcls import Answer, cli, recipe
 from peftcls.cli import commands as command_group
 from peftcls.report import wording
 
-DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.rglob("*.md"))
 START = DOCS / "index.md"
-PEFT_ASKS = "ignore:.*is_gradient_checkpointing:FutureWarning"  # by the old name
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+PEFT_ASKS = "ignore:.*is_gradient_checkpointing:FutureWarning"  # PEFT uses the old name
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next((path for path in map(shutil.which, BROWSERS) if path), None)
+MAX_COLUMNS = 100
+BANNED = (
+    "as it comes",
+    "as they come",
+    "that there is not",
+    "gone on with",
+    "goes on with",
+    "put into tokens",
+    "rows into tokens",
+    "the way back",
+    "there and back",
+    "learnt on from",
+    "is told",
+    "learn on",
+    "learning on",
 )
 LOADED_BY = {
     "script": "src",
@@ -39,7 +66,7 @@ LOADED_BY = {
 
 
 class Built(HTMLParser):
-    """What a browser fetches for a page without being asked to, the anchors in it, and its text."""
+    """A built page: what a browser fetches for it by itself, its anchors, and its text."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -99,36 +126,39 @@ def test_the_start_page_leads_from_a_table_to_answers(folder):
     assert names["answer"].label in names["predictor"].label_names
 
 
+def snippets(page) -> list[tuple[str, str]]:
+    """The shell and Python blocks of a page, in their order, each with its language."""
+    fenced = r"^```(sh|python)\n(.*?)^```"
+    return re.findall(fenced, page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def run_commands(block: str, capsys) -> None:
+    """Run the `peftcls` commands of a block; tests/test_readme.py runs the others."""
+    elsewhere = {*commands(README), *recipe_commands()}
+    for line in block.splitlines():
+        if line not in elsewhere:
+            assert run_command(line) == 0, capsys.readouterr().err
+
+
 @pytest.mark.filterwarnings(PEFT_ASKS)
 @pytest.mark.parametrize(
     "page",
-    [p for p in PAGES if p != START and (blocks(p, "python") or blocks(p, "sh"))],
+    [page for page in PAGES if page != START and snippets(page)],
     ids=lambda page: page.relative_to(DOCS).with_suffix("").as_posix(),
 )
 def test_what_a_page_shows_is_run(page, folder, capsys):
-    tested = set(commands(README))
-    shown = [
-        part
-        for kind, part in re.findall(
-            r"^```(sh|python)\n(.*?)^```",
-            page.read_text(encoding="utf-8"),
-            re.MULTILINE | re.DOTALL,
-        )
-    ]
-    kinds = re.findall(r"^```(sh|python)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     names: dict = {"__name__": "pasted"}
-    for kind, block in zip(kinds, shown, strict=True):
-        if kind == "python":
+    for language, block in snippets(page):
+        if language == "python":
             exec(compile(block, page.name, "exec"), names)
-            continue
-        for line in block.splitlines():
-            if line not in tested:
-                assert run_command(line) == 0, capsys.readouterr().err
-    said = capsys.readouterr().out
-    for text, comment in re.findall(
-        r"^ +print\((error)\)  # (row .*)$", page.read_text(encoding="utf-8"), re.MULTILINE
-    ):
-        assert comment in said, text
+        else:
+            run_commands(block, capsys)
+    printed = capsys.readouterr().out
+    messages = re.findall(r"^ +# (row .*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert page.stem != "failures" or len(messages) == 2
+    for message in messages:
+        assert message in printed
+    assert not (folder[0] / "runs" / "bad").exists()
 
 
 @pytest.mark.filterwarnings(PEFT_ASKS)
@@ -246,14 +276,13 @@ def test_scores_codes_and_findings_that_are_explained_exist():
     assert scores <= set(wording.SCORES)
     assert [int(code) for code in first_column("failures.md", "code")] == [
         0,
-        cli.WRONG,
+        cli.FAILED,
         cli.USAGE,
         cli.INTERRUPTED,
         143,
     ]
-    source = "".join(
-        path.read_text(encoding="utf-8") for path in (ROOT / "peftcls" / "doctor").glob("*.py")
-    )
+    files = (ROOT / "peftcls" / "quality").glob("*.py")
+    source = "".join(path.read_text(encoding="utf-8") for path in files)
     for name in re.findall(r"`([\w-]+)`", " ".join(first_column("data.md", "finding"))):
         assert f'"{name}"' in source
 
@@ -269,14 +298,80 @@ def test_messages_that_are_explained_are_those_of_the_code():
         assert sentence in source
 
 
-def test_the_picture_of_the_floors_is_true():
-    drawn = re.findall(
-        r">([a-z_]+(?:, [a-z_]+)+)</text>",
-        (DOCS / "assets" / "floors.svg").read_text(encoding="utf-8"),
-    )
-    assert len(drawn) == 5
-    for number, names in enumerate(reversed(drawn)):
-        assert set(names.split(", ")) <= FLOORS[number]
+def test_the_picture_of_the_layers_shows_those_that_are_tested():
+    picture = (DOCS / "assets" / "layers.svg").read_text(encoding="utf-8")
+    boxes = re.findall(r'y="(\d+)" text-anchor="middle">(\w+)</text>', picture)
+    heights = sorted({int(height) for height, _ in boxes}, reverse=True)  # the lowest layer first
+    assert len(heights) == len(LAYERS)
+    for height, layer in zip(heights, LAYERS, strict=True):
+        drawn = {name for at, name in boxes if int(at) == height}
+        assert drawn == {name for name in layer if name and not name.startswith("_")}
+
+
+def test_the_picture_of_the_layers_is_the_one_that_its_script_draws():
+    spec = importlib.util.spec_from_file_location("draw_layers", DOCS / "draw_layers.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.PICTURE.read_text(encoding="utf-8") == script.draw(LAYERS)
+
+
+def test_every_package_and_file_that_how_it_works_names_exists():
+    text = (DOCS / "how_it_works.md").read_text(encoding="utf-8")
+    files = re.findall(r"`([\w/]+\.py)`", text)
+    assert len(files) >= 20
+    for file in files:
+        assert (ROOT / "peftcls" / file).is_file(), file
+    table = text.partition("| package |")[2].partition("\n\n")[0]
+    packages = {name for layer in LAYERS for name in layer if (ROOT / "peftcls" / name).is_dir()}
+    assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == packages - {"demo", ""}
+
+
+def test_every_fast_path_is_on_its_page():
+    text = (DOCS / "fast_paths.md").read_text(encoding="utf-8")
+    switches = re.findall(r"^\| `(\w+)` \|", text.partition("| switch |")[2], re.MULTILINE)
+    assert switches[:6] == [field.name for field in dataclasses.fields(peftcls.FastPaths)]
+
+
+@pytest.mark.filterwarnings(PEFT_ASKS)
+def test_the_task_of_the_page_passes_the_checks_of_every_task(bert):
+    names: dict = {"__name__": "pasted"}
+    exec(compile(blocks(DOCS / "custom_task.md", "python")[0], "custom_task.md", "exec"), names)
+    texts = ["a new drug", "stock prices fell", "the patient recovered and recovered", "yes no"]
+    rows = [{"text": text, "stars": number} for number, text in enumerate(texts, 1)]
+    check_task(names["Stars"](), bert, rows, right=lambda row: Answer(value=float(row["stars"])))
+
+
+def measured_ratios() -> list[list[float]]:
+    """The ratios of benchmarks/results/speed.md: median, smallest, largest."""
+    text = (ROOT / "benchmarks" / "results" / "speed.md").read_text(encoding="utf-8")
+    ratios = re.findall(r"(\d+\.\d\d) \((\d+\.\d\d) to (\d+\.\d\d)\)", text)
+    return [[float(number) for number in ratio] for ratio in ratios]
+
+
+@pytest.mark.parametrize(
+    "heading", ["Training on two CPU cores", "Answering on two CPU cores", "Training on one H100"]
+)
+def test_the_ratios_on_the_page_of_speed_are_those_that_were_measured(heading):
+    text = (DOCS / "speed.md").read_text(encoding="utf-8")
+    table = text.partition(f"## {heading}\n")[2].partition("| work |")[2].partition("\n\n")[0]
+    shown = re.findall(r"([\d.]+) \(([\d.]+) to ([\d.]+)\)", table)
+    assert len(shown) >= 3
+    for ratio in shown:
+        rounding = 0.055 if "." in ratio[0] else 0.505
+        expected = pytest.approx([float(number) for number in ratio], abs=rounding)
+        assert any(measured == expected for measured in measured_ratios()), ratio
+
+
+@pytest.mark.parametrize(
+    "page", [README, *PAGES], ids=lambda page: page.relative_to(ROOT).as_posix()
+)
+def test_a_page_is_in_plain_words_and_short_lines(page):
+    text = page.read_text(encoding="utf-8")
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    for phrase in BANNED:
+        assert not re.search(rf"\b{phrase}\b", " ".join(prose.split()), re.IGNORECASE), phrase
+    for line in prose.splitlines():
+        assert line.startswith("|") or len(line) <= MAX_COLUMNS, line
 
 
 def test_a_snippet_is_never_only_text():

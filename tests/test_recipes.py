@@ -175,7 +175,7 @@ def test_what_would_fail_after_the_training_is_refused_before_it(arguments, sent
 def test_replay_without_a_start_is_refused(tmp_path):
     ended = run("diabetes_qa", "--replay", sample("diabetes_train.json"), "--out", tmp_path / "out")
     assert ended.returncode == 1
-    assert "expected --start, the folder that has learnt these rows" in ended.stderr
+    assert "needs --start; without it, use --train." in ended.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -1,34 +1,75 @@
-"""The `peftcls` command: options, help and exit codes; what it does is in the package's public functions.
+"""The `peftcls` command: its options, help and exit codes.
 
-The modules that need a model library are imported by the command that is run, so that help and completion come at once.
+The work is done by the package's public functions. Modules that need a model library are imported
+by the command that is run, so that help and shell completion come at once.
 """
 
 import difflib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from peftcls.cli.option_names import in_options
+from peftcls.logs import show_messages
 
 TASKS = ("classification", "pair", "multi-label", "regression", "qa", "instruction", "keywords")
 METHODS = ("lora", "lora+", "dora", "rslora", "pissa", "adalora", "ia3")
 PARTS = ("head", "last_block", "last_two_blocks", "all")
 QUANTIZE = ("8bit", "4bit")
-WRONG, USAGE, INTERRUPTED = 1, 2, 130
+
+# Exit codes.
+FAILED = 1
+USAGE = 2
+INTERRUPTED = 130
+
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
-Command = Callable[..., Any]
+
+# Options that several commands have.
+task_option = click.option(
+    "--task", "kind", type=click.Choice(TASKS), help="Guessed from the columns unless given."
+)
+text_option = click.option(
+    "--text",
+    multiple=True,
+    metavar="COLUMN",
+    help="The text's column; given twice, a pair (for qa question and context).",
+)
+label_option = click.option(
+    "--label",
+    metavar="COLUMN",
+    help="The column with what is learnt: label, number, answer or keywords.",
+)
+max_length_option = click.option(
+    "--max-length", type=click.IntRange(min=1), help="Tokens that are read at once."
+)
+base_option = click.option(
+    "--base", metavar="MODEL", help="Where the base model is now, if it moved."
+)
+encoding_option = click.option(
+    "--encoding",
+    metavar="NAME",
+    help="Of text files that are not UTF-8, for example latin-1 or cp1252.",
+)
+batch_option = click.option(
+    "--batch-size", type=click.IntRange(min=1), help="At most this many rows at once."
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON for another program."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and give its exit code: 0, 1 for wrong rows or settings, 2 for wrong usage, 130 when interrupted.
+    """Run the command and return its exit code.
 
-    A training that SIGTERM ends raises SystemExit with the code 143.
+    The codes are 0, 1 for wrong rows or settings, 2 for wrong usage, and 130 when interrupted.
+    SIGTERM during a training raises SystemExit with the code 143.
     """
+    show_messages()
     try:
         return int(commands.main(arguments, prog_name="peftcls", standalone_mode=False) or 0)
     except click.UsageError as error:
@@ -37,36 +78,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output, `head` for example, has seen enough
+    except BrokenPipeError:
+        # The reader of our output, `head` for example, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return WRONG
-    except (click.ClickException, ValueError, FloatingPointError, OSError, RuntimeError) as error:
-        print(
-            error.format_message()
-            if isinstance(error, click.ClickException)
-            else in_options(str(error), _command(arguments)),
-            file=sys.stderr,
-        )
-        return WRONG
+        return FAILED
+    except click.ClickException as error:
+        print(error.format_message(), file=sys.stderr)
+        return FAILED
+    except (ValueError, FloatingPointError, OSError, RuntimeError) as error:
+        print(in_options(str(error), _command(arguments)), file=sys.stderr)
+        return FAILED
 
 
 def _command(arguments: Sequence[str] | None) -> click.Command | None:
     """The command that was run."""
-    given = sys.argv[1:] if arguments is None else arguments
-    return commands.commands.get(given[0]) if given else None
+    if arguments is None:
+        arguments = sys.argv[1:]
+    if not arguments:
+        return None
+    return commands.commands.get(arguments[0])
 
 
 def _with_suggestion(error: click.UsageError) -> click.UsageError:
-    """The error with the nearest choice; of commands and options click names it already."""
-    if isinstance(error, click.BadParameter) and isinstance(
-        choice := getattr(error.param, "type", None), click.Choice
-    ):
-        given = error.message.partition("'")[2].partition("'")[0]
-        if near := difflib.get_close_matches(given, choice.choices, 1):
-            return click.BadParameter(
-                f"{error.message} Did you mean {near[0]!r}?", error.ctx, error.param
-            )
-    return error
+    """The error with the most similar choice; for commands and options click adds it already."""
+    if not isinstance(error, click.BadParameter) or error.param is None:
+        return error
+    choice = error.param.type
+    if not isinstance(choice, click.Choice):
+        return error
+    typed = error.message.partition("'")[2].partition("'")[0]
+    similar = difflib.get_close_matches(typed, choice.choices, 1)
+    if not similar:
+        return error
+    message = f"{error.message} Did you mean {similar[0]!r}?"
+    return click.BadParameter(message, error.ctx, error.param)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -80,58 +125,18 @@ def commands() -> None:
     peftcls predict runs/spam new.csv --out answers.csv
     peftcls evaluate runs/spam labelled.csv
 
-    Exit codes: 0 done, 1 something is wrong with the rows or the settings (one sentence says what), 2 the command was
-    mistyped, 130 interrupted with Ctrl-C, 143 ended by SIGTERM; an interrupted training goes on with --resume.
+    Exit codes: 0 done, 1 something is wrong with the rows or the settings (one sentence says
+    what), 2 the command was mistyped, 130 interrupted with Ctrl-C, 143 ended by SIGTERM.
+    Continue an interrupted training with --resume.
     """
-
-
-def base_option(command: Command) -> Command:
-    """Where the base model is now."""
-    return click.option(
-        "--base", metavar="MODEL", help="Where the base model is now, if it moved."
-    )(command)
-
-
-def encoding_option(command: Command) -> Command:
-    """The encoding of the files that are read."""
-    return click.option(
-        "--encoding",
-        metavar="NAME",
-        help="Of text files that are not UTF-8, for example latin-1 or cp1252.",
-    )(command)
-
-
-def batch_option(command: Command) -> Command:
-    """The rows that are answered at once."""
-    return click.option(
-        "--batch-size", type=click.IntRange(min=1), help="At most this many rows at once."
-    )(command)
-
-
-def json_option(command: Command) -> Command:
-    """JSON for programs instead of lines for readers."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON for another program.")(
-        command
-    )
 
 
 @commands.command()
 @click.argument("file", type=str)
 @click.option("--out", type=FOLDER, required=True, help="The adapter folder to write.")
-@click.option(
-    "--task", "kind", type=click.Choice(TASKS), help="Guessed from the columns unless given."
-)
-@click.option(
-    "--text",
-    multiple=True,
-    metavar="COLUMN",
-    help="The text's column; given twice, a pair (for qa question and context).",
-)
-@click.option(
-    "--label",
-    metavar="COLUMN",
-    help="The column with what is learnt: label, number, answer or keywords.",
-)
+@task_option
+@text_option
+@label_option
 @click.option(
     "--labels",
     metavar="A,B,C",
@@ -199,7 +204,7 @@ def json_option(command: Command) -> Command:
     type=click.FloatRange(min=0, min_open=True),
     help="Its peak.  [default: 1e-3; 5e-5 with --part all]",
 )
-@click.option("--max-length", type=click.IntRange(min=1), help="Tokens that are read at once.")
+@max_length_option
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
@@ -207,7 +212,7 @@ def json_option(command: Command) -> Command:
     show_default=True,
     help="Of the rows put aside, new weights and order.",
 )
-@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out.")
+@click.option("--resume", is_flag=True, help="Continue from the newest checkpoint in --out.")
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -221,41 +226,30 @@ def json_option(command: Command) -> Command:
     help="tensorboard, wandb, mlflow, trackio: what is installed.",
 )
 @click.option(
-    "--push-to-hub", metavar="REPO", help="Put the folder on the hub at the end, as owner/name."
+    "--push-to-hub", metavar="REPO", help="Upload the folder to the hub at the end, as owner/name."
 )
 @encoding_option
 def train(**options: Any) -> None:
-    """Learn from the rows of FILE (csv, tsv, json, jsonl, parquet) and leave an adapter folder.
+    """Train an adapter on the rows of FILE (csv, tsv, json, jsonl, parquet) and save its folder.
 
-    What the columns are is guessed where there is one sensible guess, and said. At the end come the scores on the test
-    rows, with 95 % intervals, beside systems that need no transformer.
+    The columns are guessed where only one guess makes sense, and the guess is printed. At the end
+    come the scores on the test rows, with 95 % intervals, beside systems without a transformer.
 
     \b
     peftcls train messages.csv --out runs/spam
     peftcls train papers.csv --text title --text abstract --label label --out runs/papers
     peftcls train squad.json --model FacebookAI/roberta-base --out runs/qa
     """
-    from peftcls.cli.training import train_file
+    from peftcls.cli.training import TrainOptions, train_file
 
-    train_file(**options)
+    train_file(TrainOptions(**options))
 
 
 @commands.command()
 @click.argument("file", type=str)
-@click.option(
-    "--task", "kind", type=click.Choice(TASKS), help="Guessed from the columns unless given."
-)
-@click.option(
-    "--text",
-    multiple=True,
-    metavar="COLUMN",
-    help="The text's column; given twice, a pair (for qa question and context).",
-)
-@click.option(
-    "--label",
-    metavar="COLUMN",
-    help="The column with what is learnt: label, number, answer or keywords.",
-)
+@task_option
+@text_option
+@label_option
 @click.option("--labels", metavar="A,B,C", help="The label names in order.")
 @click.option("--prompt", metavar="TEXT", help="The prompt of instruction and keywords.")
 @click.option("--valid", metavar="FILE", help="Validation rows, looked at beside the others.")
@@ -263,18 +257,18 @@ def train(**options: Any) -> None:
 @click.option(
     "--model", help="Base model whose tokens are counted; lengths are not looked at without."
 )
-@click.option("--max-length", type=click.IntRange(min=1), help="Tokens that are read at once.")
+@max_length_option
 @encoding_option
 @json_option
 def check(**options: Any) -> int:
-    """Say what is wrong, or odd, with the rows of FILE before anything is trained; exit code 1 where something is wrong.
+    """List errors and oddities in the rows of FILE before training; exit code 1 for an error.
 
     \b
     peftcls check messages.csv --test test.csv --model demo
     """
     from peftcls.cli.checking import check_files
 
-    return 0 if check_files(**options) else WRONG
+    return 0 if check_files(**options) else FAILED
 
 
 @commands.command()
@@ -284,14 +278,14 @@ def check(**options: Any) -> int:
     "--out", type=FILE, required=True, help="The file to write: .csv, .tsv, .jsonl or .parquet."
 )
 @click.option("--probabilities", is_flag=True, help="A column with the probability of each label.")
-@click.option("--resume", is_flag=True, help="Go on from the answers in OUT.part.")
+@click.option("--resume", is_flag=True, help="Continue from the answers in OUT.part.")
 @batch_option
 @base_option
 @encoding_option
 def predict(**options: Any) -> None:
-    """Answer every row of FILE with the adapter in DIR; all columns are kept, those of the answers are added.
+    """Answer every row of FILE with the adapter in DIR; the answers are added as new columns.
 
-    A row for which the model is too unsure to give a label has an empty one.
+    Where the model is too unsure to give a label, the label is empty.
 
     \b
     peftcls predict runs/spam new.csv --out answers.csv
@@ -310,7 +304,9 @@ def predict(**options: Any) -> None:
 @base_option
 @encoding_option
 def evaluate(**options: Any) -> None:
-    """Score the adapter in DIR on the labelled rows of FILE, with 95 % intervals and each label alone.
+    """Score the adapter in DIR on the labelled rows of FILE, overall and for each label.
+
+    Scores have 95 % intervals.
 
     \b
     peftcls evaluate runs/spam labelled.csv
@@ -331,7 +327,9 @@ def evaluate(**options: Any) -> None:
 @base_option
 @encoding_option
 def compare(**options: Any) -> None:
-    """Say whether one adapter is better than another on the labelled rows of FILE, by a paired bootstrap.
+    """Test whether one adapter is better than another on the labelled rows of FILE.
+
+    The test is a paired bootstrap.
 
     \b
     peftcls compare runs/spam runs/spam_2 labelled.csv
@@ -348,7 +346,7 @@ def compare(**options: Any) -> None:
 def try_out(**options: Any) -> None:
     """Type a text and see the answer; an empty line ends it. Lines can also be piped in.
 
-    Where a row has two texts, such as a pair, they are two lines, or one line with a tab between them.
+    A row with two texts, such as a pair, is two lines, or one line with a tab between the texts.
 
     \b
     peftcls try runs/spam
@@ -364,7 +362,7 @@ def try_out(**options: Any) -> None:
 @click.argument("directory", metavar="DIR", type=FOLDER)
 @json_option
 def show(**options: Any) -> None:
-    """Say what is in an adapter folder, without loading its base.
+    """Describe an adapter folder, without loading its base.
 
     \b
     peftcls show runs/spam
@@ -394,7 +392,7 @@ def merge(**options: Any) -> None:
 @click.argument("repository", metavar="REPO")
 @click.option("--private", is_flag=True, help="Let nobody else see it, if it is new.")
 def push(**options: Any) -> None:
-    """Put the adapter in DIR, with its model card, on the hub as REPO (owner/name).
+    """Upload the adapter in DIR, with its model card, to the hub as REPO (owner/name).
 
     \b
     peftcls push runs/spam my-name/spam

@@ -1,8 +1,9 @@
-"""`peftcls check`: what is wrong, or odd, with the rows, before anything is trained."""
+"""`peftcls check`: look for errors and oddities in the rows before training."""
 
 import json
 
-from peftcls.cli.column_guessing import guess_columns, listed_labels, task_for
+from peftcls.cli.column_guessing import guess_columns
+from peftcls.cli.task_building import parse_labels, task_for
 from peftcls.data.reading import read_rows
 from peftcls.models.tokenizers import load_tokenizer_only
 from peftcls.quality.examine import examine_rows
@@ -23,18 +24,16 @@ def check_files(
     encoding: str | None,
     as_json: bool,
 ) -> bool:
-    """Print what was found; whether the rows can be trained on."""
-    rows = read_rows(file, encoding=encoding)
-    columns = guess_columns(rows, kind=kind, text=text, label=label)
-    task = task_for(columns, labels=listed_labels(labels), prompt=prompt, max_length=max_length)
-    held, last = (
-        None if given is None else read_rows(given, encoding=encoding) for given in (valid, test)
-    )
-    found = examine_rows(
-        task, rows, held, last, tokenizer=None if model is None else load_tokenizer_only(model)
-    )
+    """Print the findings; return whether the rows can be trained on."""
+    train_rows = read_rows(file, encoding=encoding)
+    columns = guess_columns(train_rows, kind=kind, text=text, label=label)
+    task = task_for(columns, labels=parse_labels(labels), prompt=prompt, max_length=max_length)
+    valid_rows = None if valid is None else read_rows(valid, encoding=encoding)
+    test_rows = None if test is None else read_rows(test, encoding=encoding)
+    tokenizer = None if model is None else load_tokenizer_only(model)
+    examination = examine_rows(task, train_rows, valid_rows, test_rows, tokenizer=tokenizer)
     if as_json:
-        print(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
+        print(json.dumps(examination.to_json(), indent=1, ensure_ascii=False))
     else:
-        print(f"{columns}\n{found}")
-    return not found.errors
+        print(f"{columns}\n{examination}")
+    return not examination.errors

@@ -1,26 +1,24 @@
-"""What a table is for, by its columns: where there is one sensible guess it is made and said, and where not it is asked."""
+"""Guesses the kind of task and its columns from a table; what is ambiguous is an error."""
 
 import dataclasses
 import difflib
 import re
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import datasets
 
 from peftcls.data.reading import RowError, source_name
-from peftcls.tasks.base import Task
-from peftcls.tasks.classification import Classification
-from peftcls.tasks.extractive_qa import ExtractiveQA
-from peftcls.tasks.instruction import TEMPLATE, Instruction
-from peftcls.tasks.labels import label_name
-from peftcls.tasks.prompts import placeholders
-from peftcls.tasks.regression import Regression
 
 SAMPLE_ROWS = 2000
-MOST_LABELS, LEAST_ROWS_A_LABEL = 20, 3
-LABEL_CHARACTERS, TEXT_CHARACTERS = 40, 20
-PAIRS = (
+# Limits for a column of labels.
+MAX_LABELS = 20
+MIN_ROWS_PER_LABEL = 3
+MAX_LABEL_CHARACTERS = 40
+# The mean length of the values from which on a column counts as text.
+MIN_TEXT_CHARACTERS = 20
+
+PAIR_COLUMNS = (
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
     ("question1", "question2"),
@@ -31,7 +29,7 @@ PAIRS = (
     ("title", "body"),
     ("subject", "body"),
 )
-TEXTS = (
+TEXT_COLUMNS = (
     "text",
     "message",
     "sentence",
@@ -45,25 +43,29 @@ TEXTS = (
     "input",
     "title",
 )
-LABELS = ("label", "labels", "class", "category", "target", "sentiment", "topic", "intent")
-NUMBERS = ("score", "rating", "similarity", "stars", "value", "price")
-KEYWORDS = ("keywords", "keyphrases", "tags")
-QUESTIONS, CONTEXTS, ANSWERS = (
-    ("question",),
-    ("context", "paragraph", "passage"),
-    ("answers", "answer"),
-)
-OUTPUTS = ("output", "response", "answer", "completion")
-LISTED = (
+LABEL_COLUMNS = (
     "label",
     "labels",
-)  # where several columns have a name of the lists above, one of these is meant
-ANSWER_TOKENS = 96  # of a list of keywords
+    "class",
+    "category",
+    "target",
+    "sentiment",
+    "topic",
+    "intent",
+)
+NUMBER_COLUMNS = ("score", "rating", "similarity", "stars", "value", "price")
+KEYWORD_COLUMNS = ("keywords", "keyphrases", "tags")
+QUESTION_COLUMNS = ("question",)
+CONTEXT_COLUMNS = ("context", "paragraph", "passage")
+ANSWER_COLUMNS = ("answers", "answer")
+OUTPUT_COLUMNS = ("output", "response", "answer", "completion")
+# Preferred where several columns could be the label.
+PREFERRED_LABEL_COLUMNS = ("label", "labels")
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """The kind of task, and the columns that it reads and learns."""
+    """The kind of task, its text columns and its label column."""
 
     kind: str
     text: tuple[str, ...]
@@ -71,7 +73,8 @@ class Columns:
 
     def __str__(self) -> str:
         texts = " and ".join(map(repr, self.text))
-        return f"task: {self.kind}; text column{'s' if len(self.text) > 1 else ''}: {texts}, label column: {self.label!r}"
+        plural = "s" if len(self.text) > 1 else ""
+        return f"task: {self.kind}; text column{plural}: {texts}, label column: {self.label!r}"
 
 
 def guess_columns(
@@ -81,271 +84,244 @@ def guess_columns(
     text: Sequence[str] = (),
     label: str | None = None,
 ) -> Columns:
-    """The columns of a table, as far as they are given, and a guess of the rest.
+    """The columns of a table: those that are given, and a guess of the others.
+
+    Args:
+        rows: the table.
+        kind: the value of --task; guessed unless given.
+        text: the text columns; one, or two for a pair or for question and context.
+        label: the column with the targets.
 
     Raises:
-        RowError: a given column is not there, or no guess, or more than one, is sensible.
-        ValueError: the settings exclude each other.
+        RowError: a given column is missing, or the table allows no guess or more than one.
+        ValueError: the arguments contradict each other.
     """
-    text, label = tuple(_own(rows, name) for name in text), _own(rows, label) if label else None
+    text = tuple(_find_column(rows, name) for name in text)
+    if label:
+        label = _find_column(rows, label)
     if len(text) > 2 or (kind == "pair" and len(text) == 1):
         raise ValueError(
             f"--text is given {len(text)} times, expected once for a text, or twice for a pair."
         )
-    if kind == "qa" or (
-        kind is None
-        and not text
-        and all(_named(rows, names) for names in (QUESTIONS, CONTEXTS, ANSWERS))
-    ):
-        both = text or tuple(_one(rows, names, "--text") for names in (QUESTIONS, CONTEXTS))
-        if len(both) != 2:
-            raise ValueError("--task qa needs two texts: --text QUESTION --text CONTEXT.")
-        return Columns("qa", both, label or _one(rows, ANSWERS, "--label"))
-    if kind == "instruction" or (
-        kind is None and not text and _named(rows, ("instruction",)) and _named(rows, OUTPUTS)
-    ):
-        own = text or tuple(_named(rows, ("instruction",)) + _named(rows, ("input", *TEXTS))[:1])
-        if not own:
-            raise RowError(
-                f"{source_name(rows)} has no column 'instruction' or 'input'; it has {rows.column_names}. Say which column is "
-                "the text with --text."
-            )
-        return Columns("instruction", own, label or _one(rows, (*OUTPUTS, *LABELS), "--label"))
-    label = label or _guess_label(rows, kind, text)
-    found = _guess_kind(rows, kind, label)
-    text = text or _guess_text(
-        rows, label, pair={"pair": True, "classification": False}.get(kind or "")
-    )
-    return Columns("pair" if found == "classification" and len(text) == 2 else found, text, label)
+    can_guess_kind = kind is None and not text
+    if kind == "qa" or (can_guess_kind and _looks_like_questions(rows)):
+        return _question_columns(rows, text, label)
+    if kind == "instruction" or (can_guess_kind and _looks_like_instructions(rows)):
+        return _instruction_columns(rows, text, label)
+    return _labelled_columns(rows, kind, text, label)
 
 
-def task_for(
-    columns: Columns,
-    *,
-    labels: Sequence[str] | None = None,
-    prompt: str | None = None,
-    max_length: int | None = None,
-    class_weight: str | None = None,
-) -> Task:
-    """The task on these columns; what the rows determine is still to be learnt.
-
-    Raises:
-        ValueError: a setting that the task does not have.
-    """
-    kind, given = (
-        columns.kind,
-        cast(dict[str, Any], {} if max_length is None else {"max_length": max_length}),
-    )
-    if (prompt is not None and kind not in ("instruction", "keywords")) or (
-        labels and kind in ("qa", "regression", "keywords")
-    ):
-        raise ValueError(
-            f"{'--prompt' if prompt is not None else '--labels'} is nothing that --task {kind} has; leave it out."
-        )
-    if class_weight is not None and kind not in ("classification", "pair"):
-        raise ValueError(f"--class-weight is nothing that --task {kind} has; leave it out.")
-    if kind == "qa":
-        return ExtractiveQA(
-            question=columns.text[0], context=columns.text[1], answers=columns.label, **given
-        )
-    if kind in ("instruction", "keywords"):
-        template = prompt or _template(columns)
-        given |= {"separator": ";", "max_new_tokens": ANSWER_TOKENS} if kind == "keywords" else {}
-        return Instruction(
-            template=template,
-            instruction=columns.text[0],
-            input=columns.text[-1],
-            output=columns.label,
-            labels=tuple(labels) if labels else None,
-            **given,
-        )
-    text: Any = columns.text if len(columns.text) == 2 else columns.text[0]
-    if kind == "regression":
-        return Regression(text=text, target=columns.label, **given)
-    weight: Any = class_weight
-    return Classification(
-        text=text,
-        label=columns.label,
-        multi_label=kind == "multi-label",
-        labels=tuple(labels) if labels else None,
-        class_weight=weight,
-        **given,
+def _looks_like_questions(rows: datasets.Dataset) -> bool:
+    return all(
+        _columns_named(rows, names) for names in (QUESTION_COLUMNS, CONTEXT_COLUMNS, ANSWER_COLUMNS)
     )
 
 
-def listed_labels(labels: str | None) -> list[str] | None:
-    """The label names of --labels; None where it is not given. Raises ValueError where one is empty."""
-    if labels is None:
-        return None
-    names = [label_name(name) for name in labels.split(",")]
-    if not all(names) or len(set(names)) < len(names):
-        raise ValueError(
-            f"--labels {labels!r}: expected different names with commas between them, none of them empty: --labels yes,no."
-        )
-    return names
+def _question_columns(rows: datasets.Dataset, text: tuple[str, ...], label: str | None) -> Columns:
+    if not text:
+        question = _first_named(rows, QUESTION_COLUMNS, "--text")
+        context = _first_named(rows, CONTEXT_COLUMNS, "--text")
+        text = (question, context)
+    if len(text) != 2:
+        raise ValueError("--task qa needs two texts: --text QUESTION --text CONTEXT.")
+    return Columns("qa", text, label or _first_named(rows, ANSWER_COLUMNS, "--label"))
 
 
-def _template(columns: Columns) -> str:
-    """The prompt where none is given: the instruction of each row, or the wish for keywords."""
-    if columns.kind == "instruction":
-        if columns.text[0].casefold() == "instruction":
-            return (
-                TEMPLATE
-                if len(columns.text) == 2
-                else "### Instruction:\n{instruction}\n\n### Response:\n"
-            )
-        raise ValueError(
-            "--task instruction without a column 'instruction' needs a prompt, for example "
-            '--prompt "Is this message spam or ham? {input} Answer: ".'
-        )
-    shown = [f"{name}: {{{name}}}" for name in columns.text[:-1]] + [
-        f"{columns.text[-1]}: {{input}}"
-    ]
-    if wrong := [name for name in columns.text[:-1] if placeholders(f"{{{name}}}") != [name]]:
-        raise ValueError(
-            f"the column {wrong[0]!r} cannot stand in a prompt; rename it with letters, digits and _ alone."
-        )
-    return (
-        "List the keywords of this text, separated by semicolons.\n"
-        + "\n".join(shown)
-        + "\nKeywords: "
-    )
+def _looks_like_instructions(rows: datasets.Dataset) -> bool:
+    return bool(_columns_named(rows, ("instruction",)) and _columns_named(rows, OUTPUT_COLUMNS))
 
 
-def _named(rows: datasets.Dataset, names: Sequence[str]) -> list[str]:
-    """The table's own names of the columns that are called so, whatever their case, in the order of `names`."""
-    own = {name.casefold(): name for name in rows.column_names}
-    return [own[name] for name in names if name in own]
-
-
-def _one(rows: datasets.Dataset, names: Sequence[str], option: str) -> str:
-    if not (found := _named(rows, names)):
+def _instruction_columns(
+    rows: datasets.Dataset, text: tuple[str, ...], label: str | None
+) -> Columns:
+    if not text:
+        instruction = _columns_named(rows, ("instruction",))
+        inputs = _columns_named(rows, ("input", *TEXT_COLUMNS))
+        text = (*instruction, *inputs[:1])
+    if not text:
         raise RowError(
-            f"{source_name(rows)} has no column {names[0]!r}; it has {rows.column_names}. Say which one is meant with {option}."
+            f"{source_name(rows)} has no column 'instruction' or 'input'; "
+            f"it has {rows.column_names}. Say which column is the text with --text."
         )
-    return found[0]
+    names = (*OUTPUT_COLUMNS, *LABEL_COLUMNS)
+    return Columns("instruction", text, label or _first_named(rows, names, "--label"))
 
 
-def _own(rows: datasets.Dataset, name: str) -> str:
-    """The table's own name of a column, which may differ in upper and lower case."""
+def _labelled_columns(
+    rows: datasets.Dataset, kind: str | None, text: tuple[str, ...], label: str | None
+) -> Columns:
+    """The columns of all other tasks: texts with labels, numbers or keywords."""
+    label = label or _guess_label(rows, kind, text)
+    guessed_kind = _guess_kind(rows, kind, label)
+    if not text:
+        text = _guess_text(rows, kind, label)
+    if guessed_kind == "classification" and len(text) == 2:
+        guessed_kind = "pair"
+    return Columns(guessed_kind, text, label)
+
+
+def _columns_named(rows: datasets.Dataset, names: Sequence[str]) -> list[str]:
+    """The table's columns with these names in upper or lower case, in the order of `names`."""
+    by_lower_case = {name.casefold(): name for name in rows.column_names}
+    return [by_lower_case[name] for name in names if name in by_lower_case]
+
+
+def _first_named(rows: datasets.Dataset, names: Sequence[str], option: str) -> str:
+    columns = _columns_named(rows, names)
+    if not columns:
+        raise RowError(
+            f"{source_name(rows)} has no column {names[0]!r}; it has {rows.column_names}. "
+            f"Say which one is meant with {option}."
+        )
+    return columns[0]
+
+
+def _find_column(rows: datasets.Dataset, name: str) -> str:
+    """The table's spelling of a column name, which may differ in upper and lower case."""
     if name in rows.column_names:
         return name
-    if found := _named(rows, [name.casefold()]):
-        return found[0]
-    near = difflib.get_close_matches(name, rows.column_names, 1)
-    meant = f" Did you mean {near[0]!r}?" if near else ""
-    raise RowError(
-        f"{source_name(rows)} has no column {name!r}; it has {rows.column_names}.{meant}"
-    )
+    same_letters = _columns_named(rows, [name.casefold()])
+    if same_letters:
+        return same_letters[0]
+    similar = difflib.get_close_matches(name, rows.column_names, 1)
+    hint = f" Did you mean {similar[0]!r}?" if similar else ""
+    raise RowError(f"{source_name(rows)} has no column {name!r}; it has {rows.column_names}.{hint}")
 
 
 def _sample(rows: datasets.Dataset, column: str) -> list[Any]:
-    return [
-        value
-        for value in rows.select(range(min(SAMPLE_ROWS, len(rows))))[column]
-        if value is not None and value != ""
-    ]
+    """The values of the first rows, without empty ones."""
+    first_rows = rows.select(range(min(SAMPLE_ROWS, len(rows))))
+    return [value for value in first_rows[column] if value is not None and value != ""]
 
 
 def _guess_label(rows: datasets.Dataset, kind: str | None, text: Sequence[str]) -> str:
-    names = {"keywords": KEYWORDS, "regression": (*NUMBERS, *LABELS)}.get(
-        kind or "", (*LABELS, *NUMBERS, *KEYWORDS)
-    )
-    if not (found := [name for name in _named(rows, names) if name not in text]):
-        found = [
-            name
-            for name in rows.column_names
-            if name not in text and _is_label(_sample(rows, name))
-        ]
-    if len(found) > 1 and (meant := [name for name in found if name.casefold() in LISTED]):
-        found = meant
-    return _only(rows, found, "label", "--label")
+    """The label column, by its name or by its values."""
+    if kind == "keywords":
+        names: tuple[str, ...] = KEYWORD_COLUMNS
+    elif kind == "regression":
+        names = (*NUMBER_COLUMNS, *LABEL_COLUMNS)
+    else:
+        names = (*LABEL_COLUMNS, *NUMBER_COLUMNS, *KEYWORD_COLUMNS)
+    candidates = [name for name in _columns_named(rows, names) if name not in text]
+    if not candidates:
+        others = [name for name in rows.column_names if name not in text]
+        candidates = [name for name in others if _holds_labels(_sample(rows, name))]
+    if len(candidates) > 1:
+        preferred = [name for name in candidates if name.casefold() in PREFERRED_LABEL_COLUMNS]
+        candidates = preferred or candidates
+    return _only_candidate(rows, candidates, "label", "--label")
 
 
-def _is_label(values: list[Any]) -> bool:
-    """Whether a column that is called nothing in particular looks like labels: short, few, and each several times."""
+def _holds_labels(values: list[Any]) -> bool:
+    """Whether values look like labels: short, few different ones, and several rows of each."""
     if not values or not all(isinstance(value, str | int | bool) for value in values):
         return False
-    kinds = {str(value) for value in values}
+    labels = {str(value) for value in values}
     return (
-        2 <= len(kinds) <= MOST_LABELS
-        and LEAST_ROWS_A_LABEL * len(kinds) <= len(values)
-        and max(map(len, kinds)) <= LABEL_CHARACTERS
+        2 <= len(labels) <= MAX_LABELS
+        and MIN_ROWS_PER_LABEL * len(labels) <= len(values)
+        and max(map(len, labels)) <= MAX_LABEL_CHARACTERS
     )
 
 
 def _guess_kind(rows: datasets.Dataset, kind: str | None, label: str) -> str:
+    """The kind of task by the label column; a pair counts as classification here."""
+    if kind == "pair":
+        return "classification"
     if kind is not None:
-        return "classification" if kind == "pair" else kind
-    values = _sample(rows, label)
-    if label.casefold() in KEYWORDS:
+        return kind
+    if label.casefold() in KEYWORD_COLUMNS:
         return "keywords"
-    if (
-        any(isinstance(value, list) for value in values)
-        or sum(";" in str(value) for value in values) > len(values) / 10
-    ):
+    values = _sample(rows, label)
+    if _holds_label_sets(values):
         return "multi-label"
-    numbers = [
-        float(value) for value in values if re.fullmatch(r"[-+]?[0-9]+(\.[0-9]+)?", str(value))
-    ]
-    whole = len(numbers) == len(values) and all(number.is_integer() for number in numbers)
-    if (
-        numbers
-        and len(numbers) == len(values)
-        and (not whole or len(set(numbers)) > MOST_LABELS or label.casefold() in NUMBERS)
-    ):
+    if _holds_scores(values, label):
         return "regression"
-    if len({str(value) for value in values}) > max(MOST_LABELS, len(values) / 2):
+    different = len({str(value) for value in values})
+    if different > max(MAX_LABELS, len(values) / 2):
         raise RowError(
-            f"column {label!r} of {source_name(rows)} has {len(set(map(str, values)))} different values in {len(values)} rows, "
-            "which are no labels; choose another column with --label, or --task instruction or keywords for free answers."
+            f"column {label!r} of {source_name(rows)} has {different} different values in "
+            f"{len(values)} rows, too many for labels; choose another column with --label, "
+            "or --task instruction or keywords for free answers."
         )
     return "classification"
 
 
-def _guess_text(rows: datasets.Dataset, label: str, *, pair: bool | None) -> tuple[str, ...]:
-    """One column or a pair; `pair` says which of them is wanted, None that either is."""
-    if pair is not False:
-        for names in PAIRS:
-            if len(found := [name for name in _named(rows, names) if name != label]) == 2:
-                return tuple(found)
+def _holds_label_sets(values: list[Any]) -> bool:
+    """Whether values are lists, or more than a tenth of them have a semicolon."""
+    if any(isinstance(value, list) for value in values):
+        return True
+    with_semicolon = sum(";" in str(value) for value in values)
+    return with_semicolon > len(values) / 10
+
+
+def _holds_scores(values: list[Any], label: str) -> bool:
+    """Whether values are numbers to predict, rather than labels that are written as numbers."""
+    number = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")
+    numbers = [float(value) for value in values if number.fullmatch(str(value))]
+    if not numbers or len(numbers) < len(values):
+        return False
+    if label.casefold() in NUMBER_COLUMNS:
+        return True
+    all_integers = all(value.is_integer() for value in numbers)
+    return not all_integers or len(set(numbers)) > MAX_LABELS
+
+
+def _guess_text(rows: datasets.Dataset, kind: str | None, label: str) -> tuple[str, ...]:
+    """One text column, or two for a pair; --task pair and --task classification decide which."""
+    if kind != "classification":
+        for names in PAIR_COLUMNS:
+            pair = [name for name in _columns_named(rows, names) if name != label]
+            if len(pair) == 2:
+                return tuple(pair)
     others = [name for name in rows.column_names if name != label]
-    long = [name for name in others if _is_text(_sample(rows, name))]
-    if pair:
-        if len(long) != 2:
+    texts = [name for name in others if _holds_texts(_sample(rows, name))]
+    if kind == "pair":
+        if len(texts) != 2:
             raise RowError(
-                f"{source_name(rows)} has {len(long)} columns that could be texts ({', '.join(map(repr, long))}), expected two "
-                "for a pair; say which with --text A --text B."
+                f"{source_name(rows)} has {len(texts)} columns that could be texts "
+                f"({', '.join(map(repr, texts))}), expected two for a pair; "
+                "say which with --text A --text B."
             )
-        return tuple(long)
-    if "text" in (named := [name.casefold() for name in others]):
-        return (others[named.index("text")],)
-    candidates = long or _named(rows, TEXTS) or (others if len(others) == 1 else [])
-    if (
-        len(candidates) > 1
-        and len(known := [name for name in candidates if name.casefold() in TEXTS]) == 1
-    ):
-        candidates = known
-    return (_only(rows, candidates, "text", "--text"),)
+        return tuple(texts)
+    for name in others:
+        if name.casefold() == "text":
+            return (name,)
+    return (_only_candidate(rows, _text_candidates(rows, texts, others), "text", "--text"),)
 
 
-def _is_text(values: list[Any]) -> bool:
-    """Whether a column holds texts: strings, not short, mostly different."""
+def _text_candidates(rows: datasets.Dataset, texts: list[str], others: list[str]) -> list[str]:
+    """The columns that may be the text: by values, by name, or because no other is left."""
+    candidates = texts or _columns_named(rows, TEXT_COLUMNS)
+    if not candidates and len(others) == 1:
+        candidates = others
+    known = [name for name in candidates if name.casefold() in TEXT_COLUMNS]
+    if len(candidates) > 1 and len(known) == 1:
+        return known
+    return candidates
+
+
+def _holds_texts(values: list[Any]) -> bool:
+    """Whether values look like texts: strings, not short, and mostly different."""
     if not values or not all(isinstance(value, str) for value in values):
         return False
-    return sum(map(len, values)) / len(values) >= TEXT_CHARACTERS and 2 * len(set(values)) > len(
-        values
-    )
+    mean_characters = sum(map(len, values)) / len(values)
+    mostly_different = 2 * len(set(values)) > len(values)
+    return mean_characters >= MIN_TEXT_CHARACTERS and mostly_different
 
 
-def _only(rows: datasets.Dataset, found: Sequence[str], what: str, option: str) -> str:
-    if len(found) == 1:
-        return found[0]
-    seen = (
-        f"several columns that could be the {what} ({', '.join(map(repr, found))})"
-        if found
-        else f"no column that looks like the {what}"
-    )
+def _only_candidate(
+    rows: datasets.Dataset, candidates: Sequence[str], what: str, option: str
+) -> str:
+    """The candidate, if there is exactly one. Raises RowError otherwise."""
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        listed = ", ".join(map(repr, candidates))
+        problem = f"several columns that could be the {what} ({listed})"
+    else:
+        problem = f"no column that looks like the {what}"
     raise RowError(
-        f"{source_name(rows)} has {seen}; it has {rows.column_names}. Say which one with {option}."
+        f"{source_name(rows)} has {problem}; it has {rows.column_names}. "
+        f"Say which one with {option}."
     )

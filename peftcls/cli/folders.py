@@ -1,4 +1,4 @@
-"""`peftcls show`, `merge` and `push`: what a folder is, and where else it can go."""
+"""`peftcls show`, `merge` and `push`: describe an adapter folder, merge it, or upload it."""
 
 import json
 import shutil
@@ -19,61 +19,70 @@ from peftcls.models.model_card import CARD, hub_name
 def show_folder(*, directory: Path, as_json: bool) -> None:
     """Print what is in a folder."""
     facts = describe_folder(directory)
-    print(json.dumps(facts, indent=1, ensure_ascii=False) if as_json else tell_folder(facts))
+    if as_json:
+        print(json.dumps(facts, indent=1, ensure_ascii=False))
+    else:
+        print(tell_folder(facts))
 
 
 def merge_folder(*, directory: Path, out: Path, base: str | None) -> None:
-    """Merge, and say what plain transformers will do otherwise."""
-    with warnings.catch_warnings(record=True) as found:
+    """Merge an adapter into its base, and print what plain transformers does differently."""
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         merge_adapter(directory, out, base=base)
-    for remark in (one for one in found if issubclass(one.category, UserWarning)):
-        print(f"note: {remark.message}", file=sys.stderr)
+    for warning in caught:
+        if issubclass(warning.category, UserWarning):
+            print(f"note: {warning.message}", file=sys.stderr)
     print(
         f"merged into {out}; its logits are those of the adapter, read back by transformers alone"
     )
 
 
-def copy_for_others(directory: Path, out: Path) -> Path:
-    """A folder's own files and its card; of a base in a local folder the manifest keeps the name, not the path."""
-    manifest = read_manifest(directory)
-    out.mkdir()
-    for name in [*manifest["files"], *([CARD] if (directory / CARD).is_file() else [])]:
-        shutil.copyfile(directory / name, out / name)
-    if (base := manifest["base"])["revision"] is None:
-        manifest["base"] = {**base, "name": Path(base["name"]).name}
-    (out / MANIFEST).write_text(
-        json.dumps(seal(manifest), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-    return out
-
-
 def push_folder(*, directory: Path, repository: str, private: bool) -> None:
-    """Upload a folder's own files.
+    """Upload a folder's own files to the hub.
 
     Raises:
         ValueError: the folder is damaged, or the hub cannot be reached or refuses.
     """
-    manifest = read_manifest(directory)
-    if hub_name(manifest["base"]) is None and manifest["base"]["name"] != "demo":
-        name = Path(manifest["base"]["name"]).name
+    base = read_manifest(directory)["base"]
+    if hub_name(base) is None and base["name"] != "demo":
         print(
-            f"note: the base {name} is not on the hub; others must be told where to get it.",
+            f"note: the base {Path(base['name']).name} is not on the hub; others must be told "
+            "where to get it.",
             file=sys.stderr,
         )
     try:
         api = HfApi()
         api.create_repo(repository, private=private or None, exist_ok=True)
-        with tempfile.TemporaryDirectory() as beside:
-            done = api.upload_folder(
-                repo_id=repository,
-                folder_path=copy_for_others(directory, Path(beside) / directory.absolute().name),
-                commit_message="Adapter by peftcls",
+        with tempfile.TemporaryDirectory() as temporary:
+            copied = copy_for_others(directory, Path(temporary) / directory.absolute().name)
+            address = api.upload_folder(
+                repo_id=repository, folder_path=copied, commit_message="Adapter by peftcls"
             )
     except (OSError, ValueError, HTTPError) as error:
-        first = str(error).strip().partition("\n")[0]
+        first_line = str(error).strip().partition("\n")[0]
         raise ValueError(
-            f"cannot push {directory} to {repository}: {first.rstrip('.')}. Log in with `hf auth login`, and check the name "
-            "(owner/name) and the network."
+            f"cannot push {directory} to {repository}: {first_line.rstrip('.')}. Log in with "
+            "`hf auth login`, and check the name (owner/name) and the network."
         ) from None
-    print(f"{directory} is at {done}")
+    print(f"{directory} is at {address}")
+
+
+def copy_for_others(directory: Path, out: Path) -> Path:
+    """Copy a folder's own files and its card, without paths of this machine.
+
+    If the base is a local folder, the copied manifest keeps the folder's name only.
+    """
+    manifest = read_manifest(directory)
+    names = list(manifest["files"])
+    if (directory / CARD).is_file():
+        names.append(CARD)
+    out.mkdir()
+    for name in names:
+        shutil.copyfile(directory / name, out / name)
+    base = manifest["base"]
+    if base["revision"] is None:
+        manifest["base"] = {**base, "name": Path(base["name"]).name}
+    text = json.dumps(seal(manifest), indent=1, ensure_ascii=False)
+    (out / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    return out

@@ -1,4 +1,4 @@
-"""Sentences of the package in the words of the command line."""
+"""Rewrites error messages to name command-line options instead of Python arguments."""
 
 import re
 
@@ -6,16 +6,39 @@ import click
 
 
 def in_options(sentence: str, command: click.Command | None) -> str:
-    """A sentence that names settings of Python with the options of a command: `max_length=4` becomes `--max-length 4`."""
-    for option in [] if command is None else command.params:
-        long = next((way for way in option.opts if way.startswith("--")), None)
-        if long is None:
+    """Replace Python arguments in a sentence by options: `max_length=4` -> `--max-length 4`.
+
+    Args:
+        sentence: an error message of the package.
+        command: the command that was run; None leaves the sentence as it is.
+    """
+    if command is None:
+        return sentence
+    for parameter in command.params:
+        option = _long_option(parameter)
+        if option is None:
             continue
-        for said in dict.fromkeys((long.removeprefix("--").replace("-", "_"), str(option.name))):
-            setting = rf"(?<![\w.(-]){said}="
-            sentence = re.sub(rf"{setting}True\b", long, sentence)
-            sentence = re.sub(rf"{setting}'([^']*)'", rf"{long} \1", sentence)
-            sentence = re.sub(rf"{setting}(?=\S)", f"{long} ", sentence)
-            if "_" in said:
-                sentence = re.sub(rf"(?<![\w'./-]){said}(?![\w='(]|[.]\w)", long, sentence)
+        from_option = option.removeprefix("--").replace("-", "_")
+        for argument in dict.fromkeys((from_option, str(parameter.name))):
+            sentence = _replace_argument(sentence, argument, option)
+    return sentence
+
+
+def _long_option(parameter: click.Parameter) -> str | None:
+    """The parameter's option that starts with two dashes."""
+    for option in parameter.opts:
+        if option.startswith("--"):
+            return option
+    return None
+
+
+def _replace_argument(sentence: str, argument: str, option: str) -> str:
+    """The sentence with one Python argument replaced by its option."""
+    assignment = rf"(?<![\w.(-]){argument}="
+    sentence = re.sub(rf"{assignment}True\b", option, sentence)
+    sentence = re.sub(rf"{assignment}'([^']*)'", rf"{option} \1", sentence)
+    sentence = re.sub(rf"{assignment}(?=\S)", f"{option} ", sentence)
+    # A bare name is replaced only where it cannot be an ordinary word: with an underscore in it.
+    if "_" in argument:
+        sentence = re.sub(rf"(?<![\w'./-]){argument}(?![\w='(]|[.]\w)", option, sentence)
     return sentence

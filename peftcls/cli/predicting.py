@@ -1,22 +1,22 @@
-"""`peftcls predict`, `evaluate`, `compare` and `try`: what a folder answers, and how good that is."""
+"""`peftcls predict`, `evaluate`, `compare` and `try`: answer rows, and score the answers."""
 
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import datasets
 import pandas as pd
 
 from peftcls.data.reading import Row, read_rows
-from peftcls.evaluation import compare_answers, evaluate_answers
+from peftcls.evaluation import Evaluation, compare_answers, evaluate_answers
 from peftcls.inference.loading import load_predictor
 from peftcls.inference.predict_file import PART, predict_file
 from peftcls.inference.predictor import Predictor
-from peftcls.tasks.base import Answer, token_limit
+from peftcls.tasks.base import Answer, Task, token_limit
 from peftcls.tasks.extractive_qa import ExtractiveQA
 
-SHOWN_LABELS = 5
+MAX_LABELS_SHOWN = 5
 
 
 def predict_rows(
@@ -30,10 +30,12 @@ def predict_rows(
     base: str | None,
     encoding: str | None,
 ) -> None:
-    """Answer a file."""
-    predictor, replaced = load_predictor(directory, base=base), out.is_file()
-    if resume and not Path(f"{out}{PART}").is_file():
-        print(f"there is no {out}{PART} to go on from: this begins with the first row.")
+    """Answer every row of a file."""
+    predictor = load_predictor(directory, base=base)
+    part = Path(f"{out}{PART}")
+    replaces = out.is_file()
+    if resume and not part.is_file():
+        print(f"there is no {part} to go on from: this begins with the first row.")
     try:
         count, columns = predict_file(
             predictor,
@@ -46,14 +48,13 @@ def predict_rows(
             batch_size=batch_size,
         )
     except KeyboardInterrupt:
-        if Path(f"{out}{PART}").is_file():
-            print(f"\nthe answers so far are in {out}{PART}; go on with --resume.", file=sys.stderr)
+        if part.is_file():
+            print(f"\nthe answers so far are in {part}; go on with --resume.", file=sys.stderr)
         raise
-    print(
-        f"{count} rows answered in {out}{', which was there and is replaced' if replaced else ''}; new columns: "
-        f"{', '.join(map(repr, columns))}"
-    )
-    _tell_shortened(predictor, file)
+    remark = ", which was there and is replaced" if replaces else ""
+    new_columns = ", ".join(map(repr, columns))
+    print(f"{count} rows answered in {out}{remark}; new columns: {new_columns}")
+    _warn_of_truncation(predictor, file)
 
 
 def evaluate_rows(
@@ -65,26 +66,41 @@ def evaluate_rows(
     base: str | None,
     encoding: str | None,
 ) -> None:
-    """Score a folder on a file."""
-    predictor, rows = load_predictor(directory, base=base), read_rows(file, encoding=encoding)
-    scores = evaluate_answers(predictor.task, predictor.predict(rows, batch_size=batch_size), rows)
-    tables = {
-        name: None if table is None else table.to_dict("index")
-        for name, table in (("labels", scores.labels), ("confusion", scores.confusion))
+    """Score an adapter on the labelled rows of a file."""
+    predictor = load_predictor(directory, base=base)
+    rows = read_rows(file, encoding=encoding)
+    answers = predictor.predict(rows, batch_size=batch_size)
+    evaluation = evaluate_answers(predictor.task, answers, rows)
+    if as_json:
+        print(json.dumps(_evaluation_json(evaluation), indent=1, ensure_ascii=False))
+    else:
+        print(evaluation)
+    _warn_of_truncation(predictor, file)
+
+
+def _evaluation_json(evaluation: Evaluation) -> dict[str, object]:
+    return {
+        "rows": evaluation.rows,
+        "scores": evaluation.scores,
+        "intervals": evaluation.intervals,
+        "labels": _table_json(evaluation.labels),
+        "confusion": _table_json(evaluation.confusion),
     }
-    found = {"rows": scores.rows, "scores": scores.scores, "intervals": scores.intervals, **tables}
-    print(json.dumps(found, indent=1, ensure_ascii=False) if as_json else scores)
-    _tell_shortened(predictor, file)
 
 
-def _tell_shortened(predictor: Predictor, file: str) -> None:
-    if predictor.shortened_rows:
-        most = token_limit(predictor.tokenizer, getattr(predictor.task, "max_length", 0))
-        print(
-            f"longer than {most} tokens, and shortened at their end: {predictor.shortened_rows} of the rows of {Path(file).name} "
-            "that were read now.",
-            file=sys.stderr,
-        )
+def _table_json(table: pd.DataFrame | None) -> object:
+    return None if table is None else table.to_dict("index")
+
+
+def _warn_of_truncation(predictor: Predictor, file: str) -> None:
+    if not predictor.shortened_rows:
+        return
+    limit = token_limit(predictor.tokenizer, predictor.task.max_length)
+    print(
+        f"longer than {limit} tokens, and shortened at their end: {predictor.shortened_rows} "
+        f"of the rows of {Path(file).name} that were read now.",
+        file=sys.stderr,
+    )
 
 
 def compare_folders(
@@ -98,80 +114,116 @@ def compare_folders(
     base: str | None,
     encoding: str | None,
 ) -> None:
-    """Compare two folders on a file, one model in memory at a time."""
-    rows, answers = read_rows(file, encoding=encoding), []
-    for directory in (first, second):
-        predictor = load_predictor(directory, base=base)
-        answers.append(predictor.predict(rows, batch_size=batch_size))
-        task = predictor.task
-        del predictor
-    found = compare_answers(task, answers[0], answers[1], rows, score=score)
-    print(json.dumps(vars(found), indent=1) if as_json else found)
+    """Compare two adapters on the labelled rows of a file."""
+    rows = read_rows(file, encoding=encoding)
+    _, first_answers = _answer_once(first, rows, base=base, batch_size=batch_size)
+    task, second_answers = _answer_once(second, rows, base=base, batch_size=batch_size)
+    comparison = compare_answers(task, first_answers, second_answers, rows, score=score)
+    if as_json:
+        print(json.dumps(vars(comparison), indent=1))
+    else:
+        print(comparison)
+
+
+def _answer_once(
+    directory: Path, rows: datasets.Dataset, *, base: str | None, batch_size: int | None
+) -> tuple[Task, list[Answer]]:
+    """Load a folder, answer the rows, and drop the model: only one is in memory at a time."""
+    predictor = load_predictor(directory, base=base)
+    return predictor.task, predictor.predict(rows, batch_size=batch_size)
 
 
 def try_texts(*, directory: Path, context: Path | None, base: str | None) -> None:
-    """Answer what is typed, or piped in."""
+    """Answer texts that are typed or piped in."""
     predictor = load_predictor(directory, base=base)
-    fixed: Row = {}
-    columns = predictor.task.columns(with_target=False)
+    fixed_columns: Row = {}
     if context is not None:
-        if not isinstance(predictor.task, ExtractiveQA):
-            raise ValueError(
-                f"--context is for a folder that answers questions; {directory} holds a {type(predictor.task).__name__}."
-            )
-        try:
-            fixed = {predictor.task.context: context.read_text(encoding="utf-8-sig")}
-        except UnicodeDecodeError:
-            raise ValueError(
-                f"{context} is not a text in UTF-8; save the document as plain text in UTF-8."
-            ) from None
-    for row in _typed([name for name in columns if name not in fixed]):
-        print(spoken(predictor.predict([{**row, **fixed}])[0]), flush=True)
+        fixed_columns = _context_column(predictor.task, directory, context)
+    typed_columns = [
+        name for name in predictor.task.columns(with_target=False) if name not in fixed_columns
+    ]
+    for row in _typed_rows(typed_columns):
+        (answer,) = predictor.predict([{**row, **fixed_columns}])
+        print(format_answer(answer), flush=True)
 
 
-def _typed(columns: list[str]) -> Iterator[Row]:
-    """Rows of one line a column, or of one line with tabs between the columns, until a line is empty or there is none.
+def _context_column(task: Task, directory: Path, context: Path) -> Row:
+    """The column of the context, which is the same for all questions, with the file's text."""
+    if not isinstance(task, ExtractiveQA):
+        raise ValueError(
+            f"--context is for a folder that answers questions; {directory} holds a "
+            f"{type(task).__name__}."
+        )
+    try:
+        return {task.context: context.read_text(encoding="utf-8-sig")}
+    except UnicodeDecodeError:
+        raise ValueError(
+            f"{context} is not a text in UTF-8; save the document as plain text in UTF-8."
+        ) from None
+
+
+def _typed_rows(columns: list[str]) -> Iterator[Row]:
+    """Rows from standard input, until it ends or a row begins with an empty line."""
+    if len(columns) > 1 and sys.stdin.isatty():
+        print(f"a row has {len(columns)} lines: {', '.join(columns)}; an empty line ends it.")
+    while True:
+        row = _typed_row(columns)
+        if row is None:
+            return
+        yield row
+
+
+def _typed_row(columns: list[str]) -> Row | None:
+    """One row: a line for each column, or one line with tabs between the columns; None at the end.
 
     Raises:
         ValueError: the input ends, or has an empty line, within a row.
     """
-    if len(columns) > 1 and sys.stdin.isatty():
-        print(f"a row has {len(columns)} lines: {', '.join(columns)}; an empty line ends it.")
-    while True:
-        row: Row = {}
-        for name in columns:
-            if sys.stdin.isatty():
-                print(f"{name}> ", end="", flush=True)
-            line = sys.stdin.readline().rstrip("\r\n")
-            parts = line.split("\t")
-            if not row and len(columns) > 1 and len(parts) == len(columns):
-                row = dict(zip(columns, parts, strict=True))
-                break
-            if not line.strip():
-                if row:
-                    raise ValueError(
-                        f"the last row has {', '.join(map(repr, row))} and no {name!r}; give each of {columns} a line of its "
-                        "own, or all of them in one line with tabs between them."
-                    )
-                return
+    row: Row = {}
+    for name in columns:
+        if sys.stdin.isatty():
+            print(f"{name}> ", end="", flush=True)
+        line = sys.stdin.readline().rstrip("\r\n")
+        cells = line.split("\t")
+        if not row and len(columns) > 1 and len(cells) == len(columns):
+            return dict(zip(columns, cells, strict=True))
+        if line.strip():
             row[name] = line.strip()
-        yield row
+        elif row:
+            raise ValueError(
+                f"the last row has {', '.join(map(repr, row))} and no {name!r}; give each of "
+                f"{columns} a line of its own, or all of them in one line with tabs between them."
+            )
+        else:
+            return None
+    return row
 
 
-def spoken(answer: Answer) -> str:
-    """An answer in a line."""
+def format_answer(answer: Answer) -> str:
+    """An answer as one line of text."""
     if answer.value is not None:
         return f"{answer.value:.6g}"
     if answer.probabilities is not None:
-        likeliest = pd.Series(answer.probabilities).sort_values(ascending=False, kind="stable")[
-            :SHOWN_LABELS
-        ]
-        shares = ", ".join(f"{name} {share:.3f}" for name, share in likeliest.items())
-        named = ", ".join(answer.labels) if answer.labels is not None else answer.label
-        return f"{named or '(no label)'}   {shares}"
+        return _format_labels(answer, answer.probabilities)
     if answer.labels is not None:
         return "; ".join(answer.labels) or "(no keywords)"
-    place: Any = f"   {answer.probability:.3f}" if answer.probability is not None else ""
+    return _format_text(answer)
+
+
+def _format_labels(answer: Answer, probabilities: dict[str, float]) -> str:
+    """The label or labels, and the labels of highest probability."""
+    name = answer.label if answer.labels is None else ", ".join(answer.labels)
+    descending = pd.Series(probabilities).sort_values(ascending=False, kind="stable")
+    likeliest = descending[:MAX_LABELS_SHOWN]
+    listed = ", ".join(f"{label} {probability:.3f}" for label, probability in likeliest.items())
+    return f"{name or '(no label)'}   {listed}"
+
+
+def _format_text(answer: Answer) -> str:
+    """The text with its probability, and where it stands in the context."""
+    details = ""
+    if answer.probability is not None:
+        details += f"   {answer.probability:.3f}"
     if answer.start is not None:
-        place += f", characters {answer.start} to {answer.end}"
-    return f"{answer.text or '(no answer)'}{place}"
+        details += f", characters {answer.start} to {answer.end}"
+    return f"{answer.text or '(no answer)'}{details}"

@@ -1,4 +1,4 @@
-"""`peftcls train`: from a file to an adapter folder and a table of scores."""
+"""`peftcls train`: from a file of rows to an adapter folder with scores, report and model card."""
 
 import dataclasses
 import hashlib
@@ -7,170 +7,298 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from transformers import PreTrainedTokenizerBase
 
-from peftcls.cli.column_guessing import guess_columns, listed_labels, task_for
+from peftcls.cli.column_guessing import guess_columns
 from peftcls.cli.folders import push_folder
+from peftcls.cli.task_building import parse_labels, task_for
 from peftcls.data.reading import name_source, read_rows, source_name
+from peftcls.engine.model_state import Quantize, base_facts
 from peftcls.models.adapter_methods import Method
 from peftcls.models.base_model import load_base
 from peftcls.models.model_card import is_own_card, write_card
-from peftcls.models.state import Quantize
 from peftcls.models.trainable import Part, attach_lora, train_only
 from peftcls.quality.examine import refuse_errors
+from peftcls.quality.findings import Examination
 from peftcls.recipe import report_scores
 from peftcls.report import Meter
 from peftcls.report.files import check_out_folder
 from peftcls.tasks.base import Task
 from peftcls.tasks.classification import Classification
 from peftcls.tasks.extractive_qa import ExtractiveQA
-from peftcls.tasks.regression import Regression
 from peftcls.tasks.row_checks import check_rows
 from peftcls.tasks.splitting import split_off
 from peftcls.training.config import TrainConfig
+from peftcls.training.prepare import Prepared, log_warnings, prepare
 from peftcls.training.run_info import describe_model, first_labels
 from peftcls.training.trainer import Trainer
 
-SHARE = 0.15  # of the rows that is put aside for validation, and for the test
-RANK, DROPOUT = 16, 0.05
-RATE, RATE_OF_ALL = 1e-3, 5e-5  # a whole pretrained model is moved more gently than a new adapter
+# The share of all rows that is put aside for validation, and for the test.
+HELD_OUT_SHARE = 0.15
+RANK = 16
+DROPOUT = 0.05
+LEARNING_RATE = 1e-3
+# A whole pretrained model needs smaller steps than a new adapter.
+LEARNING_RATE_OF_ALL = 5e-5
 
 
-def train_file(
-    *,
-    file: str,
-    out: Path,
-    kind: str | None,
-    text: tuple[str, ...],
-    label: str | None,
-    labels: str | None,
-    prompt: str | None,
-    class_weight: str | None,
-    valid: str | None,
-    test: str | None,
-    model: str,
-    quantize: Quantize | None,
-    method: Method | None,
-    rank: int | None,
-    targets: str | None,
-    part: Part | None,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float | None,
-    max_length: int | None,
-    seed: int,
-    resume: bool,
-    dry_run: bool,
-    trackers: tuple[str, ...],
-    push_to_hub: str | None,
-    encoding: str | None,
-) -> None:
-    """Train on a file, save, and print the scores; every argument is an option of `peftcls train`."""
-    if part and (method or rank or targets):
-        raise ValueError(
-            "--part trains the model itself, --method, --rank and --targets are of an adapter; leave out one or the others."
-        )
-    check_out_folder(out)
-    meter, rows = Meter(), read_rows(file, encoding=encoding)
-    columns = guess_columns(rows, kind=kind, text=text, label=label)
-    named = listed_labels(labels)
-    plain = task_for(
-        columns, labels=named, prompt=prompt, max_length=max_length, class_weight=class_weight
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """The options of `peftcls train`; their meaning is in its help."""
+
+    file: str
+    out: Path
+    kind: str | None
+    text: tuple[str, ...]
+    label: str | None
+    labels: str | None
+    prompt: str | None
+    class_weight: str | None
+    valid: str | None
+    test: str | None
+    model: str
+    quantize: Quantize | None
+    method: Method | None
+    rank: int | None
+    targets: str | None
+    part: Part | None
+    epochs: int
+    batch_size: int
+    learning_rate: float | None
+    max_length: int | None
+    seed: int
+    resume: bool
+    dry_run: bool
+    trackers: tuple[str, ...]
+    push_to_hub: str | None
+    encoding: str | None
+
+
+@dataclasses.dataclass
+class Tables:
+    """The rows of a run: to train on, to choose the best epoch by, and to score."""
+
+    train: datasets.Dataset
+    valid: datasets.Dataset
+    test: datasets.Dataset
+
+
+def train_file(options: TrainOptions) -> None:
+    """Train on a file, save the adapter, and print the scores on the test rows.
+
+    Raises:
+        RowError: something is wrong with a row or a table.
+        ValueError: something is wrong with an option.
+    """
+    _check_options(options)
+    meter = Meter()
+    task, tables = _read_rows(options)
+    examination = _examine(task, tables)
+    model, tokenizer = _build_model(options, task)
+    rows = prepare(
+        task, tables.train, tables.valid, tokenizer, base_facts(model), examination=examination
     )
-    task = plain.learn(rows)
-    names = getattr(task, "labels", None)
-    _say(str(columns) + (f" ({len(names)} labels: {first_labels(names)})" if names else ""))
-    check_rows(task, rows, training=True)
-    tables = {
-        "train": rows,
-        **{
-            name: read_rows(given, encoding=encoding)
-            for name, given in (("valid", valid), ("test", test))
-            if given
-        },
-    }
-    for name in ("valid", "test"):
-        if name in tables:
-            check_rows(task, tables[name])
-    for name, share in (("test", SHARE), ("valid", SHARE if test else SHARE / (1 - SHARE))):
-        if name not in tables:
-            tables["train"], tables[name] = split_off(
-                task, tables["train"], share, name=name, seed=seed
-            )
-            _say(
-                f"put {len(tables[name])} rows of {file} aside for --{name} (seed {seed}{_how(task)}, the same text never on both sides)"
-            )
-    for name, told in (("train", "training"), ("valid", "validation"), ("test", "test")):
-        name_source(tables[name], f"{source_name(tables[name])}, {told} rows")
-    if isinstance(
-        plain, Classification
-    ):  # of the rows put aside, nothing is learnt but the names of their labels
-        plain = dataclasses.replace(plain, labels=names)
-    task = plain.learn(tables["train"])
-    for found in refuse_errors(task, tables["train"], tables["valid"], tables["test"]).findings:
-        if found.severity != "note" and "test" in found.split:  # the trainer tells the rest
-            _say(f"{found.severity}: {found.sentence}")
-
-    loaded, tokenizer = load_base(model, task, quantize=quantize, seed=seed)
-    if part:
-        trained: Any = train_only(loaded, task, part)
-    else:
-        where: Any = targets if targets in (None, "attention", "all-linear") else targets.split(",")
-        rank = rank or RANK
-        trained = attach_lora(
-            loaded,
-            task,
-            rank=rank,
-            alpha=2 * rank,
-            dropout=DROPOUT,
-            targets=where,
-            method=method or "lora",
-            seed=seed,
-        )
-    rate = learning_rate or (RATE_OF_ALL if part == "all" else RATE)
-    config = TrainConfig(
-        out, epochs=epochs, batch_size=batch_size, learning_rate=rate, seed=seed, trackers=trackers
-    )
-    with Trainer(trained, task, tokenizer, config) as trainer:
-        if dry_run:
-            _say(f"{describe_model(trained, task)}\n{trainer.rehearse(tables['train'])}")
+    with Trainer(model, task, tokenizer, _train_config(options)) as trainer:
+        if options.dry_run:
+            _print_once(f"{describe_model(model, task)}\n{trainer.dry_run(rows)}")
             return
-        trainer.fit(tables["train"], tables["valid"], resume=resume)
-        if (
-            isinstance(task, ExtractiveQA)
-            and task.unanswerable
-            and any(task.answerable(tables["valid"]))
-        ):
-            trainer.calibrate(tables["valid"])  # when to give no answer
-        scores = report_scores(trainer, tables["train"], tables["valid"], tables["test"], {}, meter)
-        if trainer.accelerator.is_main_process:
-            card = write_card(out, scores=scores, about=_about(file, tables))
-            if not is_own_card(card):
-                print(f"note: {card} is no model card of peftcls; it was left as it is.")
-            print(f"the adapter is in {out}; next: peftcls predict {out} FILE --out ANSWERS.csv")
-            if push_to_hub:
-                push_folder(directory=out, repository=push_to_hub, private=False)
+        _train(trainer, rows, resume=options.resume)
+        _finish(trainer, tables, options, meter)
 
 
-def _say(sentence: str) -> None:
-    """Once, also where torchrun started several processes."""
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(sentence, flush=True)
+def _check_options(options: TrainOptions) -> None:
+    if options.part and (options.method or options.rank or options.targets):
+        raise ValueError(
+            "--part trains the model itself; it cannot be used with --method, --rank or "
+            "--targets, which are options of an adapter."
+        )
+    check_out_folder(options.out)
 
 
-def _how(task: Task) -> str:
-    if isinstance(task, Regression):
+# Step 1: rows and task
+
+
+def _read_rows(options: TrainOptions) -> tuple[Task, Tables]:
+    """Read, check and split the rows; the task has learnt from the training rows."""
+    rows = read_rows(options.file, encoding=options.encoding)
+    columns = guess_columns(rows, kind=options.kind, text=options.text, label=options.label)
+    unlearnt_task = task_for(
+        columns,
+        labels=parse_labels(options.labels),
+        prompt=options.prompt,
+        max_length=options.max_length,
+        class_weight=options.class_weight,
+    )
+    task = unlearnt_task.learn(rows)
+    _print_once(f"{columns}{_labels_remark(task)}")
+    tables = _split_rows(options, task, rows)
+
+    # The rows that were put aside teach the task nothing except the names of their labels.
+    if isinstance(unlearnt_task, Classification):
+        unlearnt_task = dataclasses.replace(unlearnt_task, labels=task.labels)
+    return unlearnt_task.learn(tables.train), tables
+
+
+def _examine(task: Task, tables: Tables) -> Examination:
+    """Examine all rows, print the findings that concern test rows, and return the others.
+
+    Raises:
+        RowError: the examination found an error.
+    """
+    examination = refuse_errors(task, tables.train, tables.valid, tables.test)
+    other_findings = []
+    for finding in examination.findings:
+        if "test" not in finding.split:
+            other_findings.append(finding)
+        elif finding.severity != "note":
+            _print_once(f"{finding.severity}: {finding.sentence}")
+    other_rows = {
+        split: count for split, count in examination.split_rows.items() if split != "test"
+    }
+    return Examination.of(other_findings, other_rows)
+
+
+def _labels_remark(task: Task) -> str:
+    if not task.labels:
+        return ""
+    return f" ({len(task.labels)} labels: {first_labels(task.labels)})"
+
+
+def _split_rows(options: TrainOptions, task: Task, rows: datasets.Dataset) -> Tables:
+    """The checked rows of the given files; what has no file is split off the training rows."""
+    check_rows(task, rows, training=True)
+    valid = _read_checked(task, options.valid, options.encoding)
+    test = _read_checked(task, options.test, options.encoding)
+    if test is None:
+        rows, test = _put_aside(options, task, rows, HELD_OUT_SHARE, "test")
+        valid_share = HELD_OUT_SHARE / (1 - HELD_OUT_SHARE)
+    else:
+        valid_share = HELD_OUT_SHARE
+    if valid is None:
+        rows, valid = _put_aside(options, task, rows, valid_share, "valid")
+    name_source(rows, f"{source_name(rows)}, training rows")
+    name_source(valid, f"{source_name(valid)}, validation rows")
+    name_source(test, f"{source_name(test)}, test rows")
+    return Tables(train=rows, valid=valid, test=test)
+
+
+def _read_checked(task: Task, file: str | None, encoding: str | None) -> datasets.Dataset | None:
+    if not file:
+        return None
+    rows = read_rows(file, encoding=encoding)
+    check_rows(task, rows)
+    return rows
+
+
+def _put_aside(
+    options: TrainOptions, task: Task, rows: datasets.Dataset, share: float, name: str
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Split a share off the rows, and say so: the rows that are left, and those put aside."""
+    left, aside = split_off(task, rows, share, name=name, seed=options.seed)
+    _print_once(
+        f"put {len(aside)} rows of {options.file} aside for --{name} (seed {options.seed}"
+        f"{_stratification_remark(task)}, the same text never on both sides)"
+    )
+    return left, aside
+
+
+def _stratification_remark(task: Task) -> str:
+    if task.answer_kind == "number":
         return ", spread over all numbers"
-    return ", the same share of every label" if getattr(task, "labels", None) else ""
+    if task.labels:
+        return ", the same share of every label"
+    return ""
 
 
-def _about(file: str, tables: dict[str, datasets.Dataset]) -> dict[str, str]:
-    """Lines for the model card: which rows, how many, and the sum of the file by which they are known again."""
-    told = {
-        "learnt from": f"{len(tables['train'])} rows ({source_name(tables['train'])})",
-        "the best epoch chosen by": f"{len(tables['valid'])} rows ({source_name(tables['valid'])})",
-        "test rows": source_name(tables["test"]),
+# Step 2: model
+
+
+def _build_model(options: TrainOptions, task: Task) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The base model with an adapter, or with a part of its own to train, and its tokenizer."""
+    base, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
+    if options.part:
+        return train_only(base, task, options.part), tokenizer
+    rank = options.rank or RANK
+    model = attach_lora(
+        base,
+        task,
+        rank=rank,
+        alpha=2 * rank,
+        dropout=DROPOUT,
+        targets=_adapter_targets(options.targets),
+        method=options.method or "lora",
+        seed=options.seed,
+    )
+    return model, tokenizer
+
+
+def _adapter_targets(targets: str | None) -> Any:
+    """The value of --targets: one of the known groups of modules, or a list of module names."""
+    if targets is None or targets in ("attention", "all-linear"):
+        return targets
+    return targets.split(",")
+
+
+def _train_config(options: TrainOptions) -> TrainConfig:
+    default_rate = LEARNING_RATE_OF_ALL if options.part == "all" else LEARNING_RATE
+    return TrainConfig(
+        options.out,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate or default_rate,
+        seed=options.seed,
+        trackers=options.trackers,
+    )
+
+
+# Step 3: training
+
+
+def _train(trainer: Trainer, rows: Prepared, *, resume: bool) -> None:
+    """Train, and fit the threshold below which a question gets no answer."""
+    if trainer.accelerator.is_main_process:
+        log_warnings(rows.examination)
+    trainer.fit(rows, resume=resume)
+    task = trainer.task
+    valid = rows.valid_rows
+    if not isinstance(task, ExtractiveQA) or not task.unanswerable or valid is None:
+        return
+    if any(task.answerable(valid)):
+        trainer.calibrate(valid)
+
+
+# Step 4: scores and model card
+
+
+def _finish(trainer: Trainer, tables: Tables, options: TrainOptions, meter: Meter) -> None:
+    """Print the scores, write the report and the model card, and push the folder if asked to."""
+    scores = report_scores(trainer, tables.train, tables.valid, tables.test, {}, meter)
+    if not trainer.accelerator.is_main_process:
+        return
+    out = options.out
+    card = write_card(out, scores=scores, about=_card_facts(options.file, tables))
+    if not is_own_card(card):
+        print(f"note: {card} is no model card of peftcls; it was left as it is.")
+    print(f"the adapter is in {out}; next: peftcls predict {out} FILE --out ANSWERS.csv")
+    if options.push_to_hub:
+        push_folder(directory=out, repository=options.push_to_hub, private=False)
+
+
+def _card_facts(file: str, tables: Tables) -> dict[str, str]:
+    """Facts for the model card: the rows, their number, and the checksum of the training file."""
+    facts = {
+        "learnt from": f"{len(tables.train)} rows ({source_name(tables.train)})",
+        "the best epoch chosen by": f"{len(tables.valid)} rows ({source_name(tables.valid)})",
+        "test rows": source_name(tables.test),
     }
     if Path(file).is_file():
-        with open(file, "rb") as opened:
-            told["SHA-256 of the training file"] = hashlib.file_digest(opened, "sha256").hexdigest()
-    return told
+        with open(file, "rb") as training_file:
+            digest = hashlib.file_digest(training_file, "sha256")
+        facts["SHA-256 of the training file"] = digest.hexdigest()
+    return facts
+
+
+def _print_once(message: str) -> None:
+    """Print, on the first process only where torchrun started several."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(message, flush=True)

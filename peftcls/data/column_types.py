@@ -1,124 +1,156 @@
-"""The kinds of values that the columns of a json file hold, so that a table of any length gets one type a column."""
+"""Column types of a json file: one type per column, found from all of its values.
+
+A type is written as a small Python value: None (only missing values so far), "bool", "int",
+"wide" (an integer that a float cannot hold exactly), "float", "text", ("list", type of the items),
+or a dict from field names to their types.
+"""
 
 from typing import Any
 
 import datasets
 
-Kind = Any  # None (only gaps so far), "bool", "int", "wide", "float", "text", ("list", Kind) or {"name": Kind}
-WIDEST = 2**63
-DEEPEST = 32  # lists or objects within one another; no column of a table needs more, and libraries count on it
-EXACT = 2**53  # beyond it a whole number is no longer a fraction's equal
-SPOKEN = {
+ColumnType = Any
+
+MAX_INTEGER = 2**63
+# The largest integer up to which every integer is exactly equal to a float.
+MAX_EXACT_FLOAT = 2**53
+# No column of a table needs more levels, and libraries fail with very many.
+MAX_NESTING = 32
+
+NAMES_IN_MESSAGES = {
     "bool": "true or false",
     "int": "a number",
     "wide": "a number of more than 53 bits",
     "float": "a number",
     "text": "text",
 }
-WIDER = {frozenset(("int", "float")): "float", frozenset(("int", "wide")): "wide"}
+DATASETS_TYPES = {
+    "bool": "bool",
+    "int": "int64",
+    "wide": "int64",
+    "float": "float64",
+    "text": "string",
+    None: "string",
+}
+COMMON_TYPES = {
+    frozenset(("int", "float")): "float",
+    frozenset(("int", "wide")): "wide",
+}
 
 
-class KindError(ValueError):
-    """Two kinds of values in one place, or one that no column can hold.
+class ColumnTypeError(ValueError):
+    """Values of two types in one column, or a value that no column can hold.
 
     Args:
-        found: the value's kind, in the words of a message.
-        seen: the kind of the values before it; None where the value alone is at fault.
+        found: the type of the value, in the words of a message.
+        before: the type of the values before it; None if the value cannot be stored at all.
     """
 
-    def __init__(self, found: str, seen: str | None = None) -> None:
+    def __init__(self, found: str, before: str | None = None) -> None:
         super().__init__(found)
-        self.found, self.seen = found, seen
+        self.found = found
+        self.before = before
 
 
-def merge_kind(seen: Kind, value: Any, depth: int = 0) -> Kind:
-    """The kind that holds all values seen so far and this one, which is `depth` lists or objects deep in its cell.
+def merge_type(before: ColumnType, value: Any, depth: int = 0) -> ColumnType:
+    """Find the type that holds all values so far and one more.
+
+    Args:
+        before: the type of all values so far.
+        value: the next value.
+        depth: how many lists or objects the value is nested in.
 
     Raises:
-        KindError: there is none.
+        ColumnTypeError: no type holds both.
     """
-    if depth > DEEPEST:
-        raise KindError(f"more than {DEEPEST} lists or objects within one another")
-    kind = _kind(value, seen, depth)
-    if seen is None or kind is None or kind == seen:
-        return seen if kind is None else kind
-    if (
-        isinstance(seen, str)
-        and isinstance(kind, str)
-        and (wider := WIDER.get(frozenset((seen, kind))))
-    ):
-        return wider
-    if type(seen) is type(kind) and not isinstance(seen, str):
-        return kind  # a list or an object, already merged with what was seen
-    raise KindError(spoken(kind), spoken(seen))
+    if depth > MAX_NESTING:
+        raise ColumnTypeError(f"more than {MAX_NESTING} levels of lists or objects")
+    found = _type_of(value, before, depth)
+    if found is None:
+        return before
+    if before is None or found == before:
+        return found
+    if isinstance(before, str) and isinstance(found, str):
+        common = COMMON_TYPES.get(frozenset((before, found)))
+        if common is not None:
+            return common
+    elif type(before) is type(found):
+        # A list or an object: `_type_of` has merged it with the values before it.
+        return found
+    raise ColumnTypeError(name_in_message(found), name_in_message(before))
 
 
-def _kind(value: Any, seen: Kind, depth: int = 0) -> Kind:
+def _type_of(value: Any, before: ColumnType, depth: int = 0) -> ColumnType:
+    """Find the type of a value; a list or an object is merged with `before`."""
     if value is None:
         return None
     if isinstance(value, bool):
         return "bool"
     if isinstance(value, int):
-        if not -WIDEST <= value < WIDEST:
-            raise KindError("a number of more than 64 bits")
-        return "int" if -EXACT <= value <= EXACT else "wide"
+        return _integer_type(value)
     if isinstance(value, float):
         return "float"
     if isinstance(value, str):
-        if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-            raise KindError("half of a surrogate pair, which is not a character")
+        check_text(value)
         return "text"
     if isinstance(value, list):
-        inner = seen[1] if isinstance(seen, tuple) else None
+        item_type = before[1] if isinstance(before, tuple) else None
         for item in value:
-            inner = merge_kind(inner, item, depth + 1)
-        return ("list", inner)
-    known = seen if isinstance(seen, dict) else {}
-    return known | {
-        _name(name): merge_kind(known.get(name), item, depth + 1) for name, item in value.items()
-    }
+            item_type = merge_type(item_type, item, depth + 1)
+        return ("list", item_type)
+    return _object_type(value, before, depth)
 
 
-def _name(name: str) -> str:
-    _kind(name, None)
-    return name
+def _integer_type(value: int) -> str:
+    if not -MAX_INTEGER <= value < MAX_INTEGER:
+        raise ColumnTypeError("a number of more than 64 bits")
+    if -MAX_EXACT_FLOAT <= value <= MAX_EXACT_FLOAT:
+        return "int"
+    return "wide"
 
 
-def spoken(kind: Kind) -> str:
-    """The kind in the words of a message."""
-    return (
-        "a list"
-        if isinstance(kind, tuple)
-        else "an object"
-        if isinstance(kind, dict)
-        else SPOKEN[kind]
-    )
+def _object_type(value: dict[str, Any], before: ColumnType, depth: int) -> dict[str, ColumnType]:
+    fields: dict[str, ColumnType] = dict(before) if isinstance(before, dict) else {}
+    for name, item in value.items():
+        check_text(name)
+        fields[name] = merge_type(fields.get(name), item, depth + 1)
+    return fields
 
 
-def feature_of(kind: Kind) -> Any:
-    """The kind as a type of the `datasets` library; gaps alone are text."""
-    if isinstance(kind, tuple):
-        return datasets.List(feature_of(kind[1]))
-    if isinstance(kind, dict):
-        return {name: feature_of(inner) for name, inner in kind.items()}
-    return datasets.Value(
-        {
-            "bool": "bool",
-            "int": "int64",
-            "wide": "int64",
-            "float": "float64",
-            "text": "string",
-            None: "string",
-        }[kind]
-    )
+def check_text(text: str) -> None:
+    """Raise a ColumnTypeError if a text cannot be encoded in UTF-8."""
+    if text.isascii():
+        return
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ColumnTypeError("half of a surrogate pair, which is not a character")
 
 
-def shape_value(value: Any, kind: Kind) -> Any:
-    """The value as its column holds it: whole numbers among fractions become fractions, missing fields gaps."""
+def name_in_message(column_type: ColumnType) -> str:
+    """Name a type in the words of a message."""
+    if isinstance(column_type, tuple):
+        return "a list"
+    if isinstance(column_type, dict):
+        return "an object"
+    return NAMES_IN_MESSAGES[column_type]
+
+
+def datasets_feature(column_type: ColumnType) -> Any:
+    """Convert a type to a feature of the `datasets` library; a column without values is text."""
+    if isinstance(column_type, tuple):
+        return datasets.List(datasets_feature(column_type[1]))
+    if isinstance(column_type, dict):
+        return {name: datasets_feature(field) for name, field in column_type.items()}
+    return datasets.Value(DATASETS_TYPES[column_type])
+
+
+def convert_value(value: Any, column_type: ColumnType) -> Any:
+    """Convert a value to its column's type: integers to floats, missing fields to None."""
     if value is None:
         return None
-    if isinstance(kind, tuple):
-        return [shape_value(item, kind[1]) for item in value]
-    if isinstance(kind, dict):
-        return {name: shape_value(value.get(name), inner) for name, inner in kind.items()}
-    return float(value) if kind == "float" else value
+    if isinstance(column_type, tuple):
+        return [convert_value(item, column_type[1]) for item in value]
+    if isinstance(column_type, dict):
+        return {name: convert_value(value.get(name), field) for name, field in column_type.items()}
+    if column_type == "float":
+        return float(value)
+    return value

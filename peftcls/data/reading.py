@@ -1,6 +1,5 @@
-"""Read a table of texts from a file or a hub, and say precisely what is wrong with it."""
+"""Load data: read a table from a file or the hub, with errors that name the row and column."""
 
-import codecs
 import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,11 +11,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from peftcls.argument_checks import check_argument_types
-from peftcls.data.column_types import KindError, feature_of, merge_kind, shape_value
+from peftcls.data.column_types import (
+    ColumnType,
+    ColumnTypeError,
+    check_text,
+    convert_value,
+    datasets_feature,
+    merge_type,
+)
 from peftcls.data.formats import PARSERS, Row
+from peftcls.data.text_files import utf_8_with_mark
 from peftcls.errors import RowError
 
-READERS = {*PARSERS, ".parquet"}
+SUFFIXES = (*PARSERS, ".parquet")
+HASH_BLOCK_BYTES = 1 << 20
+MAX_SHOWN_CHARACTERS = 80
+
+# What `datasets` raises for values that do not make a table.
+CONVERSION_ERRORS = (
+    pa.ArrowException,
+    UnicodeError,
+    OverflowError,
+    TypeError,
+    ValueError,
+    RecursionError,
+)
 
 
 def read_rows(
@@ -26,21 +45,23 @@ def read_rows(
     encoding: str | None = None,
     columns: Sequence[str] | None = None,
 ) -> datasets.Dataset:
-    """Read a csv, tsv, json, jsonl or parquet file, or a data set on the hub, as a memory-mapped table.
+    """Read a csv, tsv, json, jsonl or parquet file, or a data set on the hub, as a table.
 
-    Values of csv and tsv files stay the strings they are: "0012" is not a number and "NA" is not a gap. A csv file
-    follows RFC 4180; where its first line has no comma, semicolons or tabs part its fields. In a tsv file quotes are
-    characters like any other unless every one of them is well-formed quoting. SQuAD-format json is flattened to one row
-    a question. The file is read through once for errors before anything is kept.
+    The table is memory-mapped. Values of csv and tsv files stay the strings they are: "0012" is not
+    a number and "NA" is not a missing value. A csv file follows RFC 4180; if its first line has no
+    comma, the separator is a semicolon or a tab. In a tsv file quotes are characters like any other
+    unless every one of them is well-formed quoting. SQuAD-format json is flattened to one row per
+    question. The file is read through once for errors before anything is kept.
 
     Args:
         source: a path, or the name of a data set on the hub.
         split: which split of a hub data set; required there when it has several.
-        encoding: of a text file; UTF-8 (with or without a byte order mark) unless given.
-        columns: names for the columns of a csv or tsv file that has no header line.
+        encoding: of a text file; UTF-8 (with or without a byte order mark) by default.
+        columns: names for the columns of a csv or tsv file without a header line.
 
     Raises:
-        RowError: the file is missing, empty, in another encoding, ragged, or holds a line that is not JSON.
+        RowError: the file is missing, empty, in another encoding, ragged, or has a line that is not
+            JSON.
     """
     check_argument_types(
         {"source": source, "split": split, "encoding": encoding, "columns": columns}, read_rows
@@ -48,156 +69,216 @@ def read_rows(
     if columns is not None and (not columns or not all(isinstance(name, str) for name in columns)):
         raise ValueError(f"columns={columns!r}: expected the names of the columns, each a text.")
     path = Path(source)
-    if path.suffix.lower() not in READERS or not path.is_file():
-        return _read_hub(str(source), split, path)
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES or not path.is_file():
+        return _read_from_hub(str(source), split, path)
     with without_progress_bars():
-        rows = (
-            _read_parquet(path)
-            if path.suffix.lower() == ".parquet"
-            else _read_text(path, _with_mark(encoding), columns)
-        )
+        if suffix == ".parquet":
+            rows = _read_parquet(path)
+        else:
+            rows = _read_text(path, utf_8_with_mark(encoding), columns)
     return name_source(rows, path.name)
 
 
 def as_dataset(
     rows: datasets.Dataset | Iterable[Mapping[str, Any]], name: str = "rows"
 ) -> datasets.Dataset:
-    """The rows as a `datasets.Dataset`: itself where they are one, otherwise built from a list of mappings."""
+    """Convert a list of mappings to a `datasets.Dataset`; a `Dataset` is returned unchanged.
+
+    Args:
+        rows: the rows.
+        name: what messages call the rows.
+
+    Raises:
+        RowError: they are not rows, or a column has values of several types.
+    """
     if isinstance(rows, datasets.Dataset):
         return rows
-    listed = (
-        list(rows) if isinstance(rows, Iterable) and not isinstance(rows, str | Mapping) else []
-    )
-    if not listed or not all(isinstance(row, Mapping) for row in listed):
+    row_list: list[Any] = []
+    if isinstance(rows, Iterable) and not isinstance(rows, str | Mapping):
+        row_list = list(rows)
+    if not row_list or not all(isinstance(row, Mapping) for row in row_list):
         raise RowError(
-            f"expected a datasets.Dataset or a list of mappings such as {{'text': '...'}}, found {str(rows)[:80]!r}."
+            "expected a datasets.Dataset or a list of mappings such as {'text': '...'}, "
+            f"found {str(rows)[:MAX_SHOWN_CHARACTERS]!r}."
         )
-    names = list(dict.fromkeys(column for row in listed for column in row))
+    # A dict keeps the order of the columns.
+    columns: dict[Any, list[Any]] = {}
+    for row in row_list:
+        for column in row:
+            columns.setdefault(column, [])
+    for column, values in columns.items():
+        values.extend(row.get(column) for row in row_list)
     try:
-        return name_source(
-            datasets.Dataset.from_dict({n: [row.get(n) for row in listed] for n in names}), name
-        )
-    except (
-        pa.ArrowException,
-        UnicodeError,
-        OverflowError,
-        TypeError,
-        ValueError,
-        RecursionError,
-    ) as error:
+        table = datasets.Dataset.from_dict(columns)
+    except CONVERSION_ERRORS as error:
         raise RowError(
-            f"{name} cannot be made a table: {error}; write each column in one kind of value."
+            f"{name} cannot be made into a table: {error}; use one type of value in each column."
         ) from None
+    return name_source(table, name)
 
 
 def name_source(rows: datasets.Dataset, name: str) -> datasets.Dataset:
-    """Remember where the rows come from, for the messages about them."""
+    """Store what messages call the rows, and return the rows."""
     rows.info.description = name
     return rows
 
 
 def source_name(rows: datasets.Dataset) -> str:
-    """The file (or the given name) that the rows come from."""
+    """Return what messages call the rows: their file, or the name from `name_source`."""
     return rows.info.description or "rows"
 
 
 def require_columns(rows: datasets.Dataset, columns: Iterable[str], reader: str) -> None:
-    """Raise a RowError that names the first of `columns` that the rows do not have."""
+    """Raise a RowError that names the first missing column.
+
+    Args:
+        rows: the table.
+        columns: that it must have.
+        reader: what needs the columns, for the message.
+    """
     columns = list(columns)
     for column in columns:
         if column not in rows.column_names:
             raise RowError(
-                f"row 1 of {source_name(rows)} has no column {column!r}; it has {rows.column_names}. "
-                f"{reader} needs {columns}."
+                f"row 1 of {source_name(rows)} has no column {column!r}; "
+                f"it has {rows.column_names}. {reader} needs {columns}."
             )
 
 
-def _read_hub(name: str, split: str | None, path: Path) -> datasets.Dataset:
-    if name == "-":
-        raise RowError(
-            f"cannot read -: rows are not read from a pipe; expected a file ending in {', '.join(sorted(READERS))}."
-        )
-    if path.exists() or path.suffix.lower() in READERS or name.startswith((".", "/", "~")):
-        if not path.exists() and path.suffix.lower() in READERS:
-            raise RowError(
-                f"there is no file {name}; check the path, which starts from {Path.cwd()} where it is not absolute."
-            )
-        found = (
-            "a folder"
-            if path.is_dir()
-            else "a file of another kind"
-            if path.exists()
-            else "nothing there"
-        )
-        raise RowError(
-            f"cannot read {name}: expected a file ending in {', '.join(sorted(READERS))}, found {found}."
-        )
+@contextlib.contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Hide the progress bars of `datasets`, for steps that take a moment."""
+    were_shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
     try:
-        found = datasets.load_dataset(name, split=split)
+        yield
+    finally:
+        if were_shown:
+            datasets.enable_progress_bars()
+
+
+def _read_from_hub(name: str, split: str | None, path: Path) -> datasets.Dataset:
+    _refuse_paths(name, path)
+    try:
+        rows = datasets.load_dataset(name, split=split)
     except (OSError, ValueError) as error:
         raise RowError(
-            f"cannot read {name}: there is no such file here, and as a data set on the hub: {error}"
+            f"cannot read {name}: there is no file of this name here, and reading it from the hub "
+            f"failed: {error}"
         ) from None
-    if not isinstance(found, datasets.Dataset):
+    if not isinstance(rows, datasets.Dataset):
         raise RowError(
-            f"{name} has the splits {sorted(found)}; choose one: read_rows({name!r}, split=...)."
+            f"{name} has the splits {sorted(rows)}; choose one: read_rows({name!r}, split=...)."
         )
-    return name_source(found, name if split is None else f"{name} ({split})")
+    if split is None:
+        return name_source(rows, name)
+    return name_source(rows, f"{name} ({split})")
+
+
+def _refuse_paths(name: str, path: Path) -> None:
+    """Raise a RowError for what is a path, not the name of a data set on the hub."""
+    suffixes = ", ".join(sorted(SUFFIXES))
+    if name == "-":
+        raise RowError(
+            f"cannot read -: rows are not read from a pipe; expected a file ending in {suffixes}."
+        )
+    exists = path.exists()
+    has_known_suffix = path.suffix.lower() in SUFFIXES
+    if has_known_suffix and not exists:
+        raise RowError(
+            f"there is no file {name}; check the path. A relative path starts from {Path.cwd()}."
+        )
+    if not exists and not name.startswith((".", "/", "~")):
+        return
+    if path.is_dir():
+        found = "a folder"
+    elif exists:
+        found = "a file of another kind"
+    else:
+        found = "nothing there"
+    raise RowError(f"cannot read {name}: expected a file ending in {suffixes}, found {found}.")
 
 
 def _read_text(path: Path, encoding: str, columns: Sequence[str] | None) -> datasets.Dataset:
+    """Read a text file twice: for the types of its columns and its errors, then for its rows."""
     parse = PARSERS[path.suffix.lower()]
-    kinds: dict[str, Any] = {}
-    first: dict[str, int] = {}
-    for number, row in enumerate(parse(path, encoding, columns), 1):
+    column_types = _find_column_types(path, parse(path, encoding, columns))
+    features = datasets.Features(
+        {name: datasets_feature(column_type) for name, column_type in column_types.items()}
+    )
+
+    def convert_rows() -> Iterator[Row]:
+        for row in parse(path, encoding, columns):
+            yield {
+                name: convert_value(row.get(name), column_type)
+                for name, column_type in column_types.items()
+            }
+
+    # `datasets` caches the table under this key. It depends on the content and on how it was read,
+    # so an edited file is read again.
+    key = hashlib.sha256(repr((path.suffix, encoding, columns, column_types)).encode())
+    with path.open("rb") as file:
+        while block := file.read(HASH_BLOCK_BYTES):
+            key.update(block)
+    return datasets.Dataset.from_generator(
+        convert_rows, features=features, fingerprint=key.hexdigest()[:32]
+    )
+
+
+def _find_column_types(path: Path, rows: Iterator[Row]) -> dict[str, ColumnType]:
+    """Find the type of each column from all rows.
+
+    Raises:
+        RowError: a column has values of two types, or there are no rows.
+    """
+    column_types: dict[str, ColumnType] = {}
+    first_row_with_value: dict[str, int] = {}
+    for number, row in enumerate(rows, 1):
         for name, value in row.items():
             try:
-                merge_kind("text", name)  # a name is a text that can be written
-                if "\0" in name or "\ufeff" in name:
-                    raise RowError(
-                        f"{path.name} has a column name with a NUL character or a byte order mark in it: {name!r}; it is not a "
-                        "table of text in the encoding that was read."
-                    )
-                kinds[name] = merge_kind(kinds.get(name), value)
-            except KindError as error:
-                before = (
-                    f", where row {first.get(name, number)} has {error.seen}" if error.seen else ""
-                )
+                _check_column_name(name, path)
+                column_types[name] = merge_type(column_types.get(name), value)
+            except ColumnTypeError as error:
+                before = ""
+                if error.before:
+                    first_row = first_row_with_value.get(name, number)
+                    before = f", where row {first_row} has {error.before}"
                 raise RowError(
                     f"row {number} of {path.name} has {error.found} in column {name!r}{before}; "
-                    "write the column in one way."
+                    "use one type of value in a column."
                 ) from None
             if value is not None:
-                first.setdefault(name, number)
-    if not kinds:
-        below = "below the header" if path.suffix.lower() in {".csv", ".tsv"} else "with a column"
-        raise RowError(f"{path.name} has no rows: expected at least one {below}.")
-    # The key stands for content and reading, so that an edited file is never answered from the cache.
-    key = hashlib.sha256(repr((path.suffix, encoding, columns, kinds)).encode())
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            key.update(block)
+                first_row_with_value.setdefault(name, number)
+    if not column_types:
+        has_header = path.suffix.lower() in {".csv", ".tsv"}
+        expected = "one below the header" if has_header else "one with a column"
+        raise RowError(f"{path.name} has no rows: expected at least {expected}.")
+    return column_types
 
-    def generate() -> Iterator[Row]:
-        for row in parse(path, encoding, columns):
-            yield {name: shape_value(row.get(name), kind) for name, kind in kinds.items()}
 
-    features = datasets.Features({name: feature_of(kind) for name, kind in kinds.items()})
-    return datasets.Dataset.from_generator(
-        generate, features=features, fingerprint=key.hexdigest()[:32]
-    )
+def _check_column_name(name: str, path: Path) -> None:
+    check_text(name)
+    if "\0" in name or "\ufeff" in name:
+        raise RowError(
+            f"{path.name} has a column name with a NUL character or a byte order mark in it: "
+            f"{name!r}; the file is not a table of text in this encoding."
+        )
 
 
 def _read_parquet(path: Path) -> datasets.Dataset:
     try:
         with pq.ParquetFile(path) as file:
-            names, count = file.schema_arrow.names, file.metadata.num_rows
-        if not names or not count:
+            names = file.schema_arrow.names
+            row_count = file.metadata.num_rows
+        if not names or not row_count:
             raise RowError(f"{path.name} has no rows: expected at least one with a column.")
-        if doubled := [name for name in names if names.count(name) > 1]:
-            raise RowError(
-                f"{path.name} has the column {doubled[0]!r} {names.count(doubled[0])} times; name each once."
-            )
+        for name in names:
+            count = names.count(name)
+            if count > 1:
+                raise RowError(
+                    f"{path.name} has the column {name!r} {count} times; name each once."
+                )
         return datasets.Dataset.from_parquet(str(path))
     except RowError:
         raise
@@ -208,32 +289,9 @@ def _read_parquet(path: Path) -> datasets.Dataset:
         TypeError,
         OSError,
     ) as error:
-        told = str(error.__cause__ or error).strip().partition("\n")[0]
+        cause = error.__cause__ or error
+        first_line = str(cause).strip().partition("\n")[0]
         raise RowError(
-            f"{path.name} is not a parquet file that can be read: {told.rstrip('.')}; write it again, or give it "
-            "the ending of what it holds."
+            f"{path.name} is not a parquet file that can be read: {first_line.rstrip('.')}; "
+            "write it again, or give it the file extension of its real format."
         ) from None
-
-
-def _with_mark(encoding: str | None) -> str:
-    """The encoding, where UTF-8 also takes the byte order mark that spreadsheets write before it."""
-    try:
-        return (
-            "utf-8-sig" if encoding is None or codecs.lookup(encoding).name == "utf-8" else encoding
-        )
-    except LookupError:
-        raise RowError(
-            f"encoding={encoding!r} is not the name of an encoding; try 'utf-8', 'latin-1' or 'cp1252'."
-        ) from None
-
-
-@contextlib.contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """No progress bar for a file that is read in a moment."""
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()

@@ -1,4 +1,4 @@
-"""Memory that is no longer used goes back to the system."""
+"""Freed heap memory returned to the operating system."""
 
 import ctypes
 import functools
@@ -6,14 +6,15 @@ from collections.abc import Callable
 
 
 def trim_heap() -> None:
-    """Return what was freed: the allocator keeps it, and lays what other threads read, or batches of another size need, beside it."""
-    if (trim := _trim()) is not None:
+    """Return freed heap memory to the OS (malloc_trim); otherwise the heap fragments."""
+    trim = _malloc_trim()
+    if trim is not None:
         trim(0)
 
 
 @functools.cache
-def _trim() -> Callable[[int], int] | None:
-    """The C library's function that gives freed memory back; None where it has none."""
+def _malloc_trim() -> Callable[[int], int] | None:
+    """The C library's `malloc_trim`; None where it has none."""
     try:
         return ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):

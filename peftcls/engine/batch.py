@@ -1,4 +1,4 @@
-"""What a model is given at once."""
+"""A batch: the tensors that a model is given at once."""
 
 import torch
 

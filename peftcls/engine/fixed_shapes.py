@@ -1,14 +1,16 @@
-"""Batches in a handful of shapes: what is done with one of them can be recorded once, and replayed for all that have its shape."""
+"""Fixed shapes: batches padded to a handful of widths, as CUDA graphs need them."""
 
 import torch
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from peftcls.engine.batch import Batch
-from peftcls.engine.bin_packing import rounded
+from peftcls.engine.bin_packing import round_up
 
-WIDTH_STEP, NARROW, PLACES_STEP = 64, 256, 4
-TOKEN_LEVEL = (
+WIDTH_STEP = 64
+NARROW_TOKENS = 256  # up to here widths are multiples of the step
+POSITIONS_STEP = 4
+ZERO_PADDED = (
     "attention_mask",
     "token_type_ids",
     "supervised",
@@ -16,40 +18,48 @@ TOKEN_LEVEL = (
     "ends",
     "allowed",
     "null",
-)  # filled with zeros
+)
 
 
 def in_fixed_shape(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> Batch:
-    """The same rows in one of a few widths, the places that are supervised as numbers: no shape depends on what a row says.
+    """Pad a batch to one of a few widths, and give supervised positions as numbers.
+
+    No shape depends on what a row says then.
 
     Args:
         batch: as a task collates it, on the processor, where to look at it costs nothing.
-        tokenizer: says what padding is, and on which side it stands; a model with fewer positions is given fewer tokens.
+        tokenizer: says what padding is, on which side it goes, and how many positions there are.
     """
     width = batch["attention_mask"].shape[1]
-    more = min(fixed_width(width), tokenizer.model_max_length) - width
-    sides = (0, max(more, 0)) if tokenizer.padding_side == "right" else (max(more, 0), 0)
-    fills = {"input_ids": int(tokenizer.pad_token_id), **dict.fromkeys(TOKEN_LEVEL, 0)}
-    fixed = {
-        name: F.pad(tensor, sides, value=fills[name]) if name in fills else tensor
-        for name, tensor in batch.items()
-    }
+    padded_width = min(fixed_width(width), tokenizer.model_max_length)
+    missing = max(padded_width - width, 0)
+    sides = (0, missing) if tokenizer.padding_side == "right" else (missing, 0)
+    fills = {"input_ids": int(tokenizer.pad_token_id), **dict.fromkeys(ZERO_PADDED, 0)}
+    fixed = dict(batch)
+    for name, value in fills.items():
+        if name in fixed:
+            fixed[name] = F.pad(fixed[name], sides, value=value)
     if "supervised" in fixed:
-        fixed["supervised"] = marked_places(fixed["supervised"])
+        fixed["supervised"] = marked_positions(fixed["supervised"])
     return fixed
 
 
 def fixed_width(tokens: int) -> int:
-    """The next width that is a multiple of 64, or beyond 256 a power of two or three quarters of one."""
-    if tokens <= NARROW:
-        return rounded(tokens, WIDTH_STEP)
+    """The next multiple of 64, or beyond 256 the next power of two or three quarters of one."""
+    if tokens <= NARROW_TOKENS:
+        return round_up(tokens, WIDTH_STEP)
     power: int = 1 << (tokens - 1).bit_length()
-    return power * 3 // 4 if tokens <= power * 3 // 4 else power
+    three_quarters = power * 3 // 4
+    return three_quarters if tokens <= three_quarters else power
 
 
-def marked_places(marks: torch.Tensor) -> torch.Tensor:
-    """The places of each row that are True in marks of shape (rows, tokens): (rows, places), -1 where a row has fewer."""
+def marked_positions(marks: torch.Tensor) -> torch.Tensor:
+    """The positions of each row that are True in marks of shape (rows, tokens).
+
+    Returns:
+        Positions of shape (rows, most of any row, rounded up); -1 where a row has fewer.
+    """
     counts = marks.sum(1, keepdim=True)
-    most = min(rounded(int(counts.max()), PLACES_STEP), marks.shape[1])
-    places = marks.long().argsort(dim=1, descending=True, stable=True)[:, :most]
-    return places.masked_fill(torch.arange(most) >= counts, -1)
+    most = min(round_up(int(counts.max()), POSITIONS_STEP), marks.shape[1])
+    positions = marks.long().argsort(dim=1, descending=True, stable=True)[:, :most]
+    return positions.masked_fill(torch.arange(most) >= counts, -1)

@@ -1,4 +1,4 @@
-"""What the processor at hand does fastest: the width of numbers, and the way attention is computed."""
+"""Kernels: the number format, attention and norms that the device computes fastest."""
 
 import functools
 import inspect
@@ -13,127 +13,162 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from peftcls.engine.packing import packing
+from peftcls.engine.packing import current_packing
+from peftcls.engine.precision import tolerance
 
-OWN_ATTENTION, GPU_ATTENTION = "peftcls", "peftcls_gpu"
-UNPLANNED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-LONGEST_TOKENS = (
-    1024  # beyond, the table of all pairs of tokens would be larger than what it is made from
-)
-NARROWEST = 320  # hidden size; a narrower model spends its time elsewhere than in matrix products
-GAIN, FUSED_GAIN = 1.3, 1.15
+CPU_ATTENTION = "peftcls"
+GPU_ATTENTION = "peftcls_gpu"
+BACKENDS_WITHOUT_PLANS = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+MAX_MATMUL_TOKENS = 1024  # beyond, the table of scores is larger than what it is made from
+MIN_BF16_HIDDEN_SIZE = 320  # a narrower model spends its time outside of matrix products
+MIN_BF16_GAIN = 1.3
+MIN_FUSED_GAIN = 1.15
+PROBE_TURNS = 6
 
 
 def fast_dtype(hidden_size: int) -> torch.dtype:
-    """bfloat16 where this machine multiplies matrices of such a model faster in it, float32 otherwise.
+    """bfloat16 where this machine multiplies matrices of such a model faster in it, else float32.
 
-    A GPU is asked what it supports; a processor is timed once, since one without the instructions is twice slower in
-    bfloat16, and one with them about twice faster: the two are far enough apart for every run to find the same.
+    A GPU is asked what it supports. A processor is timed once: without bfloat16 instructions it is
+    twice slower in it, with them about twice faster, so every run finds the same.
     """
     if torch.cuda.is_available():
-        return (
-            torch.bfloat16
-            if torch.cuda.is_bf16_supported(including_emulation=False)
-            else torch.float32
-        )
-    return torch.bfloat16 if hidden_size >= NARROWEST and _processor_gains() else torch.float32
+        supported = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if supported else torch.float32
+    if hidden_size >= MIN_BF16_HIDDEN_SIZE and _cpu_gains_by_bfloat16():
+        return torch.bfloat16
+    return torch.float32
 
 
 @functools.cache
-def _processor_gains() -> bool:
-    wide, narrow = (
-        functools.partial(
-            F.linear, torch.ones(256, 768, dtype=dtype), torch.ones(3072, 768, dtype=dtype)
-        )
-        for dtype in (torch.float32, torch.bfloat16)
-    )
-    return _gain(wide, narrow) > GAIN
+def _cpu_gains_by_bfloat16() -> bool:
+    def product(dtype: torch.dtype) -> Callable[[], torch.Tensor]:
+        inputs = torch.ones(256, 768, dtype=dtype)
+        weight = torch.ones(3072, 768, dtype=dtype)
+        return functools.partial(F.linear, inputs, weight)
+
+    return _speed_ratio(product(torch.float32), product(torch.bfloat16)) > MIN_BF16_GAIN
 
 
 @torch.inference_mode()
-def _gain(first: Callable[[], object], second: Callable[[], object]) -> float:
-    """How many times as long the first call takes as the second, at the best of several turns each."""
+def _speed_ratio(first: Callable[[], object], second: Callable[[], object]) -> float:
+    """How many times as long the first call takes as the second, at the best of several turns."""
     best = [float("inf"), float("inf")]
-    for turn in range(6):
+    for turn in range(PROBE_TURNS):
         for number, call in enumerate((first, second)):
             started = time.perf_counter()
             call()
+            seconds = time.perf_counter() - started
             if turn:  # the first call of all builds its kernel
-                best[number] = min(best[number], time.perf_counter() - started)
+                best[number] = min(best[number], seconds)
     return best[0] / best[1]
 
 
 def call_tokens(device: torch.device) -> int:
-    """What a call of a model costs beyond its tokens, as a number of tokens: a GPU waits for its next call much longer."""
-    return 64 if device.type == "cpu" else 4096
+    """What a call of a model costs beyond its tokens, as a number of tokens; a GPU waits longer."""
+    if device.type == "cpu":
+        return 64
+    return 4096
 
 
 def batch_tokens(device: torch.device) -> int:
-    """How many tokens that are computed suit a call of a model: enough to keep the device busy, few enough for its nearest memory."""
-    return 2048 if device.type == "cpu" else 32768
+    """How many tokens suit a call of a model.
+
+    They keep the device busy, and are few enough for its nearest memory.
+    """
+    if device.type == "cpu":
+        return 2048
+    return 32768
 
 
 def choose_kernels(model: PreTrainedModel) -> None:
-    """Compute attention and norms as is fastest for short texts; on a processor attention sees rows where all else sees packed tokens.
+    """Compute attention and norms in the form that is fastest for short texts.
 
-    On a GPU cuDNN is left out, which torch would prefer where there is a mask: for every shape that it has not met it makes a
-    plan, which takes 0.1 to 0.5 s each way, and texts come in many shapes.
+    On a processor, attention sees rows where all else sees packed tokens. The fused kernel's
+    backward pass in bfloat16 takes 2 to 8 times as long as plain matrix products, up to 512 tokens
+    (12 heads of 32 or 64, 512 tokens in all); in float32 it is the faster one. Its forward pass
+    takes 1.5 times as long on one processor and two thirds on another, so it is timed once.
 
-    On a processor the fused kernel's way back in bfloat16 takes 2 to 8 times as long as plain matrix products, up to 512
-    tokens (12 heads of 32 or 64, 512 tokens in all); in float32 it is the faster. Its way forward takes 1.5 times as long on
-    one processor and two thirds on another, which is asked once.
+    On a GPU, cuDNN is left out, which torch prefers where there is a mask: for every new shape it
+    makes a plan, which takes 0.1 to 0.5 s in each pass, and texts come in many shapes.
     """
+    on_gpu = torch.cuda.is_available()
     if model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation(GPU_ATTENTION if torch.cuda.is_available() else OWN_ATTENTION)
-    if torch.cuda.is_available():
+        model.set_attn_implementation(GPU_ATTENTION if on_gpu else CPU_ATTENTION)
+    if on_gpu:
         fuse_norms(model)
 
 
-def fuse_norms(model: torch.nn.Module) -> None:
-    """Let norms by the root mean square be computed by one kernel each way, where eight are written out, with fewer copies to go back.
+def use_plain_kernels(model: PreTrainedModel) -> None:
+    """Undo `choose_kernels`: attention and norms as transformers has them."""
+    if model.config._attn_implementation in (CPU_ATTENTION, GPU_ATTENTION):
+        model.set_attn_implementation("sdpa")
+    for module in model.modules():
+        if isinstance(module, _FusedNorm):
+            module.__class__ = type(module).__bases__[1]
 
-    What is no such norm (Zhang and Sennrich 2019, section 3) is left as it is: one of each kind is asked.
+
+class _FusedNorm(torch.nn.Module):
+    """Marks a norm whose class was replaced by one with the fused forward pass."""
+
+    weight: torch.Tensor
+    variance_epsilon: float
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """RMS norm over the last dimension, by one kernel."""
+        return _rms_norm(self, hidden_states)
+
+
+def fuse_norms(model: torch.nn.Module) -> None:
+    """Compute RMS norms by one kernel in each pass instead of eight, with fewer copies kept.
+
+    A module that is no RMS norm (Zhang and Sennrich 2019, section 3) is left as it is: one of each
+    class is tried.
     """
-    fused: dict[type, type | None] = {}
+    fused_classes: dict[type, type | None] = {}
     for module in list(model.modules()):
         kind: Any = type(module)
-        if (
-            isinstance(getattr(module, "variance_epsilon", None), float)
-            and getattr(module, "weight", None) is not None
-        ):
-            if kind not in fused:
-                fused[kind] = (
-                    type(kind.__name__, (kind,), {"forward": _norm}) if _is_norm(module) else None
-                )
-            module.__class__ = fused[kind] or kind
+        if not isinstance(getattr(module, "variance_epsilon", None), float):
+            continue
+        if getattr(module, "weight", None) is None or issubclass(kind, _FusedNorm):
+            continue
+        if kind not in fused_classes:
+            fused_classes[kind] = None
+            if _is_rms_norm(module):
+                fused_classes[kind] = type(kind.__name__, (_FusedNorm, kind), {})
+        fused = fused_classes[kind]
+        if fused is not None:
+            module.__class__ = fused
 
 
-def _norm(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-    return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
+def _rms_norm(module: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+    weight = module.weight
+    return F.rms_norm(hidden_states, weight.shape, weight, module.variance_epsilon)
 
 
 @torch.no_grad()
-def _is_norm(module: Any) -> bool:
+def _is_rms_norm(module: Any) -> bool:
     weight = module.weight
-    if (
-        weight.ndim != 1
-        or not weight.is_floating_point()
-        or len(inspect.signature(module.forward).parameters) > 1
-    ):  # it has a gate
+    if weight.ndim != 1 or not weight.is_floating_point():
         return False
-    states = torch.linspace(-3, 5, 2 * len(weight), device=weight.device, dtype=weight.dtype).view(
-        2, -1
-    )
-    near = 2e-2 if weight.dtype in (torch.bfloat16, torch.float16) else 1e-5
-    return torch.allclose(module(states), _norm(module, states), rtol=near, atol=near)
+    if len(inspect.signature(module.forward).parameters) > 1:  # it has a gate
+        return False
+    states = torch.linspace(-3, 5, 2 * len(weight), device=weight.device, dtype=weight.dtype)
+    states = states.view(2, -1)
+    allowed = tolerance(weight.dtype, narrow=2e-2, wide=1e-5)
+    return torch.allclose(module(states), _rms_norm(module, states), rtol=allowed, atol=allowed)
 
 
-def _attend_unplanned(*heads: Any, **more: Any) -> tuple[torch.Tensor, None]:
-    with sdpa_kernel(UNPLANNED):
+def _gpu_attention(*heads: Any, **more: Any) -> tuple[torch.Tensor, None]:
+    with sdpa_kernel(BACKENDS_WITHOUT_PLANS):
         return sdpa_attention_forward(*heads, **more)
 
 
-def _attend(
+def _cpu_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -141,11 +176,11 @@ def _attend(
     attention_mask: torch.Tensor | None,
     **more: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention in the form that transformers asks for: heads of shape (rows, heads, tokens, width), an additive mask."""
-    own = packing()
-    if own is None:
+    """Attention as transformers calls it; heads have the shape (rows, heads, tokens, width)."""
+    packing = current_packing()
+    if packing is None:
         return _attend_rows(module, query, key, value, attention_mask, **more)
-    return own.attend(_attend_rows, module, query, key, value, attention_mask, **more)
+    return packing.attend(_attend_rows, module, query, key, value, attention_mask, **more)
 
 
 def _attend_rows(
@@ -159,67 +194,75 @@ def _attend_rows(
     is_causal: bool | None = None,
     **more: Any,
 ) -> tuple[torch.Tensor, None]:
-    masked = attention_mask is not None or not (
-        getattr(module, "is_causal", True) if is_causal is None else is_causal
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    has_all_masks = attention_mask is not None or not causal
+    if has_all_masks and more.get("position_bias") is None and _matmul_is_faster(query, key, value):
+        return _attend_by_matmul(query, key, value, attention_mask, dropout, scaling), None
+    return sdpa_attention_forward(
+        module,
+        query,
+        key,
+        value,
+        attention_mask,
+        dropout=dropout,
+        scaling=scaling,
+        is_causal=is_causal,
+        **more,
     )
-    if not (
-        masked
-        and query.device.type == "cpu"
-        and query.dtype == torch.bfloat16
-        and key.shape[2] <= LONGEST_TOKENS
-        and more.get("position_bias") is None
-        and (
-            any(heads.requires_grad for heads in (query, key, value)) or not _fused_answers_faster()
-        )
-    ):
-        return sdpa_attention_forward(
-            module,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=dropout,
-            scaling=scaling,
-            is_causal=is_causal,
-            **more,
-        )
-    (rows, heads, _, width), groups = query.shape, query.shape[1] // key.shape[1]
-    asked = (query * (width**-0.5 if scaling is None else scaling)).reshape(
-        rows, heads // groups, -1, width
-    )
-    scores = torch.matmul(
-        asked, key.transpose(2, 3)
-    )  # heads that read the same keys stand one behind another
+
+
+def _matmul_is_faster(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether plain matrix products beat the fused kernel: short rows in bfloat16 on a CPU."""
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16:
+        return False
+    if key.shape[2] > MAX_MATMUL_TOKENS:
+        return False
+    has_backward = query.requires_grad or key.requires_grad or value.requires_grad
+    return has_backward or not _fused_forward_is_faster()
+
+
+def _attend_by_matmul(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Attention by two matrix products; the result has the shape (rows, tokens, heads, width)."""
+    rows, heads, _, width = query.shape
+    groups = heads // key.shape[1]  # query heads that read the same keys, one behind another
+    scaled = query * (width**-0.5 if scaling is None else scaling)
+    scaled = scaled.reshape(rows, heads // groups, -1, width)
+    scores = torch.matmul(scaled, key.transpose(2, 3))
     if attention_mask is not None:
         mask = attention_mask
-        if groups > 1:
-            mask = (
-                mask.repeat(1, 1, groups, 1) if mask.shape[1] == 1 else mask.reshape(scores.shape)
-            )
+        if groups > 1 and mask.shape[1] == 1:
+            mask = mask.repeat(1, 1, groups, 1)
+        elif groups > 1:
+            mask = mask.reshape(scores.shape)
         scores = scores.add_(mask)
-    found = torch.matmul(F.dropout(scores.softmax(-1), dropout), value).view(query.shape)
-    return found.transpose(1, 2).contiguous(), None
+    output = torch.matmul(F.dropout(scores.softmax(-1), dropout), value).view(query.shape)
+    return output.transpose(1, 2).contiguous()
 
 
 @functools.cache
-def _fused_answers_faster() -> bool:
-    """Whether the fused kernel's way forward in bfloat16 is the faster here; its way back never was."""
-    heads, mask = (
-        torch.ones(4, 12, 128, 64, dtype=torch.bfloat16),
-        torch.zeros(4, 1, 128, 128, dtype=torch.bfloat16),
-    )
-    return (
-        _gain(
-            lambda: torch.matmul(
-                torch.matmul(heads, heads.transpose(2, 3)).add_(mask).softmax(-1), heads
-            ),
-            lambda: F.scaled_dot_product_attention(heads, heads, heads, mask),
-        )
-        > FUSED_GAIN
-    )
+def _fused_forward_is_faster() -> bool:
+    """Whether the fused kernel's forward pass in bfloat16 is faster on this processor."""
+    heads = torch.ones(4, 12, 128, 64, dtype=torch.bfloat16)
+    mask = torch.zeros(4, 1, 128, 128, dtype=torch.bfloat16)
+
+    def by_matmul() -> torch.Tensor:
+        scores = torch.matmul(heads, heads.transpose(2, 3)).add_(mask)
+        return torch.matmul(scores.softmax(-1), heads)
+
+    def fused() -> torch.Tensor:
+        return F.scaled_dot_product_attention(heads, heads, heads, mask)
+
+    return _speed_ratio(by_matmul, fused) > MIN_FUSED_GAIN
 
 
-AttentionInterface.register(GPU_ATTENTION, _attend_unplanned)
+AttentionInterface.register(GPU_ATTENTION, _gpu_attention)
 AttentionMaskInterface.register(GPU_ATTENTION, sdpa_mask)
-AttentionInterface.register(OWN_ATTENTION, _attend)
-AttentionMaskInterface.register(OWN_ATTENTION, eager_mask)
+AttentionInterface.register(CPU_ATTENTION, _cpu_attention)
+AttentionMaskInterface.register(CPU_ATTENTION, eager_mask)

@@ -1,4 +1,4 @@
-"""From a saved folder, or several, to a predictor."""
+"""Load one adapter folder, or several that share a base model, for prediction."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,10 +6,13 @@ from typing import overload
 
 import torch
 
-from peftcls.inference.multi_predictor import ManyPredictor, load_many
+from peftcls.engine.fast_paths import FastPaths
+from peftcls.engine.model_state import Quantize, use_fast_paths
+from peftcls.inference.multi_loading import load_on_one_base, move_to_device
+from peftcls.inference.multi_predictor import ManyPredictor
 from peftcls.inference.predictor import Predictor
 from peftcls.models.adapter_folder import load_adapter
-from peftcls.models.state import Quantize, base_facts
+from peftcls.tasks.base import Task
 
 
 @overload
@@ -19,6 +22,8 @@ def load_predictor(  # type: ignore[overload-overlap]
     base: str | Path | None = None,
     quantize: Quantize | None = None,
     device: str | torch.device | None = None,
+    tasks: Sequence[type[Task]] = (),
+    fast_paths: FastPaths | None = None,
 ) -> Predictor: ...
 
 
@@ -29,6 +34,8 @@ def load_predictor(
     base: str | Path | None = None,
     quantize: Quantize | None = None,
     device: str | torch.device | None = None,
+    tasks: Sequence[type[Task]] = (),
+    fast_paths: FastPaths | None = None,
 ) -> ManyPredictor: ...
 
 
@@ -38,24 +45,52 @@ def load_predictor(
     base: str | Path | None = None,
     quantize: Quantize | None = None,
     device: str | torch.device | None = None,
+    tasks: Sequence[type[Task]] = (),
+    fast_paths: FastPaths | None = None,
 ) -> Predictor | ManyPredictor:
-    """Load an adapter folder for prediction: one call, and nothing but the folder and its base is needed.
+    """Load an adapter folder for prediction; only the folder and its base model are needed.
 
     Args:
-        directory: written by `Trainer.fit` or `Trainer.save`; or several in a list, which then share one base in memory, for
-            their names' rows (see `ManyPredictor`).
+        directory: written by `Trainer.fit` or `Trainer.save`; or a list of several, which then
+            share one base in memory (see `ManyPredictor`).
         base: where the base model is now, if it moved; another model of the same shape is refused.
         quantize: "8bit" or "4bit"; as at training unless given.
-        device: where to compute; the first GPU if there is one, unless given.
+        device: where to compute; unless given, the first GPU, or the CPU where there is no GPU.
+        tasks: subclasses of `Task` that the folder may name, besides the four of peftcls.
+        fast_paths: which fast paths may be used; all of them unless given.
 
     Raises:
-        ValueError: the folder is incomplete or damaged, or the base is not the one it was trained on; of several folders, two
-            cannot share a base, or have the same name.
+        ValueError: the folder is incomplete or damaged, or the base is not the one it was trained
+            on; of several folders, two cannot share a base, or have the same name.
     """
     if not isinstance(directory, str | Path):
-        return load_many(directory, base=base, quantize=quantize, device=device)
-    model, task, tokenizer = load_adapter(directory, base=base, quantize=quantize)
+        return load_many(
+            directory,
+            base=base,
+            quantize=quantize,
+            device=device,
+            tasks=tasks,
+            fast_paths=fast_paths,
+        )
+    model, task, tokenizer = load_adapter(directory, base=base, quantize=quantize, tasks=tasks)
     model.requires_grad_(False)
-    if base_facts(model).quantize is None:
-        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    move_to_device(model, device)
+    if fast_paths is not None:
+        use_fast_paths(model, fast_paths)
     return Predictor(model.eval(), task, tokenizer)
+
+
+def load_many(
+    directories: Sequence[str | Path],
+    *,
+    base: str | Path | None,
+    quantize: Quantize | None,
+    device: str | torch.device | None,
+    tasks: Sequence[type[Task]],
+    fast_paths: FastPaths | None,
+) -> ManyPredictor:
+    """Load several adapter folders on one base; arguments and errors as of `load_predictor`."""
+    loaded = load_on_one_base(directories, base=base, quantize=quantize, device=device, tasks=tasks)
+    if fast_paths is not None:
+        use_fast_paths(loaded.model, fast_paths)
+    return ManyPredictor(loaded.model, loaded.routes, loaded.tasks, loaded.tokenizers)

@@ -1,4 +1,4 @@
-"""Several adapters on one base: each line of a batch goes through the update and the head of its own adapter."""
+"""Multi-adapter layers: each sequence of a batch uses the update and head of its own adapter."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from peftcls.engine.packing import packing
+from peftcls.engine.packing import Packing, current_packing
 
 
 class Update(NamedTuple):
@@ -25,155 +25,186 @@ class Update(NamedTuple):
 
 
 class Routes:
-    """Which adapter, by its number, each line of the batch that is being read belongs to."""
+    """Says which adapter each sequence of the present batch belongs to, by the adapter's number.
+
+    Either all sequences belong to `adapter`, or that is None and `owners` has a number for each.
+    """
 
     def __init__(self) -> None:
-        self.one: int | None = 0
+        self.adapter: int | None = 0
         self.owners = torch.zeros(0, dtype=torch.long)
-        self.lines: dict[int, torch.Tensor] = {}
-        self._kept: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.sequences: dict[int, torch.Tensor] = {}
+        self._chosen_ranks: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @contextlib.contextmanager
     def only(self, adapter: int) -> Iterator[None]:
-        """Within it every line belongs to one adapter, in a call of the model of any form."""
-        before, self.one = self.one, adapter
+        """Let every sequence belong to one adapter, in a call of the model of any form."""
+        before = self.adapter
+        self.adapter = adapter
         try:
             yield
         finally:
-            self.one = before
+            self.adapter = before
 
     @contextlib.contextmanager
     def mixed(self, owners: torch.Tensor) -> Iterator[None]:
-        """Within it the model reads lines that belong to the adapters of these numbers, of shape (lines,)."""
-        before, self.one, self.owners = self.one, None, owners
-        self.lines = {
+        """Let sequences belong to the adapters of these numbers, of shape (sequences,)."""
+        before = self.adapter
+        self.adapter = None
+        self.owners = owners
+        self.sequences = {
             int(adapter): (owners == adapter).nonzero().squeeze(1) for adapter in owners.unique()
         }
         try:
             yield
         finally:
-            self.one = before
-            self._kept.clear()
+            self.adapter = before
+            self._chosen_ranks.clear()
 
-    def kept(
+    def choose_ranks(
         self, ranks: torch.Tensor, scales: torch.Tensor, layout: Any, inputs: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which ranks of a layer's updates the batch needs, and their scale at each line or token: 0 at those of other adapters.
+        """Choose the ranks of a layer's updates that a mixed batch needs, and scale them.
 
         Args:
             ranks: the adapter that each rank belongs to.
             scales: of each rank.
             layout: the same for layers whose ranks and scales are the same.
-            inputs: of shape (lines, ...), or (1, real tokens, width) where the padding is left out.
+            inputs: of shape (sequences, ..., width), or (1, real tokens, width) in a padding-free
+                forward pass.
+
+        Returns:
+            The indices of the ranks, and their scales at each sequence or token: 0 for those of
+            other adapters.
 
         Raises:
-            ValueError: the layer reads something else than the batch's lines.
+            ValueError: the layer's inputs are not the batch's sequences.
         """
-        own = packing()
-        together = own is not None and inputs.shape[:2] == (1, len(own.given))
-        if not together and len(inputs) != len(self.owners):
+        packed = current_packing()
+        if packed is not None and inputs.shape[:2] != (1, len(packed.gather_index)):
+            packed = None
+        if packed is None and len(inputs) != len(self.owners):
             raise ValueError(
-                f"a layer reads {tuple(inputs.shape)} where the batch has {len(self.owners)} lines."
+                f"a layer reads {tuple(inputs.shape)} where the batch has "
+                f"{len(self.owners)} sequences."
             )
-        if (key := (layout, together, inputs.shape[1:-1])) not in self._kept:
+        key = (layout, packed is None, inputs.shape[1:-1])
+        if key not in self._chosen_ranks:
             chosen = torch.isin(ranks, self.owners).nonzero().squeeze(1)
-            owners = (
-                self.owners[own.given // own.width] if own is not None and together else self.owners
-            )
+            owners = self._owners_of_inputs(packed)
             table = (owners.unsqueeze(1) == ranks[chosen]) * scales[chosen]
-            between = [1] * (inputs.ndim - 2)
-            self._kept[key] = (
-                chosen,
-                table.view(1, *table.shape)
-                if together
-                else table.view(len(table), *between, table.shape[1]),
-            )
-        return self._kept[key]
+            if packed is None:
+                between = [1] * (inputs.ndim - 2)
+                table = table.view(len(table), *between, table.shape[1])
+            else:
+                table = table.unsqueeze(0)
+            self._chosen_ranks[key] = (chosen, table)
+        return self._chosen_ranks[key]
+
+    def _owners_of_inputs(self, packed: Packing | None) -> torch.Tensor:
+        """The adapter of each sequence; in a padding-free forward pass, of each token."""
+        if packed is None:
+            return self.owners
+        return self.owners[packed.gather_index // packed.width]
 
 
 class RoutedLinear(torch.nn.Module):
-    """A frozen linear layer, computed once for all tokens, and the updates of several adapters, each on its own tokens.
+    """A frozen linear layer, computed once for all tokens, and the updates of several adapters.
 
-    All adapters' matrices stand side by side, so that two products of matrices serve them all; between the two the
-    ranks of other adapters are multiplied by zero.
+    The matrices of all adapters are concatenated, so that two matrix products serve them all.
+    Between the two, the ranks of other adapters are multiplied by zero.
     """
-
-    def __init__(
-        self, base: torch.nn.Module, routes: Routes, updates: Mapping[int, Update]
-    ) -> None:
-        super().__init__()
-        self.base, self.routes, self.spans, end = base, routes, dict[int, slice](), 0
-        for adapter, update in updates.items():
-            self.spans[adapter] = slice(end, end := end + len(update.down))
-        self.layout = tuple(
-            (adapter, len(update.down), update.scale) for adapter, update in updates.items()
-        )
-        sizes = torch.tensor([len(update.down) for update in updates.values()])
-        self.register_buffer(
-            "down", torch.cat([update.down for update in updates.values()]), persistent=False
-        )
-        self.register_buffer(
-            "up", torch.cat([update.up for update in updates.values()], dim=1), persistent=False
-        )
-        self.register_buffer(
-            "ranks", torch.tensor(list(updates)).repeat_interleave(sizes), persistent=False
-        )
-        scales = torch.tensor([update.scale for update in updates.values()], dtype=self.down.dtype)
-        self.register_buffer("scales", scales.repeat_interleave(sizes), persistent=False)
 
     down: torch.Tensor
     up: torch.Tensor
     ranks: torch.Tensor
     scales: torch.Tensor
 
+    def __init__(
+        self, base: torch.nn.Module, routes: Routes, updates: Mapping[int, Update]
+    ) -> None:
+        super().__init__()
+        self.base = base
+        self.routes = routes
+        self.spans: dict[int, slice] = {}
+        start = 0
+        for adapter, update in updates.items():
+            end = start + len(update.down)
+            self.spans[adapter] = slice(start, end)
+            start = end
+        self.layout = tuple(
+            (adapter, len(update.down), update.scale) for adapter, update in updates.items()
+        )
+        down = torch.cat([update.down for update in updates.values()])
+        up = torch.cat([update.up for update in updates.values()], dim=1)
+        sizes = torch.tensor([len(update.down) for update in updates.values()])
+        ranks = torch.tensor(list(updates)).repeat_interleave(sizes)
+        scales = torch.tensor([update.scale for update in updates.values()], dtype=down.dtype)
+        self.register_buffer("down", down, persistent=False)
+        self.register_buffer("up", up, persistent=False)
+        self.register_buffer("ranks", ranks, persistent=False)
+        self.register_buffer("scales", scales.repeat_interleave(sizes), persistent=False)
+
     @property
     def weight(self) -> torch.Tensor:
-        """The base's own, which some models ask for its dtype."""
+        """The base layer's weight; some models look at its dtype."""
         return self.base.weight  # type: ignore[return-value]
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """The base's output and each token's update, in the base's dtype."""
-        found, down, up = self.base(inputs), self.down, self.up
-        if self.routes.one is not None:
-            if (span := self.spans.get(self.routes.one)) is None:
-                return found
-            down, up, keep = down[span], up[:, span], self.scales[span]
-        else:
-            chosen, keep = self.routes.kept(self.ranks, self.scales, self.layout, inputs)
+        """Add each token's update to the base's output, which keeps its dtype."""
+        output = self.base(inputs)
+        adapter = self.routes.adapter
+        if adapter is None:
+            chosen, scales = self.routes.choose_ranks(self.ranks, self.scales, self.layout, inputs)
+            down, up = self.down, self.up
             if len(chosen) < len(down):
-                down, up = down[chosen], up[:, chosen]
-        return found.add_(
-            F.linear(F.linear(inputs.to(down.dtype), down) * keep, up)
-        )  # the sum is taken in the wider of the two
+                down = down[chosen]
+                up = up[:, chosen]
+        elif adapter in self.spans:
+            span = self.spans[adapter]
+            down = self.down[span]
+            up = self.up[:, span]
+            scales = self.scales[span]
+        else:
+            return output
+        update = F.linear(F.linear(inputs.to(down.dtype), down) * scales, up)
+        # The sum is taken in the wider of the two dtypes.
+        return output.add_(update)
 
 
 class RoutedHead(torch.nn.Module):
-    """The heads of several adapters; outputs of a mixed batch are as wide as the widest, with zeros behind the others'."""
+    """The heads of several adapters.
+
+    Outputs of a mixed batch are as wide as the widest head's; those of the others end in zeros.
+    """
 
     def __init__(self, routes: Routes, heads: Sequence[torch.nn.Module]) -> None:
         super().__init__()
-        self.routes, self.heads = routes, torch.nn.ModuleList(heads)
+        self.routes = routes
+        self.heads = torch.nn.ModuleList(heads)
 
     def forward(self, states: torch.Tensor, *more: Any, **settings: Any) -> torch.Tensor:
-        """What each line's own head gives."""
-        if self.routes.one is not None:
-            return self.heads[self.routes.one](states, *more, **settings)
+        """Compute the outputs of each sequence's own head, of shape (sequences, ..., widest)."""
+        if self.routes.adapter is not None:
+            return self.heads[self.routes.adapter](states, *more, **settings)
         if len(states) != len(self.routes.owners):
             raise ValueError(
-                f"a head reads {tuple(states.shape)} where the batch has {len(self.routes.owners)} lines."
+                f"a head reads {tuple(states.shape)} where the batch has "
+                f"{len(self.routes.owners)} sequences."
             )
-        parts = {
-            adapter: self.heads[adapter](states[lines], *more, **settings)
-            for adapter, lines in self.routes.lines.items()
+        outputs = {
+            adapter: self.heads[adapter](states[sequences], *more, **settings)
+            for adapter, sequences in self.routes.sequences.items()
         }
-        first, widest = next(iter(parts.values())), max(part.shape[-1] for part in parts.values())
-        found = first.new_zeros(len(states), *first.shape[1:-1], widest)
-        for adapter, lines in self.routes.lines.items():
-            found[lines, ..., : parts[adapter].shape[-1]] = parts[adapter]
-        return found
+        first = next(iter(outputs.values()))
+        widest = max(output.shape[-1] for output in outputs.values())
+        together = first.new_zeros(len(states), *first.shape[1:-1], widest)
+        for adapter, output in outputs.items():
+            together[self.routes.sequences[adapter], ..., : output.shape[-1]] = output
+        return together
 
 
-def put_in_place(model: torch.nn.Module, name: str, module: torch.nn.Module) -> None:
-    """Let another module stand under a name in a model."""
-    above, _, last = name.rpartition(".")
-    setattr(model.get_submodule(above), last, module)
+def replace_module(model: torch.nn.Module, name: str, module: torch.nn.Module) -> None:
+    """Put a module in the place of another one of a model, by its name."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

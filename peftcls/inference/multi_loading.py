@@ -1,8 +1,9 @@
-"""Folders of adapters that share a base: it is loaded once, and all their updates and heads are put on it."""
+"""Load several adapter folders on one base model: the base is in memory once."""
 
 import copy
+import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,175 +13,262 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from peftcls.engine.model_state import Quantize, base_facts
 from peftcls.inference.multi_adapter_layers import (
     RoutedHead,
     RoutedLinear,
     Routes,
     Update,
-    put_in_place,
+    replace_module,
 )
 from peftcls.models.adapter_folder import Folder, load_own_base, load_own_tokenizer, open_folder
 from peftcls.models.folder_safety import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PART_WEIGHTS, check_finite
-from peftcls.models.state import Quantize, base_facts
 from peftcls.models.trainable import keep_in_float32
+from peftcls.tasks.base import Task
 
-PREFIX = "base_model.model."  # before the names of a model's modules in the files of PEFT
+# What PEFT writes before the names of a model's modules.
+PEFT_PREFIX = "base_model.model."
+DOWN = ".lora_A.weight"
+UP = ".lora_B.weight"
+Updates = dict[str, Update]
+Heads = dict[str, torch.nn.Module]
+Tensors = dict[str, torch.Tensor]
 
 
-def put_on_one_base(
+@dataclasses.dataclass(frozen=True)
+class LoadedAdapters:
+    """A base model with several adapters on it.
+
+    Args:
+        model: the base, with routed layers and heads.
+        routes: says which adapter a sequence goes through, by its number.
+        tasks: by the folders' names, in the order of the adapters' numbers.
+        tokenizers: as `tasks`.
+    """
+
+    model: PreTrainedModel
+    routes: Routes
+    tasks: dict[str, Task]
+    tokenizers: dict[str, PreTrainedTokenizerBase]
+
+
+def load_on_one_base(
     directories: Iterable[str | Path],
     *,
     base: str | Path | None,
     quantize: Quantize | None,
     device: str | torch.device | None,
-) -> tuple[PreTrainedModel, Routes, dict[str, tuple[Folder, PreTrainedTokenizerBase]]]:
+    tasks: Sequence[type[Task]] = (),
+) -> LoadedAdapters:
     """Load the base of several folders once, and put all their adapters and heads on it.
-
-    Returns:
-        The model, what says whose adapter a line goes through (by number, in the folders' order), and the folders with their
-        tokenizers by name.
 
     Raises:
         ValueError: a folder is damaged, or two of them cannot share a base, or have the same name.
     """
-    folders = [open_folder(directory) for directory in directories]
+    folders = [open_folder(directory, tasks=tasks) for directory in directories]
+    names = _check_folders(folders, quantize)
+    model, tokenizer = load_own_base(folders[0], folders[0].task, base=base, quantize=quantize)
+    tokenizers = [tokenizer]
+    for folder in folders[1:]:
+        tokenizers.append(load_own_tokenizer(folder, like=tokenizer))
+    move_to_device(model, device)
+    routes = _put_adapters(model, folders)
+    model.requires_grad_(False).eval()
+    return LoadedAdapters(
+        model,
+        routes,
+        tasks={name: folder.task for name, folder in zip(names, folders, strict=True)},
+        tokenizers=dict(zip(names, tokenizers, strict=True)),
+    )
+
+
+def move_to_device(model: torch.nn.Module, device: str | torch.device | None) -> None:
+    """Move a model to a device, the first GPU unless given; a quantized one stays where it is."""
+    if base_facts(model).quantize is not None:
+        return
+    if not device:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+
+
+def _check_folders(folders: Sequence[Folder], quantize: Quantize | None) -> list[str]:
+    """Return the folders' names. Raises ValueError where they cannot share a base and a batch."""
     if not folders:
         raise ValueError(
             "there is no folder in the list, expected at least one that Trainer.save wrote."
         )
+    first = folders[0]
     for other in folders[1:]:
-        if problem := _apart(folders[0], other, quantize):
+        difference = _difference(first, other, quantize)
+        if difference is not None:
             raise ValueError(
-                f"{folders[0].directory} and {other.directory} cannot share a base: {problem}; load them one by one."
+                f"{first.directory} and {other.directory} cannot share a base: {difference}; "
+                "load them one by one."
             )
     names = [folder.directory.resolve().name for folder in folders]
-    if doubled := [name for name in names if names.count(name) > 1]:
-        both = " and ".join(
-            str(folder.directory)
-            for folder, name in zip(folders, names, strict=True)
-            if name == doubled[0]
-        )
-        raise ValueError(
-            f"{both} have the same name, by which their rows would be told apart; rename one of the folders."
-        )
-    model, tokenizer = load_own_base(folders[0], folders[0].task, base=base, quantize=quantize)
-    tokenizers = [
-        tokenizer,
-        *(load_own_tokenizer(folder, like=tokenizer) for folder in folders[1:]),
-    ]
-    if base_facts(model).quantize is None:
-        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
-    routes, updates = Routes(), dict[str, dict[int, Update]]()
-    heads: dict[str, list[torch.nn.Module]] = {head: [] for head in base_facts(model).heads}
-    for number, folder in enumerate(folders):
-        own_updates, own_heads = _parts(folder, model)
-        for name, update in own_updates.items():
-            updates.setdefault(name, {})[number] = update
-        for name, head in own_heads.items():
-            heads[name].append(head)
-    for name, own in updates.items():
-        put_in_place(
-            model, name, RoutedLinear(model.get_submodule(name), routes, own).to(model.device)
-        )
-    for name, every in heads.items():
-        put_in_place(model, name, RoutedHead(routes, every).to(model.device))
-    model.requires_grad_(False).eval()
-    return model, routes, dict(zip(names, zip(folders, tokenizers, strict=True), strict=True))
+    for name in names:
+        if names.count(name) > 1:
+            same_name = [
+                str(folder.directory)
+                for folder, other in zip(folders, names, strict=True)
+                if other == name
+            ]
+            raise ValueError(
+                f"{' and '.join(same_name)} have the same name, and an adapter is known by the "
+                "name of its folder; rename one of the folders."
+            )
+    return names
 
 
-def _apart(one: Folder, other: Folder, quantize: Quantize | None) -> str | None:
+def _difference(first: Folder, other: Folder, quantize: Quantize | None) -> str | None:
     """Why two folders cannot share a base, in the words that follow their names."""
-    if one.base.fingerprint != other.base.fingerprint:
+    if first.base.fingerprint != other.base.fingerprint:
         return (
-            f"the weights are others, with the fingerprints {one.base.fingerprint[:12]} ({one.base.name}) and "
-            f"{other.base.fingerprint[:12]} ({other.base.name})"
+            f"their base weights differ, with the fingerprints {first.base.fingerprint[:12]} "
+            f"({first.base.name}) and {other.base.fingerprint[:12]} ({other.base.name})"
         )
-    if one.base.dtype != other.base.dtype:
-        return f"one was trained on it in {one.base.dtype}, the other in {other.base.dtype}"
-    if quantize is None and one.base.quantize != other.base.quantize:
-        held = [folder.base.quantize or "full precision" for folder in (one, other)]
-        return f"one was trained on it in {held[0]}, the other in {held[1]} (quantize='8bit' or '4bit' says how to hold it for both)"
-    if one.task.auto_model is not other.task.auto_model or one.base.heads != other.base.heads:
-        return f"{type(one.task).__name__} and {type(other.task).__name__} have heads of different kinds"
+    if first.base.dtype != other.base.dtype:
+        return f"one was trained on it in {first.base.dtype}, the other in {other.base.dtype}"
+    if quantize is None and first.base.quantize != other.base.quantize:
+        first_quantize = first.base.quantize or "full precision"
+        other_quantize = other.base.quantize or "full precision"
+        return (
+            f"one was trained on it in {first_quantize}, the other in {other_quantize} "
+            "(quantize='8bit' or '4bit' loads it in the same way for both)"
+        )
+    if first.task.auto_model is not other.task.auto_model or first.base.heads != other.base.heads:
+        return (
+            f"{type(first.task).__name__} and {type(other.task).__name__} have heads of "
+            "different kinds"
+        )
     return None
 
 
-def _parts(
-    folder: Folder, model: PreTrainedModel
-) -> tuple[dict[str, Update], dict[str, torch.nn.Module]]:
-    """A folder's updates by the names of the layers, and its heads by theirs; every tensor is one of them."""
+def _put_adapters(model: PreTrainedModel, folders: Sequence[Folder]) -> Routes:
+    """Replace the layers and heads of a base by routed ones with the folders' weights."""
+    updates: dict[str, dict[int, Update]] = {}
+    heads: dict[str, list[torch.nn.Module]] = {name: [] for name in base_facts(model).heads}
+    for number, folder in enumerate(folders):
+        folder_updates, folder_heads = _read_adapter(folder, model)
+        for name, update in folder_updates.items():
+            updates.setdefault(name, {})[number] = update
+        for name, head in folder_heads.items():
+            heads[name].append(head)
+    routes = Routes()
+    for name, by_adapter in updates.items():
+        layer = RoutedLinear(model.get_submodule(name), routes, by_adapter)
+        replace_module(model, name, layer.to(model.device))
+    for name, every_head in heads.items():
+        replace_module(model, name, RoutedHead(routes, every_head).to(model.device))
+    return routes
+
+
+def _read_adapter(folder: Folder, model: PreTrainedModel) -> tuple[Updates, Heads]:
+    """Read a folder's updates and heads, by the names of the layers that they are for.
+
+    Raises:
+        ValueError: the weights are damaged, do not fit, or are of a method that is no update of
+            linear layers.
+    """
     directory = folder.directory
-    peft = (file := directory / ADAPTER_WEIGHTS).is_file()
-    settings = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8")) if peft else {}
-    if peft and (
-        settings["peft_type"] != "LORA"
-        or settings.get("use_dora")
-        or settings.get("init_lora_weights") == "pissa"
-    ):
-        raise ValueError(
-            f"{directory} cannot share its base: its adapter is of the method {folder.manifest.get('method')}, expected lora, "
-            "lora+, rslora or a head; load it alone."
-        )
+    has_adapter = (directory / ADAPTER_WEIGHTS).is_file()
+    settings = _read_settings(folder) if has_adapter else {}
+    file = directory / (ADAPTER_WEIGHTS if has_adapter else PART_WEIGHTS)
+    remaining = _read_tensors(file)
+    structure = _model_without_weights(folder, model)
     try:
-        tensors = load_file(file := file if peft else directory / PART_WEIGHTS)
+        heads = _take_heads(structure, folder.base.heads, remaining)
+        updates = _take_updates(model, settings, remaining) if has_adapter else {}
+    except (KeyError, AttributeError, RuntimeError) as error:
+        raise ValueError(
+            f"{file} does not fit the base: {str(error).strip()}; copy the folder again."
+        ) from None
+    if remaining and not has_adapter:
+        raise ValueError(
+            f"{directory} cannot share its base: {min(remaining)} of the base itself was trained; "
+            "load it alone."
+        )
+    if remaining:
+        raise ValueError(
+            f"{file} does not fit the base: {min(remaining)} and {len(remaining) - 1} more are "
+            "not known."
+        )
+    return updates, heads
+
+
+def _read_settings(folder: Folder) -> dict[str, Any]:
+    """The settings of a folder's adapter. Raises ValueError where it is no plain LoRA."""
+    settings = json.loads((folder.directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    is_plain_lora = (
+        settings["peft_type"] == "LORA"
+        and not settings.get("use_dora")
+        and settings.get("init_lora_weights") != "pissa"
+    )
+    if not is_plain_lora:
+        raise ValueError(
+            f"{folder.directory} cannot share its base: its adapter is of the method "
+            f"{folder.manifest.get('method')}, expected lora, lora+, rslora or a head; "
+            "load it alone."
+        )
+    return settings
+
+
+def _read_tensors(file: Path) -> Tensors:
+    """The tensors of a file, under the names that they have in the base."""
+    try:
+        tensors = load_file(file)
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{file} is not a whole safetensors file ({error}); copy the folder again."
         ) from None
     check_finite(file, tensors.items())
-    left = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
-    heads, updates, model_like = {}, {}, _without_weights(folder, model)
-    try:
-        for name in folder.base.heads:
-            heads[name] = model_like.get_submodule(name).to_empty(device="cpu").eval()
-            keep_in_float32(heads[name])
-            heads[name].load_state_dict(
-                {
-                    key.removeprefix(f"{name}."): left.pop(key)
-                    for key in list(left)
-                    if key.startswith(f"{name}.")
-                }
-            )
-        for name in [
-            key.removesuffix(".lora_A.weight")
-            for key in left
-            if peft and key.endswith(".lora_A.weight")
-        ]:
-            down, up, rank = (
-                left.pop(f"{name}.lora_A.weight"),
-                left.pop(f"{name}.lora_B.weight"),
-                int(settings["r"]),
-            )
-            layer: Any = model.get_submodule(name)
-            inputs, outputs = (
-                (layer.nx, layer.nf)
-                if isinstance(layer, Conv1D)
-                else (layer.in_features, layer.out_features)
-            )
-            if [*down.shape, *up.shape] != [rank, inputs, outputs, rank]:
-                raise KeyError(name)
-            updates[name] = Update(
-                down,
-                up,
-                settings["lora_alpha"] / (rank**0.5 if settings.get("use_rslora") else rank),
-            )
-    except (KeyError, AttributeError, RuntimeError) as error:
-        raise ValueError(
-            f"{file} does not fit the base: {str(error).strip()}; copy the folder again."
-        ) from None
-    if left and not peft:
-        raise ValueError(
-            f"{directory} cannot share its base: {sorted(left)[0]} of the base itself was trained; load it alone."
-        )
-    if left:
-        raise ValueError(
-            f"{file} does not fit the base: {sorted(left)[0]} and {len(left) - 1} more are not known."
-        )
-    return updates, heads
+    return {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in tensors.items()}
 
 
-def _without_weights(folder: Folder, model: PreTrainedModel) -> Any:
-    """A model of the folder's own sizes, from whose structure its head is made."""
+def _take_heads(structure: Any, names: Sequence[str], tensors: Tensors) -> Heads:
+    """Make a folder's heads, and remove their weights from its tensors."""
+    heads: Heads = {}
+    for head_name in names:
+        weights: Tensors = {}
+        for name in list(tensors):
+            if name.startswith(f"{head_name}."):
+                weights[name.removeprefix(f"{head_name}.")] = tensors.pop(name)
+        head = structure.get_submodule(head_name).to_empty(device="cpu").eval()
+        keep_in_float32(head)
+        head.load_state_dict(weights)
+        heads[head_name] = head
+    return heads
+
+
+def _take_updates(model: PreTrainedModel, settings: dict[str, Any], tensors: Tensors) -> Updates:
+    """Make the updates of an adapter's layers, and remove their weights from its tensors."""
+    rank = int(settings["r"])
+    # With rsLoRA the update is divided by the square root of the rank (Kalajdzievski 2023).
+    divisor = rank**0.5 if settings.get("use_rslora") else rank
+    scale = settings["lora_alpha"] / divisor
+    layers = [name.removesuffix(DOWN) for name in tensors if name.endswith(DOWN)]
+    updates: Updates = {}
+    for layer in layers:
+        down = tensors.pop(layer + DOWN)
+        up = tensors.pop(layer + UP)
+        inputs, outputs = _layer_size(model.get_submodule(layer))
+        expected = ((rank, inputs), (outputs, rank))
+        found = (tuple(down.shape), tuple(up.shape))
+        if found != expected:
+            raise RuntimeError(f"{layer} has an update of {found}, expected {expected}")
+        updates[layer] = Update(down, up, scale)
+    return updates
+
+
+def _layer_size(layer: Any) -> tuple[int, int]:
+    """How many inputs and outputs a linear layer has."""
+    if isinstance(layer, Conv1D):
+        return layer.nx, layer.nf
+    return layer.in_features, layer.out_features
+
+
+def _model_without_weights(folder: Folder, model: PreTrainedModel) -> Any:
+    """A model on the meta device with the folder's number of labels; its heads show the shape."""
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config

@@ -1,9 +1,9 @@
-"""One base in memory, many adapters on it: rows of several tasks are answered in one batch."""
+"""Multi-adapter inference: several adapters on one base, and rows of several tasks in one batch."""
 
 import difflib
+import logging
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import datasets
 import torch
@@ -12,30 +12,53 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from peftcls.data.reading import Row, RowError, source_name
 from peftcls.engine.batch import Batch
 from peftcls.engine.batching import micro_batches
-from peftcls.engine.head_logits import class_logits
+from peftcls.engine.head_logits import Pooling, class_logits
 from peftcls.engine.kernels import batch_tokens, call_tokens
-from peftcls.engine.packing import can_pack
+from peftcls.engine.model_state import base_facts, state_of
+from peftcls.engine.probes import can_pack
 from peftcls.inference.multi_adapter_layers import Routes
-from peftcls.inference.multi_loading import put_on_one_base
-from peftcls.models.state import Quantize, base_facts
+from peftcls.inference.predictor import CHUNK_ROWS, list_rows, tokenize_rows
 from peftcls.tasks.base import Answer, Feature, Task, pad_inputs
-from peftcls.tasks.classification import Classification
-from peftcls.tasks.encoding import encode_rows
-from peftcls.tasks.regression import Regression
 from peftcls.tasks.row_checks import check_rows
 from peftcls.tasks.text_encoding import split_windows
 
-CHUNK_ROWS = 4096  # rows in tokens at a time, as of one predictor
-LISTED = "rows"  # the name of a table that is a list
-PROBE = (23, 9, 4)  # tokens of lines that are read together and alone, before rows are
+# What a table that is a list is called in messages.
+LIST_NAME = "rows"
+# The lengths, in tokens, of the sequences that are computed together and alone before rows are.
+PROBE_TOKENS = (23, 9, 4)
 Rows: TypeAlias = datasets.Dataset | Iterable[Mapping[str, Any] | str | Sequence[str]]
+logger = logging.getLogger("peftcls")
+
+
+class Request(NamedTuple):
+    """A row that an adapter answers, both by their number."""
+
+    row: int
+    adapter: int
+
+
+class HeadInput(NamedTuple):
+    """What the head of a task reads: rows of adapters where it is the same can share a batch."""
+
+    pooling: Pooling | None
+    causal: bool
+
+
+@runtime_checkable
+class AnswersFromLogits(Protocol):
+    """A task whose answers follow from one vector of logits a row."""
+
+    def answers_of(self, logits: torch.Tensor) -> list[Answer]:
+        """Answers from logits of shape (rows, outputs)."""
+        ...
 
 
 class ManyPredictor:
-    """One base model and several adapters, each with its task, known by the name of its folder.
+    """Answers rows with one base model and several adapters, each known by its folder's name.
 
-    `tasks` and `tokenizers` hold them by name. Rows of tasks with a head of their own share a batch, whatever their
-    adapter; instructions and questions are answered adapter by adapter.
+    `tasks` and `tokenizers` hold those of each adapter by name. Rows of tasks with a head of their
+    own share a batch, whatever their adapter; instructions and questions are answered adapter by
+    adapter. Several threads can use one predictor: the model computes one micro-batch at a time.
     """
 
     def __init__(
@@ -45,16 +68,16 @@ class ManyPredictor:
         tasks: Mapping[str, Task],
         tokenizers: Mapping[str, PreTrainedTokenizerBase],
     ) -> None:
-        self.model, self.routes, self.tasks, self.tokenizers = (
-            model,
-            routes,
-            dict(tasks),
-            dict(tokenizers),
-        )
+        self.model = model
+        self.routes = routes
+        self.tasks = dict(tasks)
+        self.tokenizers = dict(tokenizers)
         self.names = tuple(tasks)
-        self._mixes: dict[Any, bool] = {}
-        with routes.only(0), torch.inference_mode():
-            can_pack(model)  # asked now, of one adapter
+        self._lock = state_of(model).lock
+        self._can_mix: dict[HeadInput, bool] = {}
+        # Find out now what the model can do, with one adapter: later the batches may be mixed.
+        with self._lock, routes.only(0), torch.inference_mode():
+            can_pack(model)
 
     def predict(
         self,
@@ -63,10 +86,13 @@ class ManyPredictor:
         *,
         batch_size: int | None = None,
     ) -> list[Answer]:
-        """One answer a row, in the rows' order: that of the row's adapter, as its folder alone gives it, up to rounding.
+        """Answer rows, each with its own adapter: one answer a row, in the rows' order.
+
+        The answers are those of each adapter's folder alone, up to rounding.
 
         Args:
-            rows: a table, mappings, or bare texts (pairs of texts for a pair task); a row needs the columns of its own task.
+            rows: a table, mappings, or bare texts (pairs of texts for a pair task); a row needs
+                the columns of its own task.
             adapter: the name of the folder that answers all rows, or a name for each row.
             batch_size: at most this many rows at once; the answers do not depend on it.
 
@@ -76,290 +102,292 @@ class ManyPredictor:
         """
         if not isinstance(adapter, str | Sequence):
             raise ValueError(
-                f"adapter={adapter!r}: expected the name of the one that answers, or one a row, of {list(self.names)}; "
-                "predict_all asks each."
+                f"adapter={adapter!r}: expected the name of one adapter, or one name a row, "
+                f"of {list(self.names)}; predict_all uses every adapter."
             )
-        rows = rows if isinstance(rows, datasets.Dataset) else _listed(rows)
+        if not isinstance(rows, datasets.Dataset):
+            rows = list_rows(rows)
         names = [adapter] * len(rows) if isinstance(adapter, str) else list(adapter)
         if len(names) != len(rows):
             raise ValueError(
-                f"adapter has {len(names)} names for {len(rows)} rows; give one name for all rows, or one a row."
+                f"adapter has {len(names)} names for {len(rows)} rows; give one name for all "
+                "rows, or one a row."
             )
-        return self._predict(rows, list(enumerate(map(self._number, names))), batch_size)
+        requests = [Request(row, self._number(name)) for row, name in enumerate(names)]
+        return self._predict(rows, requests, batch_size)
 
     def predict_all(self, rows: Rows, *, batch_size: int | None = None) -> dict[str, list[Answer]]:
-        """The answers of every adapter to every row, by the adapter's name; arguments and errors as of `predict`."""
-        rows = rows if isinstance(rows, datasets.Dataset) else _listed(rows)
-        found = self._predict(
-            rows,
-            [(row, adapter) for adapter in range(len(self.names)) for row in range(len(rows))],
-            batch_size,
-        )
-        return {
-            name: found[place * len(rows) : (place + 1) * len(rows)]
-            for place, name in enumerate(self.names)
-        }
+        """Answer every row with every adapter, by the adapter's name; arguments as of `predict`."""
+        if not isinstance(rows, datasets.Dataset):
+            rows = list_rows(rows)
+        requests = [
+            Request(row, adapter) for adapter in range(len(self.names)) for row in range(len(rows))
+        ]
+        answers = self._predict(rows, requests, batch_size)
+        by_name: dict[str, list[Answer]] = {}
+        for adapter, name in enumerate(self.names):
+            start = adapter * len(rows)
+            by_name[name] = answers[start : start + len(rows)]
+        return by_name
 
     def _number(self, name: str) -> int:
-        if name not in self.tasks:
-            near = difflib.get_close_matches(str(name), self.names, 1)
-            raise ValueError(
-                f"there is no adapter {name!r}, expected one of {list(self.names)}"
-                + (f"; did you mean {near[0]!r}?" if near else ".")
-            )
-        return self.names.index(name)
+        """The number of an adapter. Raises ValueError where no adapter has this name."""
+        if name in self.tasks:
+            return self.names.index(name)
+        message = f"there is no adapter {name!r}, expected one of {list(self.names)}"
+        similar = difflib.get_close_matches(str(name), self.names, 1)
+        if similar:
+            raise ValueError(f"{message}; did you mean {similar[0]!r}?")
+        raise ValueError(f"{message}.")
+
+    def _task(self, adapter: int) -> Task:
+        return self.tasks[self.names[adapter]]
+
+    def _tokenizer(self, adapter: int) -> PreTrainedTokenizerBase:
+        return self.tokenizers[self.names[adapter]]
 
     def _predict(
         self,
         rows: datasets.Dataset | list[Any],
-        wanted: list[tuple[int, int]],
+        requests: Sequence[Request],
         batch_size: int | None,
     ) -> list[Answer]:
-        """The answers to pairs of a row and an adapter, by their numbers."""
-        owned: dict[int, list[int]] = {}
-        for row, adapter in wanted:
-            owned.setdefault(adapter, []).append(row)
-        tasks, named = (
-            list(self.tasks.values()),
-            rows if isinstance(rows, datasets.Dataset) else self._named(rows, owned),
-        )
-        columns = dict.fromkeys(
-            name for adapter in owned for name in tasks[adapter].columns(with_target=False)
-        )
-        for adapter, own in sorted(owned.items()):
-            if isinstance(named, datasets.Dataset):
-                check_rows(
-                    tasks[adapter],
-                    named.select(own),
-                    with_target=False,
-                    numbers=[row + 1 for row in own],
-                )
-            else:
-                _check_listed(tasks[adapter], named, own)
-        found: list[Answer] = []
-        for start in range(0, len(wanted), CHUNK_ROWS):
-            chunk = wanted[start : start + CHUNK_ROWS]
-            needed = sorted({row for row, _ in chunk})
-            texts = (
-                named.select_columns(list(columns)).select(needed).to_list()
-                if isinstance(named, datasets.Dataset)
-                else [named[row] for row in needed]
-            )
-            by_number: dict[int, Row] = dict(zip(needed, texts, strict=True))
-            source = source_name(named) if isinstance(named, datasets.Dataset) else LISTED
-            found += self._answers(
-                [(by_number[row], row + 1, adapter) for row, adapter in chunk], source, batch_size
-            )
-        return found
+        """Check all rows, then tokenize and answer them a chunk at a time."""
+        rows_of_adapter: dict[int, list[int]] = {}
+        for row, adapter in requests:
+            rows_of_adapter.setdefault(adapter, []).append(row)
+        if not isinstance(rows, datasets.Dataset):
+            rows = self._with_columns(rows, rows_of_adapter)
+        for adapter, numbers in sorted(rows_of_adapter.items()):
+            _check_rows(self._task(adapter), rows, numbers)
+        columns: dict[str, None] = {}
+        for adapter in rows_of_adapter:
+            columns |= dict.fromkeys(self._task(adapter).columns(with_target=False))
+        answers: list[Answer] = []
+        for start in range(0, len(requests), CHUNK_ROWS):
+            chunk = requests[start : start + CHUNK_ROWS]
+            fetched = _fetch_rows(rows, list(columns), sorted({row for row, _ in chunk}))
+            features = self._tokenize(chunk, fetched, _name_of(rows))
+            answers += self._answer(chunk, features, batch_size)
+        return answers
 
-    def _named(self, rows: list[Any], owned: Mapping[int, Sequence[int]]) -> list[Row]:
-        """Rows with the columns' names; a request of a few rows is not worth a table."""
+    def _with_columns(
+        self, rows: list[Any], rows_of_adapter: Mapping[int, Sequence[int]]
+    ) -> list[Row]:
+        """Rows with the columns' names. A request of a few rows is not worth a table."""
         if all(isinstance(row, Mapping) for row in rows):
             return rows
-        made: list[Row] = [{} for _ in rows]
-        for adapter, own in owned.items():
-            for row, named in zip(
-                own,
-                list(self.tasks.values())[adapter].rows_of([rows[row] for row in own]),
-                strict=True,
-            ):
-                made[row] |= named
-        return made
+        with_columns: list[Row] = [{} for _ in rows]
+        for adapter, numbers in rows_of_adapter.items():
+            made = self._task(adapter).rows_of([rows[number] for number in numbers])
+            for number, row in zip(numbers, made, strict=True):
+                with_columns[number] |= row
+        return with_columns
+
+    def _tokenize(
+        self, requests: Sequence[Request], rows: Mapping[int, Row], source: str
+    ) -> list[Feature]:
+        """Tokenize the row of each request with the task and tokenizer of its adapter."""
+        places_of_adapter: dict[int, list[int]] = {}
+        for place, request in enumerate(requests):
+            places_of_adapter.setdefault(request.adapter, []).append(place)
+        features: dict[int, Feature] = {}
+        for adapter, places in places_of_adapter.items():
+            numbers = [requests[place].row for place in places]
+            tokenized = tokenize_rows(
+                self._task(adapter),
+                [rows[number] for number in numbers],
+                self._tokenizer(adapter),
+                source=source,
+                numbers=[number + 1 for number in numbers],
+            )
+            features.update(zip(places, tokenized, strict=True))
+        return [features[place] for place in range(len(requests))]
 
     @torch.inference_mode()
-    def _answers(
-        self, rows: Sequence[tuple[Row, int, int]], source: str, batch_size: int | None
+    def _answer(
+        self, requests: Sequence[Request], features: Sequence[Feature], batch_size: int | None
     ) -> list[Answer]:
-        tasks, tokenizers = list(self.tasks.values()), list(self.tokenizers.values())
-        asked, groups = dict[int, list[int]](), dict[Any, list[int]]()
-        for place, (_, _, adapter) in enumerate(rows):
-            asked.setdefault(adapter, []).append(place)
-            groups.setdefault(self._group(adapter), []).append(place)
-        encoded: dict[int, Feature] = {}
-        for adapter, own in asked.items():
-            found = encode_rows(
-                tasks[adapter],
-                [rows[place][0] for place in own],
-                tokenizers[adapter],
-                source=source,
-                numbers=[rows[place][1] for place in own],
-            )
-            encoded |= zip(own, found, strict=True)
-        features = [encoded[place] for place in range(len(rows))]
-        device, lengths = self.model.device, [len(feature["input_ids"]) for feature in features]
-        packs = can_pack(self.model)
+        """Answer tokenized requests in micro-batches of those that can share one."""
+        device = self.model.device
+        lengths = [len(feature["input_ids"]) for feature in features]
+        groups: dict[HeadInput | int, list[int]] = {}
+        with self._lock:
+            packs = can_pack(self.model)
+            for place, request in enumerate(requests):
+                groups.setdefault(self._group(request.adapter), []).append(place)
         answers: dict[int, Answer] = {}
-        for group, members in groups.items():
-            alone = group if isinstance(group, int) else None
-            shared = (
-                0
-                if alone is None
-                else tasks[alone].shared_tokens(self.model, [features[place] for place in members])
-            )
-            for batch in micro_batches(
-                members,
+        for group, places in groups.items():
+            one_adapter = isinstance(group, int)
+            batches = micro_batches(
+                places,
                 lengths,
                 rows=batch_size,
                 tokens=batch_tokens(device),
-                shared=shared,
+                shared=self._shared_tokens(group, [features[place] for place in places]),
                 call_tokens=call_tokens(device),
-                packed=alone is None and packs,
-            ):
-                owners = [rows[place][2] for place in batch]
-                answers |= zip(
-                    batch,
-                    self._read(group, [features[place] for place in batch], owners),
-                    strict=True,
-                )
-        return [answers[place] for place in range(len(rows))]
+                packed=packs and not one_adapter,
+            )
+            for batch in batches:
+                chosen = [features[place] for place in batch]
+                adapters = [requests[place].adapter for place in batch]
+                if isinstance(group, int) or len(set(adapters)) == 1:
+                    answered = self._answer_alone(adapters[0], chosen)
+                else:
+                    answered = self._answer_mixed(group, adapters, chosen)
+                answers.update(zip(batch, answered, strict=True))
+        return [answers[place] for place in range(len(requests))]
 
-    def _group(self, adapter: int) -> Any:
-        """What rows must have in common to share a batch: the adapter alone, where nothing else will do."""
-        task = list(self.tasks.values())[adapter]
-        if not isinstance(task, Classification | Regression):
+    def _group(self, adapter: int) -> HeadInput | int:
+        """What requests that share a batch have in common: the adapter itself if nothing else."""
+        if not isinstance(self._task(adapter), AnswersFromLogits):
             return adapter
-        key = (
-            task.pooling or "last" if base_facts(self.model).causal else None,
-            task.causal,
-        )  # "last" is what None is to a decoder
-        if key not in self._mixes:
-            self._mixes[key] = self._answers_alike(*key)
-        return key if self._mixes[key] else adapter
+        head_input = self._head_input(adapter)
+        if head_input not in self._can_mix:
+            self._can_mix[head_input] = self._probe_mixing(head_input)
+        return head_input if self._can_mix[head_input] else adapter
 
-    def _read(self, group: Any, features: Sequence[Feature], owners: Sequence[int]) -> list[Answer]:
-        """The answers to a batch, whose rows may belong to several adapters."""
-        device, tasks, tokenizers = (
-            self.model.device,
-            list(self.tasks.values()),
-            list(self.tokenizers.values()),
-        )
-        task, tokenizer = tasks[owners[0]], tokenizers[owners[0]]
-        if len(set(owners)) == 1:
-            with self.routes.only(owners[0]):
-                batch = {
-                    name: tensor.to(device)
-                    for name, tensor in task.collate(features, tokenizer).items()
-                }
-                return task.decode(self.model, batch, features, tokenizer)
-        lines = [
-            split_windows([feature], ("input_ids", "token_type_ids"))
-            if "windows" in feature
-            else [feature]
-            for feature in features
-        ]
-        windows = torch.tensor([len(own) for own in lines])
-        batch = {
-            **pad_inputs([line for own in lines for line in own], tokenizer),
-            "windows": windows,
-        }
-        logits = self._mixed_logits(
-            {name: tensor.to(device) for name, tensor in batch.items()}, owners, *group
-        )
+    def _head_input(self, adapter: int) -> HeadInput:
+        task = self._task(adapter)
+        if not base_facts(self.model).causal:
+            return HeadInput(None, task.causal)
+        # A decoder's head reads the last token where the task does not say.
+        return HeadInput(task.pooling or "last", task.causal)
+
+    def _shared_tokens(self, group: HeadInput | int, features: Sequence[Feature]) -> int:
+        """How many first tokens all sequences of a group share, where one adapter answers them."""
+        if not isinstance(group, int):
+            return 0
+        with self._lock:
+            return self._task(group).shared_tokens(self.model, features)
+
+    def _answer_alone(self, adapter: int, features: Sequence[Feature]) -> list[Answer]:
+        """Answer a batch whose rows all belong to one adapter."""
+        task = self._task(adapter)
+        tokenizer = self._tokenizer(adapter)
+        batch = self._to_device(task.collate(features, tokenizer))
+        with self._lock, self.routes.only(adapter):
+            return task.decode(self.model, batch, features, tokenizer)
+
+    def _answer_mixed(
+        self, head_input: HeadInput, adapters: Sequence[int], features: Sequence[Feature]
+    ) -> list[Answer]:
+        """Answer a batch whose rows belong to several adapters."""
+        sequences: list[Feature] = []
+        windows: list[int] = []
+        for feature in features:
+            parts = [feature]
+            if "windows" in feature:
+                parts = split_windows([feature], ("input_ids", "token_type_ids"))
+            sequences += parts
+            windows.append(len(parts))
+        batch = pad_inputs(sequences, self._tokenizer(adapters[0]))
+        batch["windows"] = torch.tensor(windows)
+        with self._lock:
+            logits = self._mixed_logits(self._to_device(batch), adapters, head_input)
         answers: dict[int, Answer] = {}
-        for adapter in set(owners):
-            own_rows, own_task = (
-                [row for row, owner in enumerate(owners) if owner == adapter],
-                tasks[adapter],
-            )
-            assert isinstance(own_task, Classification | Regression)
-            answers |= zip(
-                own_rows,
-                own_task.answers_of(logits[own_rows, : own_task.model_settings()["num_labels"]]),
-                strict=True,
-            )
-        return [answers[row] for row in range(len(owners))]
+        for adapter in set(adapters):
+            task = self._task(adapter)
+            assert isinstance(task, AnswersFromLogits)
+            places = [place for place, owner in enumerate(adapters) if owner == adapter]
+            outputs = task.model_settings()["num_labels"]
+            answers.update(zip(places, task.answers_of(logits[places, :outputs]), strict=True))
+        return [answers[place] for place in range(len(adapters))]
+
+    def _to_device(self, batch: Batch) -> Batch:
+        return {name: tensor.to(self.model.device) for name, tensor in batch.items()}
 
     def _mixed_logits(
-        self, batch: Batch, owners: Sequence[int], pooling: Any, causal: bool
+        self, batch: Batch, adapters: Sequence[int], head_input: HeadInput
     ) -> torch.Tensor:
-        with self.routes.mixed(
-            torch.tensor(owners, device=self.model.device).repeat_interleave(batch["windows"])
-        ):
-            return class_logits(self.model, batch, pooling, causal=causal)
+        """Logits of each row's own head, of shape (rows, outputs of the widest head)."""
+        owners = torch.tensor(adapters, device=self.model.device)
+        with self.routes.mixed(owners.repeat_interleave(batch["windows"])):
+            return class_logits(self.model, batch, head_input.pooling, causal=head_input.causal)
 
     @torch.inference_mode()
-    def _answers_alike(self, pooling: Any, causal: bool) -> bool:
-        """Whether lines of several adapters may be read together: asked once, of the model itself.
+    def _probe_mixing(self, head_input: HeadInput) -> bool:
+        """Find out whether sequences of several adapters can share a batch: once, from the model.
 
-        Not where a layer with an adapter reads what belongs to no line, as DeBERTa's do with its table of distances.
+        They cannot where a layer with an adapter has inputs that belong to no sequence, as
+        DeBERTa's layers do with its table of distances.
         """
-        several = [
-            place
-            for place, task in enumerate(self.tasks.values())
-            if isinstance(task, Classification | Regression)
+        candidates = [
+            adapter
+            for adapter in range(len(self.names))
+            if isinstance(self._task(adapter), AnswersFromLogits)
         ]
-        vocabulary, device = self.model.config.get_text_config().vocab_size, self.model.device
-        lengths = [PROBE[place % len(PROBE)] for place in range(max(len(several), len(PROBE)))]
-        owners = [several[place % len(several)] for place in range(len(lengths))]
-        ids = (
-            torch.arange(11, 11 + len(lengths) * PROBE[0], device=device)
-            .view(len(lengths), -1)
-            .remainder(vocabulary)
-        )
-        mask = (
-            torch.arange(PROBE[0], device=device)
-            < torch.tensor(lengths, device=device).unsqueeze(1)
-        ).long()
-        batch = {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "windows": torch.ones(len(lengths), dtype=torch.long, device=device),
-        }
-        with self.routes.only(
-            owners[0]
-        ):  # by the way the model is asked what it can leave out, of one adapter
-            class_logits(self.model, batch, pooling, causal=causal)
+        sequences = max(len(candidates), len(PROBE_TOKENS))
+        adapters = [candidates[place % len(candidates)] for place in range(sequences)]
+        batch = self._probe_batch(sequences)
+        # First with one adapter, so that the model is asked what it can leave out.
+        self._logits_alone(batch, adapters[0], head_input)
         try:
-            together = self._mixed_logits(batch, owners, pooling, causal)
-        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
+            together = self._mixed_logits(batch, adapters, head_input)
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+            logger.debug("adapters cannot share a batch: %s: %s", type(error).__name__, error)
             return False
-        near = 0.1 if self.model.dtype in (torch.bfloat16, torch.float16) else 1e-3
-        for line, adapter in enumerate(owners):
-            with self.routes.only(adapter):
-                own = {name: tensor[line : line + 1] for name, tensor in batch.items()}
-                alone = class_logits(self.model, own, pooling, causal=causal)[0]
-            if not float((together[line, : len(alone)] - alone).abs().max()) <= near * max(
-                float(alone.abs().max()), near
-            ):
+        tolerance = 0.1 if self.model.dtype in (torch.bfloat16, torch.float16) else 1e-3
+        for place, adapter in enumerate(adapters):
+            row = {name: tensor[place : place + 1] for name, tensor in batch.items()}
+            alone = self._logits_alone(row, adapter, head_input)[0]
+            difference = float((together[place, : len(alone)] - alone).abs().max())
+            # Written so that a difference of nan is too large.
+            if not difference <= tolerance * max(float(alone.abs().max()), tolerance):
+                logger.debug("adapters cannot share a batch: logits differ by %g", difference)
                 return False
         return True
 
+    def _probe_batch(self, sequences: int) -> Batch:
+        """A batch of made-up token ids, whose sequences have the lengths of `PROBE_TOKENS`."""
+        device = self.model.device
+        vocabulary = self.model.config.get_text_config().vocab_size
+        width = PROBE_TOKENS[0]
+        ids = torch.arange(11, 11 + sequences * width, device=device).remainder(vocabulary)
+        lengths = [PROBE_TOKENS[place % len(PROBE_TOKENS)] for place in range(sequences)]
+        is_real = torch.arange(width) < torch.tensor(lengths).unsqueeze(1)
+        return {
+            "input_ids": ids.view(sequences, width),
+            "attention_mask": is_real.long().to(device),
+            "windows": torch.ones(sequences, dtype=torch.long, device=device),
+        }
 
-def load_many(
-    directories: Iterable[str | Path],
-    *,
-    base: str | Path | None,
-    quantize: Quantize | None,
-    device: str | torch.device | None,
-) -> ManyPredictor:
-    """What `load_predictor` gives for several folders; arguments and errors as there."""
-    model, routes, folders = put_on_one_base(
-        directories, base=base, quantize=quantize, device=device
-    )
-    return ManyPredictor(
-        model,
-        routes,
-        {name: folder.task for name, (folder, _) in folders.items()},
-        {name: tokenizer for name, (_, tokenizer) in folders.items()},
-    )
+    def _logits_alone(self, batch: Batch, adapter: int, head_input: HeadInput) -> torch.Tensor:
+        with self.routes.only(adapter):
+            return class_logits(self.model, batch, head_input.pooling, causal=head_input.causal)
 
 
-def _check_listed(task: Task, rows: Sequence[Row], own: Sequence[int]) -> None:
-    """Raise a RowError for the first of the task's own rows that it cannot read."""
+def _name_of(rows: datasets.Dataset | list[Row]) -> str:
+    """What messages call a table."""
+    return source_name(rows) if isinstance(rows, datasets.Dataset) else LIST_NAME
+
+
+def _fetch_rows(
+    rows: datasets.Dataset | list[Row], columns: list[str], numbers: Sequence[int]
+) -> dict[int, Row]:
+    """Some rows by their number."""
+    if isinstance(rows, datasets.Dataset):
+        fetched = rows.select_columns(columns).select(numbers).to_list()
+    else:
+        fetched = [rows[number] for number in numbers]
+    return dict(zip(numbers, fetched, strict=True))
+
+
+def _check_rows(task: Task, rows: datasets.Dataset | list[Row], numbers: Sequence[int]) -> None:
+    """Raise RowError for the first of some rows that a task cannot read."""
+    if isinstance(rows, datasets.Dataset):
+        chosen = rows.select(numbers)
+        check_rows(task, chosen, with_target=False, numbers=[number + 1 for number in numbers])
+        return
     columns = task.columns(with_target=False)
-    for row in own:
-        if missing := [name for name in columns if name not in rows[row]]:
+    for number in numbers:
+        row = rows[number]
+        missing = [name for name in columns if name not in row]
+        if missing:
             raise RowError(
-                f"row {row + 1} of {LISTED} has no column {missing[0]!r}; it has {list(rows[row])}. "
-                f"{type(task).__name__} needs {columns}."
+                f"row {number + 1} of {LIST_NAME} has no column {missing[0]!r}; it has "
+                f"{list(row)}. {type(task).__name__} needs {columns}."
             )
-        if problem := task.problem(rows[row], with_target=False):
-            raise RowError(f"row {row + 1} of {LISTED} {problem}.")
-
-
-def _listed(rows: Any) -> list[Any]:
-    if isinstance(rows, str | Mapping):
-        raise RowError(
-            f"expected a list of texts or rows, found one {type(rows).__name__}; put it into a list."
-        )
-    return list(rows)
+        problem = task.problem(row, with_target=False)
+        if problem:
+            raise RowError(f"row {number + 1} of {LIST_NAME} {problem}.")

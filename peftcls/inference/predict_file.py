@@ -1,4 +1,7 @@
-"""From a file of rows to a file of rows and answers, in chunks, so that a table of any length takes the same memory."""
+"""Predict a file: answer all rows of a file and write rows and answers to another one, in chunks.
+
+A table of any length takes the same memory, and an interrupted run can be continued.
+"""
 
 import contextlib
 import csv
@@ -19,17 +22,16 @@ from tqdm.auto import tqdm
 from peftcls.data.reading import Row, read_rows
 from peftcls.inference.predictor import Predictor
 from peftcls.models.adapter_folder import READABLE, read_manifest
-from peftcls.tasks.base import Answer, Task
-from peftcls.tasks.extractive_qa import ExtractiveQA
-from peftcls.tasks.instruction import Instruction
-from peftcls.tasks.regression import Regression
+from peftcls.tasks.base import Task
 
-CHUNK_ROWS = (
-    256  # what an interruption can cost; enough for rows of similar length to be put together
-)
-ENDINGS = (".csv", ".jsonl", ".parquet", ".tsv")
-PREFIX = "predicted_"  # before the names of all answers where the rows have a column of one of them already
+# How many rows an interruption can cost; enough for rows of similar length to share a batch.
+CHUNK_ROWS = 256
+OUTPUT_SUFFIXES = (".csv", ".jsonl", ".parquet", ".tsv")
+# Written before the names of all new columns where the rows have a column of one of them already.
+COLUMN_PREFIX = "predicted_"
 PART = ".part"
+DEFAULT_SEPARATOR = ";"
+Columns = dict[str, pa.DataType]
 
 
 def predict_file(
@@ -43,18 +45,20 @@ def predict_file(
     encoding: str | None = None,
     batch_size: int | None = None,
 ) -> tuple[int, list[str]]:
-    """Answer every row of a file: all its columns and those of the answers go to another file, in the rows' order.
+    """Answer every row of a file and write all its columns and the answers' to another file.
 
-    While it lasts, the answers so far are lines of JSON in the file `out` + ".part"; the output itself is written at the
-    end, beside, and renamed.
+    Until the end, the answers so far are lines of JSON in the file `out` + ".part". The output
+    itself is then written to a temporary file in the same folder, and renamed.
 
     Args:
         predictor: from `load_predictor(directory)`.
-        directory: the adapter folder, so that nothing is gone on with by another one.
+        directory: the adapter folder, so that another adapter cannot continue the run.
         source: a file that `read_rows` reads.
-        out: ends in .csv, .tsv, .jsonl or .parquet. A list of labels or keywords is a list, in csv and tsv a text with ";".
+        out: ends in .csv, .tsv, .jsonl or .parquet. A list of labels or keywords is a list; in csv
+            and tsv it is a text with ";".
         probabilities: whether each label gets a column with its probability.
-        resume: go on from the answers in the ".part", if there is one; the result is that of the uninterrupted run.
+        resume: continue from the answers in the ".part" file, if there is one; the result is that
+            of the uninterrupted run.
         encoding: of a text file; UTF-8 unless given.
         batch_size: at most this many rows at once.
 
@@ -62,155 +66,156 @@ def predict_file(
         The number of rows, and the names of the answers' columns.
 
     Raises:
-        RowError: a row cannot be answered; where that shows before the first answer, nothing is written.
+        RowError: a row cannot be answered; where that shows before the first answer, nothing is
+            written.
         ValueError: the output cannot be written there, or the ".part" belongs to something else.
     """
-    out, part = Path(out), Path(f"{out}{PART}")
-    if out.suffix.lower() not in ENDINGS:
-        raise ValueError(f"cannot write {out}: expected a file ending in {', '.join(ENDINGS)}.")
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise ValueError(f"cannot write {out}: expected a file in a folder that exists.")
-    if out.absolute() == Path(source).absolute():
-        raise ValueError(
-            f"{out} would replace the rows that are answered; give another file for the answers."
-        )
+    out = Path(out)
+    part = Path(f"{out}{PART}")
+    _check_output(out, Path(source))
     rows = read_rows(source, encoding=encoding)
-    fields = answer_fields(predictor.task, probabilities=probabilities)
-    if set(fields) & set(rows.column_names):
-        fields = {PREFIX + name: kind for name, kind in fields.items()}
-    if taken := sorted(set(fields) & set(rows.column_names)):
-        raise ValueError(
-            f"{source} has a column {taken[0]!r} already; rename it, so that there is room for the answers."
-        )
-    head = {
+    columns = _new_columns(predictor.task, rows, source, probabilities=probabilities)
+    header = {
         "adapter": read_manifest(Path(directory))["sum"],
-        "rows": _identity(Path(source), rows),
-        "columns": list(fields),
+        "rows": _fingerprint(Path(source), rows),
+        "columns": list(columns),
     }
-    done = _answered(part, head, resume=resume)
-    with (
-        part.open("a", encoding="utf-8") as lines,
-        tqdm(
-            total=len(rows),
-            initial=done,
-            unit="row",
-            dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
-        ) as bar,
-    ):
+    done = _count_answered(part, header, resume=resume)
+    with _progress_bar(len(rows), done) as progress, part.open("a", encoding="utf-8") as lines:
         try:
             for answers in predictor.stream(
                 rows, first=done, chunk_rows=CHUNK_ROWS, batch_size=batch_size
             ):
-                if not lines.tell():
-                    lines.write(json.dumps(head) + "\n")
-                lines.writelines(
-                    json.dumps(
-                        answer_values(predictor.task, answer, probabilities=probabilities),
-                        ensure_ascii=False,
-                    )
-                    + "\n"
-                    for answer in answers
-                )
+                if lines.tell() == 0:
+                    lines.write(json.dumps(header) + "\n")
+                for answer in answers:
+                    values = predictor.task.answer_values(answer, probabilities=probabilities)
+                    lines.write(json.dumps(values, ensure_ascii=False) + "\n")
                 lines.flush()
-                bar.update(len(answers))
+                progress.update(len(answers))
         finally:
-            if not lines.tell():
-                part.unlink()  # nothing was answered: the rows were refused
-    _write(out, rows, fields, part, getattr(predictor.task, "separator", None) or ";")
+            if lines.tell() == 0:
+                # No row was answered: the rows were refused.
+                part.unlink()
+    separator = predictor.task.separator or DEFAULT_SEPARATOR
+    _write_output(out, rows, columns, part, separator)
     part.unlink()
-    return len(rows), list(fields)
+    return len(rows), list(columns)
 
 
-def answer_fields(task: Task, *, probabilities: bool) -> dict[str, pa.DataType]:
-    """The names and types of the columns that a task's answers fill."""
-    if isinstance(task, Regression):
-        return {"value": pa.float64()}
-    if isinstance(task, ExtractiveQA):
-        return {
-            "text": pa.string(),
-            "start": pa.int64(),
-            "end": pa.int64(),
-            "probability": pa.float64(),
-        }
-    if isinstance(task, Instruction) and not task.labels:
-        return (
-            {"text": pa.string()} if task.separator is None else {"keywords": pa.list_(pa.string())}
+def _check_output(out: Path, source: Path) -> None:
+    """Raise ValueError where the output cannot be written, or would replace the rows."""
+    if out.suffix.lower() not in OUTPUT_SUFFIXES:
+        raise ValueError(
+            f"cannot write {out}: expected a file ending in {', '.join(OUTPUT_SUFFIXES)}."
         )
-    each = (
-        {f"probability_{label}": pa.float64() for label in getattr(task, "labels", None) or ()}
-        if probabilities
-        else {}
-    )
-    if getattr(task, "multi_label", False):
-        return {"labels": pa.list_(pa.string()), **each}
-    return {"label": pa.string(), "probability": pa.float64(), **each}
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise ValueError(f"cannot write {out}: expected a file in a folder that exists.")
+    if out.absolute() == source.absolute():
+        raise ValueError(
+            f"{out} would replace the rows that are answered; give another file for the answers."
+        )
 
 
-def answer_values(task: Task, answer: Answer, *, probabilities: bool) -> list[Any]:
-    """The values of one answer, in the order of `answer_fields`; an abstention has no label and its likeliest label's probability."""
-    if isinstance(task, Regression):
-        return [answer.value]
-    if isinstance(task, ExtractiveQA):
-        return [answer.text, answer.start, answer.end, answer.probability]
-    if isinstance(task, Instruction) and not task.labels:
-        return [answer.text if task.separator is None else list(answer.labels or ())]
-    shares = answer.probabilities or {}
-    each = list(shares.values()) if probabilities else []
-    if answer.labels is not None:
-        return [list(answer.labels), *each]
-    return [answer.label, shares[answer.label] if answer.label else max(shares.values()), *each]
+def _new_columns(
+    task: Task, rows: datasets.Dataset, source: str | Path, *, probabilities: bool
+) -> Columns:
+    """The names and types of the answers' columns. Raises ValueError where the rows have them."""
+    columns = task.answer_columns(probabilities=probabilities)
+    existing = set(rows.column_names)
+    if existing & set(columns):
+        columns = {COLUMN_PREFIX + name: dtype for name, dtype in columns.items()}
+    taken = sorted(existing & set(columns))
+    if taken:
+        raise ValueError(
+            f"{source} has a column {taken[0]!r} already; rename it, so that there is room for "
+            "the answers."
+        )
+    return columns
 
 
-def _identity(source: Path, rows: datasets.Dataset) -> str:
+def _fingerprint(source: Path, rows: datasets.Dataset) -> str:
+    """The SHA-256 of a file; of a hub's table its fingerprint."""
     if not source.is_file():
         return str(rows._fingerprint)
     with source.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _answered(part: Path, head: dict[str, Any], *, resume: bool) -> int:
-    """How many rows a partial output has answered, whole chunks alone, since those are what the run goes on from."""
-    if not part.is_file() or not part.stat().st_size:
+def _progress_bar(rows: int, done: int) -> tqdm:
+    return tqdm(
+        total=rows,
+        initial=done,
+        unit="row",
+        dynamic_ncols=True,
+        disable=not sys.stderr.isatty(),
+    )
+
+
+def _count_answered(part: Path, header: dict[str, Any], *, resume: bool) -> int:
+    """Count the rows that a partial output has answered, and cut it behind its last whole chunk.
+
+    A run is continued with a whole chunk, so that its batches are those of an uninterrupted run.
+
+    Raises:
+        ValueError: there is a partial output and `resume` is not set, or it belongs to other rows.
+    """
+    if not part.is_file() or part.stat().st_size == 0:
         return 0
     if not resume:
         raise ValueError(
-            f"{part} holds answers of a run that was not finished; go on with --resume, or remove it."
+            f"{part} holds answers of a run that was not finished; go on with --resume, "
+            "or remove it."
         )
     with part.open("rb") as file:
-        try:
-            same = json.loads(first := file.readline()) == head and first.endswith(b"\n")
-        except ValueError:
-            same = False
-        if not same:
+        first_line = file.readline()
+        if not _is_header(first_line, header):
             raise ValueError(
-                f"{part} belongs to other rows, another adapter or other settings; remove it, or choose another output."
+                f"{part} belongs to other rows, another adapter or other settings; remove it, "
+                "or choose another output."
             )
-        kept = seen = len(first)
-        done = 0
+        size = len(first_line)
+        kept_size = size
+        kept_rows = 0
         for number, line in enumerate(file, 1):
-            seen += len(line)
+            size += len(line)
             if number % CHUNK_ROWS == 0 and line.endswith(b"\n"):
-                kept, done = seen, number
-    os.truncate(part, kept)
-    return done
+                kept_size = size
+                kept_rows = number
+    os.truncate(part, kept_size)
+    return kept_rows
 
 
-def _write(
-    out: Path, rows: datasets.Dataset, fields: dict[str, pa.DataType], part: Path, separator: str
+def _is_header(line: bytes, header: dict[str, Any]) -> bool:
+    """Whether the first line of a partial output is whole and says what is expected."""
+    try:
+        return bool(json.loads(line) == header) and line.endswith(b"\n")
+    except ValueError:
+        return False
+
+
+def _write_output(
+    out: Path, rows: datasets.Dataset, columns: Columns, part: Path, separator: str
 ) -> None:
+    """Write rows and answers to a temporary file, and give it the output's name."""
     with tempfile.NamedTemporaryFile(
         dir=out.absolute().parent, prefix=".saving-", delete=False
-    ) as beside:
-        temporary = Path(beside.name)
+    ) as created:
+        temporary = Path(created.name)
+    suffix = out.suffix.lower()
     try:
         with part.open(encoding="utf-8") as lines:
-            next(lines)  # what the answers belong to
-            if out.suffix.lower() == ".parquet":
-                _write_parquet(temporary, rows, fields, lines)
+            next(lines)  # the header
+            answers = (json.loads(line) for line in lines)
+            if suffix == ".parquet":
+                _write_parquet(temporary, rows, columns, answers)
             else:
                 with temporary.open("w", newline="", encoding="utf-8") as file:
-                    _write_text(file, out.suffix.lower(), rows, fields, lines, separator)
+                    if suffix == ".jsonl":
+                        _write_jsonl(file, rows, columns, answers)
+                    else:
+                        delimiter = "\t" if suffix == ".tsv" else ","
+                        _write_csv(file, rows, columns, answers, delimiter, separator)
         temporary.chmod(READABLE)
         os.replace(temporary, out)
     finally:
@@ -224,48 +229,56 @@ def _chunks(rows: datasets.Dataset) -> Iterator[datasets.Dataset]:
 
 
 def _write_parquet(
-    path: Path, rows: datasets.Dataset, fields: dict[str, pa.DataType], lines: Iterator[str]
+    path: Path, rows: datasets.Dataset, columns: Columns, answers: Iterator[list[Any]]
 ) -> None:
-    plain = rows.with_format("arrow")
-    schema = plain[:1].schema.remove_metadata()
-    for name, kind in fields.items():
-        schema = schema.append(pa.field(name, kind))
+    arrow_rows = rows.with_format("arrow")
+    schema = arrow_rows[:1].schema.remove_metadata()
+    for name, dtype in columns.items():
+        schema = schema.append(pa.field(name, dtype))
     with pq.ParquetWriter(path, schema) as writer:
-        for chunk in _chunks(plain):
-            values = list(zip(*(json.loads(next(lines)) for _ in range(len(chunk))), strict=True))
-            given = [
-                pa.array(column, kind) for column, kind in zip(values, fields.values(), strict=True)
-            ]
-            writer.write_table(pa.table([*chunk[:].columns, *given], schema=schema))
+        for chunk in _chunks(arrow_rows):
+            chunk_answers = [next(answers) for _ in range(len(chunk))]
+            new_columns = []
+            for place, dtype in enumerate(columns.values()):
+                new_columns.append(pa.array([values[place] for values in chunk_answers], dtype))
+            table = pa.table([*chunk[:].columns, *new_columns], schema=schema)
+            writer.write_table(table)
 
 
-def _write_text(
-    file: IO[str],
-    ending: str,
-    rows: datasets.Dataset,
-    fields: dict[str, pa.DataType],
-    lines: Iterator[str],
-    separator: str,
+def _write_jsonl(
+    file: IO[str], rows: datasets.Dataset, columns: Columns, answers: Iterator[list[Any]]
 ) -> None:
-    table = csv.writer(file, delimiter="\t" if ending == ".tsv" else ",", lineterminator="\n")
-    if ending != ".jsonl":
-        table.writerow([*rows.column_names, *fields])
     for chunk in _chunks(rows):
         for row in chunk:
-            given: Row = dict(zip(fields, json.loads(next(lines)), strict=True))
-            if ending == ".jsonl":
-                file.write(json.dumps({**row, **given}, ensure_ascii=False, default=str) + "\n")
-            else:
-                listed = [
-                    f"{separator} ".join(value) if isinstance(value, list) else value
-                    for value in given.values()
-                ]
-                table.writerow([*map(_cell, row.values()), *listed])
+            answered: Row = {**row, **dict(zip(columns, next(answers), strict=True))}
+            file.write(json.dumps(answered, ensure_ascii=False, default=str) + "\n")
+
+
+def _write_csv(
+    file: IO[str],
+    rows: datasets.Dataset,
+    columns: Columns,
+    answers: Iterator[list[Any]],
+    delimiter: str,
+    separator: str,
+) -> None:
+    """Write csv or tsv: a list of labels or keywords is one text; other lists are JSON."""
+    table = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+    table.writerow([*rows.column_names, *columns])
+    for chunk in _chunks(rows):
+        for row in chunk:
+            cells = [_cell(value) for value in row.values()]
+            values = [_joined(value, separator) for value in next(answers)]
+            table.writerow([*cells, *values])
 
 
 def _cell(value: Any) -> Any:
-    return (
-        json.dumps(value, ensure_ascii=False, default=str)
-        if isinstance(value, list | dict)
-        else value
-    )
+    if isinstance(value, list | dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return value
+
+
+def _joined(value: Any, separator: str) -> Any:
+    if isinstance(value, list):
+        return f"{separator} ".join(value)
+    return value

@@ -1,21 +1,60 @@
-"""The base model: loading it, and finding its parts by structure."""
+"""Loading a base model, with the head that a task needs, and its tokenizer."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from peftcls.demo import BASE_FOLDER
 from peftcls.engine.kernels import choose_kernels, fast_dtype
+from peftcls.engine.model_state import BaseFacts, Quantize, state_of
 from peftcls.models.fingerprint import fingerprint_base, fingerprint_tensors
 from peftcls.models.folder_safety import check_base_config, check_finite
-from peftcls.models.pretrained_io import quiet, reraise_as_value_error, validate_base_folder
-from peftcls.models.quantization import own_device, quantization_config_for
-from peftcls.models.state import BaseFacts, Quantize
+from peftcls.models.pretrained_io import (
+    quiet,
+    reraise_as_value_error,
+    resolve_source,
+    validate_base_folder,
+)
+from peftcls.models.quantization import (
+    drop_cast_warnings,
+    own_device,
+    quantization_config_for,
+)
 from peftcls.models.structure import QUANTIZED_LAYERS, head_modules, needs_own_pooling
 from peftcls.models.tokenizers import load_tokenizer, position_limit
 from peftcls.tasks.base import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """The arguments of `load_base`, and the configuration that they lead to."""
+
+    source: str
+    task: Task
+    config: Any
+    quantize: Quantize | None
+    dtype: torch.dtype
+    revision: str | None
+    seed: int
+    pretrained: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loaded:
+    """A model, and how the tensors in its files differ from its own."""
+
+    model: Any
+    missing: set[str]
+    """Tensors of the model that no file has."""
+    mismatched: list[str]
+    """Tensors that have another shape in the files."""
+
+    @property
+    def new_modules(self) -> set[str]:
+        """Modules whose weights were drawn at random, since no file has them."""
+        return {key.rpartition(".")[0] for key in self.missing}
 
 
 def load_base(
@@ -28,158 +67,216 @@ def load_base(
     seed: int = 0,
     pretrained: bool = True,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a pretrained model, with the head that the task needs, and its tokenizer; every weight is frozen.
+    """Load a pretrained model, with the head that the task needs, and its tokenizer.
 
-    Only safetensors are read, and no code that comes with a model is run.
+    Every weight is frozen. Only safetensors are read, and no code that comes with a model is run.
 
     Args:
-        name: "demo" (the model that ships with peftcls), a local folder, or the name of a model on the hub.
+        name: "demo" (the model that ships with peftcls), a local folder, or the name of a model on
+            the hub.
         task: decides the kind of model, its head and its labels.
-        quantize: hold the base in 8 or 4 bits through bitsandbytes; a new head stays in full precision.
-        dtype: of the frozen weights; what this machine is fastest in unless given (see `fast_dtype`). What is trained is
-            float32 either way, and so is every loss.
+        quantize: load the base in 8 or 4 bits through bitsandbytes; a new head stays in full
+            precision.
+        dtype: of the frozen weights; the fastest on this machine unless given (see `fast_dtype`).
+            What is trained is float32 either way, and so is every loss.
         revision: of a model on the hub.
         seed: for the weights of a new head.
-        pretrained: False draws random weights in the same shape from the seed, as a control of what pretraining gave; the
-            folder then holds the seed, and is loaded by drawing them again.
+        pretrained: False draws random weights in the same shape from the seed, as a control of what
+            pretraining gave; the folder then holds the seed, and is loaded by drawing them again.
 
     Raises:
-        ValueError: there is no such model, it is damaged or has no safetensors, or it cannot do the task.
+        ValueError: the model does not exist, is damaged or has no safetensors, or cannot do the
+            task.
     """
-    source = str(BASE_FOLDER) if str(name) == "demo" else str(name)
+    source = resolve_source(name)
+    _validate_arguments(source, quantize)
+    settings = task.model_settings()
+    validate_base_folder(source)
+    config = _read_config(source, settings, revision)
+    tokenizer = load_tokenizer(name, revision=revision)
+    config.pad_token_id = tokenizer.pad_token_id
+    if dtype is None:
+        dtype = fast_dtype(getattr(config.get_text_config(), "hidden_size", 0))
+    if quantize and not pretrained:
+        raise ValueError(
+            f"quantize={quantize!r} with pretrained=False: random weights are a control, in full "
+            "precision."
+        )
+    request = _Request(source, task, config, quantize, dtype, revision, seed, pretrained)
+    loaded = _load_or_draw(request)
+    model = loaded.model
+    _freeze(request, model)
+    heads = _find_heads(request, loaded)
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    tokenizer.model_max_length = position_limit(model)
+    causal = needs_own_pooling(model, task)
+    # On the right, every model counts positions from the first token.
+    if causal or not task.new_head:
+        tokenizer.padding_side = "right"
+    state_of(model).base = _collect_facts(str(name), request, model, heads, causal=causal)
+    return model, tokenizer
+
+
+def _validate_arguments(source: str, quantize: str | None) -> None:
     if quantize not in (None, "8bit", "4bit"):
         raise ValueError(f"quantize={quantize!r}: expected None, '8bit' or '4bit'.")
-    if Path(source).is_dir() and (Path(source) / "peftcls.json").is_file():
+    if (Path(source) / "peftcls.json").is_file():
         raise ValueError(
-            f"{source} is an adapter folder, expected a base model; load it with load_predictor({source!r})."
+            f"{source} is an adapter folder, expected a base model; load it with "
+            f"load_predictor({source!r})."
         )
-    settings: dict[str, Any] = task.model_settings()
-    validate_base_folder(source)
-    with (
-        quiet(),
-        reraise_as_value_error(f"the base model {source}"),
-    ):  # the labels of another task, which a base may bring, are not ours
+
+
+def _read_config(source: str, settings: dict[str, Any], revision: str | None) -> Any:
+    """The model's configuration, with the task's labels in place of those that it came with."""
+    with quiet(), reraise_as_value_error(f"the base model {source}"):
         config = AutoConfig.from_pretrained(
             source, revision=revision, trust_remote_code=False, **settings
         )
         check_base_config(source, config, revision)
         config.return_dict = True
-        if str(config._attn_implementation).startswith(
-            "flash"
-        ):  # what is not installed would be fetched, as code
+        # Flash attention that is not installed would be fetched from the hub, as code.
+        if str(config._attn_implementation).startswith("flash"):
             config._attn_implementation = None
-    tokenizer = load_tokenizer(name, revision=revision)
-    config.pad_token_id = tokenizer.pad_token_id
-    dtype = dtype or fast_dtype(getattr(config.get_text_config(), "hidden_size", 0))
-    if quantize and not pretrained:
-        raise ValueError(
-            f"quantize={quantize!r} with pretrained=False: random weights are a control, in full precision."
-        )
+    return config
+
+
+# Weights
+
+
+def _load_or_draw(request: _Request) -> _Loaded:
+    """Load the pretrained weights, or draw random ones; a new head is drawn from the seed."""
     with (
         torch.random.fork_rng(devices=[]),
         quiet(),
-        reraise_as_value_error(f"the base model {source}"),
+        reraise_as_value_error(f"the base model {request.source}"),
     ):
-        torch.manual_seed(seed)
-        model, report = _load_weights(source, task, config, revision, dtype, quantize, [])
-        fresh = {key.rpartition(".")[0] for key in report["missing_keys"]}
-        if quantize and (
-            unread := [
-                name for name in fresh if isinstance(model.get_submodule(name), QUANTIZED_LAYERS)
-            ]
-        ):
-            torch.manual_seed(seed)  # new weights cannot be trained in 8 or 4 bits
-            model, report = _load_weights(source, task, config, revision, dtype, quantize, unread)
-        if not pretrained:
-            torch.manual_seed(seed)
-            model = task.auto_model.from_config(config, dtype=dtype)
-    if quantize and not any(isinstance(module, QUANTIZED_LAYERS) for module in model.modules()):
-        raise ValueError(
-            f"quantize={quantize!r} with {type(model).__name__}: none of its layers can be held in 8 or 4 bits; leave it out."
-        )
-    model.requires_grad_(False).eval()
-    choose_kernels(model)
-    check_finite(source, model.named_parameters())
-    for module in (
-        model.modules()
-    ):  # bitsandbytes would repack 4-bit weights on some CPUs, in a layout without a gradient
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-    heads = head_modules(model) if task.new_head else []
-    if unfit := sorted(
-        key
-        for key, *_ in report["mismatched_keys"]
-        if not any(key.startswith(f"{head}.") for head in heads)
-    ):
-        raise ValueError(
-            f"{source}: {unfit[0]} has another shape in its safetensors than by its config.json; copy the model again."
-        )
-    heads += sorted(m for m in fresh if not any(m == h or m.startswith(h + ".") for h in heads))
-    if heads and not task.new_head:
-        raise ValueError(
-            f"{source} has no weights for {', '.join(heads)}, so it is not a pretrained {type(model).__name__}; "
-            f"{type(task).__name__} needs one."
-        )
-    if getattr(model, "generation_config", None) is not None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
-    tokenizer.model_max_length = position_limit(model)
-    causal = needs_own_pooling(model, task)
-    if causal or not task.new_head:
-        tokenizer.padding_side = (
-            "right"  # positions are then counted from the first token by every model
-        )
-    fingerprint = (
-        fingerprint_base(source, revision)
-        if pretrained
-        else fingerprint_tensors(model.base_model.state_dict())
-    )
-    model.base_facts = BaseFacts(
-        str(name),
-        getattr(config, "_commit_hash", None) or revision,
-        fingerprint,
-        quantize,
-        str(dtype).removeprefix("torch."),
-        tuple(heads),
-        causal,
-        None if pretrained else seed,
-    )
-    return model, tokenizer
+        torch.manual_seed(request.seed)
+        loaded = _load_weights(request, in_full=[])
+        new_quantized = _new_quantized_modules(loaded)
+        # New weights cannot be trained in 8 or 4 bits, so they are loaded again in full precision.
+        if request.quantize and new_quantized:
+            torch.manual_seed(request.seed)
+            again = _load_weights(request, in_full=new_quantized)
+            loaded = dataclasses.replace(again, missing=loaded.missing)
+        if not request.pretrained:
+            torch.manual_seed(request.seed)
+            model = request.task.auto_model.from_config(request.config, dtype=request.dtype)
+            loaded = dataclasses.replace(loaded, model=model)
+    return loaded
 
 
-def _load_weights(
-    source: str,
-    task: Task,
-    config: Any,
-    revision: str | None,
-    dtype: torch.dtype,
-    quantize: Quantize | None,
-    in_full: list[str],
-) -> tuple[Any, dict[str, Any]]:
-    """The model, and what its files lacked or held in another shape; some modules stay in full precision."""
-    settings: dict[str, Any] = {}
-    if quantize:
-        settings = {
-            "quantization_config": quantization_config_for(task, config, quantize, dtype, in_full),
-            "device_map": {"": own_device()},
-        }
-    common = {
-        "config": config,
-        "revision": revision,
-        "dtype": dtype,
+def _load_weights(request: _Request, *, in_full: list[str]) -> _Loaded:
+    """Load a model from its files; the modules `in_full` are not quantized."""
+    task = request.task
+    arguments: dict[str, Any] = {
+        "config": request.config,
+        "revision": request.revision,
+        "dtype": request.dtype,
         "use_safetensors": True,
         "trust_remote_code": False,
         "output_loading_info": True,
-        **settings,
     }
+    if request.quantize:
+        arguments["quantization_config"] = quantization_config_for(
+            task, request.config, request.quantize, request.dtype, in_full
+        )
+        arguments["device_map"] = {"": own_device()}
     model, report = task.auto_model.from_pretrained(
-        source, ignore_mismatched_sizes=task.new_head, **common
+        request.source, ignore_mismatched_sizes=task.new_head, **arguments
     )
+    missing = set(report["missing_keys"])
     prefix = model.base_model_prefix
-    if 2 * sum(key.startswith(f"{prefix}.") for key in report["missing_keys"]) > len(
-        model.base_model.state_dict()
-    ):
-        # Llama's class for question answering, and others, look for their backbone under a name that no file has.
-        backbone, report = AutoModel.from_pretrained(source, **common)
+    missing_in_backbone = sum(key.startswith(f"{prefix}.") for key in missing)
+    if 2 * missing_in_backbone > len(model.base_model.state_dict()):
+        # Some classes, such as Llama's for question answering, look for their backbone under a
+        # name that no file has.
+        backbone, report = AutoModel.from_pretrained(request.source, **arguments)
         setattr(model, prefix, backbone)
-        report["missing_keys"] = {f"{prefix}.{key}" for key in report["missing_keys"]}
-    return model, report
+        missing = {f"{prefix}.{key}" for key in report["missing_keys"]}
+    mismatched = [key for key, *_ in report["mismatched_keys"]]
+    return _Loaded(model, missing, mismatched)
+
+
+def _new_quantized_modules(loaded: _Loaded) -> list[str]:
+    """Modules with new weights that were quantized."""
+    return [
+        name
+        for name in loaded.new_modules
+        if isinstance(loaded.model.get_submodule(name), QUANTIZED_LAYERS)
+    ]
+
+
+def _freeze(request: _Request, model: Any) -> None:
+    """Freeze a model, choose its kernels, and check its weights."""
+    is_quantized = any(isinstance(module, QUANTIZED_LAYERS) for module in model.modules())
+    if request.quantize and not is_quantized:
+        raise ValueError(
+            f"quantize={request.quantize!r} with {type(model).__name__}: none of its layers can be "
+            "held in 8 or 4 bits; leave it out."
+        )
+    if request.quantize == "8bit":
+        drop_cast_warnings()
+    model.requires_grad_(False).eval()
+    choose_kernels(model)
+    check_finite(request.source, model.named_parameters())
+    for module in model.modules():
+        # bitsandbytes would repack 4-bit weights on some CPUs, in a layout without a gradient.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+# Heads and facts
+
+
+def _find_heads(request: _Request, loaded: _Loaded) -> list[str]:
+    """The names of the model's heads, and of other modules whose weights no file has.
+
+    Raises:
+        ValueError: the files do not fit the configuration, or a needed module is not pretrained.
+    """
+    model = loaded.model
+    task = request.task
+    heads = head_modules(model) if task.new_head else []
+    in_backbone = [key for key in loaded.mismatched if not _is_below(key, heads)]
+    if in_backbone:
+        raise ValueError(
+            f"{request.source}: {min(in_backbone)} has another shape in its safetensors than by "
+            "its config.json; copy the model again."
+        )
+    heads += sorted(
+        module
+        for module in loaded.new_modules
+        if module not in heads and not _is_below(module, heads)
+    )
+    if heads and not task.new_head:
+        raise ValueError(
+            f"{request.source} has no weights for {', '.join(heads)}, so it is not a pretrained "
+            f"{type(model).__name__}; {type(task).__name__} needs one."
+        )
+    return heads
+
+
+def _is_below(name: str, modules: list[str]) -> bool:
+    """Whether a tensor or a module is inside one of the modules."""
+    return any(name.startswith(f"{module}.") for module in modules)
+
+
+def _collect_facts(
+    name: str, request: _Request, model: Any, heads: list[str], *, causal: bool
+) -> BaseFacts:
+    if request.pretrained:
+        fingerprint = fingerprint_base(request.source, request.revision)
+    else:
+        fingerprint = fingerprint_tensors(model.base_model.state_dict())
+    return BaseFacts(
+        name=name,
+        revision=getattr(request.config, "_commit_hash", None) or request.revision,
+        fingerprint=fingerprint,
+        quantize=request.quantize,
+        dtype=str(request.dtype).removeprefix("torch."),
+        heads=tuple(heads),
+        causal=causal,
+        random_seed=None if request.pretrained else request.seed,
+    )

@@ -1,9 +1,12 @@
-"""What a folder that somebody else made may hold; looked at before a library reads it, and nothing of it is run."""
+"""Checks of folders from others, before a library reads them: links, pickles, settings, sizes.
+
+Nothing of such a folder is ever run.
+"""
 
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError, safe_open
 from transformers.utils import find_adapter_config_file
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"  # the name that PEFT looks for
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+"""The name that PEFT looks for."""
 ADAPTER_CONFIG = "adapter_config.json"
 PART_WEIGHTS = "trained_part.safetensors"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -34,16 +38,17 @@ READ_FILES = frozenset(
     )
 )
 """Names that a library would read in an adapter folder, whether or not its manifest lists them."""
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
-MANIFEST_BYTES = 16 * 1024 * 1024
-METHODS = ("LORA", "ADALORA", "IA3")  # the kinds of adapter that attach_lora makes
-HEADS = frozenset(
-    ("classifier", "score", "qa_outputs")
-)  # PEFT adds these names to those that it is given
-FREE_TEXTS = frozenset(
+PICKLED_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
+MAX_JSON_BYTES = 16 * 1024 * 1024
+PEFT_TYPES = ("LORA", "ADALORA", "IA3")
+"""The kinds of adapter that `attach_lora` makes."""
+PEFT_HEADS = frozenset(("classifier", "score", "qa_outputs"))
+"""Head names that PEFT adds to those it is given."""
+TEXT_SETTINGS = frozenset(
     ("base_model_name_or_path", "revision", "task_type", "peft_type", "peft_version")
-)  # not acted upon
-NUMBERS = frozenset(
+)
+"""PEFT's settings that may be any text, since nothing is done with them."""
+NUMBER_SETTINGS = frozenset(
     (
         "r",
         "target_r",
@@ -56,7 +61,11 @@ NUMBERS = frozenset(
         "deltaT",
     )
 )
-SIZES = (
+RANK_SETTINGS = ("r", "target_r", "init_r")
+SWITCH_SETTINGS = frozenset(("fan_in_fan_out", "inference_mode", "use_dora", "use_rslora"))
+EMPTY_SETTINGS = frozenset(("feedforward_modules", "target_parameters"))
+"""PEFT's settings that may be an empty list, where the default is None."""
+SIZE_SETTINGS = (
     "vocab_size",
     "hidden_size",
     "intermediate_size",
@@ -72,14 +81,9 @@ SIZES = (
     "n_layers",
     "type_vocab_size",
 )
-LEAST_SIZE = (
-    1000  # a model without a wide tensor may have as many layers, or labels of another task
-)
-RANKS = ("r", "target_r", "init_r")
-EMPTY = frozenset(
-    ("feedforward_modules", "target_parameters")
-)  # PEFT may write an empty list, where the default is none
-SWITCHES = frozenset(("fan_in_fan_out", "inference_mode", "use_dora", "use_rslora"))
+"""Settings of a model's config.json that decide how much memory it takes."""
+ALWAYS_ALLOWED_SIZE = 1000
+"""A model without a wide tensor may have as many layers, or labels of another task."""
 BASE_TYPES: dict[str, tuple[type, ...]] = {
     "name": (str,),
     "revision": (str, type(None)),
@@ -90,120 +94,170 @@ BASE_TYPES: dict[str, tuple[type, ...]] = {
     "causal": (bool,),
     "random_seed": (int, type(None)),
 }
+"""The types of what a manifest says about its base."""
+OPTIONAL_IN_BASE = "random_seed"
+"""Manifests of earlier versions do not have it."""
+SHOWN_CHARACTERS = 200
+"""Of a value in a message."""
+
+
+# Any folder
 
 
 def check_links(folder: Path) -> None:
-    """Raise ValueError where a file of a folder is a link out of it; the hub's own cache links to the blobs beside its snapshots."""
+    """Raise ValueError where a file of a folder is a link to somewhere outside it.
+
+    The hub's own cache is allowed to link to the blobs beside its snapshots.
+    """
     home = folder.resolve()
-    allowed = [home, *([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])]
-    for file in folder.rglob(
-        "*"
-    ):  # libraries read folders within it too; a link to one is not followed here
-        if file.is_symlink() and not any(file.resolve().is_relative_to(place) for place in allowed):
+    allowed = [home]
+    if home.parent.name == "snapshots":
+        allowed.append(home.parent.parent / "blobs")
+    # Libraries read folders within it too. A link to a folder is not followed here.
+    for file in folder.rglob("*"):
+        if not file.is_symlink():
+            continue
+        target = file.resolve()
+        if not any(target.is_relative_to(place) for place in allowed):
             raise ValueError(
-                f"{file.relative_to(folder)} in {folder} is a link out of the folder, to {file.resolve()}; put the file "
-                "itself there."
+                f"{file.relative_to(folder)} in {folder} is a link out of the folder, to "
+                f"{target}; put the file itself there."
             )
-
-
-def check_base_folder(folder: Path) -> None:
-    """Raise ValueError for what a local base model must not hold: links and names that lead out of it, or an adapter."""
-    check_links(folder)
-    for index in folder.glob("*.index.json"):
-        try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            odd = sorted(
-                name for name in names if Path(name).name != name or not (folder / name).is_file()
-            )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(
-                f"{index.name} in {folder} is damaged ({type(error).__name__}: {error}); copy the model again."
-            ) from None
-        if odd and index.name.endswith(".safetensors.index.json"):
-            raise ValueError(
-                f"{index.name} in {folder} names the file {odd[0]!r}, which is not in the folder; copy the model again."
-            )
-    check_tokenizer_config(folder)
-    _check_sizes(folder)
-
-
-def _check_sizes(folder: Path) -> None:
-    """Whether a model is no larger by its settings than its weights could make it: memory is taken before the two are compared."""
-    try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        sizes = {name: size for name in SIZES if isinstance(size := settings.get(name), int)}
-    except (ValueError, AttributeError, RecursionError):  # the library says what is wrong with it
-        return
-    if not sizes:
-        return
-    try:
-        widest = max((_widest(file) for file in folder.glob("*.safetensors")), default=0)
-    except ValueError:  # likewise
-        return
-    if large := [
-        f"{name}={size}" for name, size in sizes.items() if size > max(widest, LEAST_SIZE)
-    ]:
-        raise ValueError(
-            f"config.json of {folder} has {large[0]}, but no side of its tensors is longer than {widest}; copy the model "
-            "again."
-        )
-
-
-def check_base_config(source: str, config: Any, revision: str | None) -> None:
-    """Raise ValueError where a base model, on the hub or here, would have a library read or fetch more than its own weights."""
-    if find_adapter_config_file(source, revision=revision) is not None:
-        raise ValueError(
-            f"{source} holds an adapter ({ADAPTER_CONFIG}), which would be loaded with it or lead to another model, expected "
-            "a base model alone."
-        )
-    weights, attention = (
-        str(getattr(config, "transformers_weights", None) or ""),
-        getattr(config, "_attn_implementation", None),
-    )
-    if weights and (
-        Path(weights).name != weights
-        or not weights.endswith((".safetensors", ".safetensors.index.json"))
-    ):
-        raise ValueError(
-            f"config.json of {source} asks for the weights {weights!r}, expected a safetensors file of the folder."
-        )
-    if isinstance(attention, str) and "/" in attention:
-        raise ValueError(
-            f"config.json of {source} asks for the attention {attention!r} from a hub, which is code and is not run; leave "
-            "it out."
-        )
 
 
 def check_tokenizer_config(folder: Path) -> None:
-    """Raise ValueError where a tokenizer's settings are no object or name files outside the folder."""
+    """Raise ValueError for tokenizer settings that are no object or name files outside a folder."""
     file = folder / TOKENIZER_CONFIG
     if not file.is_file():
         return
-    settings = read_object(file)
-    listed = settings.get("fast_tokenizer_files") or []
-    if odd := [name for name in listed if not isinstance(name, str) or Path(name).name != name]:
+    names = read_object(file).get("fast_tokenizer_files") or []
+    outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+    if outside:
         raise ValueError(
-            f"{TOKENIZER_CONFIG} in {folder} names the file {odd[0]!r}, which is not in the folder; leave it out."
+            f"{TOKENIZER_CONFIG} in {folder} names the file {outside[0]!r}, which is not in the "
+            "folder; leave it out."
         )
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ValueError, with the file's name, where there is none or it is far too large."""
-    if (size := file.stat().st_size) > MANIFEST_BYTES:
+    """Read the object in a JSON file.
+
+    Raises:
+        ValueError: it holds no object, or is far too large; the message names the file.
+    """
+    size = file.stat().st_size
+    if size > MAX_JSON_BYTES:
         raise ValueError(
-            f"{file} has {size} bytes, expected at most {MANIFEST_BYTES}; it is not what was saved."
+            f"{file} has {size} bytes, expected at most {MAX_JSON_BYTES}; it is not what was saved."
         )
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{file} is damaged ({type(error).__name__}: {error}); copy the folder again."
         ) from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ValueError(
-            f"{file} is damaged (TypeError: {type(found).__name__} instead of an object); copy the folder again."
+            f"{file} is damaged (TypeError: {type(content).__name__} instead of an object); "
+            "copy the folder again."
         )
-    return found
+    return content
+
+
+# Base models
+
+
+def check_base_folder(folder: Path) -> None:
+    """Raise ValueError where a local base model holds links or file names that lead out of it."""
+    check_links(folder)
+    for index in folder.glob("*.index.json"):
+        _check_shard_index(index)
+    check_tokenizer_config(folder)
+    _check_sizes(folder)
+
+
+def _check_shard_index(index: Path) -> None:
+    folder = index.parent
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+        names = set(content["weight_map"].values())
+        outside = sorted(name for name in names if not _is_file_of(folder, name))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{index.name} in {folder} is damaged ({type(error).__name__}: {error}); "
+            "copy the model again."
+        ) from None
+    if outside and index.name.endswith(".safetensors.index.json"):
+        raise ValueError(
+            f"{index.name} in {folder} names the file {outside[0]!r}, which is not in the folder; "
+            "copy the model again."
+        )
+
+
+def _is_file_of(folder: Path, name: str) -> bool:
+    return Path(name).name == name and (folder / name).is_file()
+
+
+def _check_sizes(folder: Path) -> None:
+    """Raise ValueError where the settings make a model larger than its weights can be.
+
+    Libraries allocate the memory before they compare the two.
+    """
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        sizes = {name: settings.get(name) for name in SIZE_SETTINGS}
+    # The library says what is wrong with these settings.
+    except (ValueError, AttributeError, RecursionError):
+        return
+    sizes = {name: size for name, size in sizes.items() if isinstance(size, int)}
+    if not sizes:
+        return
+    try:
+        widest = max((_widest_side(file) for file in folder.glob("*.safetensors")), default=0)
+    # The library says what is wrong with these weights.
+    except ValueError:
+        return
+    limit = max(widest, ALWAYS_ALLOWED_SIZE)
+    for name, size in sizes.items():
+        if size > limit:
+            raise ValueError(
+                f"config.json of {folder} has {name}={size}, but no side of its tensors is longer "
+                f"than {widest}; copy the model again."
+            )
+
+
+def check_base_config(source: str, config: Any, revision: str | None) -> None:
+    """Raise ValueError where a base would make a library load more than its own weights.
+
+    Args:
+        source: a folder, or the name of a model on the hub.
+        config: its configuration, as transformers read it.
+        revision: of a model on the hub.
+    """
+    if find_adapter_config_file(source, revision=revision) is not None:
+        raise ValueError(
+            f"{source} holds an adapter ({ADAPTER_CONFIG}), which would be loaded with it or lead "
+            "to another model, expected a base model without one."
+        )
+    weights = str(getattr(config, "transformers_weights", None) or "")
+    if weights and not _is_safetensors_name(weights):
+        raise ValueError(
+            f"config.json of {source} asks for the weights {weights!r}, expected a safetensors "
+            "file of the folder."
+        )
+    attention = getattr(config, "_attn_implementation", None)
+    if isinstance(attention, str) and "/" in attention:
+        raise ValueError(
+            f"config.json of {source} asks for the attention {attention!r} from a hub, which is "
+            "code and is not run; leave it out."
+        )
+
+
+def _is_safetensors_name(name: str) -> bool:
+    return Path(name).name == name and name.endswith((".safetensors", ".safetensors.index.json"))
+
+
+# Adapter folders
 
 
 def check_adapter_folder(directory: Path, manifest: Mapping[str, Any]) -> None:
@@ -213,160 +267,190 @@ def check_adapter_folder(directory: Path, manifest: Mapping[str, Any]) -> None:
         directory: the folder; its listed files have been checked against their sums.
         manifest: as it was read. Its own sum proves that it is whole, not who wrote it.
     """
-    file, base = directory / "peftcls.json", manifest["base"]
-    wrong = [
-        f"base {name}={base.get(name)!r}"
-        for name, kinds in BASE_TYPES.items()
-        if not isinstance(base.get(name), kinds) or (name not in base and name != "random_seed")
-    ]
-    wrong += (
-        [f"base heads={base['heads']!r}"]
-        if not wrong and not all(isinstance(head, str) for head in base["heads"])
-        else []
-    )
-    wrong += (
-        []
-        if isinstance(manifest["task"].get("name"), str)
-        else [f"task {manifest['task'].get('name')!r}"]
-    )
-    lineage, versions = manifest.get("lineage", []), manifest.get("versions", {})
-    wrong += [] if _is_lineage(lineage) else [f"lineage {lineage!r}"]
-    wrong += (
-        []
-        if isinstance(versions, dict)
-        and all(isinstance(version, str) for version in versions.values())
-        else ["versions"]
-    )
-    wrong += (
-        [] if isinstance(manifest.get("method"), str | None) else [f"method {manifest['method']!r}"]
-    )
-    if wrong:
+    wrong_type = next(_wrong_types(manifest), None)
+    if wrong_type is not None:
         raise ValueError(
-            f"{file} is damaged ({wrong[0][:200]} is of another kind); copy the folder again."
+            f"{directory / 'peftcls.json'} is damaged ({wrong_type[:SHOWN_CHARACTERS]} is of "
+            "another kind); copy the folder again."
         )
     check_links(directory)
     listed = set(manifest["files"])
-    if extra := sorted(name for name in READ_FILES - listed if (directory / name).exists()):
+    unlisted = sorted(name for name in READ_FILES - listed if (directory / name).exists())
+    if unlisted:
         raise ValueError(
-            f"{directory} holds {extra[0]}, which its peftcls.json does not list; it was put there later, take it out."
+            f"{directory} holds {unlisted[0]}, which its peftcls.json does not list; it was put "
+            "there later, take it out."
         )
-    weights = {ADAPTER_WEIGHTS, PART_WEIGHTS} & listed
-    if len(weights) != 1:
-        other = [name for name in sorted(listed) if name.endswith(PICKLED)]
-        found = (
-            f"only {other[0]}, which can run code when it is read, so it is not"
-            if other
-            else sorted(weights) or "none"
-        )
-        raise ValueError(
-            f"{directory} has no one file of weights, expected {ADAPTER_WEIGHTS} or {PART_WEIGHTS}, found {found}."
-        )
-    if missing := sorted(
-        {
-            "tokenizer.json",
-            TOKENIZER_CONFIG,
-            *([ADAPTER_CONFIG] if ADAPTER_WEIGHTS in weights else []),
-        }
-        - listed
-    ):
+    weights = _listed_weights(directory, listed)
+    needed = {"tokenizer.json", TOKENIZER_CONFIG}
+    if weights == ADAPTER_WEIGHTS:
+        needed.add(ADAPTER_CONFIG)
+    missing = sorted(needed - listed)
+    if missing:
         raise ValueError(
             f"{directory} has no {missing[0]} in its peftcls.json; copy the folder again."
         )
     check_tokenizer_config(directory)
-    if ADAPTER_WEIGHTS in weights:
-        _check_adapter_config(
-            directory / ADAPTER_CONFIG, base["heads"], _widest(directory / ADAPTER_WEIGHTS)
-        )
+    if weights == ADAPTER_WEIGHTS:
+        widest = _widest_side(directory / ADAPTER_WEIGHTS)
+        _check_adapter_config(directory / ADAPTER_CONFIG, manifest["base"]["heads"], widest)
 
 
-def _is_lineage(found: Any) -> bool:
-    """Whether it names the folders that an adapter was learnt on from, as `load_adapter` does."""
-    return isinstance(found, list) and all(
-        isinstance(old, dict)
-        and isinstance(old.get("folder"), str)
-        and isinstance(old.get("sum"), str)
-        for old in found
+def _wrong_types(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Name the parts of a manifest that have another type than `save_adapter` writes."""
+    base = manifest["base"]
+    for name, types in BASE_TYPES.items():
+        is_missing = name not in base and name != OPTIONAL_IN_BASE
+        if is_missing or not isinstance(base.get(name), types):
+            yield f"base {name}={base.get(name)!r}"
+    if not _is_list_of_texts(base["heads"]):
+        yield f"base heads={base['heads']!r}"
+    task_name = manifest["task"].get("name")
+    if not isinstance(task_name, str):
+        yield f"task {task_name!r}"
+    lineage = manifest.get("lineage", [])
+    if not _is_lineage(lineage):
+        yield f"lineage {lineage!r}"
+    versions = manifest.get("versions", {})
+    if not isinstance(versions, dict) or not _is_list_of_texts(list(versions.values())):
+        yield "versions"
+    method = manifest.get("method")
+    if not isinstance(method, str | None):
+        yield f"method {method!r}"
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_lineage(value: Any) -> bool:
+    """Whether it names the folders that an adapter was continued from, as `load_adapter` does."""
+    return isinstance(value, list) and all(_is_earlier_folder(item) for item in value)
+
+
+def _is_earlier_folder(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    return isinstance(value.get("folder"), str) and isinstance(value.get("sum"), str)
+
+
+def _listed_weights(directory: Path, listed: set[str]) -> str:
+    """The one file of weights that a manifest lists."""
+    weights = sorted({ADAPTER_WEIGHTS, PART_WEIGHTS} & listed)
+    if len(weights) == 1:
+        return weights[0]
+    pickled = [name for name in sorted(listed) if name.endswith(PICKLED_ENDINGS)]
+    found = str(weights) if weights else "none"
+    if pickled:
+        found = f"only {pickled[0]}, which can run code when it is read, so it is not"
+    raise ValueError(
+        f"{directory} has no one file of weights, expected {ADAPTER_WEIGHTS} or {PART_WEIGHTS}, "
+        f"found {found}."
     )
 
 
 def _check_adapter_config(file: Path, heads: Iterable[str], widest: int) -> None:
-    """Whether PEFT's settings are of the few kinds that `attach_lora` makes; all others must be what PEFT has by default."""
+    """Raise ValueError for PEFT settings that `attach_lora` does not make.
+
+    Settings that `attach_lora` leaves alone must have PEFT's own defaults.
+    """
     settings = read_object(file)
-    if (method := settings.get("peft_type")) not in METHODS:
-        raise ValueError(f"{file} has the peft_type {method!r}, expected one of {list(METHODS)}.")
-    kind: type[PeftConfig] = PEFT_TYPE_TO_CONFIG_MAPPING[method]
-    usual = {
-        f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
-        for f in dataclasses.fields(kind)
-    }
-    for name, value in settings.items():
-        if name in FREE_TEXTS:
-            fits = isinstance(value, str | None)
-        elif name in SWITCHES:
-            fits = isinstance(value, bool)
-        elif name in NUMBERS:
-            fits = (
-                isinstance(value, int | float)
-                and not isinstance(value, bool)
-                and math.isfinite(value)
-                and value >= 0
-            )
-        elif name == "target_modules":  # as a text it would be a pattern, which can take forever
-            fits = isinstance(value, list) and all(isinstance(target, str) for target in value)
-        elif name == "modules_to_save":
-            fits = value is None or (
-                isinstance(value, list) and set(map(str, value)) <= HEADS.union(heads)
-            )
-        elif name == "init_lora_weights":
-            fits = value in (True, "pissa")
-        else:
-            fits = (
-                value == usual[name] or (name in EMPTY and value == [])
-                if name in usual
-                else not value
-            )
-        if not fits:
-            raise ValueError(
-                f"{file} has {name}={json.dumps(value)[:200]}, which is no setting of an adapter that peftcls wrote."
-            )
-    if large := [
-        f"{name}={settings[name]}"
-        for name in RANKS
-        if name in settings and not 1 <= settings[name] <= widest
-    ]:
+    peft_type = settings.get("peft_type")
+    if peft_type not in PEFT_TYPES:
         raise ValueError(
-            f"{file} has {large[0]}, expected a rank of at least 1 and at most {widest}, the widest of its tensors."
+            f"{file} has the peft_type {peft_type!r}, expected one of {list(PEFT_TYPES)}."
         )
+    defaults = _default_settings(PEFT_TYPE_TO_CONFIG_MAPPING[peft_type])
+    for name, value in settings.items():
+        if not _is_own_setting(name, value, heads, defaults):
+            shown = json.dumps(value)[:SHOWN_CHARACTERS]
+            raise ValueError(
+                f"{file} has {name}={shown}, which is no setting of an adapter that peftcls wrote."
+            )
+    for name in RANK_SETTINGS:
+        if name in settings and not 1 <= settings[name] <= widest:
+            raise ValueError(
+                f"{file} has {name}={settings[name]}, expected a rank of at least 1 and at most "
+                f"{widest}, the widest of its tensors."
+            )
 
 
-def _widest(file: Path) -> int:
-    """The largest side of all tensors of a file, from its header alone."""
+def _default_settings(config_class: type[PeftConfig]) -> dict[str, Any]:
+    defaults = {}
+    for field in dataclasses.fields(config_class):
+        if field.default_factory is dataclasses.MISSING:
+            defaults[field.name] = field.default
+        else:
+            defaults[field.name] = field.default_factory()
+    return defaults
+
+
+def _is_own_setting(
+    name: str, value: Any, heads: Iterable[str], defaults: Mapping[str, Any]
+) -> bool:
+    """Whether a PEFT setting has a value that `attach_lora` can give it."""
+    if name in TEXT_SETTINGS:
+        return isinstance(value, str | None)
+    if name in SWITCH_SETTINGS:
+        return isinstance(value, bool)
+    if name in NUMBER_SETTINGS:
+        return _is_count_or_share(value)
+    match name:
+        case "target_modules":
+            # As a text it would be a pattern, and matching a pattern can take forever.
+            return _is_list_of_texts(value)
+        case "modules_to_save":
+            allowed = PEFT_HEADS.union(heads)
+            return value is None or (isinstance(value, list) and set(map(str, value)) <= allowed)
+        case "init_lora_weights":
+            return value in (True, "pissa")
+    # A setting of another version of PEFT must be switched off.
+    if name not in defaults:
+        return not value
+    return value == defaults[name] or (name in EMPTY_SETTINGS and value == [])
+
+
+def _is_count_or_share(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) and value >= 0
+
+
+# Tensors
+
+
+def _widest_side(file: Path) -> int:
+    """The largest side of all tensors of a safetensors file; only its header is read."""
+    widest = 0
     try:
         with safe_open(str(file), framework="pt") as opened:
-            names = opened.keys()
-            shapes = [opened.get_slice(name).get_shape() for name in names]
-        return max((side for shape in shapes for side in shape), default=0)
+            for name in opened.keys():  # noqa: SIM118
+                widest = max(widest, *opened.get_slice(name).get_shape(), 0)
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{file} is not a whole safetensors file ({error}); copy the folder again."
         ) from None
+    return widest
 
 
 def check_finite(source: str | Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Raise ValueError for a tensor of fractions that holds nan or infinity: every answer would be nan."""
+    """Raise ValueError for a tensor that holds nan or infinity: every answer would be nan."""
     for name, tensor in tensors:
-        packed = (
-            tensor.is_meta or getattr(tensor, "quant_state", None) is not None
-        )  # 4-bit numbers, packed into what look like fractions
-        if not packed and tensor.is_floating_point() and not all_finite(tensor):
+        # bitsandbytes packs 4-bit numbers into tensors that look like floating point.
+        is_packed = getattr(tensor, "quant_state", None) is not None
+        if tensor.is_meta or is_packed or not tensor.is_floating_point():
+            continue
+        if not all_finite(tensor):
             raise ValueError(
-                f"{source}: the tensor {name} holds values that are not finite; copy the weights again."
+                f"{source}: the tensor {name} holds values that are not finite; "
+                "copy the weights again."
             )
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
-    """Whether no value is nan or infinite, without a copy, and fifty times as fast as to ask each of them."""
+    """Whether no value is nan or infinite, without a copy: 50 times faster than `isfinite`."""
     if tensor.numel() == 0:
         return True
-    least, most = torch.aminmax(tensor)  # where one is nan, both are
+    # If one value is nan, both extremes are nan.
+    least, most = torch.aminmax(tensor)
     return bool(torch.isfinite(least) & torch.isfinite(most))

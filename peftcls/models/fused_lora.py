@@ -1,4 +1,4 @@
-"""A linear layer with its low-rank update, computed together: fewer passes over the tokens than one after another."""
+"""A linear layer fused with its LoRA update: fewer passes over the tokens."""
 
 from typing import Any
 
@@ -11,29 +11,25 @@ from transformers.pytorch_utils import Conv1D
 Tensor = torch.Tensor
 
 
-class UpdatedLinear(Linear):
-    """PEFT's layer, which does by itself what is not a plain update: merged, several adapters, other methods, dropout."""
+class FusedLoraLinear(Linear):
+    """PEFT's LoRA layer with a fused forward pass.
+
+    PEFT's own forward pass is used for everything but one plain update: merged weights, several
+    adapters, other methods, dropout.
+    """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """What PEFT's layer gives; in bfloat16 the update is computed in it too, as under autocast, and stays in float32 itself."""
-        base: Any = self.get_base_layer()
-        name, *more = self.active_adapters or [""]
-        plain = (
-            not (
-                more or args or kwargs or self.disable_adapters or self.merged or self.lora_variant
-            )
-            and name in self.lora_A
-            and self.lora_B[name].bias is None
-            and not (self.training and isinstance(self.lora_dropout[name], torch.nn.Dropout))
-            and type(base) in (torch.nn.Linear, Conv1D)
-            and base.weight.dtype == x.dtype
-            and not any(p.requires_grad for p in base.parameters())
-            and not torch.is_autocast_enabled(x.device.type)
-        )
-        if not plain:
+        """The output of PEFT's layer.
+
+        In bfloat16 the update is computed in bfloat16 too, as under autocast; its weights stay in
+        float32.
+        """
+        if args or kwargs or not self._is_plain_update(x):
             return super().forward(x, *args, **kwargs)
+        base: Any = self.get_base_layer()
+        name = self.active_adapters[0]
         weight = base.weight if isinstance(base, torch.nn.Linear) else base.weight.t()
-        return _Updated.apply(
+        return _FusedUpdate.apply(
             x,
             weight,
             base.bias,
@@ -42,8 +38,30 @@ class UpdatedLinear(Linear):
             self.scaling[name],
         )
 
+    def _is_plain_update(self, x: Tensor) -> bool:
+        """Whether one LoRA update is added to a frozen layer in the dtype of the inputs."""
+        if self.disable_adapters or self.merged or self.lora_variant:
+            return False
+        if len(self.active_adapters) != 1:
+            return False
+        name = self.active_adapters[0]
+        if name not in self.lora_A or self.lora_B[name].bias is not None:
+            return False
+        has_dropout = isinstance(self.lora_dropout[name], torch.nn.Dropout)
+        if self.training and has_dropout:
+            return False
+        return self._base_is_plain(x)
 
-class _Updated(torch.autograd.Function):
+    def _base_is_plain(self, x: Tensor) -> bool:
+        base: Any = self.get_base_layer()
+        if type(base) not in (torch.nn.Linear, Conv1D) or base.weight.dtype != x.dtype:
+            return False
+        if any(parameter.requires_grad for parameter in base.parameters()):
+            return False
+        return not torch.is_autocast_enabled(x.device.type)
+
+
+class _FusedUpdate(torch.autograd.Function):
     """x W' + b + scale (x A') B', with W and b frozen (Hu et al. 2021, section 4.1)."""
 
     @staticmethod
@@ -57,32 +75,35 @@ class _Updated(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        a, b = down.to(x.dtype), up.to(x.dtype)
-        between = flat @ a.t()
-        ctx.save_for_backward(flat, weight, a, b, between)
+        a = down.to(x.dtype)
+        b = up.to(x.dtype)
+        hidden = flat @ a.t()
+        ctx.save_for_backward(flat, weight, a, b, hidden)
         ctx.scale = scale
-        return (
-            F.linear(flat, weight, bias)
-            .addmm_(between, b.t(), alpha=scale)
-            .view(*x.shape[:-1], len(b))
-        )
+        output = F.linear(flat, weight, bias).addmm_(hidden, b.t(), alpha=scale)
+        return output.view(*x.shape[:-1], len(b))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        flat, weight, a, b, between = ctx.saved_tensors
-        g = gradient.reshape(-1, gradient.shape[-1])
-        back = (g @ b).mul_(ctx.scale)
-        of_x = (
-            (g @ weight).addmm_(back, a).view(*gradient.shape[:-1], -1)
-            if ctx.needs_input_grad[0]
-            else None
-        )
-        return of_x, None, None, back.t() @ flat, (g.t() @ between).mul_(ctx.scale), None
+        flat, weight, a, b, hidden = ctx.saved_tensors
+        flat_gradient = gradient.reshape(-1, gradient.shape[-1])
+        hidden_gradient = (flat_gradient @ b).mul_(ctx.scale)
+        x_gradient = None
+        if ctx.needs_input_grad[0]:
+            flat_x_gradient = (flat_gradient @ weight).addmm_(hidden_gradient, a)
+            x_gradient = flat_x_gradient.view(*gradient.shape[:-1], -1)
+        a_gradient = hidden_gradient.t() @ flat
+        b_gradient = (flat_gradient.t() @ hidden).mul_(ctx.scale)
+        return x_gradient, None, None, a_gradient, b_gradient, None
 
 
-def compute_together(model: torch.nn.Module) -> None:
-    """Let a model's adapted linear layers compute their update with themselves."""
+def fuse_lora_layers(model: torch.nn.Module) -> None:
+    """Let a model's LoRA layers use the fused forward pass.
+
+    The class of a layer is changed in place. PEFT's own way to register a layer class, which is
+    experimental, would have to be repeated whenever a saved configuration is read.
+    """
     for module in model.modules():
         if type(module) is Linear:
-            module.__class__ = UpdatedLinear
+            module.__class__ = FusedLoraLinear

@@ -1,57 +1,91 @@
-"""Reading what a folder or a hub holds: errors in one sentence, and no noise."""
+"""Reading pretrained files: folders are checked first, and errors are one sentence."""
 
 import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub.utils
 from transformers.utils import logging as transformers_logging
 
+from peftcls.demo import BASE_FOLDER
 from peftcls.models.folder_safety import check_base_folder
 
 
+def resolve_source(name: str | Path) -> str:
+    """The folder or hub name that a base model is loaded from; "demo" ships with the package."""
+    if str(name) == "demo":
+        return str(BASE_FOLDER)
+    return str(name)
+
+
 def validate_base_folder(source: str) -> None:
-    """Say at once what a local folder lacks, before anything is asked of a hub."""
+    """Raise ValueError for what a local folder lacks, before anything is looked up on a hub."""
     folder = Path(source)
     if not folder.is_dir():
-        if (
-            folder.is_absolute()
-            or source.startswith((".", "~"))
-            or source.count("/") > 1
-            or folder.exists()
-        ):
+        if _is_path(source):
             raise ValueError(
-                f"there is no folder {source}, expected one with a base model, the name of a model on the hub, or 'demo'."
+                f"there is no folder {source}, expected one with a base model, the name of a model "
+                "on the hub, or 'demo'."
             )
         return
     if not (folder / "config.json").is_file():
         raise ValueError(f"{source} has no config.json, so it is not a base model.")
     if not any(folder.glob("*.safetensors")):
         raise ValueError(
-            f"{source} has no *.safetensors file; other weight files can run code when they are read, so they are not. "
-            "Save the model again with save_pretrained."
+            f"{source} has no *.safetensors file; other weight files can run code when they are "
+            "read, so they are not. Save the model again with save_pretrained."
         )
     check_base_folder(folder)
 
 
+def _is_path(source: str) -> bool:
+    """Whether a name can only be a path on this machine, not the name of a model on the hub."""
+    path = Path(source)
+    if path.is_absolute() or path.exists():
+        return True
+    return source.startswith((".", "~")) or source.count("/") > 1
+
+
 @contextlib.contextmanager
 def reraise_as_value_error(what: str) -> Iterator[None]:
-    """A library's failure to read what a folder holds, in one sentence that names it."""
+    """Turn any failure to read `what` into a ValueError that names it, in one sentence."""
     try:
         yield
-    except Exception as error:  # what a library raises at a file that lies cannot be foretold
-        first = str(error).strip().partition("\n")[0]
-        raise ValueError(f"cannot load {what}: {type(error).__name__}: {first}") from error
+    # A malformed file can make a library raise anything.
+    except Exception as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise ValueError(f"cannot load {what}: {type(error).__name__}: {first_line}") from error
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No report of missing weights, which are dealt with here, and no progress bar where nobody watches it."""
+    """Keep transformers quiet: no report of missing weights, no progress bar outside a terminal.
+
+    Verbosity and progress bars are as they were before, when it ends.
+    """
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()
+    bars = contextlib.nullcontext() if sys.stderr.isatty() else _no_progress_bars()
+    try:
+        with bars:
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    bars_were_shown = transformers_logging.is_progress_bar_enabled()
+    hub_bars_were_shown = not huggingface_hub.utils.are_progress_bars_disabled()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(level)
+        # Either call of transformers switches the bars of the hub too.
+        if bars_were_shown:
+            transformers_logging.enable_progress_bar()
+        if bars_were_shown and not hub_bars_were_shown:
+            huggingface_hub.utils.disable_progress_bars()
+        if hub_bars_were_shown and not bars_were_shown:
+            huggingface_hub.utils.enable_progress_bars()

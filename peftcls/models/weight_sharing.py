@@ -1,4 +1,4 @@
-"""Several models over one base in memory: each can have an adapter, a head or a block of its own."""
+"""Several models over one base in memory: each can have its own adapter, head or trained block."""
 
 import copy
 from collections.abc import Iterable
@@ -8,16 +8,14 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from peftcls.models.state import base_facts
-
-SHARES = "shares_base"  # the attribute of a model whose base weights another one has too
+from peftcls.engine.model_state import base_facts, state_of
 
 
 def share_base(model: PreTrainedModel) -> PreTrainedModel:
-    """A second model whose base weights are the first one's, not copies of them; its head is its own.
+    """Make a second model that shares the base weights of the first one; its head is its own.
 
-    Both can then be given to `attach_lora` or `train_only`, with settings of their own. What these open of the base is copied
-    first, so that no model trains what another one reads.
+    Both can then be given to `attach_lora` or `train_only`, with different settings. What these
+    train of the base itself is copied first, so that no model trains weights that another reads.
 
     Args:
         model: from `load_base`; without an adapter, and frozen.
@@ -25,36 +23,44 @@ def share_base(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         ValueError: it has an adapter, or a part of it is trained.
     """
-    if isinstance(model, PeftModel) or any(p.requires_grad for p in model.parameters()):
+    is_trained = any(parameter.requires_grad for parameter in model.parameters())
+    if isinstance(model, PeftModel) or is_trained:
         raise ValueError(
-            "share_base got a model that is to be trained, expected one as it comes from load_base; call it before "
-            "attach_lora or train_only."
+            "share_base got a model that is to be trained, expected a frozen one from load_base; "
+            "call it before attach_lora or train_only."
         )
-    vars(model)[SHARES] = True
-    heads = {
-        id(p) for head in base_facts(model).heads for p in model.get_submodule(head).parameters()
-    }
-    kept = [tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in heads]
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in kept}
-    for module in model.modules():  # what goes with quantized weights
-        memo |= {
-            id(value): value
-            for value in vars(module).values()
-            if type(value).__module__.startswith("bitsandbytes.")
-        }
-    return copy.deepcopy(model, memo)
+    state_of(model).shares_base = True
+    return copy.deepcopy(model, _not_copied(model))
+
+
+def _not_copied(model: PreTrainedModel) -> dict[int, Any]:
+    """The memo of `copy.deepcopy`: objects that stand for themselves in the copy, by their id."""
+    head_ids = set()
+    for head in base_facts(model).heads:
+        head_ids |= {id(parameter) for parameter in model.get_submodule(head).parameters()}
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if id(tensor) not in head_ids:
+            memo[id(tensor)] = tensor
+    for module in model.modules():
+        for value in vars(module).values():
+            # the state that bitsandbytes keeps beside quantized weights
+            if type(value).__module__.startswith("bitsandbytes."):
+                memo[id(value)] = value
+    return memo
 
 
 def own_weights(model: torch.nn.Module, modules: Iterable[torch.nn.Module]) -> None:
-    """Copy the weights of some modules, if another model has them too; weights that are tied stay so."""
-    if SHARES not in vars(model):
+    """Copy the weights of some modules if another model shares them; tied weights stay tied."""
+    if not state_of(model).shares_base:
         return
-    copies = {
-        p: torch.nn.Parameter(p.detach().clone(), requires_grad=p.requires_grad)
-        for module in modules
-        for p in module.parameters()
-    }
+    copies: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
+    for module in modules:
+        for parameter in module.parameters():
+            copies[parameter] = torch.nn.Parameter(
+                parameter.detach().clone(), requires_grad=parameter.requires_grad
+            )
     for module in model.modules():
-        for name, p in module._parameters.items():
-            if p is not None and p in copies:
-                module._parameters[name] = copies[p]
+        for name, registered in module._parameters.items():
+            if registered is not None and registered in copies:
+                module._parameters[name] = copies[registered]

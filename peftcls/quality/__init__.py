@@ -1,1 +1,1 @@
-"""What is wrong, or odd, with the rows of all splits, before a training second is spent."""
+"""Data quality: errors, leaks and oddities in the rows of all splits, found before training."""

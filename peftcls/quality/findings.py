@@ -1,4 +1,4 @@
-"""What an examination of rows found: a finding is one sentence with its place, and an examination is all of them."""
+"""Findings about rows: one sentence each, with the rows it is about."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,20 +6,21 @@ from typing import Any, Literal
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
-SHOWN_ROWS = 5
+MAX_SHOWN_ROWS = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that was found.
+    """One finding about the rows.
 
     Args:
-        severity: "error" where training on the rows would be wrong, "warning" where it may be, "note" for what is good to know.
+        severity: "error" if training on the rows would be wrong, "warning" if it may be, "note" for
+            what is good to know.
         what: a short code, the same for every finding of its kind.
         sentence: what was found, where, and what to do.
-        split: "train", "valid" or "test"; two of them with "and" between where it is about both.
-        rows: numbers of the first few rows, from 1; of the last named split. Empty where it is about no row in particular.
-        count: of all the rows that it is about; 0 likewise.
+        split: "train", "valid" or "test"; two of them with "and" between for a finding about both.
+        rows: numbers (from 1) of the first few rows that it is about; in the last named split.
+        count: how many rows it is about; 0 if it is not about rows.
     """
 
     severity: Severity
@@ -32,59 +33,61 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Examination:
-    """All findings, errors first, and how many rows each split has."""
+    """All findings, errors first, and the number of rows of each split."""
 
     findings: tuple[Finding, ...]
     split_rows: dict[str, int]
 
     @classmethod
     def of(cls, findings: Sequence[Finding], split_rows: dict[str, int]) -> "Examination":
-        """The findings in the order of their severity."""
-        return cls(
-            tuple(sorted(findings, key=lambda found: SEVERITIES.index(found.severity))), split_rows
-        )
+        """Sort the findings by their severity."""
+        by_severity = sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+        return cls(tuple(by_severity), split_rows)
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """The findings that stand in the way of training."""
-        return tuple(found for found in self.findings if found.severity == "error")
+        """The findings that must be resolved before training."""
+        return tuple(finding for finding in self.findings if finding.severity == "error")
 
     def __str__(self) -> str:
-        counts = [
-            sum(found.severity == severity for found in self.findings) for severity in SEVERITIES
-        ]
         rows = ", ".join(f"{count} rows of {split}" for split, count in self.split_rows.items())
-        told = ", ".join(
-            f"{count} {severity}{'s' * (count != 1)}"
-            for count, severity in zip(counts, SEVERITIES, strict=True)
-        )
-        lines = [
-            (found.severity, found.split, found.what, _places(found)) for found in self.findings
+        counts = []
+        for severity in SEVERITIES:
+            count = sum(finding.severity == severity for finding in self.findings)
+            counts.append(count_of(count, severity))
+        header = f"{rows}: {', '.join(counts)}"
+        cells = [
+            (finding.severity, finding.split, finding.what, _shown_rows(finding))
+            for finding in self.findings
         ]
-        widths = [max((len(line[i]) for line in lines), default=0) for i in range(4)]
-        return "\n".join(
-            [
-                f"{rows}: {told}",
-                *(
-                    "  ".join(part.ljust(width) for part, width in zip(line, widths, strict=True))
-                    + "  "
-                    + found.sentence
-                    for line, found in zip(lines, self.findings, strict=True)
-                ),
-            ]
-        )
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [header]
+        for finding, line_cells in zip(self.findings, cells, strict=True):
+            padded = [cell.ljust(width) for cell, width in zip(line_cells, widths, strict=True)]
+            lines.append("  ".join([*padded, finding.sentence]))
+        return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """The same for another program: the rows of each split, the number of errors, and the findings' fields."""
+        """The rows of each split, the number of errors, and the findings as dicts."""
         return {
             "rows": self.split_rows,
             "errors": len(self.errors),
-            "findings": [dataclasses.asdict(found) for found in self.findings],
+            "findings": [dataclasses.asdict(finding) for finding in self.findings],
         }
 
 
-def _places(found: Finding) -> str:
-    if not found.count:
+def count_of(count: int, noun: str) -> str:
+    """A number with its noun: "1 row", "2 rows"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _shown_rows(finding: Finding) -> str:
+    if not finding.count:
         return ""
-    shown = ", ".join(map(str, found.rows)) + (", ..." if found.count > len(found.rows) else "")
-    return f"{found.count} row{'s' * (found.count != 1)}" + (f": {shown}" if found.rows else "")
+    count = count_of(finding.count, "row")
+    if not finding.rows:
+        return count
+    numbers = ", ".join(map(str, finding.rows))
+    if finding.count > len(finding.rows):
+        numbers += ", ..."
+    return f"{count}: {numbers}"

@@ -1,254 +1,312 @@
-"""What is odd about the labels of the splits of a table, taken together."""
+"""Check labels: unknown, rare and missing ones, and two spellings of one label."""
 
 import difflib
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from peftcls.quality.findings import SHOWN_ROWS, Finding, Severity
-from peftcls.quality.scan import Places, Split
+from peftcls.quality.findings import MAX_SHOWN_ROWS, Finding, Severity, count_of
+from peftcls.quality.scan import RowSample, SplitScan
 from peftcls.tasks.base import Task
-from peftcls.tasks.labels import ONE_LABEL
+from peftcls.tasks.labels import TOO_FEW_LABELS
 
-FEWEST_ROWS = 5  # of a label in training: with fewer it is hardly learnt
-SLIP_SHARE = 0.05  # a label with at most this share of the rows of one spelt nearly alike may be a slip of the pen
-ALIKE = 0.8  # by difflib's ratio
-SHORTEST_WORD = 4
-SHORTEST_SLIP = 3  # letters of a label that one wrong letter is looked for in
-OFTEN_ROWS = 5  # of a label, beside which another that occurs once may be a slip of the pen
-NEAR = 0.6
-MOST_NAMED = 5
-MANY_LABELS = 20  # that each stand in one row are not labels, but numbers, identities or texts
-SAME = {"true": "1", "false": "0"}
+# A label with fewer training rows is hard to learn.
+MIN_ROWS_PER_LABEL = 5
+MAX_NAMED_LABELS = 5
+# If so many rows all have different labels, these are numbers, ids or texts.
+MIN_ROWS_OF_DIFFERENT_LABELS = 20
+
+# A label may be a misspelling of another with similar letters if it has at most this share of its
+# rows, or if it occurs once and the other at least five times.
+MAX_MISSPELLING_SHARE = 0.05
+MIN_ROWS_OF_RIGHT_SPELLING = 5
+# Similarities are ratios of `difflib`.
+MIN_MISSPELLING_SIMILARITY = 0.8
+MIN_SUGGESTION_SIMILARITY = 0.6
+MIN_SIMILAR_CHARACTERS = 4
+# One wrong letter is looked for in shorter labels too.
+MIN_TYPO_CHARACTERS = 3
+TRUTH_VALUES = {"true": "1", "false": "0"}
 
 
-def label_findings(task: Task, splits: Sequence[Split]) -> list[Finding]:
-    """Findings about labels.
+def label_findings(task: Task, scans: Sequence[SplitScan]) -> list[Finding]:
+    """Check the labels of all splits.
 
     Args:
-        task: as it was given, with labels or without.
-        splits: the training rows first.
+        task: as it was given by the user, with labels or without.
+        scans: of the splits, the training rows first.
     """
-    return [
-        *_of_training(task, splits[0]),
-        *(found for split in splits[1:] for found in _of_others(splits[0], split)),
-        *_kinds(splits),
-        *_spellings(splits),
-    ]
+    train = scans[0]
+    findings = list(_training_labels(task, train))
+    for scan in scans[1:]:
+        findings += _other_labels(train, scan)
+    findings += _label_types(scans)
+    findings += _padded_labels(scans)
+    findings += _misspellings(scans)
+    return findings
 
 
-def _of_training(task: Task, train: Split) -> Iterator[Finding]:
-    listed = tuple(getattr(task, "labels", None) or ())
-    one_each = not getattr(task, "multi_label", False)
-    unknown = {
-        name: places for name, places in train.labels.items() if listed and name not in listed
-    }
-    rare = {
-        name: places
-        for name, places in train.labels.items()
-        if name not in unknown and places.count < FEWEST_ROWS
-    }
-    yield from _one_by_one(
-        unknown,
-        "error",
-        "unknown-label",
-        train,
-        lambda names, _: (
-            f"{names} none of the task's {_named(listed)}; correct the rows, or complete labels=.{_meant(next(iter(unknown)), listed)}"
-        ),
-    )
-    if one_each and MANY_LABELS <= train.rows == len(train.labels):
+# Which labels there are
+
+
+def _training_labels(task: Task, train: SplitScan) -> Iterator[Finding]:
+    task_labels = task.labels or ()
+    unknown: dict[str, RowSample] = {}
+    rare: dict[str, RowSample] = {}
+    for label, rows in train.labels.items():
+        if task_labels and label not in task_labels:
+            unknown[label] = rows
+        elif rows.count < MIN_ROWS_PER_LABEL:
+            rare[label] = rows
+    yield from _unknown_labels(unknown, task_labels, train)
+    has_one_label_per_row = not task.multi_label
+    all_differ = MIN_ROWS_OF_DIFFERENT_LABELS <= train.rows == len(train.labels)
+    if has_one_label_per_row and all_differ:
+        example = next(iter(train.labels))
         yield Finding(
             "error",
             "own-label",
-            f"each of the {train.rows} rows has a label of its own, such as {next(iter(train.labels))!r}; "
-            "choose a column whose labels come again, or Regression for numbers.",
+            f"each of the {train.rows} rows has a different label, such as {example!r}; "
+            "choose a column whose labels repeat, or Regression for numbers.",
             train.name,
         )
     else:
-        yield from _one_by_one(
-            rare,
-            "warning",
-            "rare-label",
-            train,
-            lambda names, count: (
-                f"{names} hardly learnt: {count} training row{'s' * (count != 1)}, expected at least {FEWEST_ROWS} of a label."
-            ),
-        )
-    for name in listed:
-        if train.labels and name not in train.labels:
+        yield from _rare_labels(rare, train)
+    if not train.labels:
+        return
+    for label in task_labels:
+        if label not in train.labels:
             yield Finding(
                 "warning",
                 "untrained-label",
-                f"no training row has the task's label {name!r}; it is not learnt.",
+                f"no training row has the task's label {label!r}; it is not learnt.",
                 train.name,
             )
-    if len(train.labels) == 1 and one_each:
-        name, places = next(iter(train.labels.items()))
-        yield places.finding(
+    if len(train.labels) == 1 and has_one_label_per_row:
+        label, rows = next(iter(train.labels.items()))
+        yield rows.finding(
             "error",
             "one-label",
-            f"every training row has the label {name!r}; {ONE_LABEL}.",
+            f"every training row has the label {label!r}; {TOO_FEW_LABELS}.",
             train.name,
         )
 
 
-def _of_others(train: Split, split: Split) -> Iterator[Finding]:
-    if not train.labels:
-        return
-    unseen, known = (
-        {name: places for name, places in split.labels.items() if name not in train.labels},
-        tuple(train.labels),
-    )
-    yield from _one_by_one(
-        unseen,
-        "error",
-        "unseen-label",
-        split,
-        lambda names, _: (
-            f"{names} in no training row; these have {_named(known)}. Correct the row, or put such rows into training."
-            f"{_meant(next(iter(unseen)), known)}"
-        ),
-    )
-    if absent := [name for name in train.labels if name not in split.labels]:
-        yield Finding(
-            "note",
-            "absent-label",
-            f"no row has the label{'s' * (len(absent) > 1)} {_named(absent)} of the training rows; the "
-            f"scores say nothing about {'them' if len(absent) > 1 else 'it'}.",
-            split.name,
+def _unknown_labels(
+    unknown: dict[str, RowSample], task_labels: Sequence[str], train: SplitScan
+) -> Iterator[Finding]:
+    def sentence(labels: str, count: int) -> str:
+        return (
+            f"{labels} not among the task's labels {_list_labels(task_labels)}; correct the rows, "
+            f"or add the missing labels to labels=.{_suggestion(next(iter(unknown)), task_labels)}"
         )
 
+    yield from _per_label(unknown, "error", "unknown-label", train, sentence)
 
-def _one_by_one(
-    found: dict[str, Places],
+
+def _rare_labels(rare: dict[str, RowSample], train: SplitScan) -> Iterator[Finding]:
+    def sentence(labels: str, count: int) -> str:
+        return (
+            f"{labels} too rare to be learnt well: {count_of(count, 'training row')}, expected at "
+            f"least {MIN_ROWS_PER_LABEL} per label."
+        )
+
+    yield from _per_label(rare, "warning", "rare-label", train, sentence)
+
+
+def _other_labels(train: SplitScan, scan: SplitScan) -> Iterator[Finding]:
+    """Compare the labels of a split with those of the training rows."""
+    if not train.labels:
+        return
+    known = tuple(train.labels)
+    unseen = {label: rows for label, rows in scan.labels.items() if label not in train.labels}
+
+    def sentence(labels: str, count: int) -> str:
+        return (
+            f"{labels} in no training row; these have {_list_labels(known)}. Correct the row, or "
+            f"put such rows into training.{_suggestion(next(iter(unseen)), known)}"
+        )
+
+    yield from _per_label(unseen, "error", "unseen-label", scan, sentence)
+    absent = [label for label in train.labels if label not in scan.labels]
+    if not absent:
+        return
+    if len(absent) == 1:
+        label, pronoun = "label", "it"
+    else:
+        label, pronoun = "labels", "them"
+    yield Finding(
+        "note",
+        "absent-label",
+        f"no row has the {label} {_list_labels(absent)} of the training rows; the scores say "
+        f"nothing about {pronoun}.",
+        scan.name,
+    )
+
+
+def _per_label(
+    rows_by_label: dict[str, RowSample],
     severity: Severity,
     what: str,
-    split: Split,
+    scan: SplitScan,
     sentence: Callable[[str, int], str],
 ) -> Iterator[Finding]:
-    """A finding about each label, or one about all where they are too many to be read; `sentence` goes on from their names."""
-    if len(found) <= MOST_NAMED:
-        for name, places in found.items():
-            yield places.finding(
-                severity, what, sentence(f"the label {name!r} is", places.count), split.name
-            )
+    """Yield a finding about each label, or one about all labels if they are many.
+
+    Args:
+        rows_by_label: the labels with their rows.
+        severity: of the findings.
+        what: their code.
+        scan: of the split.
+        sentence: builds the sentence from its subject, such as "the label 'a' is", and a number of
+            rows.
+    """
+    if len(rows_by_label) <= MAX_NAMED_LABELS:
+        for label, rows in rows_by_label.items():
+            text = sentence(f"the label {label!r} is", rows.count)
+            yield rows.finding(severity, what, text, scan.name)
         return
-    rows, count = (
-        sorted(row for places in found.values() for row in places.rows),
-        sum(places.count for places in found.values()),
-    )
-    yield Places(rows[:SHOWN_ROWS], count).finding(
-        severity, what, sentence(f"the labels {_named(tuple(found))} are", count), split.name
-    )
+    samples = rows_by_label.values()
+    numbers = sorted(number for sample in samples for number in sample.rows)
+    count = sum(sample.count for sample in samples)
+    text = sentence(f"the labels {_list_labels(tuple(rows_by_label))} are", count)
+    yield RowSample(numbers[:MAX_SHOWN_ROWS], count).finding(severity, what, text, scan.name)
 
 
-def _kinds(splits: Sequence[Split]) -> Iterator[Finding]:
-    first = splits[0]
-    for split in splits[1:]:
-        if first.labels and split.target_kind != first.target_kind:
+# How labels are written
+
+
+def _label_types(scans: Sequence[SplitScan]) -> Iterator[Finding]:
+    train = scans[0]
+    if not train.labels:
+        return
+    for scan in scans[1:]:
+        if scan.target_type != train.target_type:
             yield Finding(
                 "warning",
                 "label-kind",
-                f"the labels are {split.target_kind} in {split.name} and {first.target_kind} in "
-                f"{first.name}; 1, 1.0 and '1' are one label and True is 1, but write them in one way.",
-                f"{first.name} and {split.name}",
+                f"the labels are {scan.target_type} in {scan.name} and {train.target_type} in "
+                f"{train.name}; 1, 1.0 and '1' are one label and True is 1, but use one type.",
+                f"{train.name} and {scan.name}",
             )
 
 
-def _spellings(splits: Sequence[Split]) -> Iterator[Finding]:
-    for split in splits:
-        if split.padded_labels.count:
-            yield split.padded_labels.finding(
+def _padded_labels(scans: Sequence[SplitScan]) -> Iterator[Finding]:
+    for scan in scans:
+        if scan.padded_labels.count:
+            yield scan.padded_labels.finding(
                 "note",
                 "padded-label",
-                "labels have spaces at an end, which are no part of them.",
-                split.name,
+                "labels begin or end with spaces, which are ignored.",
+                scan.name,
             )
-    names = list(dict.fromkeys(name for split in splits for name in split.labels))
-    counts = {
-        name: sum(split.labels[name].count for split in splits if name in split.labels)
-        for name in names
-    }
-    by_fold: dict[str, list[str]] = {}
-    for name in names:
-        by_fold.setdefault(_folded(name), []).append(name)
-    for alike in by_fold.values():
-        if len(alike) > 1:
-            yield _slip(
-                min(alike, key=lambda name: counts[name]),
-                max(alike, key=lambda name: counts[name]),
-                counts,
-                splits,
-            )
-    for rare in names:
-        often = [
-            name
-            for name in names
-            if _folded(rare) != _folded(name)
-            and not _digits_differ(rare, name)
-            and (
-                counts[rare] <= SLIP_SHARE * counts[name]
-                or (counts[rare] == 1 and counts[name] >= OFTEN_ROWS)
-            )
-        ]
-        alike = difflib.get_close_matches(
-            rare.casefold(), [name.casefold() for name in often], 1, ALIKE
+
+
+def _misspellings(scans: Sequence[SplitScan]) -> Iterator[Finding]:
+    counts: dict[str, int] = {}
+    for scan in scans:
+        for label, rows in scan.labels.items():
+            counts[label] = counts.get(label, 0) + rows.count
+    labels_by_key: dict[str, list[str]] = {}
+    for label in counts:
+        labels_by_key.setdefault(_spelling_key(label), []).append(label)
+    for labels in labels_by_key.values():
+        if len(labels) > 1:
+            frequent = max(labels, key=lambda label: counts[label])
+            labels.remove(frequent)
+            rare = min(labels, key=lambda label: counts[label])
+            yield _misspelling(rare, frequent, counts, scans)
+    for label in counts:
+        right_spelling = _likely_spelling(label, counts)
+        if right_spelling is not None:
+            yield _misspelling(label, right_spelling, counts, scans)
+
+
+def _likely_spelling(label: str, counts: dict[str, int]) -> str | None:
+    """A more frequent label with similar letters, of which this one may be a misspelling."""
+    candidates = [other for other in counts if _is_candidate(label, other, counts)]
+    folded_label = label.casefold()
+    if len(label) >= MIN_SIMILAR_CHARACTERS:
+        folded_candidates = [other.casefold() for other in candidates]
+        matches = difflib.get_close_matches(
+            folded_label, folded_candidates, 1, MIN_MISSPELLING_SIMILARITY
         )
-        near = [name for name in often if len(rare) >= SHORTEST_WORD and name.casefold() in alike]
-        near += [
-            name
-            for name in often
-            if len(rare) >= SHORTEST_SLIP and _is_slip(rare.casefold(), name.casefold())
-        ]
-        if near:
-            yield _slip(rare, near[0], counts, splits)
+        for other in candidates:
+            if other.casefold() in matches:
+                return other
+    if len(label) >= MIN_TYPO_CHARACTERS:
+        for other in candidates:
+            if _is_typo(folded_label, other.casefold()):
+                return other
+    return None
 
 
-def _slip(rare: str, often: str, counts: dict[str, int], splits: Sequence[Split]) -> Finding:
-    split, rows = (
-        next(split for split in splits if rare in split.labels),
-        f"{counts[rare]} row{'s' * (counts[rare] != 1)}",
-    )
-    return split.labels[rare].finding(
+def _is_candidate(label: str, other: str, counts: dict[str, int]) -> bool:
+    """Whether a label may be a misspelling of another, by their counts and digits."""
+    if _spelling_key(label) == _spelling_key(other) or _digits(label) != _digits(other):
+        return False
+    if counts[label] <= MAX_MISSPELLING_SHARE * counts[other]:
+        return True
+    return counts[label] == 1 and counts[other] >= MIN_ROWS_OF_RIGHT_SPELLING
+
+
+def _misspelling(
+    rare: str, frequent: str, counts: dict[str, int], scans: Sequence[SplitScan]
+) -> Finding:
+    scan = next(scan for scan in scans if rare in scan.labels)
+    return scan.labels[rare].finding(
         "warning",
         "label-spelling",
-        f"the label {rare!r} ({rows}) may be {often!r} ({counts[often]} rows) in another spelling; they are "
-        f"learnt as two labels. Did you mean {often!r}?",
-        split.name,
+        f"the label {rare!r} ({count_of(counts[rare], 'row')}) may be {frequent!r} "
+        f"({counts[frequent]} rows) in another spelling; they are learnt as two labels. "
+        f"Did you mean {frequent!r}?",
+        scan.name,
     )
 
 
-def _is_slip(one: str, other: str) -> bool:
-    """Whether a letter is missing, added or wrong, or two beside each other have changed places."""
-    short, long = sorted((one, other), key=len)
-    same = next((place for place, letter in enumerate(short) if letter != long[place]), len(short))
-    short, long = short[same:], long[same:]
-    return short == long[1:] or (
-        len(short) == len(long) and (short[1:] == long[1:] or short == long[1::-1] + long[2:])
-    )
+def _is_typo(first: str, second: str) -> bool:
+    """Whether one letter is missing, added or wrong, or two neighbours have changed places."""
+    short, long = sorted((first, second), key=len)
+    start = 0
+    while start < len(short) and short[start] == long[start]:
+        start += 1
+    short_rest = short[start:]
+    long_rest = long[start:]
+    if short_rest == long_rest[1:]:
+        return True
+    if len(short) != len(long):
+        return False
+    is_one_wrong_letter = short_rest[1:] == long_rest[1:]
+    is_swap = short_rest == long_rest[1::-1] + long_rest[2:]
+    return is_one_wrong_letter or is_swap
 
 
-def _meant(name: str, known: Sequence[str]) -> str:
-    """A question after the label that may have been meant, with a space before it; nothing where none is near."""
-    near = difflib.get_close_matches(name, known, 1, NEAR) or [
-        own for own in known if _folded(own) == _folded(name)
-    ]
-    return f" Did you mean {near[0]!r}?" if near else ""
+def _suggestion(label: str, known: Sequence[str]) -> str:
+    """A question that names the label that was probably meant, with a space before it, or ""."""
+    matches = difflib.get_close_matches(label, known, 1, MIN_SUGGESTION_SIMILARITY)
+    if not matches:
+        key = _spelling_key(label)
+        matches = [other for other in known if _spelling_key(other) == key]
+    return f" Did you mean {matches[0]!r}?" if matches else ""
 
 
-def _folded(name: str) -> str:
-    """A name without what spellings of one label differ in: case, spaces, punctuation, and the form of a number."""
-    low = " ".join(name.casefold().split())
+def _spelling_key(label: str) -> str:
+    """A label without case, spaces and punctuation; numbers and truth values in one form."""
+    text = " ".join(label.casefold().split())
     try:
-        return f"{float(low):g}"
+        return f"{float(text):g}"
     except ValueError:
-        return SAME.get(low) or re.sub(r"[\W_]", "", low) or low
+        pass
+    if text in TRUTH_VALUES:
+        return TRUTH_VALUES[text]
+    letters = re.sub(r"[\W_]", "", text)
+    return letters or text
 
 
-def _digits_differ(one: str, other: str) -> bool:
-    return re.sub(r"\D", "", one) != re.sub(r"\D", "", other)
+def _digits(label: str) -> str:
+    return re.sub(r"\D", "", label)
 
 
-def _named(names: Sequence[str]) -> str:
-    more = len(names) - MOST_NAMED
-    return ", ".join(map(repr, names[:MOST_NAMED])) + (f" and {more} more" if more > 0 else "")
+def _list_labels(labels: Sequence[str]) -> str:
+    text = ", ".join(map(repr, labels[:MAX_NAMED_LABELS]))
+    more = len(labels) - MAX_NAMED_LABELS
+    return f"{text} and {more} more" if more > 0 else text

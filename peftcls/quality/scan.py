@@ -1,90 +1,116 @@
-"""One pass over the rows of a split: what an examination counts and compares, without keeping a text."""
+"""Scan a split: one pass over its rows collects what the checks compare; no text is kept."""
 
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from peftcls.data.reading import Row, RowError
-from peftcls.quality.findings import SHOWN_ROWS, Finding, Severity
-from peftcls.quality.leakage import ColumnLooks
+from peftcls.data.reading import Row
+from peftcls.errors import RowError
+from peftcls.quality.column_rules import ColumnProperties
+from peftcls.quality.findings import MAX_SHOWN_ROWS, Finding, Severity
+from peftcls.quality.span_checks import answer_faults
 from peftcls.quality.text_checks import text_faults
 from peftcls.tasks.base import Task, token_limit
-from peftcls.tasks.classification import Classification
-from peftcls.tasks.extractive_qa import ExtractiveQA
 from peftcls.tasks.instruction import Instruction
-from peftcls.tasks.regression import Regression
-from peftcls.tasks.spans import cuts_a_word, find_answers, gold_answers, stands_elsewhere, was_moved
 
-READ_ROWS = 256  # at a time
-MOST_LOOKED_AT = 20_000  # rows, spread over the table: more would tell nothing else about how its cells are written
-SLACK_TOKENS = 32  # tokens that the texts of a row may have more within a prompt than alone, beside what another row has
-LIST_MARKS = ",;|\n"
-QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
+READ_ROWS = 256
+# Of these rows the formatting of all columns is kept; they are spread over the table.
+MAX_SAMPLED_ROWS = 20_000
+# How many more tokens the texts of a row may have within a prompt than by themselves, in addition
+# to the smallest difference so far.
+SLACK_TOKENS = 32
+LIST_SEPARATORS = ",;|\n"
+# Parts of a message that differ from row to row.
+NAMES_AND_NUMBERS = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
+PROBLEM_KEY_CHARACTERS = 60
 
 
 @dataclasses.dataclass
-class Places:
-    """How many rows something is about, and the first few of them."""
+class RowSample:
+    """How many rows have a property, and the numbers of the first few."""
 
     rows: list[int] = dataclasses.field(default_factory=list)
     count: int = 0
 
     def add(self, number: int) -> None:
-        """One more row."""
+        """Add one row."""
         self.count += 1
-        if len(self.rows) < SHOWN_ROWS and number not in self.rows:
+        if len(self.rows) < MAX_SHOWN_ROWS and number not in self.rows:
             self.rows.append(number)
 
     def finding(self, severity: Severity, what: str, sentence: str, split: str) -> Finding:
-        """A finding about these rows."""
+        """Build a finding about these rows."""
         return Finding(severity, what, sentence, split, tuple(self.rows), self.count)
 
 
 @dataclasses.dataclass
-class Split:
-    """What a pass over a split found.
+class SplitScan:
+    """What was collected from the rows of one split.
 
-    `numbers`, `texts` and `targets` have an entry for each row that the task can read: its number, and hashes of its
-    text without regard to case and spaces, and of what is right for it.
+    Args:
+        name: of the split.
+        rows: how many it has.
+        target_type: the type of the column with the target.
+        problems: why the task cannot read rows: a message and its rows, by the kind of message.
+        faults: rows by the code of a fault and the column.
+        labels: rows by label.
+        padded_labels: rows whose label begins or ends with spaces.
+        other_separators: rows whose answer looks like a list with another separator.
+        row_numbers: of the rows that the task can read, from 1.
+        text_hashes: of the same rows, without regard to case and spaces.
+        target_hashes: of the same rows.
+        sampled_labels: of the rows whose columns were added to the `ColumnProperties`.
+        numbers: the targets of a regression.
+        context_hashes: of the contexts of questions.
+        ids: of questions.
+        paragraphs: by title, the numbers of the paragraphs that have questions.
+        token_counts: of the texts of rows.
+        min_extra_tokens: the smallest number of tokens that an encoded row had beside its texts.
+        shortened: rows that are longer than the limit: cut, or read in several windows.
     """
 
     name: str
     rows: int = 0
-    target_kind: str = ""
-    problems: dict[str, tuple[str, Places]] = dataclasses.field(default_factory=dict)
-    faults: dict[tuple[str, str], Places] = dataclasses.field(default_factory=dict)
-    labels: dict[str, Places] = dataclasses.field(default_factory=dict)
-    padded_labels: Places = dataclasses.field(default_factory=Places)
-    numbers: list[int] = dataclasses.field(default_factory=list)
-    texts: list[int] = dataclasses.field(default_factory=list)
-    targets: list[int] = dataclasses.field(default_factory=list)
-    looked_at: list[str] = dataclasses.field(default_factory=list)
-    values: list[float] = dataclasses.field(default_factory=list)
-    contexts: set[int] = dataclasses.field(default_factory=set)
+    target_type: str = ""
+    problems: dict[str, tuple[str, RowSample]] = dataclasses.field(default_factory=dict)
+    faults: dict[tuple[str, str], RowSample] = dataclasses.field(default_factory=dict)
+    labels: dict[str, RowSample] = dataclasses.field(default_factory=dict)
+    padded_labels: RowSample = dataclasses.field(default_factory=RowSample)
+    other_separators: RowSample = dataclasses.field(default_factory=RowSample)
+    row_numbers: list[int] = dataclasses.field(default_factory=list)
+    text_hashes: list[int] = dataclasses.field(default_factory=list)
+    target_hashes: list[int] = dataclasses.field(default_factory=list)
+    sampled_labels: list[str] = dataclasses.field(default_factory=list)
+    numbers: list[float] = dataclasses.field(default_factory=list)
+    context_hashes: set[int] = dataclasses.field(default_factory=set)
     ids: list[Any] = dataclasses.field(default_factory=list)
     paragraphs: dict[str, set[int]] = dataclasses.field(default_factory=dict)
-    tokens: list[int] = dataclasses.field(default_factory=list)
-    around_tokens: float = math.inf
-    shortened: Places = dataclasses.field(default_factory=Places)
-    unlisted: Places = dataclasses.field(default_factory=Places)
+    token_counts: list[int] = dataclasses.field(default_factory=list)
+    min_extra_tokens: float = math.inf
+    shortened: RowSample = dataclasses.field(default_factory=RowSample)
 
-    def fault(self, code: str, column: str, number: int) -> None:
-        """A row has a fault of a kind that is counted."""
-        self.faults.setdefault((code, column), Places()).add(number)
+    def add_fault(self, code: str, column: str, number: int) -> None:
+        """Add a row to those with this fault."""
+        self.faults.setdefault((code, column), RowSample()).add(number)
 
-    def problem(self, problem: str, number: int) -> None:
-        """The task cannot read a row; problems that differ in names and numbers alone are one."""
-        self.problems.setdefault(QUOTED.sub("", problem)[:60], (problem, Places()))[1].add(number)
+    def add_problem(self, problem: str, number: int) -> None:
+        """Add a row that the task cannot read.
+
+        Messages that differ only in names and numbers are one kind; the first one is kept.
+        """
+        key = NAMES_AND_NUMBERS.sub("", problem)[:PROBLEM_KEY_CHARACTERS]
+        _, rows = self.problems.setdefault(key, (problem, RowSample()))
+        rows.add(number)
 
 
-def closed_labels(task: Task) -> bool:
+def has_closed_labels(task: Task) -> bool:
     """Whether a row's answer is one, or several, of a set of labels."""
-    return isinstance(task, Classification) or bool(isinstance(task, Instruction) and task.labels)
+    return task.answer_kind in ("label", "label_set")
 
 
 def scan_rows(
@@ -92,54 +118,54 @@ def scan_rows(
     name: str,
     table: datasets.Dataset,
     tokenizer: PreTrainedTokenizerBase | None,
-    looks: ColumnLooks | None = None,
-) -> Split:
-    """Read a table once.
+    properties: ColumnProperties | None = None,
+) -> SplitScan:
+    """Scan the rows of a split.
 
     Args:
-        task: with what training rows determine filled in, if they can be learnt from.
+        task: with its labels or scale, if they could be learnt from the training rows.
         name: of the split.
         table: with the task's columns.
-        tokenizer: to count tokens with; the task must be learnt then.
-        looks: gathers how the cells of labelled rows are written, where it is given.
+        tokenizer: to count tokens; None to count none. The task must be learnt if it is given.
+        properties: collects the properties of the columns of labelled rows, if it is given.
     """
     target = task.columns(with_target=True)[-1]
-    split = Split(name, len(table), str(table.features[target]))
-    every = -(-len(table) // MOST_LOOKED_AT)
-    known, closed = getattr(task, "labels", None), closed_labels(task)
-    written = task.columns(with_target=isinstance(task, Instruction) and not closed)
-    for number, row in _each(table):
-        _look_at_texts(split, row, written, number)
+    checked_columns = _checked_columns(task)
+    scan = SplitScan(name, len(table), str(table.features[target]))
+    sample_step = math.ceil(len(table) / MAX_SAMPLED_ROWS)
+    for number, row in _numbered_rows(table):
+        _scan_texts(scan, row, checked_columns, number)
+        labels: tuple[str, ...] = ()
+        if has_closed_labels(task):
+            labels = _labels(task, row, target)
+            _scan_labels(scan, labels, row[target], number)
+        if task.answer_kind == "span" and "id" in row:
+            scan.ids.append(row["id"])
+        is_known = not task.labels or all(label in task.labels for label in labels)
         problem = task.problem(row, with_target=False)
-        labels = _labels(task, row, target) if closed else ()
-        for label in dict.fromkeys(labels):
-            split.labels.setdefault(label, Places()).add(number)
-        if closed and isinstance(row[target], str) and row[target] != row[target].strip():
-            split.padded_labels.add(number)
-        if "id" in row and isinstance(task, ExtractiveQA):
-            split.ids.append(row["id"])
-        unknown = any(label not in (known or labels) for label in labels)
-        if problem := problem or (None if unknown else task.problem(row, with_target=True)):
-            split.problem(problem, number)
+        if problem is None and is_known:
+            problem = task.problem(row, with_target=True)
+        if problem is not None:
+            scan.add_problem(problem, number)
             continue
-        split.numbers.append(number)
-        split.texts.append(hash(" ".join(task.text_of(row).casefold().split())))
-        split.targets.append(hash(labels if closed else task.gold_of(row)))
-        if looks and labels and number % every == 0:
-            looks.add(row)
-            split.looked_at.append(labels[0])
-        if isinstance(task, Regression):
-            split.values.append(float(task.gold_of(row)[0]))
-        if isinstance(task, ExtractiveQA):
-            _look_at_answers(split, task, row, number, tokenizer)
-        if isinstance(task, Instruction) and _is_other_list(row[target], task.separator):
-            split.unlisted.add(number)
-        if tokenizer is not None and not unknown:
-            _count_tokens(split, task, row, number, tokenizer)
-    return split
+        _scan_content(scan, task, row, labels, number)
+        if properties is not None and labels and number % sample_step == 0:
+            properties.add(row)
+            scan.sampled_labels.append(labels[0])
+        if task.answer_kind == "span":
+            _scan_span_answers(scan, task, row, number, tokenizer)
+        if tokenizer is not None and is_known:
+            _count_tokens(scan, task, row, number, tokenizer)
+    return scan
 
 
-def _each(table: datasets.Dataset) -> Iterator[tuple[int, Row]]:
+def _checked_columns(task: Task) -> list[str]:
+    """The columns in which damaged texts are looked for: the inputs, and answers in free text."""
+    is_free_text = task.answer_kind in ("text", "keywords")
+    return task.columns(with_target=is_free_text)
+
+
+def _numbered_rows(table: datasets.Dataset) -> Iterator[tuple[int, Row]]:
     number = 0
     for batch in table.iter(batch_size=READ_ROWS):
         for values in zip(*batch.values(), strict=True):
@@ -149,81 +175,100 @@ def _each(table: datasets.Dataset) -> Iterator[tuple[int, Row]]:
 
 def _labels(task: Task, row: Row, target: str) -> tuple[str, ...]:
     """The labels of a row, as far as they can be read."""
+    if row[target] is None:
+        return ()
     try:
-        return tuple(name for name in task.gold_of(row) if name) if row[target] is not None else ()
-    except ValueError:  # what is wrong with the cell is the task's to say
+        return tuple(name for name in task.gold_of(row) if name)
+    except ValueError:
+        # `task.problem` says what is wrong with the cell.
         return ()
 
 
-def _is_other_list(answer: Any, separator: str | None) -> bool:
-    """Whether an answer looks like a list whose parts are not parted as the task parts them."""
-    return (
-        separator is not None
-        and isinstance(answer, str)
-        and separator not in answer
-        and sum(map(answer.count, LIST_MARKS)) > 1
-    )
-
-
-def _look_at_texts(split: Split, row: Row, columns: list[str], number: int) -> None:
+def _scan_texts(scan: SplitScan, row: Row, columns: Sequence[str], number: int) -> None:
     for column in columns:
-        if isinstance(row[column], str) and row[column].strip():
-            for code in text_faults(row[column]):
-                split.fault(code, column, number)
+        text = row[column]
+        if not isinstance(text, str) or not text.strip():
+            continue
+        for code in text_faults(text):
+            scan.add_fault(code, column, number)
 
 
-def _look_at_answers(
-    split: Split,
-    task: ExtractiveQA,
+def _scan_labels(scan: SplitScan, labels: tuple[str, ...], cell: Any, number: int) -> None:
+    for label in dict.fromkeys(labels):
+        scan.labels.setdefault(label, RowSample()).add(number)
+    if isinstance(cell, str) and cell != cell.strip():
+        scan.padded_labels.add(number)
+
+
+def _scan_content(
+    scan: SplitScan, task: Task, row: Row, labels: tuple[str, ...], number: int
+) -> None:
+    """Collect the hashes and the target of a row that the task can read."""
+    scan.row_numbers.append(number)
+    scan.text_hashes.append(hash(" ".join(task.text_of(row).casefold().split())))
+    if has_closed_labels(task):
+        scan.target_hashes.append(hash(labels))
+        return
+    answer = task.gold_of(row)
+    scan.target_hashes.append(hash(answer))
+    if task.answer_kind == "number":
+        scan.numbers.append(float(answer[0]))
+    if task.answer_kind == "keywords":
+        cell = row[task.columns(with_target=True)[-1]]
+        if _has_other_separator(cell, task.separator):
+            scan.other_separators.add(number)
+
+
+def _has_other_separator(answer: Any, separator: str | None) -> bool:
+    """Whether an answer looks like a list with another separator than the task's."""
+    if separator is None or not isinstance(answer, str) or separator in answer:
+        return False
+    return sum(answer.count(mark) for mark in LIST_SEPARATORS) > 1
+
+
+def _scan_span_answers(
+    scan: SplitScan,
+    task: Task,
     row: Row,
     number: int,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> None:
-    context, golds = row[task.context], gold_answers(row[task.answers])
-    split.contexts.add(hash(" ".join(context.split())))
+    context = task.split_key(row)
+    scan.context_hashes.add(hash(" ".join(context.split())))
     if isinstance(row.get("paragraph"), int):
-        split.paragraphs.setdefault(str(row.get("title")), set()).add(row["paragraph"])
-    codes = ["impossible-answered"] if row.get("is_impossible") is True and golds else []
-    codes += ["possible-unanswered"] if row.get("is_impossible") is False and not golds else []
-    codes += ["moved-answer"] if any(was_moved(context, gold) for gold in golds) else []
-    for start, end in dict.fromkeys(find_answers(context, golds)):
-        codes += ["cut-word"] if cuts_a_word(context, start, end) else []
-        codes += (
-            ["doubtful-answer"] if stands_elsewhere(context, row[task.question], start, end) else []
-        )
-    if tokenizer is not None and (
-        long := [gold.text for gold in golds if len(gold.text.encode()) > task.max_answer_tokens]
-    ):
-        tokens = tokenizer(long, add_special_tokens=False, verbose=False)["input_ids"]
-        codes += ["long-answer"] if max(map(len, tokens)) > task.max_answer_tokens else []
-    for code in dict.fromkeys(codes):
-        split.fault(code, task.answers, number)
+        title = str(row.get("title"))
+        scan.paragraphs.setdefault(title, set()).add(row["paragraph"])
+    target = task.columns(with_target=True)[-1]
+    for code in answer_faults(task, row, tokenizer):
+        scan.add_fault(code, target, number)
 
 
 def _count_tokens(
-    split: Split, task: Task, row: Row, number: int, tokenizer: PreTrainedTokenizerBase
+    scan: SplitScan, task: Task, row: Row, number: int, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Count a row's tokens; only a row that may be near a limit is encoded as for training, which takes several times as long."""
-    split.tokens.append(len(tokenizer(task.text_of(row), verbose=False)["input_ids"]))
-    limit, long_answer = (
-        token_limit(tokenizer, int(getattr(task, "max_length", 0))) - SLACK_TOKENS,
-        False,
-    )
+    """Count a row's tokens, and note whether it is shortened.
+
+    Only a row that may be near the limit is encoded as for training, which takes several times as
+    long as counting the tokens of its texts.
+    """
+    text_tokens = len(tokenizer(task.text_of(row), verbose=False)["input_ids"])
+    scan.token_counts.append(text_tokens)
+    limit = token_limit(tokenizer, task.max_length) - SLACK_TOKENS
+    has_long_answer = False
     if isinstance(task, Instruction):
         limit -= task.max_new_tokens
-        long_answer = (
-            len(str(row[task.output]).encode()) > task.max_new_tokens // 2
-        )  # a token has at least a byte
-    if split.tokens[-1] + split.around_tokens <= limit and not long_answer:
+        # A token has at least one byte.
+        answer_bytes = len(str(row[task.output]).encode())
+        has_long_answer = answer_bytes > task.max_new_tokens // 2
+    if text_tokens + scan.min_extra_tokens <= limit and not has_long_answer:
         return
     try:
         feature = task.encode(row, tokenizer, with_target=True)
     except RowError as error:
-        split.problem(str(error), number)
+        scan.add_problem(str(error), number)
         return
     if feature["shortened"] or len(feature.get("windows", ())) > 1:
-        split.shortened.add(number)
-    else:
-        split.around_tokens = min(
-            split.around_tokens, max(len(feature["input_ids"]) - split.tokens[-1], 0)
-        )
+        scan.shortened.add(number)
+        return
+    extra_tokens = max(len(feature["input_ids"]) - text_tokens, 0)
+    scan.min_extra_tokens = min(scan.min_extra_tokens, extra_tokens)

@@ -1,4 +1,4 @@
-"""The report of a run: one page for people, the same numbers as JSON for programs, and the figures as PNG."""
+"""The report of a run: one HTML page, the same numbers as JSON, and the figures as PNG."""
 
 from peftcls.report.run import Meter, Run
 from peftcls.report.write import FIGURES, METRICS, PAGE, THIS_RUN, write_report

@@ -1,29 +1,27 @@
-"""The rows that are worth reading: confident errors, labels that may be wrong, spans and keywords that were missed."""
+"""The rows worth reading: confident errors, labels that may be wrong, spans and keywords missed."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from itertools import groupby, pairwise
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, cast
 
 import datasets
 
 from peftcls.data.reading import Row, source_name
 from peftcls.evaluation import NO_ANSWER
 from peftcls.metrics import keyword_scores, span_f1
+from peftcls.report.marked_text import Pieces, clip_text, mark_spans
 from peftcls.tasks.base import Answer, Task
-from peftcls.tasks.extractive_qa import ExtractiveQA
-from peftcls.tasks.regression import Regression
 from peftcls.tasks.spans import find_answers, gold_answers
 
-SHOWN = 8
-LONGEST, AROUND = 420, 160  # characters of a text, and of a context on both sides of a span
-Pieces = tuple[tuple[str, str], ...]
-"""A text in pieces, each with its mark: "" for none, "gold", "given" or "both"."""
+# Of each kind.
+MAX_EXAMPLES = 8
+Answers = Sequence[Answer]
+Table = Sequence[Row]
 
 
 @dataclasses.dataclass(frozen=True)
 class Fact:
-    """What is said of a row: a term, its values, and whether they are "good", "bad" or neither."""
+    """What is said of a row: a term, its values, and a tone: "good", "bad", "gap" or none."""
 
     term: str
     values: tuple[str, ...]
@@ -39,9 +37,9 @@ class Example:
     text: Pieces
     facts: tuple[Fact, ...]
     number: float | None = None
-    """The probability, score or error that put it here."""
+    """The probability, score or error by which it was chosen."""
     title: str = ""
-    """A text above the text: the question."""
+    """What stands above the text: the question."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,329 +55,346 @@ class Group:
     kind: str = "share"
 
     def to_json(self) -> dict[str, Any]:
-        """Without the texts."""
+        """The group without the texts of its rows."""
+        examples = []
+        for example in self.examples:
+            values: dict[str, Any] = {"row": example.row, "number": example.number}
+            for fact in example.facts:
+                values[fact.term] = list(fact.values)
+            examples.append(values)
         return {
             "title": self.title,
             "measure": self.measure,
             "found": self.found,
-            "examples": [
-                {
-                    "row": e.row,
-                    "number": e.number,
-                    **{fact.term: list(fact.values) for fact in e.facts},
-                }
-                for e in self.examples
-            ],
+            "examples": examples,
         }
 
 
+class SpanTask(Protocol):
+    """The names of the columns of a task whose answers are spans."""
+
+    question: str
+    context: str
+    answers: str
+
+
 def choose_examples(
-    task: Task, test: datasets.Dataset, answers: Mapping[str, Sequence[Answer]]
+    task: Task, test: datasets.Dataset, answers: Mapping[str, Answers]
 ) -> list[Group]:
-    """The rows of a test table that its reader should see, by kind; `answers` are of each system, the run's own first."""
+    """Choose the rows of a test table that its reader should see, by kind.
+
+    Args:
+        task: that was answered.
+        test: the rows that were answered.
+        answers: of each system, the run's own first.
+    """
     table: list[Row] = test.to_list()
-    own, others = next(iter(answers.values())), dict(list(answers.items())[1:])
-    if isinstance(task, Regression):
-        return [_farthest(task, table, own)]
-    if isinstance(task, ExtractiveQA):
-        return [_wrong_spans(task, table, own)]
-    if getattr(task, "separator", None) is not None:
-        return [_keywords(task, table, own)]
-    if own[0].labels is not None:
-        return _label_sets(task, table, own)
-    if getattr(task, "labels", None):
-        return _labels(task, table, own, others, source_name(test))
-    return [_texts(task, table, own)]
+    own_answers, *_ = answers.values()
+    match task.answer_kind:
+        case "number":
+            return [_largest_errors(task, table, own_answers)]
+        case "span":
+            return [_wrong_spans(task, table, own_answers)]
+        case "keywords":
+            return [_worst_keywords(task, table, own_answers)]
+        case "label_set":
+            return [
+                _wrong_label_sets(task, table, own_answers),
+                _doubtful_set_labels(task, table, own_answers),
+            ]
+        case "label":
+            return _label_groups(task, table, answers, source_name(test))
+        case "text":
+            return [_different_texts(task, table, own_answers)]
 
 
-def _labels(
-    task: Task,
-    table: Sequence[Row],
-    own: Sequence[Answer],
-    others: Mapping[str, Sequence[Answer]],
-    source: str,
+def _example(
+    task: Task, table: Table, index: int, facts: Iterable[Fact], number: float | None = None
+) -> Example:
+    """An example with the beginning of its row's text."""
+    return Example(index + 1, clip_text(task.text_of(table[index])), tuple(facts), number)
+
+
+def _label_groups(
+    task: Task, table: Table, answers: Mapping[str, Answers], source: str
 ) -> list[Group]:
+    """Confident errors, and rows whose label is doubted by the model and by another system."""
+    own_answers, *_ = answers.values()
     gold = [task.gold_of(row)[0] for row in table]
-    wrong = [i for i, a in enumerate(own) if a.label != gold[i]]
-    judges = {
-        name: given for name, given in others.items() if len({a.label for a in given}) > 1
-    }  # one that never varies says nothing
-
-    def doubters(i: int) -> list[str]:
-        return [name for name, given in judges.items() if given[i].label != gold[i]]
-
-    def example(i: int, number: float | None) -> Example:
-        facts = [
-            Fact("labelled", (gold[i],), "good"),
-            Fact("answered", (own[i].label or NO_ANSWER,), "bad"),
-        ]
-        facts += [Fact(name, (given[i].label or NO_ANSWER,)) for name, given in judges.items()]
-        return Example(i + 1, _clipped(task.text_of(table[i])), tuple(facts), number)
-
-    sure = {i: max((own[i].probabilities or {"": 0.0}).values()) for i in wrong}
-    ranked = sorted((i for i in wrong if own[i].label is not None), key=lambda i: -sure[i])
-    groups = [
-        Group(
-            "Most confident errors",
-            "Wrong, and surest of it: what the model has learnt that is not so.",
-            "probability of its answer",
-            tuple(example(i, sure[i] or None) for i in ranked[:SHOWN]),
-            len(ranked),
-        )
-    ]
-    if all(a.probabilities for a in own):
-        belief = [(a.probabilities or {})[gold[i]] for i, a in enumerate(own)]
-        odd = sorted(
-            (i for i in wrong if belief[i] < 0.5 and (doubters(i) or not judges)),
-            key=lambda i: belief[i],
-        )
-        why = f" and {_either(judges)} also contradicts" if judges else ""
-        groups.append(
-            Group(
-                "Most likely mislabelled",
-                f"The model gives the label in {source} little probability{why}. "
-                "Read these before blaming the model.",
-                "probability of the label in the table",
-                tuple(example(i, belief[i]) for i in odd[:SHOWN]),
-                len(odd),
-            )
-        )
+    wrong = [i for i, answer in enumerate(own_answers) if answer.label != gold[i]]
+    judges = _varying_systems(answers)
+    groups = [_confident_errors(task, table, own_answers, gold, wrong, judges)]
+    if all(answer.probabilities for answer in own_answers):
+        groups.append(_doubtful_labels(task, table, own_answers, gold, wrong, judges, source))
     return groups
 
 
-def _either(names: Mapping[str, Any]) -> str:
-    return "another system" if len(names) > 1 else next(iter(names))
+def _varying_systems(answers: Mapping[str, Answers]) -> dict[str, Answers]:
+    """The other systems that answer with more than one label; the rest say nothing about a row."""
+    _, *others = answers
+    varying = {}
+    for name in others:
+        if len({answer.label for answer in answers[name]}) > 1:
+            varying[name] = answers[name]
+    return varying
 
 
-def _label_sets(task: Task, table: Sequence[Row], own: Sequence[Answer]) -> list[Group]:
-    gold = [set(task.gold_of(row)) for row in table]
-    off = [
-        {name: abs((name in right) - p) for name, p in (a.probabilities or {}).items()}
-        for a, right in zip(own, gold, strict=True)
+def _label_facts(
+    index: int, gold: Sequence[str], own_answers: Answers, judges: Mapping[str, Answers]
+) -> list[Fact]:
+    facts = [
+        Fact("labelled", (gold[index],), "good"),
+        Fact("answered", (own_answers[index].label or NO_ANSWER,), "bad"),
     ]
-    wrong = sorted(
-        (i for i, a in enumerate(own) if set(a.labels or ()) != gold[i]),
-        key=lambda i: -max(off[i].values(), default=0.0),
-    )
-    doubted = sorted(
-        (
-            (i, name)
-            for i, asked in enumerate(off)
-            for name, distance in asked.items()
-            if distance > 0.5
-        ),
-        key=lambda pair: -off[pair[0]][pair[1]],
-    )
-    sets = Group(
+    for name, answers in judges.items():
+        facts.append(Fact(name, (answers[index].label or NO_ANSWER,)))
+    return facts
+
+
+def _confident_errors(
+    task: Task,
+    table: Table,
+    own_answers: Answers,
+    gold: Sequence[str],
+    wrong: Sequence[int],
+    judges: Mapping[str, Answers],
+) -> Group:
+    """Wrong answers, the most probable first; a row without an answer is none of them."""
+    confidence = {}
+    for i in wrong:
+        if own_answers[i].label is not None:
+            confidence[i] = max((own_answers[i].probabilities or {"": 0.0}).values())
+    ranked = sorted(confidence, key=lambda i: -confidence[i])
+    examples = [
+        _example(
+            task,
+            table,
+            i,
+            _label_facts(i, gold, own_answers, judges),
+            number=confidence[i] or None,
+        )
+        for i in ranked[:MAX_EXAMPLES]
+    ]
+    return Group(
         "Most confident errors",
-        "Rows with a missed or an invented label, the surest mistake first.",
+        "Wrong answers, the most confident first: what the model has learnt that is not so.",
+        "probability of its answer",
+        tuple(examples),
+        len(ranked),
+    )
+
+
+def _doubtful_labels(
+    task: Task,
+    table: Table,
+    own_answers: Answers,
+    gold: Sequence[str],
+    wrong: Sequence[int],
+    judges: Mapping[str, Answers],
+    source: str,
+) -> Group:
+    """Rows whose label has a probability below 0.5, and is contradicted by another system."""
+    belief = {i: (own_answers[i].probabilities or {})[gold[i]] for i in wrong}
+
+    def is_contradicted(i: int) -> bool:
+        return not judges or any(answers[i].label != gold[i] for answers in judges.values())
+
+    doubtful = [i for i in wrong if belief[i] < 0.5 and is_contradicted(i)]
+    doubtful.sort(key=lambda i: belief[i])
+    contradiction = ""
+    if judges:
+        judge = "another system" if len(judges) > 1 else next(iter(judges))
+        contradiction = f" and {judge} also contradicts"
+    examples = [
+        _example(task, table, i, _label_facts(i, gold, own_answers, judges), number=belief[i])
+        for i in doubtful[:MAX_EXAMPLES]
+    ]
+    return Group(
+        "Most likely mislabelled",
+        f"The model gives the label in {source} little probability{contradiction}. "
+        "Read these before blaming the model.",
+        "probability of the label in the table",
+        tuple(examples),
+        len(doubtful),
+    )
+
+
+def _set_errors(
+    task: Task, table: Table, own_answers: Answers
+) -> tuple[list[set[str]], list[dict[str, float]]]:
+    """The right labels of each row, and how far each label's probability is from 0 or 1."""
+    gold = [set(task.gold_of(row)) for row in table]
+    errors = []
+    for answer, right in zip(own_answers, gold, strict=True):
+        probabilities = answer.probabilities or {}
+        errors.append({name: abs((name in right) - value) for name, value in probabilities.items()})
+    return gold, errors
+
+
+def _wrong_label_sets(task: Task, table: Table, own_answers: Answers) -> Group:
+    """Rows with a wrong set of labels, the most confident mistake first."""
+    gold, errors = _set_errors(task, table, own_answers)
+    wrong = [i for i, answer in enumerate(own_answers) if set(answer.labels or ()) != gold[i]]
+    wrong.sort(key=lambda i: -max(errors[i].values(), default=0.0))
+    examples = [
+        _example(
+            task,
+            table,
+            i,
+            _set_facts(sorted(gold[i]), own_answers[i].labels or ()),
+            number=max(errors[i].values(), default=None),
+        )
+        for i in wrong[:MAX_EXAMPLES]
+    ]
+    return Group(
+        "Most confident errors",
+        "Rows with a missed or an invented label, the most confident mistake first.",
         "how far the worst label's probability is from right",
-        tuple(
-            Example(
-                i + 1,
-                _clipped(task.text_of(table[i])),
-                _set_facts(sorted(gold[i]), own[i].labels or ()),
-                max(off[i].values(), default=None),
-            )
-            for i in wrong[:SHOWN]
-        ),
+        tuple(examples),
         len(wrong),
     )
-    labels = Group(
+
+
+def _doubtful_set_labels(task: Task, table: Table, own_answers: Answers) -> Group:
+    """Single labels of rows that the model contradicts, the most confident first."""
+    gold, errors = _set_errors(task, table, own_answers)
+    doubtful = []
+    for i, by_label in enumerate(errors):
+        for name, error in by_label.items():
+            if error > 0.5:
+                doubtful.append((error, i, name))
+    doubtful.sort(key=lambda found: -found[0])
+    examples = []
+    for error, i, name in doubtful[:MAX_EXAMPLES]:
+        fact = Fact("has" if name in gold[i] else "lacks", (name,), "bad")
+        examples.append(_example(task, table, i, [fact], number=1 - error))
+    return Group(
         "Most likely mislabelled",
         "Single labels that the table has, or lacks, against a confident model.",
         "probability that the table is right",
-        tuple(
-            Example(
-                i + 1,
-                _clipped(task.text_of(table[i])),
-                (Fact("has" if name in gold[i] else "lacks", (name,), "bad"),),
-                1 - off[i][name],
-            )
-            for i, name in doubted[:SHOWN]
-        ),
-        len(doubted),
-    )
-    return [sets, labels]
-
-
-def _set_facts(right: Sequence[str], given: Sequence[str]) -> tuple[Fact, ...]:
-    """Found, missed and invented; order and case do not count."""
-    plain = {" ".join(name.casefold().split()): name for name in right}
-    said = {" ".join(name.casefold().split()): name for name in given}
-    return (
-        Fact("found", tuple(name for key, name in plain.items() if key in said), "good"),
-        Fact("missed", tuple(name for key, name in plain.items() if key not in said), "gap"),
-        Fact("invented", tuple(name for key, name in said.items() if key not in plain), "bad"),
+        tuple(examples),
+        len(doubtful),
     )
 
 
-def _keywords(task: Task, table: Sequence[Row], own: Sequence[Answer]) -> Group:
-    gold = [task.gold_of(row) for row in table]
-    f1 = [
-        keyword_scores([right], [a.labels or ()], [""])["f1"]
-        for right, a in zip(gold, own, strict=True)
+def _set_facts(right: Sequence[str], answered: Sequence[str]) -> list[Fact]:
+    """Found, missed and invented names; order and case do not count."""
+    right_by_key = {_normalised(name): name for name in right}
+    answered_by_key = {_normalised(name): name for name in answered}
+    found = [name for key, name in right_by_key.items() if key in answered_by_key]
+    missed = [name for key, name in right_by_key.items() if key not in answered_by_key]
+    invented = [name for key, name in answered_by_key.items() if key not in right_by_key]
+    return [
+        Fact("found", tuple(found), "good"),
+        Fact("missed", tuple(missed), "gap"),
+        Fact("invented", tuple(invented), "bad"),
     ]
+
+
+def _normalised(name: str) -> str:
+    return " ".join(name.casefold().split())
+
+
+def _worst_keywords(task: Task, table: Table, own_answers: Answers) -> Group:
+    """Rows with the lowest F1 of their keywords first."""
+    gold = [task.gold_of(row) for row in table]
+    f1 = []
+    for right, answer in zip(gold, own_answers, strict=True):
+        f1.append(keyword_scores([right], [answer.labels or ()], [""])["f1"])
     worst = sorted(range(len(table)), key=lambda i: f1[i])
+    examples = [
+        _example(task, table, i, _set_facts(gold[i], own_answers[i].labels or ()), number=f1[i])
+        for i in worst[:MAX_EXAMPLES]
+    ]
     return Group(
         "Found, missed and invented",
         "The rows with the lowest F1 first.",
         "F1 of the row",
-        tuple(
-            Example(
-                i + 1,
-                _clipped(task.text_of(table[i])),
-                _set_facts(gold[i], own[i].labels or ()),
-                f1[i],
-            )
-            for i in worst[:SHOWN]
-        ),
+        tuple(examples),
         sum(value < 1 for value in f1),
     )
 
 
-def _farthest(task: Task, table: Sequence[Row], own: Sequence[Answer]) -> Group:
-    pairs = [
-        (float(task.gold_of(row)[0]), float(a.value or 0.0))
-        for row, a in zip(table, own, strict=True)
-    ]
-    worst = sorted(range(len(table)), key=lambda i: -abs(pairs[i][1] - pairs[i][0]))
+def _largest_errors(task: Task, table: Table, own_answers: Answers) -> Group:
+    """Rows whose number is farthest from the target first."""
+    targets = [float(task.gold_of(row)[0]) for row in table]
+    predicted = [float(answer.value or 0.0) for answer in own_answers]
+    errors = [value - target for value, target in zip(predicted, targets, strict=True)]
+    worst = sorted(range(len(table)), key=lambda i: -abs(errors[i]))
+    examples = []
+    for i in worst[:MAX_EXAMPLES]:
+        facts = [
+            Fact("target", (f"{targets[i]:.4g}",), "good"),
+            Fact("predicted", (f"{predicted[i]:.4g}",), "bad"),
+        ]
+        examples.append(_example(task, table, i, facts, number=errors[i]))
     return Group(
         "Farthest from the target",
-        "The rows whose number was missed by most.",
+        "The rows with the largest errors first.",
         "predicted minus target",
-        tuple(
-            Example(
-                i + 1,
-                _clipped(task.text_of(table[i])),
-                (
-                    Fact("target", (f"{pairs[i][0]:.4g}",), "good"),
-                    Fact("predicted", (f"{pairs[i][1]:.4g}",), "bad"),
-                ),
-                pairs[i][1] - pairs[i][0],
-            )
-            for i in worst[:SHOWN]
-        ),
+        tuple(examples),
         len(table),
         kind="plain",
     )
 
 
-def _wrong_spans(task: ExtractiveQA, table: Sequence[Row], own: Sequence[Answer]) -> Group:
-    f1 = [span_f1(a.text or "", task.gold_of(row)) for row, a in zip(table, own, strict=True)]
-    worst = sorted(
-        (i for i in range(len(table)) if f1[i] < 1),
-        key=lambda i: (f1[i] > 0, -(own[i].probability or 0.0)),
-    )
-    examples = []
-    for i in worst[:SHOWN]:
-        row, answer = table[i], own[i]
-        right = sorted(set(find_answers(row[task.context], gold_answers(row[task.answers]))))
-        given = (
-            [(answer.start, answer.end or 0)] if answer.text and answer.start is not None else []
-        )
-        facts = (
-            Fact(
-                "right",
-                tuple(dict.fromkeys(name or NO_ANSWER for name in task.gold_of(row))),
-                "good",
-            ),
-            Fact("answered", (answer.text or NO_ANSWER,), "bad"),
-        )
-        examples.append(
-            Example(
-                i + 1,
-                mark_spans(row[task.context], right, given),
-                facts,
-                answer.probability,
-                row[task.question],
-            )
-        )
+def _wrong_spans(task: Task, table: Table, own_answers: Answers) -> Group:
+    """Answers without a right word first, the most confident of them first."""
+    f1 = []
+    for row, answer in zip(table, own_answers, strict=True):
+        f1.append(span_f1(answer.text or "", task.gold_of(row)))
+    wrong = [i for i in range(len(table)) if f1[i] < 1]
+    wrong.sort(key=lambda i: (f1[i] > 0, -(own_answers[i].probability or 0.0)))
+    examples = [_span_example(task, table, i, own_answers[i]) for i in wrong[:MAX_EXAMPLES]]
     return Group(
         "Most confident wrong answers",
-        "Answers that share no word with the right one first, the surest of them first.",
+        "First the answers that share no word with the right one, the most confident first.",
         "probability of its answer",
         tuple(examples),
-        len(worst),
-    )
-
-
-def _texts(task: Task, table: Sequence[Row], own: Sequence[Answer]) -> Group:
-    wrong = [
-        i
-        for i, (row, a) in enumerate(zip(table, own, strict=True))
-        if (a.text,) != task.gold_of(row)
-    ]
-    return Group(
-        "Answers that differ",
-        "In the order of the table.",
-        "",
-        tuple(
-            Example(
-                i + 1,
-                _clipped(task.text_of(table[i])),
-                (
-                    Fact("right", task.gold_of(table[i]), "good"),
-                    Fact("answered", (own[i].text or NO_ANSWER,), "bad"),
-                ),
-            )
-            for i in wrong[:SHOWN]
-        ),
         len(wrong),
     )
 
 
-def _clipped(text: str) -> Pieces:
-    return ((_head(text, LONGEST), ""),)
-
-
-def _head(text: str, longest: int) -> str:
-    """The beginning of a text, up to the end of a word where there is one."""
-    return text if len(text) <= longest else text[: longest + 1].rsplit(" ", 1)[0][:longest] + " …"
-
-
-def _tail(text: str, longest: int) -> str:
-    return (
-        text if len(text) <= longest else "… " + text[-longest - 1 :].split(" ", 1)[-1][-longest:]
+def _span_example(task: Task, table: Table, index: int, answer: Answer) -> Example:
+    """An example whose text has the right and the answered spans marked."""
+    row = table[index]
+    columns = cast(SpanTask, task)
+    context = row[columns.context]
+    right = sorted(set(find_answers(context, gold_answers(row[columns.answers]))))
+    answered = []
+    if answer.text and answer.start is not None:
+        answered = [(answer.start, answer.end or 0)]
+    right_texts = dict.fromkeys(text or NO_ANSWER for text in task.gold_of(row))
+    facts = (
+        Fact("right", tuple(right_texts), "good"),
+        Fact("answered", (answer.text or NO_ANSWER,), "bad"),
+    )
+    return Example(
+        index + 1,
+        mark_spans(context, right, answered),
+        facts,
+        answer.probability,
+        title=row[columns.question],
     )
 
 
-def mark_spans(
-    text: str, gold: Sequence[tuple[int, int]], given: Sequence[tuple[int, int]]
-) -> Pieces:
-    """A text in pieces that are in the gold spans, in the given ones, in both or in neither; what is far from both is cut."""
-    borders = sorted({0, len(text), *(place for span in (*gold, *given) for place in span)})
-    marked = []
-    for start, end in pairwise(borders):
-        right, said = (any(a <= start and end <= b for a, b in spans) for spans in (gold, given))
-        marked.append(
-            (start, end, "both" if right and said else "gold" if right else "given" if said else "")
-        )
-    pieces = []
-    for mark, alike in groupby(marked, key=lambda piece: piece[2]):
-        run = list(alike)
-        start, end = run[0][0], run[-1][1]
-        pieces.append(
-            (
-                text[start:end]
-                if mark
-                else _shortened(text[start:end], first=start == 0, last=end == len(text)),
-                mark,
-            )
-        )
-    return tuple(pieces)
-
-
-def _shortened(piece: str, *, first: bool, last: bool) -> str:
-    """An unmarked piece, cut where it is far from a marked one; the whole text where nothing is marked."""
-    if first and last:
-        return _clipped(piece)[0][0]
-    if first:
-        return _tail(piece, AROUND)
-    if last:
-        return _head(piece, AROUND)
-    return (
-        piece
-        if len(piece) <= 2 * AROUND
-        else _head(piece, AROUND) + _tail(piece, AROUND).removeprefix("…")
+def _different_texts(task: Task, table: Table, own_answers: Answers) -> Group:
+    """Rows whose text is not the right one, in the table's order."""
+    wrong = []
+    for i, row in enumerate(table):
+        if (own_answers[i].text,) != task.gold_of(row):
+            wrong.append(i)
+    examples = []
+    for i in wrong[:MAX_EXAMPLES]:
+        facts = [
+            Fact("right", task.gold_of(table[i]), "good"),
+            Fact("answered", (own_answers[i].text or NO_ANSWER,), "bad"),
+        ]
+        examples.append(_example(task, table, i, facts))
+    return Group(
+        "Answers that differ",
+        "In the order of the table.",
+        "",
+        tuple(examples),
+        len(wrong),
     )

@@ -1,12 +1,12 @@
-"""The figures of a report: drawn once, in middle tones that stand on a light and on a dark page, as SVG and as PNG."""
+"""The figures of a report as SVG and PNG, in middle tones that fit a light and a dark page."""
 
 import dataclasses
 import io
 import re
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -17,14 +17,18 @@ from matplotlib.patheffects import withStroke
 from peftcls.report.numbers import Numbers
 from peftcls.report.wording import is_share, score_title, write_list, write_plain, write_score
 
-INK, OWN, OTHER, RIM = "#787d86", "#3f7fd0", "#c4761d", "#1f3f68"
-THEMED = {
-    INK: "var(--muted)",
-    OWN: "var(--own)",
-    OTHER: "var(--other)",
-}  # inside the page, its colours
-WIDTH, HEIGHT, DPI = 4.4, 2.8, 200  # inches, and the PNG's dots to an inch
-LONGEST_NAME, MOST_LABELS = 44, 40
+INK = "#787d86"
+OWN = "#3f7fd0"
+OTHER = "#c4761d"
+RIM = "#1f3f68"
+# Inside the page, colours are those of its style sheet.
+PAGE_COLOURS = {INK: "var(--muted)", OWN: "var(--own)", OTHER: "var(--other)"}
+WIDTH_INCHES = 4.4
+HEIGHT_INCHES = 2.8
+PNG_DPI = 200
+MAX_NAME_CHARACTERS = 44
+MAX_TICK_CHARACTERS = 18
+MAX_CONFUSION_LABELS = 40
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -50,11 +54,14 @@ STYLE: dict[Any, Any] = {
     "axes.facecolor": "none",
     "savefig.transparent": True,
 }
+# Without dates and version numbers, so that the same run gives the same files.
+SVG_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+PNG_METADATA = {"Software": None}
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """A figure for the page and for other papers, with its title and what it shows in words."""
+    """A figure for the page and for other documents, with its title and what it shows in words."""
 
     title: str
     alt: str
@@ -62,59 +69,58 @@ class Drawing:
     png: bytes
 
 
+class Plot(NamedTuple):
+    """A figure that is drawn but not yet written."""
+
+    title: str
+    alt: str
+    figure: Figure
+
+
 def draw_figures(numbers: Numbers) -> dict[str, Drawing]:
-    """The figures that the numbers allow, by name."""
-    drawers: dict[str, Callable[[Numbers], tuple[str, str, Figure] | None]] = {
-        "systems": _systems,
-        "loss": _loss,
-        "validation": _validation,
-        "confusion": _confusion,
-        "reliability": _reliability,
-        "scatter": _scatter,
-        "lengths": _lengths,
+    """Draw the figures that the numbers allow, by name."""
+    plotters: dict[str, Callable[[Numbers], Plot | None]] = {
+        "systems": _plot_systems,
+        "loss": _plot_loss,
+        "validation": _plot_validation,
+        "confusion": _plot_confusion,
+        "reliability": _plot_reliability,
+        "scatter": _plot_scatter,
+        "lengths": _plot_lengths,
     }
-    drawn = {}
+    drawings = {}
     with mpl.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message=".*[Gg]lyph.*missing"
-        )  # a label in a script that the PNG's font lacks
-        for name, draw in drawers.items():
-            if (made := draw(numbers)) is not None:
-                title, alt, figure = made
-                svg, png = io.BytesIO(), io.BytesIO()
-                figure.savefig(
-                    svg,
-                    format="svg",
-                    metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
-                )
-                figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
-                drawn[name] = Drawing(
-                    title, alt, _inline(svg.getvalue(), name, alt), png.getvalue()
-                )
-    return drawn
+        # A label may be in a script that the PNG's font lacks.
+        warnings.filterwarnings("ignore", message=".*[Gg]lyph.*missing")
+        for name, plotter in plotters.items():
+            plot = plotter(numbers)
+            if plot is not None:
+                drawings[name] = _write(plot, name)
+    return drawings
 
 
-def _inline(svg: bytes, name: str, alt: str) -> str:
-    """An SVG as a part of a page: colours of the page, ids of its own, no address of anything."""
+def _write(plot: Plot, name: str) -> Drawing:
+    """Write a figure as SVG and PNG."""
+    svg = io.BytesIO()
+    png = io.BytesIO()
+    plot.figure.savefig(svg, format="svg", metadata=SVG_METADATA)
+    plot.figure.savefig(png, format="png", dpi=PNG_DPI, metadata=PNG_METADATA)
+    page_svg = _svg_for_page(svg.getvalue(), name, plot.alt)
+    return Drawing(plot.title, plot.alt, page_svg, png.getvalue())
+
+
+def _svg_for_page(svg: bytes, name: str, alt: str) -> str:
+    """Make an SVG a part of a page: colours of the page, ids of its own, no addresses."""
     root = ET.fromstring(svg)
-    for parent in root.iter():
-        parent.tag = parent.tag.rpartition("}")[2]
-        for child in [c for c in parent if c.tag.endswith("}metadata")]:
-            parent.remove(child)
-        for key, value in list(parent.attrib.items()):
-            del parent.attrib[key]
-            for colour, themed in THEMED.items():
-                value = value.replace(colour, themed)
-            value = re.sub(r"url\(#", f"url(#{name}-", value)
-            plain = key.rpartition("}")[2]
-            value = (
-                f"{name}-{value}"
-                if plain == "id"
-                else value.replace("#", f"#{name}-")
-                if plain == "href"
-                else value
-            )
-            parent.set(plain, value)
+    for element in root.iter():
+        element.tag = _without_namespace(element.tag)
+        metadata = [child for child in element if child.tag.endswith("}metadata")]
+        for child in metadata:
+            element.remove(child)
+        for key, value in list(element.attrib.items()):
+            del element.attrib[key]
+            attribute = _without_namespace(key)
+            element.set(attribute, _page_value(attribute, value, name))
     for key in ("width", "height", "version"):
         root.attrib.pop(key, None)
     root.set("role", "img")
@@ -122,138 +128,164 @@ def _inline(svg: bytes, name: str, alt: str) -> str:
     return ET.tostring(root, encoding="unicode")
 
 
-def _axes(height: float = HEIGHT) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+def _without_namespace(name: str) -> str:
+    return name.rpartition("}")[2]
+
+
+def _page_value(attribute: str, value: str, name: str) -> str:
+    """An attribute's value with the page's colours, and the figure's name before ids."""
+    for colour, page_colour in PAGE_COLOURS.items():
+        value = value.replace(colour, page_colour)
+    value = re.sub(r"url\(#", f"url(#{name}-", value)
+    if attribute == "id":
+        return f"{name}-{value}"
+    if attribute == "href":
+        return value.replace("#", f"#{name}-")
+    return value
+
+
+def _new_axes(height: float = HEIGHT_INCHES) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
-def _name(text: Any, longest: int = LONGEST_NAME) -> str:
-    """A name that a figure can hold: printable, and not too long."""
-    shown = "".join(c if c.isprintable() else " " for c in str(text))
-    return shown if len(shown) <= longest else shown[: longest - 1] + "…"
+def _short_name(text: Any, longest: int = MAX_NAME_CHARACTERS) -> str:
+    """A name that a figure can show: printable, and not too long."""
+    printable = "".join(c if c.isprintable() else " " for c in str(text))
+    if len(printable) <= longest:
+        return printable
+    return printable[: longest - 1] + "…"
 
 
-def _systems(numbers: Numbers) -> tuple[str, str, Figure]:
+def _axis_factor(score: str) -> int:
+    """What a score is multiplied by on an axis: shares are in percent."""
+    return 100 if is_share(score) else 1
+
+
+def _plot_systems(numbers: Numbers) -> Plot:
+    """One line a system: its score and interval."""
     score = numbers["score"]
-    found = {
+    systems = {
         name: scores[score]
         for name, scores in numbers["systems"].items()
         if scores[score][0] is not None
     }
-    figure, axes = _axes(0.85 + 0.52 * len(found))
-    factor = 100 if is_share(score) else 1
-    for place, (name, (value, low, high)) in enumerate(found.items()):
-        own, y = name == numbers["headline"]["system"], -place
-        colour = OWN if own else INK
-        axes.plot(
-            [factor * low, factor * high],
-            [y, y],
-            color=colour,
-            linewidth=5 if own else 3,
-            alpha=0.45,
-            solid_capstyle="round",
-        )
-        axes.plot([factor * value], [y], "o", color=colour, markersize=8 if own else 6)
-        weight = "bold" if own else "normal"
-        axes.text(
-            0,
-            y + 0.24,
-            _name(name),
-            transform=axes.get_yaxis_transform(),
-            va="bottom",
-            color=colour,
-            weight=weight,
-        )
-        axes.text(
-            1,
-            y + 0.24,
-            write_score(value, score),
-            transform=axes.get_yaxis_transform(),
-            va="bottom",
-            ha="right",
-            color=colour,
-            weight=weight,
-        )
-    axes.set_ylim(-len(found) + 0.55, 0.8)
+    figure, axes = _new_axes(0.85 + 0.52 * len(systems))
+    for place, (name, interval) in enumerate(systems.items()):
+        is_own = name == numbers["headline"]["system"]
+        _draw_system(axes, -place, name, interval, score, is_own=is_own)
+    axes.set_ylim(-len(systems) + 0.55, 0.8)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
-    unit = f"{score_title(score)}{', %' if is_share(score) else ''}"
-    axes.set_xlabel(unit)
-    title = f"{score_title(score)} with 95 % intervals"
-    said = write_list(
-        [
-            f"{name} {write_score(value, score)} ({write_score(low, score)} to {write_score(high, score)})"
-            for name, (value, low, high) in found.items()
-        ]
-    )
-    return title, f"{unit}, with 95 % intervals: {said}.", figure
+    title = score_title(score)
+    axis_title = f"{title}, %" if is_share(score) else title
+    axes.set_xlabel(axis_title)
+    descriptions = []
+    for name, (value, low, high) in systems.items():
+        interval_text = f"{write_score(low, score)} to {write_score(high, score)}"
+        descriptions.append(f"{name} {write_score(value, score)} ({interval_text})")
+    alt = f"{axis_title}, with 95 % intervals: {write_list(descriptions)}."
+    return Plot(f"{title} with 95 % intervals", alt, figure)
 
 
-def _loss(numbers: Numbers) -> tuple[str, str, Figure] | None:
-    history = numbers["run"]["history"]
-    train, valid = (
-        [(e["step"], e[key]) for e in history if e.get(key) is not None]
-        for key in ("loss", "valid_loss")
+def _draw_system(
+    axes: Axes, y: float, name: str, interval: Sequence[float], score: str, *, is_own: bool
+) -> None:
+    value, low, high = interval
+    factor = _axis_factor(score)
+    colour = OWN if is_own else INK
+    axes.plot(
+        [factor * low, factor * high],
+        [y, y],
+        color=colour,
+        linewidth=5 if is_own else 3,
+        alpha=0.45,
+        solid_capstyle="round",
     )
-    if not train:
+    axes.plot([factor * value], [y], "o", color=colour, markersize=8 if is_own else 6)
+    style: dict[str, Any] = {
+        "transform": axes.get_yaxis_transform(),
+        "va": "bottom",
+        "color": colour,
+        "weight": "bold" if is_own else "normal",
+    }
+    axes.text(0, y + 0.24, _short_name(name), **style)
+    axes.text(1, y + 0.24, write_score(value, score), ha="right", **style)
+
+
+def _points(numbers: Numbers, key: str) -> tuple[list[float], list[float]]:
+    """The steps at which the history has a value, and the values."""
+    entries = [entry for entry in numbers["run"]["history"] if entry.get(key) is not None]
+    return [entry["step"] for entry in entries], [entry[key] for entry in entries]
+
+
+def _plot_loss(numbers: Numbers) -> Plot | None:
+    steps, losses = _points(numbers, "loss")
+    if not steps:
         return None
-    figure, axes = _axes()
-    axes.plot(*zip(*train, strict=True), color=INK, label="training", marker="o", markersize=2.5)
-    if valid:
+    figure, axes = _new_axes()
+    axes.plot(steps, losses, color=INK, label="training", marker="o", markersize=2.5)
+    valid_steps, valid_losses = _points(numbers, "valid_loss")
+    if valid_steps:
         axes.plot(
-            *zip(*valid, strict=True), color=OWN, label="validation", marker="o", markersize=4
+            valid_steps, valid_losses, color=OWN, label="validation", marker="o", markersize=4
         )
         axes.legend()
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.set_ylim(bottom=0)
-    said = f"from {write_plain(train[0][1])} at step {train[0][0]} to {write_plain(train[-1][1])} at step {train[-1][0]}"
-    return "Loss", f"Training loss {said}.", figure
+    alt = (
+        f"Training loss from {write_plain(losses[0])} at step {steps[0]} "
+        f"to {write_plain(losses[-1])} at step {steps[-1]}."
+    )
+    return Plot("Loss", alt, figure)
 
 
-def _validation(numbers: Numbers) -> tuple[str, str, Figure] | None:
-    names = [
-        n
-        for n in numbers["headline_scores"]
-        if any(e.get(f"valid_{n}") is not None for e in numbers["run"]["history"])
-    ]
-    if not names:
+def _plot_validation(numbers: Numbers) -> Plot | None:
+    """The headline scores over the steps."""
+    points = {}
+    for name in numbers["headline_scores"]:
+        steps, values = _points(numbers, f"valid_{name}")
+        if steps:
+            points[name] = (steps, values)
+    if not points:
         return None
-    figure, axes = _axes()
-    said = []
-    for name, colour in zip(names, (OWN, OTHER), strict=False):
-        points = [
-            (e["step"], e[f"valid_{name}"])
-            for e in numbers["run"]["history"]
-            if e.get(f"valid_{name}") is not None
-        ]
-        factor = 100 if is_share(name) else 1
+    figure, axes = _new_axes()
+    descriptions = []
+    for (name, (steps, values)), colour in zip(points.items(), (OWN, OTHER), strict=False):
+        factor = _axis_factor(name)
         axes.plot(
-            [s for s, _ in points],
-            [factor * v for _, v in points],
+            steps,
+            [factor * value for value in values],
             color=colour,
             marker="o",
             markersize=4,
             label=score_title(name),
         )
-        said.append(
-            f"{score_title(name)} from {write_score(points[0][1], name)} to {write_score(points[-1][1], name)}"
+        first = write_score(values[0], name)
+        last = write_score(values[-1], name)
+        descriptions.append(f"{score_title(name)} from {first} to {last}")
+    best_step = numbers["run"]["best_step"]
+    if best_step is not None:
+        axes.axvline(
+            best_step, color=INK, linewidth=1, linestyle=":", label=f"kept: step {best_step}"
         )
-    if (best := numbers["run"]["best_step"]) is not None:
-        axes.axvline(best, color=INK, linewidth=1, linestyle=":", label=f"kept: step {best}")
     axes.set_xlabel("step")
-    axes.set_ylabel("%" if all(map(is_share, names)) else "score")
+    axes.set_ylabel("%" if all(is_share(name) for name in points) else "score")
     axes.legend()
-    return "Validation scores", f"Validation scores over the steps: {write_list(said)}.", figure
+    alt = f"Validation scores over the steps: {write_list(descriptions)}."
+    return Plot("Validation scores", alt, figure)
 
 
-def _confusion(numbers: Numbers) -> tuple[str, str, Figure] | None:
-    if (confusion := numbers["confusion"]) is None or len(confusion["right"]) > MOST_LABELS:
+def _plot_confusion(numbers: Numbers) -> Plot | None:
+    """The confusion matrix; None where there is none, or it has too many labels."""
+    confusion = numbers["confusion"]
+    if confusion is None or len(confusion["right"]) > MAX_CONFUSION_LABELS:
         return None
     counts = np.array(confusion["rows"])
     shares = counts / counts.sum(1, keepdims=True).clip(1)
     side = max(3.0, 1.4 + 0.5 * len(confusion["given"]))
-    figure, axes = _axes(side)
+    figure, axes = _new_axes(side)
     figure.set_figwidth(side + 0.6)
     axes.grid(False)
     axes.imshow(
@@ -262,7 +294,8 @@ def _confusion(numbers: Numbers) -> tuple[str, str, Figure] | None:
         alpha=0.85 * shares,
         aspect="equal",
     )
-    rim = [withStroke(linewidth=2.5, foreground=RIM)]  # the cells let the page shine through
+    # Cells are transparent: white digits need a rim on a light page.
+    rim = [withStroke(linewidth=2.5, foreground=RIM)]
     for (down, across), count in np.ndenumerate(counts):
         axes.text(
             across,
@@ -273,102 +306,98 @@ def _confusion(numbers: Numbers) -> tuple[str, str, Figure] | None:
             color="white" if count else INK,
             path_effects=rim if count else None,
         )
-    axes.set_xticks(
-        range(len(confusion["given"])),
-        [_name(n, 18) for n in confusion["given"]],
-        rotation=35,
-        ha="right",
-    )
-    axes.set_yticks(range(len(confusion["right"])), [_name(n, 18) for n in confusion["right"]])
+    right = [_short_name(name, MAX_TICK_CHARACTERS) for name in confusion["right"]]
+    given = [_short_name(name, MAX_TICK_CHARACTERS) for name in confusion["given"]]
+    axes.set_xticks(range(len(given)), given, rotation=35, ha="right")
+    axes.set_yticks(range(len(right)), right)
     axes.set_xlabel("answered")
     axes.set_ylabel("right")
-    return (
-        "Confusion",
-        f"{int(np.trace(counts))} of {int(counts.sum())} rows are on the diagonal.",
-        figure,
-    )
+    alt = f"{int(np.trace(counts))} of {int(counts.sum())} rows are on the diagonal."
+    return Plot("Confusion", alt, figure)
 
 
-def _reliability(numbers: Numbers) -> tuple[str, str, Figure] | None:
-    if (found := numbers["calibration"]) is None:
+def _plot_reliability(numbers: Numbers) -> Plot | None:
+    """Accuracy against confidence, and below it the number of rows in each bin."""
+    calibration = numbers["calibration"]
+    if calibration is None:
         return None
-    figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
+    bins = calibration["bins"]
+    confidence = [100 * b["confidence"] for b in bins]
+    accuracy = [100 * b["accuracy"] for b in bins]
+    starts = [100 * b["from"] for b in bins]
+    figure = Figure(figsize=(WIDTH_INCHES, 3.7), layout="constrained")
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
-    sure, right = ([100 * b[key] for b in found["bins"]] for key in ("confidence", "accuracy"))
     axes.plot([0, 100], [0, 100], color=INK, linewidth=1, linestyle="--", label="ideal")
     axes.vlines(
-        sure, np.minimum(sure, right), np.maximum(sure, right), color=OTHER, alpha=0.6, linewidth=2
+        confidence,
+        np.minimum(confidence, accuracy),
+        np.maximum(confidence, accuracy),
+        color=OTHER,
+        alpha=0.6,
+        linewidth=2,
     )
-    axes.plot(sure, right, color=OWN, marker="o", markersize=5, label="this run")
+    axes.plot(confidence, accuracy, color=OWN, marker="o", markersize=5, label="this run")
     axes.set_ylabel("right, %")
     axes.set_ylim(-3, 103)
     axes.legend(loc="lower right")
     below.bar(
-        [100 * b["from"] for b in found["bins"]],
-        [b["rows"] for b in found["bins"]],
+        starts,
+        [b["rows"] for b in bins],
         width=100 / 15,
         align="edge",
         color=INK,
         alpha=0.55,
         edgecolor="none",
     )
-    least = min((b["from"] for b in found["bins"]), default=0.0)
-    below.set_xlim(max(0, 100 * least - 5), 102)
+    below.set_xlim(max(0, min(starts, default=0.0) - 5), 102)
     below.set_xlabel("confidence, %")
-    below.set_ylabel("rows" if found["of"] == "answers" else "asked")
-    return (
-        "Confidence against accuracy",
-        f"Expected calibration error {write_score(found['ece'], 'ece')} points over "
-        f"{len(found['bins'])} bins of confidence.",
-        figure,
+    below.set_ylabel("rows" if calibration["of"] == "answers" else "asked")
+    alt = (
+        f"Expected calibration error {write_score(calibration['ece'], 'ece')} points over "
+        f"{len(bins)} bins of confidence."
     )
+    return Plot("Confidence against accuracy", alt, figure)
 
 
-def _scatter(numbers: Numbers) -> tuple[str, str, Figure] | None:
+def _plot_scatter(numbers: Numbers) -> Plot | None:
+    """Predictions against targets, of tasks whose answer is a number."""
     points = [(x, y) for x, y in numbers["points"] if x is not None and y is not None]
     if not points:
         return None
-    figure, axes = _axes(3.8)
-    target, predicted = (np.array(side) for side in zip(*points, strict=True))
-    ends = [min(target.min(), predicted.min()), max(target.max(), predicted.max())]
+    figure, axes = _new_axes(3.8)
+    targets = np.array([target for target, _ in points])
+    predictions = np.array([predicted for _, predicted in points])
+    ends = [min(targets.min(), predictions.min()), max(targets.max(), predictions.max())]
     axes.plot(ends, ends, color=INK, linewidth=1, linestyle="--")
-    axes.scatter(target, predicted, s=16, color=OWN, alpha=0.55, edgecolors="none")
+    axes.scatter(targets, predictions, s=16, color=OWN, alpha=0.55, edgecolors="none")
     axes.set_xlabel("target")
     axes.set_ylabel("predicted")
-    return (
-        "Predicted against target",
-        f"{len(points)} rows; on the dashed line the prediction is the target.",
-        figure,
-    )
+    alt = f"{len(points)} rows; on the dashed line the prediction is the target."
+    return Plot("Predicted against target", alt, figure)
 
 
-def _lengths(numbers: Numbers) -> tuple[str, str, Figure]:
+def _plot_lengths(numbers: Numbers) -> Plot:
+    """How long training and test texts are."""
     lengths = numbers["lengths"]
-    figure, axes = _axes(2.6)
-    for (part, found), colour in zip(lengths["parts"].items(), (INK, OWN), strict=False):
+    unit = lengths["unit"]
+    figure, axes = _new_axes(2.6)
+    descriptions = []
+    for (part, of_part), colour in zip(lengths["parts"].items(), (INK, OWN), strict=False):
         axes.stairs(
-            100 * np.array(found["rows"]) / found["counted"],
+            100 * np.array(of_part["rows"]) / of_part["counted"],
             lengths["edges"],
             color=colour,
             label=part,
             linewidth=1.6,
             fill=False,
         )
-    if (limit := lengths["limit"]) is not None and limit <= lengths["edges"][-1]:
-        axes.axvline(
-            limit, color=OTHER, linewidth=1.2, linestyle=":", label=f"read at once: {limit}"
-        )
-    axes.set_xlabel(lengths["unit"])
+        median = write_plain(of_part["median"])
+        descriptions.append(f"{part} median {median}, longest {of_part['longest']}")
+    limit = lengths["limit"]
+    if limit is not None and limit <= lengths["edges"][-1]:
+        axes.axvline(limit, color=OTHER, linewidth=1.2, linestyle=":", label=f"max_length: {limit}")
+    axes.set_xlabel(unit)
     axes.set_ylabel("rows, %")
     axes.legend()
-    said = write_list(
-        [
-            f"{part} median {write_plain(found['median'])}, longest {found['longest']}"
-            for part, found in lengths["parts"].items()
-        ]
-    )
-    return (
-        f"Length of the texts in {lengths['unit']}",
-        f"Length in {lengths['unit']}: {said}.",
-        figure,
-    )
+    alt = f"Length in {unit}: {write_list(descriptions)}."
+    return Plot(f"Length of the texts in {unit}", alt, figure)

@@ -1,4 +1,4 @@
-"""All numbers of a report, as the JSON values that the page, the figures and `metrics.json` are made of."""
+"""All numbers of a report, as JSON values: page, figures and `metrics.json` are made from them."""
 
 import dataclasses
 import hashlib
@@ -10,18 +10,20 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas as pd
 
 from peftcls.data.reading import source_name
-from peftcls.evaluation import Comparison, Evaluation, compare_answers
+from peftcls.evaluation import Evaluation, compare_answers
 from peftcls.metrics import calibration_bins
 from peftcls.report.run import Run
 from peftcls.tasks.base import Answer, Task
-from peftcls.tasks.regression import Regression
 
 FORMAT = 1
-MOST_POINTS = 2000  # of a scatter, and texts whose length is taken
+# Of a scatter plot, and of the texts of a table whose length is counted.
+MAX_POINTS = 2000
 LENGTH_BINS = 30
 Numbers = dict[str, Any]
+CountTokens = Callable[[str], int]
 
 
 def gather_numbers(
@@ -31,190 +33,232 @@ def gather_numbers(
     evaluations: Mapping[str, Evaluation],
     run: Run,
     *,
-    count_tokens: Callable[[str], int] | None,
+    count_tokens: CountTokens | None,
     resamples: int,
 ) -> Numbers:
-    """Everything that a report tells in numbers.
+    """Gather everything that a report shows as numbers.
 
     Args:
         task: whose scores are meant.
-        tables: the rows by their part: "training", "validation", "test"; the test rows are those that were answered.
+        tables: the rows by their part: "training", "validation", "test"; the test rows are those
+            that were answered.
         answers: of each system to the test rows, the run's own first.
         evaluations: of the same systems.
         run: how the model was trained.
         count_tokens: the length of a text; without it words are counted.
         resamples: of the bootstrap that compares the run with the strongest other system.
     """
-    test, own = tables["test"], next(iter(answers))
-    evaluation = evaluations[own]
+    test = tables["test"]
+    own_system = next(iter(answers))
+    own_answers = answers[own_system]
+    evaluation = evaluations[own_system]
     gold = [task.gold_of(row) for row in test]
-    found: Numbers = {
+    numbers: Numbers = {
         "format": FORMAT,
         "task": task.to_json(),
         "score": task.monitor,
-        "headline_scores": list(_headline(task)),
-        "headline": _headline_numbers(task, test, answers, evaluations, own, resamples),
-        "systems": {
-            name: {score: [value, *e.intervals[score]] for score, value in e.scores.items()}
-            for name, e in evaluations.items()
-        },
-        "rows": {
-            part: {
-                "source": source_name(rows),
-                "rows": len(rows),
-                "fingerprint": fingerprint_rows(rows),
-            }
-            for part, rows in tables.items()
-        },
-        "labels": [],
-        "confusion": None,
-        "calibration": _calibration(answers[own], gold, evaluation),
+        "headline_scores": _headline_scores(task),
+        "headline": _compare_with_strongest(task, test, answers, evaluations, resamples),
+        "systems": {name: _scores_with_intervals(e) for name, e in evaluations.items()},
+        "rows": {part: _describe_rows(rows) for part, rows in tables.items()},
+        "labels": _label_table(task, tables["training"], evaluation.labels),
+        "confusion": _confusion(evaluation.confusion),
+        "calibration": _calibration(task, own_answers, gold, evaluation),
         "points": [],
         "lengths": _lengths(task, tables, count_tokens),
         "run": dataclasses.asdict(run),
     }
-    if evaluation.labels is not None:
-        learnt = Counter(label for row in tables["training"] for label in task.gold_of(row))
-        found["labels"] = [
-            {
-                "label": str(name),
-                **{str(k): float(v) for k, v in row.items() if k != "rows"},
-                "rows": int(row["rows"]),
-                "training rows": learnt[str(name)],
-            }
-            for name, row in evaluation.labels.iterrows()
+    if task.answer_kind == "number":
+        numbers["points"] = [
+            [float(gold[i][0]), own_answers[i].value] for i in _spread(len(test), MAX_POINTS)
         ]
-    if (confusion := evaluation.confusion) is not None:
-        found["confusion"] = {
-            "right": confusion.index.tolist(),
-            "given": confusion.columns.tolist(),
-            "rows": confusion.to_numpy().tolist(),
-        }
-    if isinstance(task, Regression):
-        chosen = _spread(len(test), MOST_POINTS)
-        found["points"] = [[float(gold[i][0]), answers[own][i].value] for i in chosen]
-    return _plain(found)
+    return _to_json(numbers)
 
 
-def _headline(task: Task) -> tuple[str, ...]:
+def _headline_scores(task: Task) -> list[str]:
     """The score that decides, and one beside it."""
-    return tuple(dict.fromkeys((task.monitor, *task.score_names)))[:2]
+    names = list(task.score_names)
+    if task.monitor in names:
+        names.remove(task.monitor)
+    return [task.monitor, *names[:1]]
 
 
-def _headline_numbers(
+def _compare_with_strongest(
     task: Task,
     test: datasets.Dataset,
     answers: Mapping[str, Sequence[Answer]],
     evaluations: Mapping[str, Evaluation],
-    own: str,
     resamples: int,
 ) -> Numbers:
+    """Compare the run with the best other system; the verdict is "ahead", "behind" or "level"."""
+    own_system = next(iter(answers))
     score = task.monitor
-    others = {name: e.scores[score] for name, e in evaluations.items() if name != own}
-    if not others:
-        return {"system": own, "against": None, "verdict": None}
-    strongest = max(others, key=lambda name: others[name])
-    found: Comparison = compare_answers(
-        task, answers[own], answers[strongest], test, score=score, resamples=resamples
+    other_scores = {
+        name: evaluation.scores[score]
+        for name, evaluation in evaluations.items()
+        if name != own_system
+    }
+    if not other_scores:
+        return {"system": own_system, "against": None, "verdict": None}
+    strongest = max(other_scores, key=lambda name: other_scores[name])
+    comparison = compare_answers(
+        task, answers[own_system], answers[strongest], test, score=score, resamples=resamples
     )
-    low, high = found.interval
+    low, high = comparison.interval
+    verdict = "level"
+    if low > 0:
+        verdict = "ahead"
+    elif high < 0:
+        verdict = "behind"
     return {
-        "system": own,
+        "system": own_system,
         "against": strongest,
-        "difference": found.difference,
+        "difference": comparison.difference,
         "from": low,
         "to": high,
-        "verdict": "ahead" if low > 0 else "behind" if high < 0 else "level",
+        "verdict": verdict,
+    }
+
+
+def _scores_with_intervals(evaluation: Evaluation) -> Numbers:
+    """Each score as value, low and high."""
+    return {
+        score: [value, *evaluation.intervals[score]] for score, value in evaluation.scores.items()
+    }
+
+
+def _describe_rows(rows: datasets.Dataset) -> Numbers:
+    return {
+        "source": source_name(rows),
+        "rows": len(rows),
+        "fingerprint": fingerprint_rows(rows),
+    }
+
+
+def _label_table(task: Task, train: datasets.Dataset, labels: pd.DataFrame | None) -> list[Numbers]:
+    """Scores of each label, with its number of test rows and training rows."""
+    if labels is None:
+        return []
+    training_rows: Counter[str] = Counter()
+    for row in train:
+        training_rows.update(task.gold_of(row))
+    table = []
+    for name, scores in labels.iterrows():
+        entry: Numbers = {"label": str(name)}
+        for score, value in scores.items():
+            if score != "rows":
+                entry[str(score)] = float(value)
+        entry["rows"] = int(scores["rows"])
+        entry["training rows"] = training_rows[str(name)]
+        table.append(entry)
+    return table
+
+
+def _confusion(confusion: pd.DataFrame | None) -> Numbers | None:
+    if confusion is None:
+        return None
+    return {
+        "right": confusion.index.tolist(),
+        "given": confusion.columns.tolist(),
+        "rows": confusion.to_numpy().tolist(),
     }
 
 
 def _calibration(
-    answers: Sequence[Answer], gold: Sequence[Sequence[str]], evaluation: Evaluation
+    task: Task,
+    answers: Sequence[Answer],
+    gold: Sequence[Sequence[str]],
+    evaluation: Evaluation,
 ) -> Numbers | None:
+    """The bins of a reliability diagram; None where the task has no calibration error."""
     if "ece" not in evaluation.scores:
         return None
-    if answers[0].labels is not None:
-        asked = [
-            (p, name in right)
-            for a, right in zip(answers, gold, strict=True)
-            for name, p in (a.probabilities or {}).items()
-        ]
-        bins = calibration_bins(
-            [max(p, 1 - p) for p, _ in asked], [(p >= 0.5) == yes for p, yes in asked]
-        )
-    else:
-        likeliest = [
-            max((a.probabilities or {}).items(), key=lambda pair: pair[1]) for a in answers
-        ]
-        bins = calibration_bins(
-            [p for _, p in likeliest],
-            [name in right for (name, _), right in zip(likeliest, gold, strict=True)],
-        )
+    confidence: list[float] = []
+    is_right: list[bool] = []
+    for answer, right in zip(answers, gold, strict=True):
+        probabilities = answer.probabilities or {}
+        if task.answer_kind == "label_set":
+            # Each label is a question of its own, answered with yes from 0.5 on.
+            for name, probability in probabilities.items():
+                confidence.append(max(probability, 1 - probability))
+                is_right.append((probability >= 0.5) == (name in right))
+        else:
+            likeliest = max(probabilities, key=lambda name: probabilities[name])
+            confidence.append(probabilities[likeliest])
+            is_right.append(likeliest in right)
     return {
         "ece": evaluation.scores["ece"],
-        "bins": bins,
-        "of": "answers" if answers[0].labels is None else "yes-or-no questions",
+        "bins": calibration_bins(confidence, is_right),
+        "of": "yes-or-no questions" if task.answer_kind == "label_set" else "answers",
     }
 
 
 def _lengths(
-    task: Task, tables: Mapping[str, datasets.Dataset], count_tokens: Callable[[str], int] | None
+    task: Task, tables: Mapping[str, datasets.Dataset], count_tokens: CountTokens | None
 ) -> Numbers:
-    """Of each part how many texts are how long; of many rows an even sample."""
-    count = count_tokens or (lambda text: len(text.split()))
-    lengths = {
-        part: [count(task.text_of(rows[i])) for i in _spread(len(rows), MOST_POINTS)]
-        for part, rows in tables.items()
-        if part != "validation"
-    }
-    every = [length for own in lengths.values() for length in own]
-    width = max(1, math.ceil((max(every) - min(every) + 1) / LENGTH_BINS))
-    edges = list(range(min(every) // width * width, max(every) + width + 1, width))
-    limit = getattr(task, "max_length", None) if count_tokens else None
+    """A histogram of text lengths for training and test rows; of many rows, an even sample."""
+    count = count_tokens or _count_words
+    lengths: dict[str, list[int]] = {}
+    for part, rows in tables.items():
+        if part != "validation":
+            sample = _spread(len(rows), MAX_POINTS)
+            lengths[part] = [count(task.text_of(rows[i])) for i in sample]
+    shortest = min(min(of_part) for of_part in lengths.values())
+    longest = max(max(of_part) for of_part in lengths.values())
+    width = max(1, math.ceil((longest - shortest + 1) / LENGTH_BINS))
+    edges = list(range(shortest // width * width, longest + width + 1, width))
+    limit = (task.max_length or None) if count_tokens else None
     return {
         "unit": "tokens" if count_tokens else "words",
         "limit": limit,
         "edges": edges,
         "parts": {
-            part: {
-                "median": float(np.median(own)),
-                "longest": max(own),
-                "counted": len(own),
-                "over_limit": sum(n > limit for n in own) if limit else None,
-                "rows": np.histogram(own, bins=edges)[0].tolist(),
-            }
-            for part, own in lengths.items()
+            part: _describe_lengths(of_part, edges, limit) for part, of_part in lengths.items()
         },
     }
 
 
+def _describe_lengths(lengths: Sequence[int], edges: Sequence[int], limit: int | None) -> Numbers:
+    over_limit = sum(length > limit for length in lengths) if limit else None
+    return {
+        "median": float(np.median(lengths)),
+        "longest": max(lengths),
+        "counted": len(lengths),
+        "over_limit": over_limit,
+        "rows": np.histogram(lengths, bins=edges)[0].tolist(),
+    }
+
+
+def _count_words(text: str) -> int:
+    return len(text.split())
+
+
 def _spread(rows: int, most: int) -> list[int]:
     """All row numbers, or `most` of them evenly from first to last."""
-    return (
-        list(range(rows))
-        if rows <= most
-        else np.linspace(0, rows - 1, most).round().astype(int).tolist()
-    )
+    if rows <= most:
+        return list(range(rows))
+    return np.linspace(0, rows - 1, most).round().astype(int).tolist()
 
 
 def fingerprint_rows(rows: datasets.Dataset) -> str:
-    """The SHA-256 of the rows' content in their order: the same for the same table, whatever file it came from."""
-    found = hashlib.sha256()
+    """The SHA-256 of the rows' content in their order, whatever file they came from."""
+    digest = hashlib.sha256()
     for row in rows:
-        found.update(
-            json.dumps(row, sort_keys=True, ensure_ascii=True, default=str).encode() + b"\n"
-        )
-    return found.hexdigest()
+        text = json.dumps(row, sort_keys=True, ensure_ascii=True, default=str)
+        digest.update(text.encode() + b"\n")
+    return digest.hexdigest()
 
 
-def _plain(value: Any) -> Any:
-    """JSON values alone; a number that is not finite is None."""
+def _to_json(value: Any) -> Any:
+    """Turn a value into one that JSON knows; a number that is not finite becomes None."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(key): _to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [_to_json(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value if value is None or isinstance(value, str | bool | int | float) else str(value)
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    return str(value)

@@ -1,4 +1,4 @@
-"""How a run was made: base, trained tensors, settings, versions, time, memory, and the command that repeats it."""
+"""How a run was made: base, trained tensors, settings, versions, time, memory and energy."""
 
 import contextlib
 import dataclasses
@@ -10,19 +10,22 @@ from typing import Any
 
 import torch
 
+# The Linux power capping interface: `energy_uj` counts microjoules up to `max_energy_range_uj`, and
+# starts again from zero.
 COUNTERS = Path("/sys/class/powercap")
-MOST_WATTS = 500  # of one processor: at more, its counter could have gone round unseen
+# Of one processor. At more than this its counter could have wrapped around without being noticed.
+MAX_WATTS = 500
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What is known of how a model was trained, besides its answers; what is not known stays empty."""
+    """What is known of how a model was trained; fields that are not known stay empty."""
 
     base: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Name, revision, fingerprint and kind of the base model; see `BaseFacts`."""
     method: str | None = None
     adapter: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """The adapter's own settings: rank, alpha, dropout."""
+    """The adapter's settings: rank, alpha, dropout."""
     parts: Sequence[Mapping[str, Any]] = ()
     """What is trained and what is frozen, in parameters and bytes; see `model_parts`."""
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -31,9 +34,9 @@ class Run:
     """`Progress.history`: entries with a step and a loss, or a step and validation scores."""
     best_step: int | None = None
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """By what took them."""
+    """Time by what it was spent on."""
     peak_bytes: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """The most memory that was in use, by where."""
+    """Peak memory by where it was used."""
     joules: float | None = None
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     device: str | None = None
@@ -42,57 +45,64 @@ class Run:
 
 
 class Meter:
-    """Reads clock, memory and the processors' energy counters; what it tells is counted from when it was made."""
+    """Measures time, memory and the processors' energy since it was made."""
 
     def __init__(self, counters: Path = COUNTERS) -> None:
-        self.counters, self.started, self._energy = (
-            counters,
-            time.perf_counter(),
-            _read_counters(counters),
-        )
+        self.counters = counters
+        self.started = time.perf_counter()
+        self._energy = _read_counters(counters)
 
     def seconds(self) -> float:
-        """Since it was made."""
+        """The seconds since the meter was made."""
         return time.perf_counter() - self.started
 
     def peak_bytes(self) -> dict[str, int]:
-        """The most memory that this process has held, of the machine and of each accelerator; empty where it is not told."""
-        found = {}
-        with contextlib.suppress(ImportError):  # there is none on Windows
+        """Peak memory of this process, on the machine and on each GPU; empty where not known."""
+        peaks = {}
+        # Windows has no such module.
+        with contextlib.suppress(ImportError):
             import resource
 
-            found["memory of the process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-                1 if sys.platform == "darwin" else 1024
-            )
-        if torch.cuda.is_available():
-            found |= {
-                f"memory of GPU {i}": n
-                for i in range(torch.cuda.device_count())
-                if (n := torch.cuda.max_memory_allocated(i))
-            }
-        return found
+            unit = 1 if sys.platform == "darwin" else 1024
+            usage = resource.getrusage(resource.RUSAGE_SELF)
+            peaks["memory of the process"] = usage.ru_maxrss * unit
+        for gpu in range(_gpu_count()):
+            peak = torch.cuda.max_memory_allocated(gpu)
+            if peak:
+                peaks[f"memory of GPU {gpu}"] = peak
+        return peaks
 
     def joules(self) -> float | None:
-        """What the machine's processors took, everything on them included; None where the counters cannot be read for sure.
+        """The energy of the machine's processors, with everything that ran on them.
 
-        The Linux power capping interface: `energy_uj` counts microjoules up to `max_energy_range_uj` and begins again.
+        Returns:
+            None where the counters cannot be read reliably.
         """
-        now, total = _read_counters(self.counters), 0
+        if not self._energy:
+            return None
+        now = _read_counters(self.counters)
+        microjoules = 0
         for name, (before, span) in self._energy.items():
-            if name not in now or self.seconds() * MOST_WATTS * 1e6 > span:
+            may_have_wrapped = self.seconds() * MAX_WATTS * 1e6 > span
+            if name not in now or may_have_wrapped:
                 return None
-            total += (now[name][0] - before) % span
-        return total / 1e6 if self._energy else None
+            after, _ = now[name]
+            microjoules += (after - before) % span
+        return microjoules / 1e6
+
+
+def _gpu_count() -> int:
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def _read_counters(folder: Path) -> dict[str, tuple[int, int]]:
-    found = {}
-    for zone in sorted(folder.glob("intel-rapl:[0-9]")) + sorted(
-        folder.glob("intel-rapl:[0-9][0-9]")
-    ):
-        with contextlib.suppress(OSError, ValueError):  # they are often the superuser's alone
-            found[zone.name] = (
-                int((zone / "energy_uj").read_text()),
-                int((zone / "max_energy_range_uj").read_text()),
-            )
-    return found
+    """Each processor's energy counter and the range of it, in microjoules."""
+    zones = sorted(folder.glob("intel-rapl:[0-9]")) + sorted(folder.glob("intel-rapl:[0-9][0-9]"))
+    counters = {}
+    for zone in zones:
+        # Often only the superuser can read them.
+        with contextlib.suppress(OSError, ValueError):
+            energy = int((zone / "energy_uj").read_text())
+            span = int((zone / "max_energy_range_uj").read_text())
+            counters[zone.name] = (energy, span)
+    return counters

@@ -1,8 +1,9 @@
-"""What scores and times are called and how they are written, the same in text, tables and figures."""
+"""How scores, times and counts are named and written, the same in text, tables and figures."""
 
 from collections.abc import Sequence
 from typing import Any
 
+# Name of a score: its title, and what it says.
 SCORES = {
     "accuracy": ("Accuracy", "the share of rows whose answer is exactly right"),
     "f1_macro": (
@@ -16,7 +17,7 @@ SCORES = {
     ),
     "ece": (
         "Calibration error",
-        "how far its probabilities are from how often it is right; few rows make it, and its interval, larger",
+        "how far probabilities are from how often they are right; with few rows it is larger",
     ),
     "coverage": ("Coverage", "the share of rows that were answered at all"),
     "accuracy_answered": (
@@ -37,94 +38,94 @@ SCORES = {
     "spearman": ("Spearman", "the correlation of their ranks"),
     "rmse": ("Root mean squared error", "in the units of the target; lower is better"),
 }
-NUMBERS = ("loss", "pearson", "spearman", "rmse")  # all other scores are shares
+# All other scores are shares.
+PLAIN_NUMBERS = ("loss", "pearson", "spearman", "rmse")
+NARROW_SPACE = "\u202f"
+MINUS = "\u2212"
 
 
 def score_title(name: str) -> str:
-    """What a score is called."""
-    base, _, at = name.partition("_at_")
-    return (
-        SCORES[name][0]
-        if name in SCORES
-        else f"{SCORES[base][0]} at {at}"
-        if base in SCORES and at
-        else name.replace("_", " ")
-    )
+    """The title of a score, such as "F1 at 5" for "f1_at_5"."""
+    if name in SCORES:
+        return SCORES[name][0]
+    base, _, cutoff = name.partition("_at_")
+    if base in SCORES and cutoff:
+        return f"{SCORES[base][0]} at {cutoff}"
+    return name.replace("_", " ")
 
 
 def score_meaning(name: str) -> str:
-    """What it says; empty for a score that is not known here."""
-    base, _, at = name.partition("_at_")
-    return (
-        SCORES[name][1] if name in SCORES else f"of the first {at}" if base in SCORES and at else ""
-    )
+    """What a score says; empty for a score that is not known here."""
+    if name in SCORES:
+        return SCORES[name][1]
+    base, _, cutoff = name.partition("_at_")
+    if base in SCORES and cutoff:
+        return f"of the first {cutoff}"
+    return ""
 
 
 def is_share(name: str) -> bool:
     """Whether a score is shown in percent."""
-    return name not in NUMBERS
+    return name not in PLAIN_NUMBERS
 
 
 def write_score(value: float | None, name: str) -> str:
-    """A score as it is shown: a share in percent with one decimal, any other with three."""
+    """Write a score: a share in percent with one decimal, any other with three."""
     if value is None:
         return "–"
     return f"{100 * value:.1f}" if is_share(name) else f"{value:.3f}"
 
 
 def write_difference(value: float, name: str) -> str:
-    """A difference of two scores with its sign; of shares, in points."""
-    return (f"{100 * value:+.1f}" if is_share(name) else f"{value:+.3f}").replace("-", "−")
+    """Write a difference of two scores with its sign; of shares, in percentage points."""
+    written = f"{100 * value:+.1f}" if is_share(name) else f"{value:+.3f}"
+    return written.replace("-", MINUS)
 
 
 def write_share(value: float) -> str:
-    """A probability in percent; one that is neither is never rounded to 0 or 100."""
-    shown = f"{100 * value:.1f}"
-    return (
-        "<0.1"
-        if shown == "0.0" and value > 0
-        else ">99.9"
-        if shown == "100.0" and value < 1
-        else shown
-    )
+    """Write a probability in percent; only 0 and 1 themselves are written as 0 and 100."""
+    written = f"{100 * value:.1f}"
+    if written == "0.0" and value > 0:
+        return "<0.1"
+    if written == "100.0" and value < 1:
+        return ">99.9"
+    return written
 
 
 def write_plain(value: float | None) -> str:
-    """A number of any size with four digits."""
+    """Write a number of any size with four digits."""
     return "–" if value is None else f"{value:.4g}"
 
 
 def write_count(value: int) -> str:
-    """A count with its thousands apart."""
-    return f"{value:,}".replace(",", "\u202f")
+    """Write a count with a narrow space between its thousands."""
+    return f"{value:,}".replace(",", NARROW_SPACE)
 
 
 def write_bytes(value: float) -> str:
-    """Bytes in the unit that suits them."""
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+    """Write a number of bytes in B, kB, MB or GB."""
+    if value < 1000:
+        return f"{value:.0f} B"
+    for unit in ("kB", "MB"):
         value /= 1000
-    return f"{value:.1f} GB"
+        if value < 1000:
+            return f"{value:.1f} {unit}"
+    return f"{value / 1000:.1f} GB"
 
 
 def write_seconds(value: float) -> str:
-    """A time in the unit that suits it."""
+    """Write a time in seconds, minutes or hours."""
     if value < 60:
         return f"{value:.1f} s"
     minutes, seconds = divmod(round(value), 60)
-    return (
-        f"{minutes} min {seconds:02d} s"
-        if minutes < 60
-        else f"{minutes // 60} h {minutes % 60:02d} min"
-    )
+    if minutes < 60:
+        return f"{minutes} min {seconds:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def write_list(names: Sequence[Any], last: str = "and") -> str:
-    """Names as a sentence has them."""
-    listed = [str(name) for name in names]
-    return (
-        f" {last} ".join([", ".join(listed[:-1]), listed[-1]])
-        if len(listed) > 1
-        else "".join(listed)
-    )
+    """Write names as in a sentence: a, b and c."""
+    if len(names) < 2:
+        return "".join(str(name) for name in names)
+    *first, end = [str(name) for name in names]
+    return f"{', '.join(first)} {last} {end}"

@@ -1,4 +1,4 @@
-"""Write a report: numbers, figures and page, each beside first and then in place."""
+"""Write a report: numbers, figures and page, first to a temporary folder and then in place."""
 
 import base64
 import json
@@ -24,10 +24,13 @@ from peftcls.tasks.base import Answer, Task
 
 THIS_RUN = "this run"
 RESAMPLES = 500
-MOST_CELLS = (
-    25  # labels whose confusion is shown as a table; of more, the commonest confusions are listed
+# Labels whose confusion is shown as a table; with more, only the commonest confusions are listed.
+MAX_TABLE_LABELS = 25
+MAX_CONFUSIONS = 8
+ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">'
+    '<circle cx="8" cy="8" r="6" fill="#3f7fd0"/></svg>'
 )
-MIXED_UP = 8
 
 
 def write_report(
@@ -45,20 +48,23 @@ def write_report(
     title: str | None = None,
     resamples: int = RESAMPLES,
 ) -> Path:
-    """Write `report.html`, `metrics.json` and a folder `figures` of PNGs into a folder, which may be the adapter's own.
+    """Write a report: `report.html`, `metrics.json` and a folder `figures` of PNGs.
 
-    The page is one file that needs no network and no script. It holds texts of the test rows; `metrics.json` holds none
-    but labels, answers and keywords.
+    The page is one file without network or script. It holds texts of the test rows;
+    `metrics.json` holds only labels, answers and keywords.
 
     Args:
-        directory: made if it is not there; an earlier report in it is replaced.
+        directory: where to write, which may be the adapter folder; it is made if missing, and an
+            earlier report in it is replaced.
         task: with its labels learnt.
-        train: the rows that were learnt from.
+        train: the rows that were trained on.
         test: the rows that were answered.
         answers: the run's own, one a row of `test`.
         valid: the rows that decided which step was best.
-        systems: answers of others to the same rows, by name: baselines, or the model before it was trained.
-        evaluations: of "this run" and of every one of `systems`, where `evaluate_answers` has made them already.
+        systems: answers of others to the same rows, by name: baselines, or the model before it was
+            trained.
+        evaluations: of "this run" and of every one of `systems`, where `evaluate_answers` has made
+            them already.
         run: how the model was trained; see `describe_run`.
         count_tokens: the length of a text in tokens; without it words are counted.
         title: of the page; the folder's name unless given.
@@ -68,68 +74,73 @@ def write_report(
         The path of the page.
 
     Raises:
-        ValueError: a system is called "this run", answers are not one a row, or the folder holds files of these names that
-            are no report; nothing has been written then.
+        ValueError: a system is called "this run", answers are not one a row, or the folder holds
+            files of these names that belong to no report; nothing has been written then.
     """
     directory = Path(directory)
     check_report_room(directory)
-    if THIS_RUN in (systems := dict(systems or {})):
+    if systems and THIS_RUN in systems:
         raise ValueError(
-            f"systems has the name {THIS_RUN!r}, which is the run's own; give the other system another name."
+            f"systems has the name {THIS_RUN!r}, which is the run's own; give the other system "
+            "another name."
         )
-    every = {THIS_RUN: answers, **systems}
-    made = {
-        name: (evaluations or {}).get(name)
-        or evaluate_answers(task, given, test, resamples=resamples)
-        for name, given in every.items()
-    }
-    tables = {
-        "training": train,
-        **({"validation": valid} if valid is not None else {}),
-        "test": test,
-    }
+    all_answers = {THIS_RUN: answers, **(systems or {})}
+    all_evaluations = dict(evaluations or {})
+    for name, system_answers in all_answers.items():
+        if name not in all_evaluations:
+            all_evaluations[name] = evaluate_answers(
+                task, system_answers, test, resamples=resamples
+            )
     numbers = gather_numbers(
-        task, tables, every, made, run or Run(), count_tokens=count_tokens, resamples=resamples
+        task,
+        _name_tables(train, valid, test),
+        all_answers,
+        {name: all_evaluations[name] for name in all_answers},
+        run or Run(),
+        count_tokens=count_tokens,
+        resamples=resamples,
     )
-    groups = choose_examples(task, test, every)
+    groups = choose_examples(task, test, all_answers)
     numbers["examples"] = [group.to_json() for group in groups]
     drawings = draw_figures(numbers)
     page = render_page(numbers, groups, drawings, title or directory.absolute().name)
-    _put(
-        directory,
-        page,
-        json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-        drawings,
-    )
+    metrics = json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    _write_files(directory, page, metrics, drawings)
     return directory / PAGE
 
 
-def _put(directory: Path, page: str, metrics: str, drawings: Mapping[str, Drawing]) -> None:
+def _name_tables(
+    train: datasets.Dataset, valid: datasets.Dataset | None, test: datasets.Dataset
+) -> dict[str, datasets.Dataset]:
+    if valid is None:
+        return {"training": train, "test": test}
+    return {"training": train, "validation": valid, "test": test}
+
+
+def _write_files(directory: Path, page: str, metrics: str, drawings: Mapping[str, Drawing]) -> None:
+    """Write all files to a temporary folder, and move them into place."""
     directory.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=".reporting-", dir=directory))
+    temporary = Path(tempfile.mkdtemp(prefix=".reporting-", dir=directory))
     try:
-        beside.chmod(0o755)
-        (beside / FIGURES).mkdir()
+        temporary.chmod(0o755)
+        (temporary / FIGURES).mkdir()
         for name, drawing in drawings.items():
-            (beside / FIGURES / f"{name}.png").write_bytes(drawing.png)
-        (beside / METRICS).write_text(metrics, encoding="utf-8")
-        (beside / PAGE).write_text(page, encoding="utf-8")
+            (temporary / FIGURES / f"{name}.png").write_bytes(drawing.png)
+        (temporary / METRICS).write_text(metrics, encoding="utf-8")
+        (temporary / PAGE).write_text(page, encoding="utf-8")
         if (directory / FIGURES).is_dir():
-            os.replace(directory / FIGURES, beside / "former figures")
-        for name in (
-            FIGURES,
-            METRICS,
-            PAGE,
-        ):  # the page last: where it is, all that it names is there
-            os.replace(beside / name, directory / name)
+            os.replace(directory / FIGURES, temporary / "former figures")
+        # The page last: where it is, all files that it names exist.
+        for name in (FIGURES, METRICS, PAGE):
+            os.replace(temporary / name, directory / name)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def render_page(
     numbers: Numbers, groups: Sequence[Group], drawings: Mapping[str, Drawing], title: str
 ) -> str:
-    """The page as HTML; every text in it is escaped."""
+    """Render the page as HTML; every text in it is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -148,54 +159,57 @@ def render_page(
         title_of=wording.score_title,
         meaning_of=wording.score_meaning,
     )
-    figures = {
-        name: {"svg": Markup(d.svg), "title": d.title, "alt": d.alt, "png": f"{FIGURES}/{name}.png"}
-        for name, d in drawings.items()
-    }
+    figures = {}
+    for name, drawing in drawings.items():
+        figures[name] = {
+            "svg": Markup(drawing.svg),
+            "title": drawing.title,
+            "alt": drawing.alt,
+            "png": f"{FIGURES}/{name}.png",
+        }
     return environment.get_template("page.html.jinja").render(
         n=numbers,
         groups=groups,
         figures=figures,
         title=title,
         own=numbers["headline"]["system"],
-        cells=_cells(numbers),
-        mixed=_mixed_up(numbers),
+        confusion_table=_confusion_table(numbers),
+        confusions=_commonest_confusions(numbers),
         labels=sorted(numbers["labels"], key=lambda row: row["f1"]),
-        icon=_icon(),
+        icon=_icon_address(),
         is_share=wording.is_share,
     )
 
 
-def _cells(numbers: Numbers) -> list[dict[str, Any]] | None:
-    """The confusion as lines of cells with the share of their line; None where there is none, or it is too large."""
-    if (confusion := numbers["confusion"]) is None or len(confusion["right"]) > MOST_CELLS:
+def _confusion_table(numbers: Numbers) -> list[dict[str, Any]] | None:
+    """The confusion matrix with each cell's share of its row; None if missing or too large."""
+    confusion = numbers["confusion"]
+    if confusion is None or len(confusion["right"]) > MAX_TABLE_LABELS:
         return None
-    return [
-        {
-            "label": name,
-            "cells": [
-                {"rows": count, "share": count / max(sum(line), 1), "right": given == name}
-                for given, count in zip(confusion["given"], line, strict=True)
-            ],
-        }
-        for name, line in zip(confusion["right"], confusion["rows"], strict=True)
-    ]
+    table = []
+    for label, counts in zip(confusion["right"], confusion["rows"], strict=True):
+        total = max(sum(counts), 1)
+        cells = []
+        for given, count in zip(confusion["given"], counts, strict=True):
+            cells.append({"rows": count, "share": count / total, "right": given == label})
+        table.append({"label": label, "cells": cells})
+    return table
 
 
-def _mixed_up(numbers: Numbers) -> list[tuple[int, str, str]]:
-    """The commonest confusions: rows, right label, given label."""
-    if (confusion := numbers["confusion"]) is None:
+def _commonest_confusions(numbers: Numbers) -> list[tuple[int, str, str]]:
+    """The commonest confusions: number of rows, right label, given label."""
+    confusion = numbers["confusion"]
+    if confusion is None:
         return []
-    pairs = [
-        (count, right, given)
-        for right, line in zip(confusion["right"], confusion["rows"], strict=True)
-        for given, count in zip(confusion["given"], line, strict=True)
-        if given != right and count
-    ]
-    return sorted(pairs, key=lambda pair: -pair[0])[:MIXED_UP]
+    confusions = []
+    for right, counts in zip(confusion["right"], confusion["rows"], strict=True):
+        for given, count in zip(confusion["given"], counts, strict=True):
+            if given != right and count:
+                confusions.append((count, right, given))
+    confusions.sort(key=lambda found: -found[0])
+    return confusions[:MAX_CONFUSIONS]
 
 
-def _icon() -> str:
-    """A tab's picture, so that a browser does not ask a server for one."""
-    dot = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><circle cx="8" cy="8" r="6" fill="#3f7fd0"/></svg>'
-    return "data:image/svg+xml;base64," + base64.b64encode(dot.encode()).decode()
+def _icon_address() -> str:
+    """The page's icon as a data address, so that a browser does not ask a server for one."""
+    return "data:image/svg+xml;base64," + base64.b64encode(ICON.encode()).decode()

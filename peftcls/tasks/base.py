@@ -1,73 +1,90 @@
-"""The task: the one class that is subclassed, and the answer that every task gives."""
+"""The base class of all tasks: what a row means to a model."""
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import datasets
+import pyarrow as pa
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from peftcls.data.reading import Row
 from peftcls.engine.batch import Batch
+from peftcls.engine.head_logits import Pooling, class_logits
+from peftcls.tasks.answers import Answer, AnswerKind
+from peftcls.tasks.decisions import PLAIN, Decisions
 
 Feature = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """What a model says about one row; a task fills in the fields that it gives."""
-
-    label: str | None = None
-    probabilities: dict[str, float] | None = None
-    labels: tuple[str, ...] | None = None
-    value: float | None = None
-    text: str | None = None
-    start: int | None = None
-    end: int | None = None
-    probability: float | None = None
-    n_best: tuple["Answer", ...] = ()
-    null_probability: float | None = None
-    usable: bool = True
+ANOTHER_VERSION = "the folder was written by another version of peftcls."
+UNSUPPORTED_POOLING = (
+    "its head reads {pooling!r} of the tokens (pooling={pooling!r}), "
+    "and that of transformers would read the last one"
+)
+UNSUPPORTED_MASK = (
+    "its tokens see the whole text (causal=False), "
+    "and those of transformers would see only what precedes them"
+)
+DECISIONS_REMARK = (
+    "Temperature, thresholds and abstention, which were fitted, are not applied; "
+    "the likeliest label is given."
+)
 
 
 class Task(ABC):
-    """What a row means. Instances are frozen dataclasses: their fields are all that has to be stored.
+    """What a row means. Instances are frozen dataclasses: the adapter folder stores their fields.
 
-    A *feature* is one row in tokens: `input_ids`, whatever else the model reads, and with a target `weight`, its share
-    in the loss. The loss of a step is the sum of `loss_sum` over its rows divided by the sum of their weights.
+    A *feature* is one tokenized row: `input_ids`, whatever else the model reads, and with a target
+    `weight`, its share in the loss. The loss of a step is the sum of `loss_sum` over its rows,
+    divided by the sum of their weights.
     """
 
     monitor: ClassVar[str]
     """The score that decides which step was best; higher is better."""
     new_head: ClassVar[bool]
-    """Whether the model gets a head of its own, trained with the adapter."""
+    """Whether the model gets a new head, which is trained with the adapter."""
     auto_model: ClassVar[Any]
     """The transformers Auto class that builds the model."""
     peft_type: ClassVar[str]
     """The task type that PEFT writes into its own configuration."""
+    pipeline_tag: ClassVar[str] = "text-classification"
+    """The name of the task on the Hugging Face hub, for the model card."""
     place_columns: ClassVar[tuple[str, ...]] = ()
-    """Columns that, where they are there, say where a row stands in its file."""
+    """Optional columns that help to find a row in its file, such as an id; messages show them."""
+
+    # Settings that most tasks have as fields. These are the values for the tasks that do not.
+    labels: tuple[str, ...] | None = None
+    max_length: int = 0
+    multi_label: bool = False
+    separator: str | None = None
+    pooling: Pooling | None = None
+    causal: bool = True
+    decisions: Decisions = PLAIN
 
     @abstractmethod
     def columns(self, *, with_target: bool) -> list[str]:
         """The columns that a row must have."""
 
+    def text_columns(self) -> tuple[str, ...]:
+        """The columns with the texts that the model reads."""
+        return tuple(self.columns(with_target=False))
+
     def learn(self, rows: datasets.Dataset | Iterable[Mapping[str, Any]]) -> Self:
-        """A copy with what the rows determine filled in; itself where nothing is missing."""
+        """A copy with the settings that the rows determine; itself where none is missing."""
         return self
 
     def extended(self, rows: datasets.Dataset) -> Self:
-        """A copy that can also learn these rows when it has learnt others: new labels are added behind its own."""
+        """A copy for continual training on these rows: new labels are added after the old ones."""
         return self
 
     @abstractmethod
     def problem(self, row: Row, *, with_target: bool) -> str | None:
-        """What is wrong with a row, in the words that follow `row 17 of train.csv`; None where nothing is."""
+        """What is wrong with a row, in the words that follow `row 17 of train.csv`, or None."""
 
     def table_problem(self, rows: datasets.Dataset) -> str | None:
-        """What is wrong with the training rows as a whole, in the words that follow the file's name."""
+        """What is wrong with the training rows as a whole, in words that follow the file's name."""
         return None
 
     def model_settings(self) -> dict[str, Any]:
@@ -76,37 +93,73 @@ class Task(ABC):
 
     @abstractmethod
     def rows_of(self, texts: Sequence[Any]) -> list[Row]:
-        """Rows made from bare texts, for prediction without column names. Raises RowError where they are not texts."""
+        """Rows made from bare texts, for prediction without column names.
+
+        Raises:
+            RowError: one of them is not a text.
+        """
 
     @abstractmethod
     def text_of(self, row: Row) -> str:
-        """All that a reader of the row sees, as one text: what a baseline without a model works from."""
+        """All texts of a row as one text: the input of a baseline without a model."""
 
     @abstractmethod
     def gold_of(self, row: Row) -> tuple[str, ...]:
-        """What is right for a row: one label or text, or several."""
+        """The right answer to a row: one label or text, or several."""
+
+    def split_key(self, row: Row) -> str:
+        """Rows with the same key are never split between training and test rows."""
+        return self.text_of(row)
+
+    def strata(self, golds: Sequence[tuple[str, ...]]) -> list[list[int]]:
+        """Groups of indices into `golds`; a split takes the same share of each group.
+
+        Rows of one label form a group. A row with several labels belongs to its rarest one.
+        """
+        if not self.labels:
+            return [list(range(len(golds)))]
+        counts = Counter(name for gold in golds for name in gold)
+        groups: dict[str, list[int]] = {}
+        for i, gold in enumerate(golds):
+            rarest = min(gold, key=lambda name: (counts[name], name), default="")
+            groups.setdefault(rarest, []).append(i)
+        names = sorted(groups, key=lambda name: (-len(groups[name]), name))
+        return [groups[name] for name in names]
+
+    @property
+    def reads_windows(self) -> bool:
+        """Whether a text longer than `max_length` is read in overlapping windows."""
+        return False
 
     def encode(self, row: Row, tokenizer: PreTrainedTokenizerBase, *, with_target: bool) -> Feature:
-        """One row in tokens. Raises RowError, without the row's place, for what no shortening can fit."""
+        """Tokenize one row.
+
+        Raises:
+            RowError: it cannot be shortened enough; the message does not name the row.
+        """
         return next(self.encode_many([row], tokenizer, with_target=with_target))
 
     @abstractmethod
     def encode_many(
         self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, with_target: bool
     ) -> Iterator[Feature]:
-        """Rows in tokens, in their order: a tokenizer reads many texts at once on all cores. RowError is raised in a row's turn."""
+        """Tokenize rows together, which is faster than one by one; yields features in their order.
+
+        Raises:
+            RowError: when it is the turn of a row that cannot be shortened enough.
+        """
 
     @abstractmethod
     def collate(self, features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> Batch:
-        """Features, padded on the tokenizer's side, as tensors of shape (rows, tokens)."""
+        """Features as tensors of shape (rows, tokens), padded on the tokenizer's side."""
 
     def shared_tokens(self, model: torch.nn.Module, features: Sequence[Feature]) -> int:
-        """How many first tokens, the same in all these rows, the model can read once for all of them."""
+        """The length of the common prefix of these rows that the model can compute once for all."""
         return 0
 
     @abstractmethod
     def loss_sum(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """The sum of the losses of a batch's targets, in float32 or wider; no mean is taken here."""
+        """The sum (not the mean) of the losses of a batch's targets, in float32 or wider."""
 
     @abstractmethod
     def decode(
@@ -116,12 +169,67 @@ class Task(ABC):
         features: Sequence[Feature],
         tokenizer: PreTrainedTokenizerBase,
     ) -> list[Answer]:
-        """The answers to a batch encoded without targets, in its order."""
+        """The answers to a batch that was encoded without targets, in its order."""
+
+    @property
+    def answer_kind(self) -> AnswerKind:
+        """What an answer is; reports, baselines and output files depend on it."""
+        if self.multi_label:
+            return "label_set"
+        return "label" if self.labels else "text"
+
+    def answer_columns(self, *, probabilities: bool) -> dict[str, pa.DataType]:
+        """The names and types of the columns that answers fill in an output file.
+
+        Args:
+            probabilities: whether each label gets a column with its probability.
+        """
+        match self.answer_kind:
+            case "number":
+                return {"value": pa.float64()}
+            case "text":
+                return {"text": pa.string()}
+            case "keywords":
+                return {"keywords": pa.list_(pa.string())}
+            case "span":
+                return {
+                    "text": pa.string(),
+                    "start": pa.int64(),
+                    "end": pa.int64(),
+                    "probability": pa.float64(),
+                }
+        columns: dict[str, pa.DataType] = {"label": pa.string(), "probability": pa.float64()}
+        if self.answer_kind == "label_set":
+            columns = {"labels": pa.list_(pa.string())}
+        if probabilities:
+            columns |= {f"probability_{label}": pa.float64() for label in self.labels or ()}
+        return columns
+
+    def answer_values(self, answer: Answer, *, probabilities: bool) -> list[Any]:
+        """The values of one answer, in the order of `answer_columns`.
+
+        An abstention has no label, and the probability of its likeliest label.
+        """
+        match self.answer_kind:
+            case "number":
+                return [answer.value]
+            case "text":
+                return [answer.text]
+            case "keywords":
+                return [list(answer.labels or ())]
+            case "span":
+                return [answer.text, answer.start, answer.end, answer.probability]
+        by_label = answer.probabilities or {}
+        extra = list(by_label.values()) if probabilities else []
+        if self.answer_kind == "label_set":
+            return [list(answer.labels or ()), *extra]
+        probability = by_label[answer.label] if answer.label else max(by_label.values())
+        return [answer.label, probability, *extra]
 
     @property
     @abstractmethod
     def score_names(self) -> tuple[str, ...]:
-        """The names of the scores that `score` gives and that a run can be judged by."""
+        """The names of the scores that `score` gives and that can decide which step is best."""
 
     @abstractmethod
     def score(self, answers: Sequence[Answer], rows: Iterable[Row]) -> dict[str, float]:
@@ -130,50 +238,113 @@ class Task(ABC):
     def calibrated(
         self, answers: Sequence[Answer], rows: Iterable[Row], *, min_accuracy: float | None = None
     ) -> Self:
-        """A copy that decides as suits these answers to rows that were not learnt from; ValueError where nothing is decided."""
+        """A copy whose decisions fit these answers to rows that were not trained on.
+
+        Raises:
+            ValueError: the task decides nothing, or these rows cannot tell how to decide.
+        """
         raise ValueError(
-            f"{type(self).__name__} gives no probabilities of labels here, so there is nothing to calibrate."
+            f"{type(self).__name__} gives no probabilities of labels here, "
+            "so there is nothing to calibrate."
         )
+
+    def probe_task(self) -> Self:
+        """The task for probe texts: itself, or a copy that truncates instead of reading windows."""
+        return self
+
+    def fixed_columns(self) -> set[str]:
+        """Columns that are never shortened."""
+        return set()
+
+    def raw_logits(self, model: torch.nn.Module, batch: Batch) -> list[torch.Tensor]:
+        """The logits that peftcls computes for a batch, one tensor per row or window."""
+        return list(class_logits(model, batch, self.pooling, causal=self.causal))
+
+    def plain_logits(self, output: Any, batch: Batch) -> list[torch.Tensor]:
+        """The same logits, out of what a plain transformers model returned for the batch."""
+        return list(output.logits)
+
+    def merge_obstacle(self, causal: bool) -> str | None:
+        """Why a plain transformers model could not give the same answers, or None.
+
+        Args:
+            causal: whether the base model is a decoder.
+        """
+        if causal and self.pooling not in (None, "last"):
+            return UNSUPPORTED_POOLING.format(pooling=self.pooling)
+        if not self.causal:
+            return UNSUPPORTED_MASK
+        return None
+
+    def merge_remarks(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        """What a plain transformers model does otherwise than peftcls, in one sentence each."""
+        return [DECISIONS_REMARK] if self.decisions != PLAIN else []
 
     def to_json(self) -> dict[str, Any]:
         """The task's name and fields, for the adapter folder."""
-        return {"name": type(self).__name__, **dataclasses.asdict(self)}  # type: ignore[call-overload]
+        instance: Any = self
+        return {"name": type(self).__name__, **dataclasses.asdict(instance)}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """The task that `to_json` described; lists become the tuples that they were."""
-        known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        if unknown := set(fields) - known - {"name"}:
-            raise ValueError(
-                f"{cls.__name__} has no {sorted(unknown)}; the folder was written by another version of peftcls."
-            )
-        return cls(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items() if k != "name"}
-        )
+        """The task that `to_json` described; lists become tuples again."""
+        values = {name: value for name, value in fields.items() if name != "name"}
+        known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"{cls.__name__} has no {unknown}; {ANOTHER_VERSION}")
+        for name, value in values.items():
+            if isinstance(value, list):
+                values[name] = tuple(value)
+        return cls(**values)
 
 
 def token_limit(tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
-    """The tokens that may be read at once: `max_length`, or fewer where the model has fewer positions (see `load_base`)."""
+    """Tokens of one sequence: `max_length`, or fewer where the model has fewer positions.
+
+    `load_base` writes the number of positions into the tokenizer.
+    """
     return min(max_length, tokenizer.model_max_length)
 
 
 def pad(sequences: Sequence[Sequence[int]], value: int, side: str) -> torch.Tensor:
-    """Integer sequences as a tensor of shape (rows, longest), filled with `value` on the given side."""
+    """Pad integer sequences to a tensor of shape (sequences, longest one).
+
+    Args:
+        sequences: the sequences.
+        value: the padding.
+        side: of the padding, "right" or "left".
+    """
     width = max(len(sequence) for sequence in sequences)
-    padded = [
-        [*s, *[value] * (width - len(s))] if side == "right" else [*[value] * (width - len(s)), *s]
-        for s in sequences
-    ]
+    padded = []
+    for sequence in sequences:
+        padding = [value] * (width - len(sequence))
+        if side == "right":
+            padded.append([*sequence, *padding])
+        else:
+            padded.append([*padding, *sequence])
     return torch.tensor(padded, dtype=torch.long)
 
 
 def pad_inputs(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> Batch:
-    """The model's inputs: token ids, the mask of real tokens, and token types where there are any."""
+    """The model's inputs: token ids, attention mask, and token types where the features have them.
+
+    Returns:
+        Tensors of shape (features, tokens).
+    """
     side = tokenizer.padding_side
+    ids = [feature["input_ids"] for feature in features]
+    ones = [[1] * len(sequence) for sequence in ids]
     batch = {
-        "input_ids": pad([f["input_ids"] for f in features], int(tokenizer.pad_token_id), side),
-        "attention_mask": pad([[1] * len(f["input_ids"]) for f in features], 0, side),
+        "input_ids": pad(ids, int(tokenizer.pad_token_id), side),
+        "attention_mask": pad(ones, 0, side),
     }
     if "token_type_ids" in features[0]:
-        batch["token_type_ids"] = pad([f["token_type_ids"] for f in features], 0, side)
+        types = [feature["token_type_ids"] for feature in features]
+        batch["token_type_ids"] = pad(types, 0, side)
     return batch
+
+
+def without_padding(logits: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+    """Cut logits of shape (sequences, tokens, outputs) to the real tokens of each sequence."""
+    return [row[real] for row, real in zip(logits, mask.bool(), strict=True)]

@@ -14,11 +14,12 @@ from peftcls import metrics
 from peftcls.argument_checks import check_argument_types
 from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
 from peftcls.engine.batch import Batch
-from peftcls.engine.head_logits import Pooling, class_logits, widened
-from peftcls.tasks.base import Answer, Feature, Task
+from peftcls.engine.head_logits import Pooling, class_logits, in_float32
+from peftcls.tasks.answers import Answer, AnswerKind
+from peftcls.tasks.base import Feature, Task
 from peftcls.tasks.decisions import PLAIN, Decisions, decisions_setting, fit_decisions
 from peftcls.tasks.labels import (
-    ONE_LABEL,
+    TOO_FEW_LABELS,
     Shares,
     label_name,
     label_order,
@@ -28,15 +29,18 @@ from peftcls.tasks.labels import (
 from peftcls.tasks.text_encoding import (
     LongText,
     TextColumns,
+    as_columns,
     collate_texts,
     encode_texts,
+    merge_text_remarks,
+    pooling_problem,
     rows_from_texts,
-    text_columns,
     text_problem,
     text_setting_problems,
 )
 
-FOCUS = 2.0  # gamma of Lin et al. 2017, "Focal Loss for Dense Object Detection", section 3.2
+FOCAL_GAMMA = 2.0  # Lin et al. 2017, "Focal Loss for Dense Object Detection", section 3.2
+LOSSES = ("cross_entropy", "bce", "focal")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,26 +49,30 @@ class Classification(Task):
 
     Args:
         text: the column with the text, or two columns that are read as a pair.
-        label: the column with the label; with `multi_label`, a list of labels or a text with `;` between them. A mapping
-            of labels to shares or votes, {"spam": 2, "ham": 1}, is a soft target.
-        labels: the label names in order; learnt from the training rows unless given.
-        multi_label: whether a row has any number of labels.
-        loss: "cross_entropy", "bce" (one yes-or-no question a label; the only one for `multi_label`) or "focal".
-        class_weight: a weight for the rows of each label; "balanced" learns rows / (labels x rows of the label), as
-            scikit-learn does.
-        sampling: "balanced" draws as many rows of each label in an epoch, rare ones several times, instead of each row
-            once; not together with `class_weight`.
-        label_smoothing: the share of the target that is spread evenly over all labels; for "cross_entropy" alone.
-        pooling: the token that a decoder's head reads: "last" (unless given), "first" or "mean" of the real tokens.
-            Encoders read the token that their own head was made for ("cls").
-        causal: False lifts a decoder's causal mask, so that every token sees the whole text.
-        max_length: tokens that are read at once.
-        long_text: what happens to more: with "truncate" a text loses its end, and of a pair the longer one; with "windows"
-            it is read in windows that overlap by a quarter, and their logits are averaged, in training as in prediction.
+        label: the column with the label; with `multi_label`, a list of labels or a text with `;`
+            between them. A mapping of labels to shares or votes, {"spam": 2, "ham": 1}, is a soft
+            target.
+        labels: the label names in order; learnt from the training rows if not given.
+        multi_label: whether a row can have any number of labels.
+        loss: "cross_entropy", "bce" (binary cross-entropy of each label; the only one for
+            `multi_label`) or "focal".
+        class_weight: a weight for the rows of each label; "balanced" learns
+            rows / (labels x rows of the label), as scikit-learn does.
+        sampling: "balanced" draws as many rows of each label in an epoch, rare ones several times,
+            instead of each row once; not together with `class_weight`.
+        label_smoothing: the share of the target that is spread evenly over all labels; only for
+            "cross_entropy".
+        pooling: the token that a decoder's head reads: "last" (default), "first" or "mean" of the
+            real tokens. Encoders read the token that their own head was made for ("cls").
+        causal: False removes a decoder's causal mask, so that every token sees the whole text.
+        max_length: tokens of one sequence.
+        long_text: what happens to a longer text: with "truncate" it loses its end, and of a pair
+            the longer text does; with "windows" it is read in windows that overlap by a quarter,
+            and their logits are averaged, in training as in prediction.
         decisions: temperature, thresholds and abstention; fitted by `Trainer.calibrate`.
 
     Raises:
-        ValueError: settings that exclude each other.
+        ValueError: settings that exclude each other or are out of range.
     """
 
     text: TextColumns = "text"
@@ -88,105 +96,120 @@ class Classification(Task):
 
     def __post_init__(self) -> None:
         check_argument_types(vars(self), Classification)
-        object.__setattr__(
-            self, "loss", self.loss or ("bce" if self.multi_label else "cross_entropy")
-        )
-        object.__setattr__(
-            self,
-            "decisions",
-            decisions_setting(self.decisions, self.labels, several=self.multi_label),
-        )
         problems = text_setting_problems(self.text, self.label, self.max_length, self.long_text)
         if self.labels is not None:
-            if problem := label_setting_problem(self.labels):
-                problems.append(problem)
+            problems.append(label_setting_problem(self.labels))
+        self._normalise()
+        problems += self._class_weight_problems()
+        problems += [sentence for is_wrong, sentence in self._setting_checks() if is_wrong]
+        problems.append(pooling_problem(self.pooling))
+        sentences = [problem for problem in problems if problem]
+        if sentences:
+            raise ValueError("; ".join(sentences) + ".")
+
+    def _normalise(self) -> None:
+        """Fill in the default loss, and write label names in one spelling."""
+        decisions = decisions_setting(self.decisions, self.labels, several=self.multi_label)
+        object.__setattr__(self, "decisions", decisions)
+        if not self.loss:
+            object.__setattr__(self, "loss", "bce" if self.multi_label else "cross_entropy")
+        if self.labels is not None:
             object.__setattr__(self, "labels", tuple(label_name(label) for label in self.labels))
-        problems += [
-            f"{name}={value!r}: expected True or False"
-            for name, value in (("multi_label", self.multi_label), ("causal", self.causal))
-            if not isinstance(value, bool)
-        ]
-        if self.class_weight not in (None, "balanced") and not (
-            isinstance(self.class_weight, Mapping) and self.class_weight
-        ):
-            problems.append(
-                f"class_weight={self.class_weight!r}: expected 'balanced' or a weight for each label"
-            )
         if isinstance(self.class_weight, Mapping):
-            object.__setattr__(
-                self,
-                "class_weight",
-                {label_name(name): weight for name, weight in self.class_weight.items()},
-            )
-            if wrong := [
-                w
-                for w in self.class_weight.values()
-                if not isinstance(w, int | float) or not 0 < w < float("inf")
-            ]:
-                problems.append(f"class_weight has {wrong[0]!r}, expected numbers above 0")
-        if (
-            isinstance(self.class_weight, Mapping)
-            and self.labels
-            and (odd := sorted(set(self.class_weight) - set(self.labels)))
-        ):
+            weights = {label_name(name): weight for name, weight in self.class_weight.items()}
+            object.__setattr__(self, "class_weight", weights)
+
+    def _setting_checks(self) -> list[tuple[bool, str]]:
+        """Pairs of (is wrong, sentence) for settings whose types are right."""
+        weighted = self.class_weight is not None
+        return [
+            (
+                self.loss not in LOSSES,
+                f"loss={self.loss!r}: expected 'cross_entropy', 'bce' or 'focal'",
+            ),
+            (
+                self.multi_label and self.loss != "bce",
+                f"loss={self.loss!r} with multi_label=True: "
+                "several labels in a row need loss='bce'",
+            ),
+            (
+                self.multi_label and weighted,
+                "class_weight with multi_label=True: "
+                "a row with several labels has no one weight; leave it out",
+            ),
+            (
+                self.sampling not in (None, "balanced"),
+                f"sampling={self.sampling!r}: expected 'balanced' or None",
+            ),
+            (
+                bool(self.sampling) and self.multi_label,
+                f"sampling={self.sampling!r} with multi_label=True: "
+                "a row with several labels cannot be drawn for one of them",
+            ),
+            (
+                bool(self.sampling) and weighted and not self.multi_label,
+                f"sampling={self.sampling!r} with class_weight: "
+                "either makes rare labels count for more, both would do it twice",
+            ),
+            (
+                self.label_smoothing != 0 and self.loss != "cross_entropy",
+                f"label_smoothing with loss={self.loss!r}: it is defined for 'cross_entropy'",
+            ),
+            (
+                not 0 <= self.label_smoothing < 1,
+                f"label_smoothing={self.label_smoothing}: "
+                "expected a share of at least 0 and below 1",
+            ),
+        ]
+
+    def _class_weight_problems(self) -> list[str]:
+        """What is wrong with the setting `class_weight`."""
+        weights = self.class_weight
+        if weights is None or weights == "balanced":
+            return []
+        if not isinstance(weights, Mapping) or not weights:
+            return [f"class_weight={weights!r}: expected 'balanced' or a weight for each label"]
+        problems = []
+        wrong = [weight for weight in weights.values() if not _is_weight(weight)]
+        if wrong:
+            problems.append(f"class_weight has {wrong[0]!r}, expected numbers above 0")
+        unknown = sorted(set(weights) - set(self.labels or weights))
+        if unknown:
             problems.append(
-                f"class_weight names the label {odd[0]!r}, expected some of {list(self.labels)}"
+                f"class_weight names the label {unknown[0]!r}, "
+                f"expected some of {list(self.labels or ())}"
             )
-        if self.loss not in ("cross_entropy", "bce", "focal"):
-            problems.append(f"loss={self.loss!r}: expected 'cross_entropy', 'bce' or 'focal'")
-        if self.multi_label and self.loss != "bce":
-            problems.append(
-                f"loss={self.loss!r} with multi_label=True: several labels in a row need loss='bce'"
-            )
-        if self.multi_label and self.class_weight is not None:
-            problems.append(
-                "class_weight with multi_label=True: a row with several labels has no one weight; leave it out"
-            )
-        if self.sampling not in (None, "balanced"):
-            problems.append(f"sampling={self.sampling!r}: expected 'balanced' or None")
-        if self.sampling and (self.class_weight is not None or self.multi_label):
-            why = (
-                "multi_label=True: a row with several labels cannot be drawn for one of them"
-                if self.multi_label
-                else "class_weight: either makes rare labels count for more, both would do it twice"
-            )
-            problems.append(f"sampling={self.sampling!r} with {why}")
-        if self.label_smoothing and self.loss != "cross_entropy":
-            problems.append(
-                f"label_smoothing with loss={self.loss!r}: it is defined for 'cross_entropy'"
-            )
-        if not 0 <= self.label_smoothing < 1:
-            problems.append(
-                f"label_smoothing={self.label_smoothing}: expected a share of at least 0 and below 1"
-            )
-        if self.pooling not in (None, "cls", "first", "last", "mean"):
-            problems.append(f"pooling={self.pooling!r}: expected 'cls', 'first', 'last' or 'mean'")
-        if problems:
-            raise ValueError("; ".join(problems) + ".")
+        return problems
 
     def columns(self, *, with_target: bool) -> list[str]:
-        return [*text_columns(self.text), self.label] if with_target else text_columns(self.text)
+        texts = list(self.text_columns())
+        return [*texts, self.label] if with_target else texts
+
+    def text_columns(self) -> tuple[str, ...]:
+        return as_columns(self.text)
 
     def learn(self, rows: datasets.Dataset | Iterable[Mapping[str, Any]]) -> Self:
-        rows = as_dataset(rows)
-        require_columns(rows, self.columns(with_target=True), "Classification")
-        counts = self._counts(rows)
+        table = as_dataset(rows)
+        require_columns(table, self.columns(with_target=True), "Classification")
+        counts = self._label_counts(table)
         labels = self.labels or label_order(counts)
-        weight = self.class_weight
-        if weight == "balanced":
-            weight = {
-                label: sum(counts.values()) / (len(labels) * counts[label])
-                for label in labels
-                if counts[label]
+        weights = self.class_weight
+        if weights == "balanced":
+            total = sum(counts.values())
+            weights = {
+                label: total / (len(labels) * counts[label]) for label in labels if counts[label]
             }
-        return dataclasses.replace(self, labels=labels, class_weight=weight)
+        return dataclasses.replace(self, labels=labels, class_weight=weights)
 
     def extended(self, rows: datasets.Dataset) -> Self:
         require_columns(rows, self.columns(with_target=True), "Classification")
-        new = set(self._counts(rows)) - set(self._labels)
-        return dataclasses.replace(self, labels=(*self._labels, *label_order(new)), decisions=PLAIN)
+        old_labels = self._known_labels
+        new_labels = set(self._label_counts(rows)) - set(old_labels)
+        labels = (*old_labels, *label_order(new_labels))
+        return dataclasses.replace(self, labels=labels, decisions=PLAIN)
 
-    def _counts(self, rows: datasets.Dataset) -> Counter[str]:
+    def _label_counts(self, rows: datasets.Dataset) -> Counter[str]:
+        """The sum of the shares of each label."""
         counts: Counter[str] = Counter()
         for number, value in enumerate(rows[self.label], 1):
             try:
@@ -201,105 +224,119 @@ class Classification(Task):
         return label_shares(value, several=self.multi_label)
 
     def problem(self, row: Row, *, with_target: bool) -> str | None:
-        if problem := text_problem(row, text_columns(self.text)):
+        problem = text_problem(row, self.text_columns())
+        if problem or not with_target:
             return problem
-        if not with_target:
-            return None
         try:
             names = list(self._shares(row[self.label]))
         except ValueError as error:
             return f"{error} in column {self.label!r}"
         if not names and not self.multi_label:
             return f"has no label in column {self.label!r}; fill it in or leave the row out"
-        if unknown := [name for name in names if name not in (self.labels or names)]:
-            return f"has the label {unknown[0]!r}, expected one of {list(self.labels or ())}"
+        if self.labels:
+            for name in names:
+                if name not in self.labels:
+                    return f"has the label {name!r}, expected one of {list(self.labels)}"
         return None
 
     def table_problem(self, rows: datasets.Dataset) -> str | None:
-        found = {
-            name
-            for value in rows[self.label]
-            for name, share in self._shares(value).items()
-            if share
-        }
-        if len(found) < 2 and not (self.multi_label and found):
-            return f"has only the label {sorted(found)} in column {self.label!r}; {ONE_LABEL}"
+        names: set[str] = set()
+        for value in rows[self.label]:
+            shares = self._shares(value)
+            names.update(name for name, share in shares.items() if share)
+        # With several labels a row, a label and its absence are enough.
+        fewest = 1 if self.multi_label else 2
+        if len(names) < fewest:
+            return f"has only the label {sorted(names)} in column {self.label!r}; {TOO_FEW_LABELS}"
         return None
 
     def model_settings(self) -> dict[str, Any]:
+        labels = self._known_labels
+        problem_type = "single_label_classification"
+        if self.multi_label:
+            problem_type = "multi_label_classification"
         return {
-            "num_labels": len(self._labels),
-            "id2label": dict(enumerate(self._labels)),
-            "label2id": {name: i for i, name in enumerate(self._labels)},
-            "problem_type": "multi_label_classification"
-            if self.multi_label
-            else "single_label_classification",
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {name: i for i, name in enumerate(labels)},
+            "problem_type": problem_type,
         }
 
     def rows_of(self, texts: Sequence[Any]) -> list[Row]:
-        return rows_from_texts(texts, text_columns(self.text))
+        return rows_from_texts(texts, self.text_columns())
 
     def text_of(self, row: Row) -> str:
-        return "\n".join(row[column] for column in text_columns(self.text))
+        return "\n".join(row[column] for column in self.text_columns())
 
     def gold_of(self, row: Row) -> tuple[str, ...]:
         shares = self._shares(row[self.label])
         if self.multi_label:
             return tuple(name for name, share in shares.items() if share >= 0.5)
-        return (
-            max(shares, key=lambda name: shares[name]),
-        )  # of a soft target the label with most votes
+        # Of a soft target, the label with most votes.
+        return (max(shares, key=lambda name: shares[name]),)
+
+    @property
+    def reads_windows(self) -> bool:
+        return self.long_text == "windows"
 
     def encode_many(
         self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, with_target: bool
     ) -> Iterator[Feature]:
-        texts = [[row[column] for column in text_columns(self.text)] for row in rows]
+        texts = [[row[column] for column in self.text_columns()] for row in rows]
         encoded = encode_texts(
             texts, tokenizer, max_length=self.max_length, long_text=self.long_text
         )
         for row, feature in zip(rows, encoded, strict=True):
             if with_target:
-                shares = self._shares(row[self.label])
-                feature["target"] = [shares.get(name, 0.0) for name in self._labels]
-                weights = self.class_weight if isinstance(self.class_weight, Mapping) else {}
-                feature["weight"] = (
-                    sum(share * float(weights.get(name, 1.0)) for name, share in shares.items())
-                    if weights
-                    else 1.0
-                )
-                if self.sampling:
-                    feature["stratum"] = self._labels.index(self.gold_of(row)[0])
+                self._add_target(feature, row)
             yield feature
 
+    def _add_target(self, feature: Feature, row: Row) -> None:
+        """Add a row's target and weight, and its label's index for balanced sampling."""
+        shares = self._shares(row[self.label])
+        feature["target"] = [shares.get(name, 0.0) for name in self._known_labels]
+        feature["weight"] = 1.0
+        if isinstance(self.class_weight, Mapping):
+            weights = self.class_weight
+            feature["weight"] = sum(
+                share * float(weights.get(name, 1.0)) for name, share in shares.items()
+            )
+        if self.sampling:
+            feature["stratum"] = self._known_labels.index(self.gold_of(row)[0])
+
     @property
-    def _labels(self) -> tuple[str, ...]:
+    def _known_labels(self) -> tuple[str, ...]:
+        """The labels, which must have been learnt."""
         if not self.labels:
             raise ValueError(
-                "the label names are not known yet: use task = task.learn(rows), or give labels=(...)."
+                "the label names are not known yet: "
+                "use task = task.learn(rows), or give labels=(...)."
             )
         return self.labels
 
     def collate(self, features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> Batch:
         batch = collate_texts(features, tokenizer)
         if "target" in features[0]:
-            batch["target"] = torch.tensor([f["target"] for f in features])
-            batch["weight"] = torch.tensor([f["weight"] for f in features])
+            batch["target"] = torch.tensor([feature["target"] for feature in features])
+            batch["weight"] = torch.tensor([feature["weight"] for feature in features])
         return batch
 
     def loss_sum(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        logits = widened(class_logits(model, batch, self.pooling, causal=self.causal))
-        target = batch["target"].to(logits.dtype)
-        if self.loss == "bce":
-            row_losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(
-                1
-            )
-        else:
-            row_losses = F.cross_entropy(
-                logits, target, reduction="none", label_smoothing=self.label_smoothing
-            )
-            if self.loss == "focal":
-                row_losses = (1 - torch.exp(-row_losses)) ** FOCUS * row_losses
+        logits = in_float32(class_logits(model, batch, self.pooling, causal=self.causal))
+        row_losses = self._row_losses(logits, batch["target"].to(logits.dtype))
         return (row_losses * batch["weight"].to(logits.dtype)).sum()
+
+    def _row_losses(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Losses of shape (rows,) from logits and targets of shape (rows, labels)."""
+        if self.loss == "bce":
+            losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+            return losses.mean(1)
+        losses = F.cross_entropy(
+            logits, target, reduction="none", label_smoothing=self.label_smoothing
+        )
+        if self.loss == "focal":
+            return (1 - torch.exp(-losses)) ** FOCAL_GAMMA * losses
+        return losses
 
     def decode(
         self,
@@ -311,13 +348,17 @@ class Classification(Task):
         return self.answers_of(class_logits(model, batch, self.pooling, causal=self.causal))
 
     def answers_of(self, logits: torch.Tensor) -> list[Answer]:
-        """The answers that logits of shape (rows, labels) stand for."""
+        """The answers to logits of shape (rows, labels)."""
         logits = logits.double()
         if self.multi_label:
             table = self.decisions.any_of(logits)
-        else:  # independent questions are made to sum to one
-            table = self.decisions.one_of(F.logsigmoid(logits) if self.loss == "bce" else logits)
-        return [self._answer(dict(zip(self._labels, row, strict=True))) for row in table.tolist()]
+        elif self.loss == "bce":
+            # The labels' independent probabilities are normalised to sum to one.
+            table = self.decisions.one_of(F.logsigmoid(logits))
+        else:
+            table = self.decisions.one_of(logits)
+        labels = self._known_labels
+        return [self._answer(dict(zip(labels, row, strict=True))) for row in table.tolist()]
 
     def _answer(self, probabilities: dict[str, float]) -> Answer:
         if self.multi_label:
@@ -325,32 +366,55 @@ class Classification(Task):
         return Answer(label=self.decisions.choose(probabilities), probabilities=probabilities)
 
     @property
+    def answer_kind(self) -> AnswerKind:
+        return "label_set" if self.multi_label else "label"
+
+    def probe_task(self) -> Self:
+        return dataclasses.replace(self, long_text="truncate")
+
+    def merge_remarks(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        remarks = merge_text_remarks(
+            self.text_columns(), tokenizer, max_length=self.max_length, long_text=self.long_text
+        )
+        if self.loss == "bce" and not self.multi_label:
+            remarks.append(
+                "The probabilities of a pipeline are a softmax of the logits, "
+                "not a normalised sigmoid; the label is the same."
+            )
+        return [*remarks, *super().merge_remarks(tokenizer)]
+
+    @property
     def score_names(self) -> tuple[str, ...]:
         return metrics.LABEL_SET_SCORES if self.multi_label else metrics.LABEL_SCORES
 
     def score(self, answers: Sequence[Answer], rows: Iterable[Row]) -> dict[str, float]:
-        gold, table = [self.gold_of(row) for row in rows], [a.probabilities or {} for a in answers]
-        if self.multi_label:
-            return {
-                **metrics.label_set_scores(gold, [a.labels or () for a in answers], self._labels),
-                "ece": metrics.label_set_calibration(gold, table),
-            }
-        return metrics.closed_set_scores(
-            [name for (name,) in gold], [a.label for a in answers], table, self._labels
-        )
+        golds = [self.gold_of(row) for row in rows]
+        probabilities = [answer.probabilities or {} for answer in answers]
+        if not self.multi_label:
+            return metrics.closed_set_scores(
+                [gold[0] for gold in golds],
+                [answer.label for answer in answers],
+                probabilities,
+                self._known_labels,
+            )
+        predicted = [answer.labels or () for answer in answers]
+        scores = metrics.label_set_scores(golds, predicted, self._known_labels)
+        return {**scores, "ece": metrics.label_set_calibration(golds, probabilities)}
 
     def calibrated(
         self, answers: Sequence[Answer], rows: Iterable[Row], *, min_accuracy: float | None = None
     ) -> Self:
-        gold = [self.gold_of(row) for row in rows]
-        return dataclasses.replace(
-            self,
-            decisions=fit_decisions(
-                answers,
-                gold,
-                self._labels,
-                self.decisions,
-                several=self.multi_label,
-                min_accuracy=min_accuracy,
-            ),
+        decisions = fit_decisions(
+            answers,
+            [self.gold_of(row) for row in rows],
+            self._known_labels,
+            self.decisions,
+            several=self.multi_label,
+            min_accuracy=min_accuracy,
         )
+        return dataclasses.replace(self, decisions=decisions)
+
+
+def _is_weight(value: Any) -> bool:
+    """Whether a value can be the weight of a label."""
+    return isinstance(value, int | float) and 0 < value < float("inf")

@@ -1,4 +1,4 @@
-"""Rows in tokens, with the place of a row in every message about it."""
+"""Tokenize whole tables of rows; every error message names the row."""
 
 import contextlib
 import dataclasses
@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
+from typing import Any
 
 import datasets
 import numpy as np
@@ -16,8 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from peftcls.data.reading import Row, RowError, source_name, without_progress_bars
 from peftcls.tasks.base import Feature, Task
 
-SUMMED_ROWS = 1000  # at a time
-TOGETHER, CHARACTERS = 256, 2**20  # of a portion, at most
+CHECKSUM_ROWS = 1000
+MAX_CHUNK_ROWS = 256
+MAX_CHUNK_CHARACTERS = 2**20
 
 
 def encode_rows(
@@ -29,34 +31,58 @@ def encode_rows(
     numbers: Iterable[int],
     with_target: bool = False,
 ) -> Iterator[Feature]:
-    """Encode rows, some at a time; a RowError says by its number which row of `source` it is about."""
-    numbered = iter(numbers)
-    for own in _portions(rows):
-        encoded = task.encode_many(own, tokenizer, with_target=with_target)
-        for number in itertools.islice(numbered, len(own)):
+    """Tokenize rows in chunks.
+
+    Args:
+        task: the task, with what training rows determine filled in.
+        rows: the rows.
+        tokenizer: of the base model.
+        source: the name of the file or table, for messages.
+        numbers: the number of each row in `source`, from 1.
+        with_target: whether the features are to be trained on.
+
+    Raises:
+        RowError: a row cannot be encoded; the message gives its number.
+    """
+    remaining_numbers = iter(numbers)
+    for chunk in _chunks(rows):
+        features = task.encode_many(chunk, tokenizer, with_target=with_target)
+        for number in itertools.islice(remaining_numbers, len(chunk)):
             try:
-                feature = next(encoded)
+                feature = next(features)
             except RowError as error:
                 raise RowError(f"row {number} of {source} {error}.") from None
             yield feature
 
 
-def _portions(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Rows that a tokenizer is given at once: what it says of them takes many times the memory of their texts."""
-    portion, characters = list[Row](), 0
+def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Rows to tokenize together: the tokenizer's output takes many times the memory of the text."""
+    chunk: list[Row] = []
+    characters = 0
     for row in rows:
-        portion.append(row)
+        chunk.append(row)
         characters += sum(len(value) for value in row.values() if isinstance(value, str))
-        if len(portion) == TOGETHER or characters >= CHARACTERS:
-            yield portion
-            portion, characters = [], 0
-    if portion:
-        yield portion
+        if len(chunk) == MAX_CHUNK_ROWS or characters >= MAX_CHUNK_CHARACTERS:
+            yield chunk
+            chunk = []
+            characters = 0
+    if chunk:
+        yield chunk
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingTable:
-    """Training rows in tokens, memory-mapped where the rows were, with what a plan needs to know in memory."""
+class EncodedTable:
+    """A tokenized table; its features are memory-mapped if the rows were.
+
+    Args:
+        features: one feature a row.
+        lengths: tokens of each row.
+        weights: of each row in the loss; zeros where the table has no targets.
+        strata: the index of each row's label, for balanced sampling; None without it.
+        shortened_rows: how many rows lost tokens.
+        fingerprint: of the rows, the task, the base model and the tokenizer.
+        sequences: how many sequences the model reads: the rows, or all their windows.
+    """
 
     features: datasets.Dataset
     lengths: np.ndarray
@@ -64,45 +90,45 @@ class TrainingTable:
     strata: np.ndarray | None
     shortened_rows: int
     fingerprint: str
-    lines: int
-    """Of tokens that are read at once: as many as rows, or as their windows."""
+    sequences: int
 
-    def of(self, indices: Sequence[int]) -> list[Feature]:
-        """The features of some rows."""
-        columns = self.features[list(indices)]  # together: alone a row takes as long as ten
-        return [
-            dict(zip(columns, values, strict=True))
-            for values in zip(*columns.values(), strict=True)
-        ]
+    def take(self, indices: Sequence[int]) -> list[Feature]:
+        """The features of these rows."""
+        # Reading one row takes as long as reading ten rows at once.
+        return _rows_of_columns(self.features[list(indices)])
 
 
-_opened: list[
-    dict[str, TrainingTable]
-] = []  # where tables are kept, while there are several trainings on the same ones
+def _rows_of_columns(columns: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    """Columns of equal length as a list of rows."""
+    rows = zip(*columns.values(), strict=True)
+    return [dict(zip(columns, values, strict=True)) for values in rows]
+
+
+# One cache for each `encoding_cache()` that is open; the innermost is used.
+_caches: list[dict[str, EncodedTable]] = []
 
 
 @contextlib.contextmanager
-def encoded_once() -> Iterator[None]:
-    """Within it a table that was encoded is not encoded again."""
-    _opened.append({})
+def encoding_cache() -> Iterator[None]:
+    """Inside this context, `encode_table` encodes each table once, for several trainings."""
+    _caches.append({})
     try:
         yield
     finally:
-        _opened.pop()
+        _caches.pop()
 
 
 def content_sum(rows: datasets.Dataset) -> str:
-    """A short SHA-256 of what a table holds, wherever it comes from and however often it was copied."""
-    found = hashlib.sha256(repr(sorted(rows.column_names)).encode())
-    for batch in (
-        rows.select_columns(sorted(rows.column_names)).with_format("arrow").iter(SUMMED_ROWS)
-    ):
+    """A short SHA-256 checksum of a table's content, the same for every copy of the table."""
+    names = sorted(rows.column_names)
+    checksum = hashlib.sha256(repr(names).encode())
+    for batch in rows.select_columns(names).with_format("arrow").iter(CHECKSUM_ROWS):
         table = batch.replace_schema_metadata(None).combine_chunks()
-        with pa.BufferOutputStream() as held:
-            with pa.ipc.new_stream(held, table.schema) as stream:
+        with pa.BufferOutputStream() as buffer:
+            with pa.ipc.new_stream(buffer, table.schema) as stream:
                 stream.write_table(table)
-            found.update(held.getvalue())
-    return found.hexdigest()[:16]
+            checksum.update(buffer.getvalue())
+    return checksum.hexdigest()[:16]
 
 
 def encode_table(
@@ -112,59 +138,93 @@ def encode_table(
     base_fingerprint: str,
     *,
     with_target: bool = True,
-) -> TrainingTable:
-    """Encode all rows of a table, with their targets unless they are to be answered.
+) -> EncodedTable:
+    """Tokenize all rows of a table.
+
+    Args:
+        task: the task, with what training rows determine filled in.
+        rows: the table.
+        tokenizer: of the base model.
+        base_fingerprint: of the base model.
+        with_target: whether the features are to be trained on; otherwise they are to be answered.
 
     Raises:
         RowError: a row cannot be encoded; the message names it.
     """
-    kept = {
-        k: v
-        for k, v in json.loads(tokenizer.backend_tokenizer.to_str()).items()
-        if k not in ("truncation", "padding")
-    }  # its last use
+    fingerprint = _fingerprint(task, rows, tokenizer, base_fingerprint)
+    if not with_target:
+        fingerprint = f"{fingerprint}-inputs"
+    if _caches and fingerprint in _caches[-1]:
+        return _caches[-1][fingerprint]
+    source = source_name(rows)
+    columns = task.columns(with_target=with_target)
+
+    def encode(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
+        encoded = encode_rows(
+            task,
+            _rows_of_columns(batch),
+            tokenizer,
+            source=source,
+            numbers=(index + 1 for index in indices),
+            with_target=with_target,
+        )
+        features = list(encoded)
+        result = {name: [feature[name] for feature in features] for name in features[0]}
+        result["length"] = [len(feature["input_ids"]) for feature in features]
+        return result
+
+    with without_progress_bars():
+        features = rows.select_columns(columns).map(
+            encode,
+            batched=True,
+            with_indices=True,
+            remove_columns=columns,
+            new_fingerprint=fingerprint,
+        )
+    table = _summarise(features, fingerprint, with_target=with_target)
+    if _caches:
+        _caches[-1][fingerprint] = table
+    return table
+
+
+def _fingerprint(
+    task: Task,
+    rows: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    base_fingerprint: str,
+) -> str:
+    """A checksum of all that decides how rows are tokenized."""
+    settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    # These two only remember how the tokenizer was called last.
+    settings.pop("truncation", None)
+    settings.pop("padding", None)
     parts = [
         rows._fingerprint,
         json.dumps(task.to_json(), sort_keys=True),
         base_fingerprint,
-        json.dumps(kept),
+        json.dumps(settings),
         version("peftcls"),
     ]
-    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-    if not with_target:
-        key = f"{key}-asked"
-    if _opened and key in _opened[-1]:
-        return _opened[-1][key]
-    source, columns = source_name(rows), task.columns(with_target=with_target)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
-    def encode(batch: dict[str, list], numbers: list[int]) -> dict[str, list]:
-        own = [
-            dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)
-        ]
-        found = list(
-            encode_rows(
-                task,
-                own,
-                tokenizer,
-                source=source,
-                numbers=(n + 1 for n in numbers),
-                with_target=with_target,
-            )
-        )
-        return {name: [feature[name] for feature in found] for name in found[0]} | {
-            "length": [len(f["input_ids"]) for f in found]
-        }
 
-    with without_progress_bars():
-        table = rows.select_columns(columns).map(
-            encode, batched=True, with_indices=True, remove_columns=columns, new_fingerprint=key
-        )
-    strata = np.array(table["stratum"]) if "stratum" in table.column_names else None
-    lines = sum(map(len, table["windows"])) if "windows" in table.column_names else len(table)
-    weights = np.array(table["weight"]) if with_target else np.zeros(len(table))
-    found = TrainingTable(
-        table, np.array(table["length"]), weights, strata, sum(table["shortened"]), key, lines
+def _summarise(features: datasets.Dataset, fingerprint: str, *, with_target: bool) -> EncodedTable:
+    """Put what training plans need to know about the features into memory."""
+    strata = None
+    if "stratum" in features.column_names:
+        strata = np.array(features["stratum"])
+    weights = np.zeros(len(features))
+    if with_target:
+        weights = np.array(features["weight"])
+    sequences = len(features)
+    if "windows" in features.column_names:
+        sequences = sum(len(windows) for windows in features["windows"])
+    return EncodedTable(
+        features=features,
+        lengths=np.array(features["length"]),
+        weights=weights,
+        strata=strata,
+        shortened_rows=sum(features["shortened"]),
+        fingerprint=fingerprint,
+        sequences=sequences,
     )
-    if _opened:
-        _opened[-1][key] = found
-    return found

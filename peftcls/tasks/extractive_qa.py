@@ -1,4 +1,4 @@
-"""A question and a context get the place of the answer in the context, or none."""
+"""Extractive question answering: find the span of a context that answers a question, or none."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -6,57 +6,60 @@ from typing import Any, ClassVar, Self
 
 import datasets
 import torch
-from transformers import AutoModelForQuestionAnswering, BatchEncoding, PreTrainedTokenizerBase
+from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 
 from peftcls import metrics
 from peftcls.argument_checks import check_argument_types
 from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
 from peftcls.engine.batch import Batch
-from peftcls.engine.head_logits import end_logits, mean_of_windows, owners
-from peftcls.tasks.base import Answer, Feature, Task, pad, token_limit
-from peftcls.tasks.spans import (
-    best_spans,
-    find_answers,
-    gold_answers,
-    row_logsumexp,
-    says_nothing,
+from peftcls.engine.head_logits import end_logits, mean_of_windows, row_of_windows
+from peftcls.tasks.answers import Answer, AnswerKind
+from peftcls.tasks.base import Feature, Task, pad, without_padding
+from peftcls.tasks.qa_windows import (
+    FLAGS,
+    MIN_CONTEXT_TOKENS,
+    encode_questions,
+    padded_offsets,
 )
+from peftcls.tasks.span_search import best_spans, row_logsumexp
+from peftcls.tasks.spans import find_answers, gold_answers, is_empty_cell
 from peftcls.tasks.text_encoding import (
     collate_texts,
-    has_separator,
     rows_from_texts,
     split_windows,
     text_problem,
 )
 
-LEAST_CONTEXT_TOKENS = 16
-FLAGS = ("allowed", "null", "starts", "ends")
+MIN_THRESHOLD = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
 class ExtractiveQA(Task):
-    """Finds the answer to a question in a context; trained on both of its ends.
+    """Finds the answer to a question in a context; trained on the answer's first and last token.
 
-    A context that does not fit beside its question is read in windows. The probabilities of a row's ends are normalised
-    over all of its windows (Clark & Gardner 2018, "Simple and Effective Multi-Paragraph Reading Comprehension", section
-    3.4), so that spans of different windows can be compared; padding, question and special tokens are never candidates.
+    A context that does not fit beside its question is read in windows. The probabilities of a row's
+    ends are normalised over all of its windows (Clark & Gardner 2018, "Simple and Effective
+    Multi-Paragraph Reading Comprehension", section 3.4), so that spans of different windows can be
+    compared; padding, question and special tokens are never candidates.
 
     Args:
         question: the column with the question.
         context: the column with the text that holds the answer.
-        answers: the column with the right answers: {"text": [...], "answer_start": [...]} as in SQuAD, a list of such
-            objects, or a text that occurs once in the context; an empty list where there is no answer. An empty cell says
-            nothing, and cannot be learnt from.
+        answers: the column with the right answers: {"text": [...], "answer_start": [...]} as in
+            SQuAD, a list of such objects, or a text that occurs once in the context; an empty list
+            where there is no answer. Rows with an empty cell cannot be trained on.
         max_length: tokens of a window, question included.
-        stride: tokens that two windows share, at most half of their room for the context; a longer answer may be whole in
-            no window.
+        stride: tokens that two windows share, at most half of their room for the context; a longer
+            answer may be whole in no window.
         max_answer_tokens: a longer span is never predicted.
         n_best: spans that are given with their probabilities.
-        unanswerable: whether a question may have no answer; learnt from the training rows unless given.
-        null_threshold: the probability of there being no answer above which none is given; fitted by `Trainer.calibrate`.
+        unanswerable: whether a question may have no answer; learnt from the training rows if not
+            given.
+        null_threshold: no answer is given if the probability that there is none is higher than
+            this; fitted by `Trainer.calibrate`.
 
     Raises:
-        ValueError: settings that cannot be.
+        ValueError: settings that are out of range.
     """
 
     question: str = "question"
@@ -73,34 +76,35 @@ class ExtractiveQA(Task):
     new_head: ClassVar[bool] = True
     auto_model: ClassVar[Any] = AutoModelForQuestionAnswering
     peft_type: ClassVar[str] = "QUESTION_ANS"
+    pipeline_tag: ClassVar[str] = "question-answering"
     place_columns: ClassVar[tuple[str, ...]] = ("title", "paragraph", "id")
 
     def __post_init__(self) -> None:
         check_argument_types(vars(self), ExtractiveQA)
-        problems = []
-        if self.max_length < 2 * LEAST_CONTEXT_TOKENS:
-            problems.append(
-                f"max_length={self.max_length}: expected at least {2 * LEAST_CONTEXT_TOKENS} tokens"
-            )
-        if self.stride < 0:
-            problems.append(f"stride={self.stride}: expected at least 0")
-        problems += [
-            f"{name}={value}: expected at least 1"
-            for name, value in (
-                ("max_answer_tokens", self.max_answer_tokens),
-                ("n_best", self.n_best),
-            )
-            if value < 1
+        min_length = 2 * MIN_CONTEXT_TOKENS
+        checks = [
+            (
+                self.max_length < min_length,
+                f"max_length={self.max_length}: expected at least {min_length} tokens",
+            ),
+            (self.stride < 0, f"stride={self.stride}: expected at least 0"),
+            (
+                self.max_answer_tokens < 1,
+                f"max_answer_tokens={self.max_answer_tokens}: expected at least 1",
+            ),
+            (self.n_best < 1, f"n_best={self.n_best}: expected at least 1"),
+            (
+                not 0 < self.null_threshold < 1,
+                f"null_threshold={self.null_threshold}: expected a probability between 0 and 1",
+            ),
         ]
-        if not 0 < self.null_threshold < 1:
-            problems.append(
-                f"null_threshold={self.null_threshold}: expected a probability between 0 and 1"
-            )
+        problems = [sentence for is_wrong, sentence in checks if is_wrong]
         if problems:
             raise ValueError("; ".join(problems) + ".")
 
     def columns(self, *, with_target: bool) -> list[str]:
-        return [self.question, self.context, *([self.answers] if with_target else [])]
+        texts = [self.question, self.context]
+        return [*texts, self.answers] if with_target else texts
 
     def learn(self, rows: datasets.Dataset | Iterable[Mapping[str, Any]]) -> Self:
         if self.unanswerable is not None:
@@ -110,37 +114,46 @@ class ExtractiveQA(Task):
         answerable = self.answerable(table)
         if not any(answerable):
             raise RowError(
-                f"no row of {source_name(table)} has an answer in column {self.answers!r}; expected rows to learn from."
+                f"no row of {source_name(table)} has an answer in column {self.answers!r}; "
+                "expected rows to learn from."
             )
         return dataclasses.replace(self, unanswerable=not all(answerable))
 
     def answerable(self, rows: datasets.Dataset) -> list[bool]:
-        """Whether there is an answer, for each row that says so or not. Raises RowError for a cell that holds something else."""
-        found = []
+        """Whether each question has an answer; rows with an empty cell are left out.
+
+        Raises:
+            RowError: a cell holds neither answers nor an empty list.
+        """
+        answerable = []
         for number, value in enumerate(rows[self.answers], 1):
+            if is_empty_cell(value):
+                continue
             try:
-                found += [] if says_nothing(value) else [bool(gold_answers(value))]
+                answerable.append(bool(gold_answers(value)))
             except ValueError as error:
                 raise RowError(
                     f"row {number} of {source_name(rows)} {error} (column {self.answers!r})."
                 ) from None
-        return found
+        return answerable
 
     def extended(self, rows: datasets.Dataset) -> Self:
         require_columns(rows, self.columns(with_target=True), "ExtractiveQA")
-        return dataclasses.replace(
-            self,
-            unanswerable=not all(self.answerable(rows)) or self.unanswerable,
-            null_threshold=0.5,
-        )
+        unanswerable = not all(self.answerable(rows)) or self.unanswerable
+        return dataclasses.replace(self, unanswerable=unanswerable, null_threshold=0.5)
 
     def problem(self, row: Row, *, with_target: bool) -> str | None:
-        if (problem := text_problem(row, self.columns(with_target=False))) or not with_target:
+        problem = text_problem(row, self.columns(with_target=False))
+        if problem or not with_target:
             return problem
-        if says_nothing(row[self.answers]):
+        return self._answers_problem(row)
+
+    def _answers_problem(self, row: Row) -> str | None:
+        """What is wrong with the answers of a row, or None."""
+        if is_empty_cell(row[self.answers]):
             return (
-                f"has nothing in column {self.answers!r}; give the answer, or an empty list (in a SQuAD file is_impossible) where the "
-                "context has none, or leave the row out"
+                f"has nothing in column {self.answers!r}; give the answer, or an empty list "
+                "(in a SQuAD file is_impossible) where the context has none, or leave the row out"
             )
         try:
             golds = gold_answers(row[self.answers])
@@ -149,18 +162,20 @@ class ExtractiveQA(Task):
             return f"{error} (column {self.answers!r})"
         if not golds and not self.unanswerable:
             return (
-                f"has no answer in column {self.answers!r}, while all rows that are learnt from have one; add some without one "
-                "to them (in Python, task.learn(rows) or unanswerable=True), or leave the row out"
+                f"has no answer in column {self.answers!r}, while all training rows have one; add "
+                "some without one to them (in Python, task.learn(rows) or unanswerable=True), "
+                "or leave the row out"
             )
         return None
 
     def table_problem(self, rows: datasets.Dataset) -> str | None:
-        if "id" in rows.column_names:
-            seen: set[Any] = set()
-            for identity in rows["id"]:
-                if identity is not None and identity in seen:
-                    return f"has the id {identity!r} twice; give each question its own"
-                seen.add(identity)
+        if "id" not in rows.column_names:
+            return None
+        seen: set[Any] = set()
+        for question_id in rows["id"]:
+            if question_id is not None and question_id in seen:
+                return f"has the id {question_id!r} twice; give each question its own"
+            seen.add(question_id)
         return None
 
     def rows_of(self, texts: Sequence[Any]) -> list[Row]:
@@ -170,139 +185,69 @@ class ExtractiveQA(Task):
         return f"{row[self.question]}\n{row[self.context]}"
 
     def gold_of(self, row: Row) -> tuple[str, ...]:
-        return tuple(gold.text for gold in gold_answers(row[self.answers])) or ("",)
+        texts = tuple(gold.text for gold in gold_answers(row[self.answers]))
+        return texts or ("",)
+
+    def split_key(self, row: Row) -> str:
+        return str(row[self.context])
+
+    @property
+    def reads_windows(self) -> bool:
+        return True
 
     def encode_many(
         self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, with_target: bool
     ) -> Iterator[Feature]:
-        questions, glue = (
+        encoded = encode_questions(
             [row[self.question].strip() for row in rows],
-            "" if has_separator(tokenizer) else "\n",
-        )  # or the two run together
-        special = tokenizer.num_special_tokens_to_add(pair=True)
-        limit = token_limit(tokenizer, self.max_length) - (special == 0)
-        rooms = [
-            limit - special - len(ids)
-            for ids in tokenizer(questions, add_special_tokens=False, verbose=False)["input_ids"]
-        ]
-        strides = [
-            min(self.stride, room // 2) if room >= LEAST_CONTEXT_TOKENS else None for room in rooms
-        ]
-        windows: dict[int, list[tuple[BatchEncoding, int]]] = {}
-        for stride in {stride for stride in strides if stride is not None}:
-            own = [place for place, found in enumerate(strides) if found == stride]
-            encoded = tokenizer(
-                [questions[place] for place in own],
-                [glue + rows[place][self.context] for place in own],
-                truncation="only_second",
-                max_length=limit,
-                return_offsets_mapping=True,
-                stride=stride,
-                return_overflowing_tokens=True,
-            )
-            for line, place in enumerate(encoded["overflow_to_sample_mapping"]):
-                windows.setdefault(own[place], []).append((encoded, line))
-        for place, row in enumerate(rows):
-            if place not in windows:
-                raise RowError(
-                    f"has a question that leaves {max(rooms[place], 0)} of {limit} tokens for the context in column "
-                    f"{self.context!r}, expected at least {LEAST_CONTEXT_TOKENS}; shorten it or raise max_length"
-                )
-            yield self._feature(
-                row, windows[place], len(glue), tokenizer, limit, with_target=with_target
-            )
-
-    def _feature(
-        self,
-        row: Row,
-        windows: Sequence[tuple[BatchEncoding, int]],
-        glue: int,
-        tokenizer: PreTrainedTokenizerBase,
-        limit: int,
-        *,
-        with_target: bool,
-    ) -> Feature:
-        """A row's windows, each a line of what the tokenizer gave, with what may be an answer and what is one."""
-        closed = (
-            tokenizer.num_special_tokens_to_add(pair=True) > 0
-        )  # else an end mark is set behind each window, for "no answer"
-        spans = (
-            find_answers(row[self.context], gold_answers(row[self.answers])) if with_target else []
+            [row[self.context] for row in rows],
+            tokenizer,
+            max_length=self.max_length,
+            stride=self.stride,
+            context_column=self.context,
         )
-        feature: Feature = {
-            "input_ids": [],
-            "windows": [],
-            "shortened": False,
-            **{flag: [] for flag in FLAGS},
-            "offsets": [],
-        }
-        if "token_type_ids" in windows[0][0]:
-            feature["token_type_ids"] = [
-                i for encoded, line in windows for i in encoded["token_type_ids"][line]
-            ]
-        for number, (encoded, line) in enumerate(windows):
-            ids, parts = encoded["input_ids"][line], encoded.sequence_ids(line)
-            if not closed:
-                ids, parts = [*ids, int(tokenizer.eos_token_id or 0)], [*parts, None]
-            places = [
-                (max(a - glue, 0), b - glue) if part == 1 else (0, 0)
-                for part, (a, b) in zip(
-                    parts, [*encoded["offset_mapping"][line], (0, 0)], strict=False
-                )
-            ]
-            allowed = [int(part == 1 and b > a) for part, (a, b) in zip(parts, places, strict=True)]
-            ends = _ends(spans, places, allowed, first=number == 0, last=number + 1 == len(windows))
-            cls = (
-                ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else len(ids) - 1
-            )
-            feature["input_ids"] += ids
-            feature["windows"].append(len(ids))
-            feature["allowed"] += allowed
-            feature["null"] += [int(i == cls) for i in range(len(ids))]
-            feature["starts"] += [
-                int(any(i == first for first, _ in ends)) for i in range(len(ids))
-            ]
-            feature["ends"] += [int(any(i == last for _, last in ends)) for i in range(len(ids))]
-            feature["offsets"] += [place for pair in places for place in pair]
-        if spans and not any(feature["starts"]):
-            a, b = spans[0]
-            raise RowError(
-                f"has an answer of {b - a} characters in column {self.answers!r} that is whole in no window of "
-                f"{limit} tokens; raise max_length, or stride (now {self.stride})"
-            )
-        if with_target:
-            del feature["offsets"]
-            feature["weight"] = 1.0
-        else:
-            feature["context"] = row[self.context]
-            del feature["starts"], feature["ends"]
-        return feature
+        for row, windows in zip(rows, encoded, strict=True):
+            if with_target:
+                spans = find_answers(row[self.context], gold_answers(row[self.answers]))
+                yield windows.training_feature(spans, self.answers, self.stride)
+            else:
+                yield {**windows.input_feature(), "context": row[self.context]}
 
     def collate(self, features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> Batch:
-        flagged = split_windows(features, FLAGS)
-        flags = {
-            name: pad([line[name] for line in flagged], 0, tokenizer.padding_side).bool()
-            for name in flagged[0]
-        }
-        return {**collate_texts(features, tokenizer), **flags}
+        batch = collate_texts(features, tokenizer)
+        windows = split_windows(features, FLAGS)
+        for name in windows[0]:
+            flags = [window[name] for window in windows]
+            batch[name] = pad(flags, 0, tokenizer.padding_side).bool()
+        return batch
 
     def loss_sum(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        golds = (batch["starts"], batch["ends"])
         total = torch.zeros((), device=batch["starts"].device)
-        for logits, gold in zip(
-            end_logits(model, batch), (batch["starts"], batch["ends"]), strict=True
-        ):
-            every, right = (
-                row_logsumexp(logits, keep, batch["windows"]) for keep in (batch["allowed"], gold)
-            )
-            if self.unanswerable:
-                null = _null(logits, batch)
-                every = torch.logaddexp(every, null)
-                answered = torch.zeros(len(null), device=gold.device).index_add(
-                    0, owners(batch["windows"], len(gold)), gold.any(1).float()
-                )
-                right = torch.where(answered > 0, right, null)
-            total = total.to(every) + (every - right).sum() / 2
+        for logits, gold in zip(end_logits(model, batch), golds, strict=True):
+            losses = self._end_losses(logits, gold, batch)
+            total = total.to(losses) + losses.sum() / 2
         return total
+
+    def _end_losses(self, logits: torch.Tensor, gold: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Losses of one end of the answers, of shape (rows,).
+
+        Args:
+            logits: of shape (windows of all rows, tokens).
+            gold: True at the right tokens, of the same shape.
+            batch: the batch.
+        """
+        windows = batch["windows"]
+        every = row_logsumexp(logits, batch["allowed"], windows)
+        right = row_logsumexp(logits, gold, windows)
+        if self.unanswerable:
+            null = _null_logits(logits, batch)
+            every = torch.logaddexp(every, null)
+            row = row_of_windows(windows, len(gold))
+            has_answer = torch.zeros(len(null), device=gold.device)
+            has_answer = has_answer.index_add(0, row, gold.any(1).float())
+            right = torch.where(has_answer > 0, right, null)
+        return every - right
 
     def decode(
         self,
@@ -312,115 +257,131 @@ class ExtractiveQA(Task):
         tokenizer: PreTrainedTokenizerBase,
     ) -> list[Answer]:
         start, end = (logits.double().cpu() for logits in end_logits(model, batch))
-        allowed, marks = (
-            batch["allowed"].cpu(),
-            {name: batch[name].cpu() for name in ("null", "windows")},
-        )
-        nulls = _null(start, marks) + _null(end, marks)
-        found, line = [], 0
-        for number, feature in enumerate(features):
-            lines = slice(line, line := line + len(feature["windows"]))
-            offsets = _padded_offsets(feature, start.shape[1], tokenizer.padding_side)
+        flags = {name: batch[name].cpu() for name in ("allowed", "null", "windows")}
+        null_logits = _null_logits(start, flags) + _null_logits(end, flags)
+        answers = []
+        first_window = 0
+        for index, feature in enumerate(features):
+            windows = slice(first_window, first_window + len(feature["windows"]))
+            first_window = windows.stop
             context = feature["context"]
-            spans, null = best_spans(
-                start[lines],
-                end[lines],
-                allowed[lines],
-                offsets,
+            spans, null_probability = best_spans(
+                start[windows],
+                end[windows],
+                flags["allowed"][windows],
+                padded_offsets(feature, start.shape[1], tokenizer.padding_side),
                 context,
-                float(nulls[number]) if self.unanswerable else None,
+                float(null_logits[index]) if self.unanswerable else None,
                 self.max_answer_tokens,
                 self.n_best,
             )
-            best = tuple(
-                Answer(
-                    text=context[s.start : s.end],
-                    start=s.start,
-                    end=s.end,
-                    probability=s.probability,
+            n_best = []
+            for span in spans:
+                text = context[span.start : span.end]
+                n_best.append(
+                    Answer(text=text, start=span.start, end=span.end, probability=span.probability)
                 )
-                for s in spans
-            )
-            found.append(self._answer(best, null))
-        return found
+            answers.append(self._answer(tuple(n_best), null_probability))
+        return answers
 
-    def _answer(self, best: tuple[Answer, ...], null: float) -> Answer:
-        if not best or null > self.null_threshold:
-            return Answer(text="", probability=null, null_probability=null, n_best=best)
+    def _answer(self, n_best: tuple[Answer, ...], null_probability: float) -> Answer:
+        """The likeliest answer, or none."""
+        if not n_best or null_probability > self.null_threshold:
+            return Answer(
+                text="",
+                probability=null_probability,
+                null_probability=null_probability,
+                n_best=n_best,
+            )
         return dataclasses.replace(
-            best[0], null_probability=null if self.unanswerable else None, n_best=best
+            n_best[0],
+            null_probability=null_probability if self.unanswerable else None,
+            n_best=n_best,
         )
+
+    @property
+    def answer_kind(self) -> AnswerKind:
+        return "span"
+
+    def fixed_columns(self) -> set[str]:
+        return {self.question}
+
+    def raw_logits(self, model: torch.nn.Module, batch: Batch) -> list[torch.Tensor]:
+        logits = torch.stack(end_logits(model, batch), dim=-1)
+        return without_padding(logits, batch["attention_mask"])
+
+    def plain_logits(self, output: Any, batch: Batch) -> list[torch.Tensor]:
+        logits = torch.stack([output.start_logits, output.end_logits], dim=-1)
+        return without_padding(logits, batch["attention_mask"])
+
+    def merge_remarks(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        return [
+            "transformers gives the logits of an answer's ends; "
+            "windows and the choice of the best span are left to you."
+        ]
 
     @property
     def score_names(self) -> tuple[str, ...]:
         return metrics.SPAN_SCORES
 
     def score(self, answers: Sequence[Answer], rows: Iterable[Row]) -> dict[str, float]:
-        return metrics.span_scores(
-            [self.gold_of(row) for row in rows], [a.text or "" for a in answers]
-        )
+        golds = [self.gold_of(row) for row in rows]
+        return metrics.span_scores(golds, [answer.text or "" for answer in answers])
 
     def calibrated(
         self, answers: Sequence[Answer], rows: Iterable[Row], *, min_accuracy: float | None = None
     ) -> Self:
         if not self.unanswerable or min_accuracy is not None:
             raise ValueError(
-                "ExtractiveQA fits the threshold for giving no answer: it needs unanswerable=True, learnt from rows of which "
-                "some have no answer, and takes no min_accuracy."
+                "ExtractiveQA fits the threshold for giving no answer: it needs unanswerable=True, "
+                "learnt from rows of which some have no answer, and takes no min_accuracy."
             )
-        gold, null = (
-            [self.gold_of(row) for row in rows],
-            [float(a.null_probability or 0.0) for a in answers],
-        )
-        said = [
-            metrics.span_f1(a.n_best[0].text or "" if a.n_best else "", g)
-            for a, g in zip(answers, gold, strict=True)
-        ]
-        if all(g == ("",) for g in gold):
+        golds = [self.gold_of(row) for row in rows]
+        if all(gold == ("",) for gold in golds):
             raise ValueError(
-                "no row has an answer, and nothing says when to give one; calibrate with rows of both kinds."
+                "Cannot calibrate: no row has an answer. "
+                "Use rows of which some have an answer and some have none."
             )
-        silent = [metrics.span_f1("", g) for g in gold]
-        order = sorted(range(len(null)), key=lambda i: null[i])
-        best, threshold, total = sum(silent), 0.0, sum(silent)
-        for place, i in enumerate(
-            order
-        ):  # answer the rows that are least likely to have no answer, one more each time
-            total += said[i] - silent[i]
-            above = null[order[place + 1]] if place + 1 < len(order) else 1.0
-            if total >= best and above > null[i]:  # of equals the one that answers more
-                best, threshold = total, (null[i] + above) / 2
-        return dataclasses.replace(self, null_threshold=min(max(threshold, 1e-6), 1 - 1e-6))
+        answered_f1 = []
+        silent_f1 = []
+        for answer, gold in zip(answers, golds, strict=True):
+            text = answer.n_best[0].text if answer.n_best else ""
+            answered_f1.append(metrics.span_f1(text or "", gold))
+            silent_f1.append(metrics.span_f1("", gold))
+        null_probabilities = [float(answer.null_probability or 0.0) for answer in answers]
+        threshold = _best_null_threshold(answered_f1, silent_f1, null_probabilities)
+        return dataclasses.replace(self, null_threshold=threshold)
 
 
-def _ends(
-    spans: Sequence[tuple[int, int]],
-    places: Sequence[tuple[int, int]],
-    allowed: Sequence[int],
-    *,
-    first: bool,
-    last: bool,
-) -> list[tuple[int, int]]:
-    """The first and last token of each span that is whole in a window; `first` and `last` say which window it is."""
-    own = [i for i, yes in enumerate(allowed) if yes]
-    found = []
-    for start, end in spans:
-        inside = [i for i in own if places[i][1] > start and places[i][0] < end]
-        if inside and (first or places[own[0]][0] <= start) and (last or places[own[-1]][1] >= end):
-            found.append((inside[0], inside[-1]))
-    return found
+def _best_null_threshold(
+    answered_f1: Sequence[float], silent_f1: Sequence[float], null_probabilities: Sequence[float]
+) -> float:
+    """The threshold on the probability of no answer that maximises the sum of F1.
+
+    Args:
+        answered_f1: of each row, if its likeliest span is given.
+        silent_f1: of each row, if no answer is given.
+        null_probabilities: the probability that a row has no answer.
+    """
+    order = sorted(range(len(null_probabilities)), key=lambda i: null_probabilities[i])
+    total = sum(silent_f1)
+    best = total
+    threshold = 0.0
+    # Answer the rows that are least likely to have no answer, one more each time.
+    for rank, i in enumerate(order):
+        total += answered_f1[i] - silent_f1[i]
+        null = null_probabilities[i]
+        next_null = 1.0
+        if rank + 1 < len(order):
+            next_null = null_probabilities[order[rank + 1]]
+        # Of equally good thresholds, the one that answers more.
+        if total >= best and next_null > null:
+            best = total
+            threshold = (null + next_null) / 2
+    return min(max(threshold, MIN_THRESHOLD), 1 - MIN_THRESHOLD)
 
 
-def _null(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """The logit of there being no answer: the mean over a row's windows, shape (rows,)."""
-    return mean_of_windows((logits * batch["null"]).sum(1, keepdim=True), batch["windows"])[:, 0]
-
-
-def _padded_offsets(feature: Feature, width: int, side: str) -> list[list[tuple[int, int]]]:
-    flat, lines, start = feature["offsets"], [], 0
-    for tokens in feature["windows"]:
-        own = [(flat[2 * i], flat[2 * i + 1]) for i in range(start, start + tokens)]
-        gap = [(0, 0)] * (width - tokens)
-        lines.append([*own, *gap] if side == "right" else [*gap, *own])
-        start += tokens
-    return lines
+def _null_logits(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """The logits of there being no answer: means over each row's windows, of shape (rows,)."""
+    by_window = (logits * batch["null"]).sum(1, keepdim=True)
+    return mean_of_windows(by_window, batch["windows"])[:, 0]

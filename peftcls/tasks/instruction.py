@@ -1,7 +1,6 @@
-"""An instruction and an input get a text for an answer, or one of a closed set of labels, from a causal LM."""
+"""Instruction tuning: a causal LM answers a prompt with a text, or with one of a set of labels."""
 
 import dataclasses
-import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -14,16 +13,32 @@ from peftcls import metrics
 from peftcls.argument_checks import check_argument_types
 from peftcls.data.reading import Row, RowError, require_columns, source_name
 from peftcls.engine.batch import Batch
-from peftcls.engine.head_logits import unwrapped
-from peftcls.engine.prefix_cache import Prompts, common_tokens
-from peftcls.tasks.base import Answer, Feature, Task, pad, pad_inputs, token_limit
+from peftcls.engine.model_state import unwrapped
+from peftcls.engine.prompt_logits import Prompts, common_tokens
+from peftcls.tasks.answers import Answer, AnswerKind
+from peftcls.tasks.base import Feature, Task, pad, pad_inputs, token_limit, without_padding
 from peftcls.tasks.decisions import PLAIN, Decisions, decisions_setting, fit_decisions
-from peftcls.tasks.label_trie import Choices
-from peftcls.tasks.labels import ONE_LABEL, label_name, label_order, label_setting_problem
-from peftcls.tasks.prompts import fit_document, placeholders, render, split_cue, tokenize_answered
+from peftcls.tasks.label_trie import LabelTrie, Tokens
+from peftcls.tasks.labels import TOO_FEW_LABELS, label_name, label_order, label_setting_problem
+from peftcls.tasks.prompts import (
+    fit_document,
+    placeholders,
+    render,
+    split_cue,
+    tokenize_labels,
+    tokenize_with_answers,
+)
 
-NOTHING = -100  # a target that is none
+IGNORED_TARGET = -100
+MIN_NEW_TOKENS = 2
 TEMPLATE = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+KEYWORD_SCORES = (
+    *("f1", "f1_at_5", "f1_at_10"),
+    *("precision", "precision_at_5", "precision_at_10"),
+    *("recall", "recall_at_5", "recall_at_10"),
+    *("recall_present", "recall_absent", "unusable"),
+)
+TEXT_SCORES = ("exact_match", "unusable")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,15 +49,20 @@ class Instruction(Task):
         instruction: the column behind `{instruction}` in the template.
         input: the column behind `{input}`: the document, the only part that is ever shortened.
         output: the column with the answer.
-        labels: the closed set of answers, at least two. Given, a prediction is one of them with its probability, read
-            from the model's own likelihoods in one pass; otherwise the answer is generated greedily.
+        labels: the closed set of answers, at least two. If given, a prediction is one of them with
+            its probability, computed from the model's likelihoods in one pass; otherwise the answer
+            is generated greedily.
         separator: of a list-like answer such as keywords (";"); the answer is then scored as a set.
-        template: the prompt. `{instruction}` and `{input}` stand for the columns above, any other `{name}` for the
-            column of that name, so a template can also hold the instruction itself. White space at its end is taken as
-            the beginning of the answer.
+        template: the prompt. `{instruction}` and `{input}` stand for the columns above, any other
+            `{name}` for the column of that name, so a template can also hold the instruction
+            itself. White space at its end is the beginning of the answer.
         max_length: tokens of prompt and answer together.
         max_new_tokens: tokens of a generated answer, its end mark included.
-        decisions: with `labels`, temperature, thresholds and abstention; fitted by `Trainer.calibrate`.
+        decisions: with `labels`, temperature, thresholds and abstention; fitted by
+            `Trainer.calibrate`.
+
+    Raises:
+        ValueError: settings that exclude each other or are out of range.
     """
 
     instruction: str = "instruction"
@@ -58,198 +78,258 @@ class Instruction(Task):
     new_head: ClassVar[bool] = False
     auto_model: ClassVar[Any] = AutoModelForCausalLM
     peft_type: ClassVar[str] = "CAUSAL_LM"
+    pipeline_tag: ClassVar[str] = "text-generation"
 
     def __post_init__(self) -> None:
         check_argument_types(vars(self), Instruction)
         object.__setattr__(self, "decisions", decisions_setting(self.decisions, self.labels))
         problems = []
         if self.labels is not None:
-            if problem := label_setting_problem(self.labels):
-                problems.append(problem)
+            problems.append(label_setting_problem(self.labels))
             object.__setattr__(self, "labels", tuple(label_name(label) for label in self.labels))
-            if len(self.labels) < 2:
-                problems.append(f"labels={self.labels}: expected two or more different labels")
-            if self.separator is not None:
-                problems.append(
-                    "labels and separator: an answer is one of a closed set or a list, not both"
-                )
-        if self.separator == "":
-            problems.append("separator='': expected a text such as ';'")
-        if not self.template.strip():
-            problems.append("template is empty: expected a text with {input}")
-        if self.template.count("{input}") > 1:
-            problems.append(
-                f"template has {{input}} {self.template.count('{input}')} times: expected a text that has it once"
-            )
-        if self.max_new_tokens < 2 or self.max_length <= self.max_new_tokens:
-            problems.append(
-                f"max_length={self.max_length} and max_new_tokens={self.max_new_tokens}: expected at least 2 tokens "
-                "for the answer and more for both together"
-            )
-        if problems:
-            raise ValueError("; ".join(problems) + ".")
+        problems += [sentence for is_wrong, sentence in self._setting_checks() if is_wrong]
+        sentences = [problem for problem in problems if problem]
+        if sentences:
+            raise ValueError("; ".join(sentences) + ".")
+
+    def _setting_checks(self) -> list[tuple[bool, str]]:
+        """Pairs of (is wrong, sentence) for settings whose types are right."""
+        documents = self.template.count("{input}")
+        too_short = self.max_new_tokens < MIN_NEW_TOKENS or self.max_length <= self.max_new_tokens
+        return [
+            (
+                self.labels is not None and len(self.labels) < 2,
+                f"labels={self.labels}: expected two or more different labels",
+            ),
+            (
+                self.labels is not None and self.separator is not None,
+                "labels and separator: an answer is one of a closed set or a list, not both",
+            ),
+            (self.separator == "", "separator='': expected a text such as ';'"),
+            (not self.template.strip(), "template is empty: expected a text with {input}"),
+            (
+                documents > 1,
+                f"template has {{input}} {documents} times: expected a text that has it once",
+            ),
+            (
+                too_short,
+                f"max_length={self.max_length} and max_new_tokens={self.max_new_tokens}: "
+                f"expected at least {MIN_NEW_TOKENS} tokens for the answer and more for both "
+                "together",
+            ),
+        ]
 
     @property
     def monitor(self) -> str:  # type: ignore[override]
         """The score that decides which step was best."""
-        return "f1_macro" if self.labels else "f1" if self.separator else "exact_match"
+        if self.labels:
+            return "f1_macro"
+        return "f1" if self.separator else "exact_match"
 
     def columns(self, *, with_target: bool) -> list[str]:
-        own = {"instruction": self.instruction, "input": self.input}
-        inputs = list(dict.fromkeys(own.get(name, name) for name in placeholders(self.template)))
+        names = {"instruction": self.instruction, "input": self.input}
+        used = [names.get(name, name) for name in placeholders(self.template)]
+        inputs = list(dict.fromkeys(used))
         return [*inputs, self.output] if with_target else inputs
 
     def extended(self, rows: datasets.Dataset) -> Self:
         require_columns(rows, self.columns(with_target=True), "Instruction")
         if not self.labels:
             return dataclasses.replace(self, decisions=PLAIN)
+        new_labels = set()
         for number, value in enumerate(rows[self.output], 1):
             if isinstance(value, list | Mapping):
-                raise RowError(f"row {number} of {source_name(rows)} {self._no_list(value)}.")
-        new = (
-            {label_name(value) for value in rows[self.output] if value is not None}
-            - {""}
-            - set(self._labels)
-        )
-        return dataclasses.replace(self, labels=(*self._labels, *label_order(new)), decisions=PLAIN)
+                raise RowError(f"row {number} of {source_name(rows)} {self._list_problem(value)}.")
+            if value is not None:
+                new_labels.add(label_name(value))
+        new_labels -= {"", *self.labels}
+        labels = (*self.labels, *label_order(new_labels))
+        return dataclasses.replace(self, labels=labels, decisions=PLAIN)
 
-    def _no_list(self, value: Any) -> str:
-        wanted = "one label" if self.labels else "a text; for several, set separator"
-        return f"has {str(value)[:80]} in column {self.output!r}, expected {wanted}"
+    def _list_problem(self, value: Any) -> str:
+        expected = "one label" if self.labels else "a text; for several, set separator"
+        return f"has {str(value)[:80]} in column {self.output!r}, expected {expected}"
 
     def problem(self, row: Row, *, with_target: bool) -> str | None:
-        inputs = [self.input] if "{input}" in self.template else self.columns(with_target=False)
+        inputs = self.columns(with_target=False)
+        if "{input}" in self.template:
+            inputs = [self.input]
         if inputs and not any(str(row[column] or "").strip() for column in inputs):
             return f"has no text in column {inputs[0]!r}; fill it in or leave the row out"
-        if not with_target:
-            return None
-        if row[self.output] is None or not str(row[self.output]).strip():
+        return self._answer_problem(row[self.output]) if with_target else None
+
+    def _answer_problem(self, answer: Any) -> str | None:
+        """What is wrong with a cell of the answer's column."""
+        if answer is None or not str(answer).strip():
             return f"has no answer in column {self.output!r}; fill it in or leave the row out"
-        if isinstance(row[self.output], Mapping if self.separator else list | Mapping):
-            return self._no_list(row[self.output])
         if self.separator is not None:
-            listed = row[self.output] if isinstance(row[self.output], list) else []
-            if odd := [part for part in listed if not isinstance(part, str | None)]:
-                return f"has {odd[0]!r} in the list in column {self.output!r}, expected texts"
-            if not self._parts(row[self.output]):
-                return f"has no answer in column {self.output!r} between its {self.separator!r}; fill it in or leave the row out"
-        if self.labels and label_name(row[self.output]) not in self.labels:
-            return f"has the label {label_name(row[self.output])!r}, expected one of {list(self.labels)}"
+            return self._keywords_problem(answer)
+        if isinstance(answer, list | Mapping):
+            return self._list_problem(answer)
+        if self.labels and label_name(answer) not in self.labels:
+            return f"has the label {label_name(answer)!r}, expected one of {list(self.labels)}"
+        return None
+
+    def _keywords_problem(self, answer: Any) -> str | None:
+        """What is wrong with a cell that holds a list, or a text with separators."""
+        if isinstance(answer, Mapping):
+            return self._list_problem(answer)
+        if isinstance(answer, list):
+            for part in answer:
+                if not isinstance(part, str | None):
+                    return f"has {part!r} in the list in column {self.output!r}, expected texts"
+        if not self._split(answer):
+            return (
+                f"has no answer in column {self.output!r} between its {self.separator!r}; "
+                "fill it in or leave the row out"
+            )
         return None
 
     def table_problem(self, rows: datasets.Dataset) -> str | None:
-        found = {label_name(value) for value in rows[self.output]} if self.labels else {"", " "}
-        if len(found) < 2:
-            return f"has only the label {sorted(found)} in column {self.output!r}; {ONE_LABEL}"
+        if not self.labels:
+            return None
+        names = {label_name(value) for value in rows[self.output]}
+        if len(names) < 2:
+            return f"has only the label {sorted(names)} in column {self.output!r}; {TOO_FEW_LABELS}"
         return None
 
     def rows_of(self, texts: Sequence[Any]) -> list[Row]:
-        if self.columns(with_target=False) != [self.input]:
+        columns = self.columns(with_target=False)
+        if columns != [self.input]:
             raise RowError(
-                f"bare texts are not enough: the template needs the columns {self.columns(with_target=False)}; "
+                f"bare texts are not enough: the template needs the columns {columns}; "
                 "give rows such as {'column': value}."
             )
         for number, text in enumerate(texts, 1):
             if not isinstance(text, str):
-                raise RowError(
-                    f"text {number} of {len(texts)} is {str(text)[:80]!r}, expected a text."
-                )
+                shown = repr(str(text)[:80])
+                raise RowError(f"text {number} of {len(texts)} is {shown}, expected a text.")
         return [{self.input: text} for text in texts]
 
     def text_of(self, row: Row) -> str:
         return "\n".join(str(row[column] or "") for column in self.columns(with_target=False))
 
     def gold_of(self, row: Row) -> tuple[str, ...]:
+        answer = row[self.output]
         if self.separator is not None:
-            return self._parts(row[self.output])
-        return (label_name(row[self.output]) if self.labels else str(row[self.output]).strip(),)
+            return self._split(answer)
+        if self.labels:
+            return (label_name(answer),)
+        return (str(answer).strip(),)
+
+    def _split(self, answer: Any) -> tuple[str, ...]:
+        """The parts of a list-like answer, each once, without empty ones."""
+        parts = answer if isinstance(answer, list) else str(answer).split(self.separator)
+        stripped = [part.strip() for part in parts if part]
+        return tuple(dict.fromkeys(part for part in stripped if part))
 
     def encode_many(
         self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, with_target: bool
     ) -> Iterator[Feature]:
         cue, space = split_cue(self.template)
-        choices = self._label_tokens(tokenizer)
-        answer_limit = max(map(len, choices)) + 1 if choices else self.max_new_tokens
-        limit = token_limit(tokenizer, self.max_length) - answer_limit
-        values = [
-            {**row, "instruction": row.get(self.instruction), "input": row.get(self.input)}
-            for row in rows
-        ]
-        answers = [
-            self._answer(row) if with_target else self.labels[0] if self.labels else "x"
-            for row in rows
-        ]
-        asked = [
-            (render(cue, own), space + answer) for own, answer in zip(values, answers, strict=True)
-        ]
-        for place, (ids, target) in enumerate(tokenize_answered(tokenizer, asked)):
-            shortened, answer = False, answers[place]
-            if len(ids) + len(target) > limit:
-                prompt, shortened = fit_document(tokenizer, cue, values[place], "input", limit)
-                ((ids, target),) = tokenize_answered(tokenizer, [(prompt, space + answer)])
+        answer_limit = self._answer_limit(tokenizer)
+        prompt_limit = token_limit(tokenizer, self.max_length) - answer_limit
+        values = [self._template_values(row) for row in rows]
+        # Without a target, any text shows where the prompt's tokens end.
+        answers = [self.labels[0] if self.labels else "x"] * len(rows)
+        if with_target:
+            answers = [self._target_text(row) for row in rows]
+        answers = [space + answer for answer in answers]
+        prompts = [render(cue, row_values) for row_values in values]
+        pairs = list(zip(prompts, answers, strict=True))
+        for index, (prompt_ids, answer_ids) in enumerate(tokenize_with_answers(tokenizer, pairs)):
+            shortened = False
+            # The prompt without its answer has no more tokens than both together.
+            if len(prompt_ids) + len(answer_ids) > prompt_limit:
+                prompt, shortened = fit_document(
+                    tokenizer, cue, values[index], "input", prompt_limit
+                )
+                pair = (prompt, answers[index])
+                ((prompt_ids, answer_ids),) = tokenize_with_answers(tokenizer, [pair])
             if not with_target:
-                yield {"input_ids": ids, "shortened": shortened}
+                yield {"input_ids": prompt_ids, "shortened": shortened}
                 continue
-            if choices and tuple(target) != choices[self._labels.index(answer)]:
-                raise RowError(
-                    f"has the label {answer!r} in other tokens than alone: the template must end in a space or a new line"
-                )
-            if len(target) + 1 > answer_limit:
-                raise RowError(
-                    f"has an answer of {len(target)} tokens in column {self.output!r}, expected at most "
-                    f"{answer_limit - 1}; shorten it or raise max_new_tokens (now {self.max_new_tokens})"
-                )
+            self._check_answer_tokens(answer_ids, rows[index], tokenizer, answer_limit)
             yield {
-                "input_ids": [*ids, *target, int(tokenizer.eos_token_id)],
-                "prompt_tokens": len(ids),
-                "weight": float(len(target) + 1),
+                "input_ids": [*prompt_ids, *answer_ids, int(tokenizer.eos_token_id)],
+                "prompt_tokens": len(prompt_ids),
+                "weight": float(len(answer_ids) + 1),
                 "shortened": shortened,
             }
 
-    def _answer(self, row: Row) -> str:
-        given = row[self.output]
+    def _answer_limit(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        """Tokens that are left free for an answer and its end mark."""
+        label_tokens = self._label_tokens(tokenizer)
+        if not label_tokens:
+            return self.max_new_tokens
+        return max(len(tokens) for tokens in label_tokens) + 1
+
+    def _template_values(self, row: Row) -> Row:
+        """The row by placeholder names."""
+        return {**row, "instruction": row.get(self.instruction), "input": row.get(self.input)}
+
+    def _target_text(self, row: Row) -> str:
+        """The answer as the model is trained to write it."""
+        answer = row[self.output]
         if self.labels:
-            return label_name(given)
-        return (
-            f"{self.separator} ".join(self._parts(given))
-            if isinstance(given, list)
-            else str(given).strip()
-        )
+            return label_name(answer)
+        if isinstance(answer, list):
+            return f"{self.separator} ".join(self._split(answer))
+        return str(answer).strip()
 
-    @property
-    def _labels(self) -> tuple[str, ...]:
-        return self.labels or ()
+    def _check_answer_tokens(
+        self,
+        answer_ids: Sequence[int],
+        row: Row,
+        tokenizer: PreTrainedTokenizerBase,
+        answer_limit: int,
+    ) -> None:
+        """Raise a RowError for an answer that is too long or not the tokens of its label."""
+        if self.labels:
+            label = self._target_text(row)
+            expected = self._label_tokens(tokenizer)[self.labels.index(label)]
+            if tuple(answer_ids) != expected:
+                raise RowError(
+                    f"has the label {label!r}, which is tokenized differently after its prompt; "
+                    "the template must end in a space or a new line"
+                )
+        if len(answer_ids) + 1 > answer_limit:
+            raise RowError(
+                f"has an answer of {len(answer_ids)} tokens in column {self.output!r}, "
+                f"expected at most {answer_limit - 1}; "
+                f"shorten it or raise max_new_tokens (now {self.max_new_tokens})"
+            )
 
-    def _label_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, ...]]:
-        return _label_tokens(self.template, self._labels, tokenizer, len(tokenizer))
+    def _label_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
+        return tokenize_labels(self.template, self.labels or (), tokenizer, len(tokenizer))
 
     def collate(self, features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> Batch:
         batch = pad_inputs(features, tokenizer)
-        if (
-            "prompt_tokens" in features[0]
-        ):  # the state before a token predicts it: the mask stands one place to the left
-            marks = [
-                [0] * (f["prompt_tokens"] - 1) + [1] * int(f["weight"]) + [0] for f in features
-            ]
+        if "prompt_tokens" in features[0]:
+            marks = [_supervised_positions(feature) for feature in features]
             batch["supervised"] = pad(marks, 0, tokenizer.padding_side).bool()
         return batch
 
     def shared_tokens(self, model: torch.nn.Module, features: Sequence[Feature]) -> int:
-        return common_tokens(
-            model,
-            [(f["input_ids"], f.get("prompt_tokens", len(f["input_ids"])) - 1) for f in features],
-        )
+        rows = []
+        for feature in features:
+            ids = feature["input_ids"]
+            prompt_tokens = feature.get("prompt_tokens", len(ids))
+            rows.append((ids, prompt_tokens - 1))
+        return common_tokens(model, rows)
 
     def loss_sum(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        marks, following = batch["supervised"], batch["input_ids"].roll(-1, dims=1)
-        if marks.dtype == torch.bool:
-            target = following[marks]
-        else:  # as places
-            target = (
-                following.gather(1, marks.clamp(min=0)).masked_fill(marks < 0, NOTHING).flatten()
-            )
-        found = Prompts(model, batch["input_ids"], batch["attention_mask"]).logits(marks)
-        return F.cross_entropy(found, target, reduction="sum", ignore_index=NOTHING)
+        supervised = batch["supervised"]
+        next_ids = batch["input_ids"].roll(-1, dims=1)
+        if supervised.dtype == torch.bool:
+            targets = next_ids[supervised]
+        else:
+            # With fixed shapes, positions of shape (rows, positions); -1 where there is none.
+            targets = next_ids.gather(1, supervised.clamp(min=0))
+            targets = targets.masked_fill(supervised < 0, IGNORED_TARGET).flatten()
+        prompts = Prompts(model, batch["input_ids"], batch["attention_mask"])
+        logits = prompts.logits(supervised)
+        return F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORED_TARGET)
 
     def decode(
         self,
@@ -258,146 +338,149 @@ class Instruction(Task):
         features: Sequence[Feature],
         tokenizer: PreTrainedTokenizerBase,
     ) -> list[Answer]:
-        prompts = [f["input_ids"] for f in features]
-        return (
-            self._choose(model, batch, prompts, tokenizer)
-            if self.labels
-            else self._generate(model, prompts, tokenizer)
-        )
+        prompts = [feature["input_ids"] for feature in features]
+        if self.labels:
+            return self._score_labels(model, batch, prompts, tokenizer)
+        return self._generate(model, prompts, tokenizer)
 
-    def _choose(
+    def _score_labels(
         self,
         model: torch.nn.Module,
         batch: Batch,
         prompts: list[list[int]],
         tokenizer: PreTrainedTokenizerBase,
     ) -> list[Answer]:
-        choices = Choices.of(self._label_tokens(tokenizer), int(tokenizer.eos_token_id))
-        last = (
-            pad([[0] * (len(p) - 1) + [1] for p in prompts], 0, tokenizer.padding_side)
-            .bool()
-            .to(batch["input_ids"].device)
+        """Answers out of the closed set of labels, with their probabilities."""
+        trie = LabelTrie.build(self._label_tokens(tokenizer), int(tokenizer.eos_token_id))
+        marks = [[0] * (len(prompt) - 1) + [1] for prompt in prompts]
+        last = pad(marks, 0, tokenizer.padding_side).bool().to(batch["input_ids"].device)
+        needs_continuation = trie.runs != ((),)
+        scorer = Prompts(
+            model, batch["input_ids"], batch["attention_mask"], keep=needs_continuation
         )
-        read = Prompts(
-            model, batch["input_ids"], batch["attention_mask"], keep=choices.runs != ((),)
-        )
-        logits: dict[tuple[int, ...], torch.Tensor] = {(): read.logits(last)}
-        for run in choices.runs:
-            if depths := [
-                len(prefix) for prefix in choices.forks if prefix and run[: len(prefix)] == prefix
-            ]:
-                by_depth = read.read_on(run, depths)
-                logits |= {
-                    run[:depth]: by_depth[:, place] for place, depth in enumerate(sorted(depths))
-                }
-        table = self.decisions.one_of(choices.log_probabilities(logits)).tolist()
-        named = [dict(zip(self._labels, row, strict=True)) for row in table]
-        return [
-            Answer(label=self.decisions.choose(probabilities), probabilities=probabilities)
-            for probabilities in named
-        ]
+        logits: dict[Tokens, torch.Tensor] = {(): scorer.logits(last)}
+        for run in trie.runs:
+            depths = trie.fork_depths(run)
+            if not depths:
+                continue
+            by_depth = scorer.continue_with(run, depths)
+            for index, depth in enumerate(depths):
+                logits[run[:depth]] = by_depth[:, index]
+        table = self.decisions.one_of(trie.log_probabilities(logits))
+        answers = []
+        for row in table.tolist():
+            probabilities = dict(zip(self.labels or (), row, strict=True))
+            label = self.decisions.choose(probabilities)
+            answers.append(Answer(label=label, probabilities=probabilities))
+        return answers
 
     def _generate(
         self, model: torch.nn.Module, prompts: list[list[int]], tokenizer: PreTrainedTokenizerBase
     ) -> list[Answer]:
-        batch = {
-            "input_ids": pad(prompts, int(tokenizer.pad_token_id), "left"),
-            "attention_mask": pad([[1] * len(p) for p in prompts], 0, "left"),
-        }
+        """Answers that are generated greedily, with padding on the left."""
+        device = next(model.parameters()).device
+        input_ids = pad(prompts, int(tokenizer.pad_token_id), "left")
+        mask = pad([[1] * len(prompt) for prompt in prompts], 0, "left")
         greedy = GenerationConfig(
             do_sample=False,
             max_new_tokens=self.max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )
-        device = next(model.parameters()).device
         ids = unwrapped(model).generate(
-            **{k: v.to(device) for k, v in batch.items()}, generation_config=greedy
+            input_ids=input_ids.to(device),
+            attention_mask=mask.to(device),
+            generation_config=greedy,
         )
-        answers = []
-        for new in ids[:, batch["input_ids"].shape[1] :].tolist():
-            ended = tokenizer.eos_token_id in new
-            text = str(
-                tokenizer.decode(
-                    new[: new.index(tokenizer.eos_token_id)] if ended else new,
-                    skip_special_tokens=True,
-                )
-            ).strip()
-            parts = None if self.separator is None else self._parts(text)
-            answers.append(
-                Answer(text=text, labels=parts, usable=ended and bool(text) and parts != ())
-            )
-        return answers
+        new_ids = ids[:, input_ids.shape[1] :].tolist()
+        return [self._generated_answer(row_ids, tokenizer) for row_ids in new_ids]
 
-    def _parts(self, text: Any) -> tuple[str, ...]:
-        parts = text if isinstance(text, list) else str(text).split(self.separator)
-        return tuple(dict.fromkeys(p.strip() for p in parts if p and p.strip()))
+    def _generated_answer(self, new_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> Answer:
+        """The answer in generated tokens; it is unusable without an end mark or a text."""
+        has_ended = tokenizer.eos_token_id in new_ids
+        if has_ended:
+            new_ids = new_ids[: new_ids.index(tokenizer.eos_token_id)]
+        text = str(tokenizer.decode(new_ids, skip_special_tokens=True)).strip()
+        usable = has_ended and bool(text)
+        if self.separator is None:
+            return Answer(text=text, usable=usable)
+        keywords = self._split(text)
+        return Answer(text=text, labels=keywords, usable=usable and bool(keywords))
+
+    @property
+    def answer_kind(self) -> AnswerKind:
+        if self.labels:
+            return "label"
+        return "text" if self.separator is None else "keywords"
+
+    def fixed_columns(self) -> set[str]:
+        return set(self.columns(with_target=False)) - {self.input}
+
+    def raw_logits(self, model: torch.nn.Module, batch: Batch) -> list[torch.Tensor]:
+        output = model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            use_cache=False,
+        )
+        return without_padding(output.logits, batch["attention_mask"])
+
+    def plain_logits(self, output: Any, batch: Batch) -> list[torch.Tensor]:
+        return without_padding(output.logits, batch["attention_mask"])
+
+    def merge_remarks(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        remarks = [f"The prompt must be written as it was trained: {self.template!r}."]
+        if self.labels:
+            remarks.append(
+                "transformers generates an answer and scores no labels, "
+                "so it may give a text that is none of them."
+            )
+        return [*remarks, *super().merge_remarks(tokenizer)]
 
     @property
     def score_names(self) -> tuple[str, ...]:
         if self.labels:
             return metrics.LABEL_SCORES
-        sets = tuple(
-            part + name
-            for part in ("f1", "precision", "recall")
-            for name in ("", "_at_5", "_at_10")
-        )
-        return (
-            (*sets, "recall_present", "recall_absent")
-            if self.separator is not None
-            else ("exact_match",)
-        ) + ("unusable",)
+        return TEXT_SCORES if self.separator is None else KEYWORD_SCORES
 
     def score(self, answers: Sequence[Answer], rows: Iterable[Row]) -> dict[str, float]:
         rows = list(rows)
-        gold = [self.gold_of(row) for row in rows]
+        golds = [self.gold_of(row) for row in rows]
         if self.labels:
             return metrics.closed_set_scores(
-                [name for (name,) in gold],
-                [a.label for a in answers],
-                [a.probabilities or {} for a in answers],
+                [gold[0] for gold in golds],
+                [answer.label for answer in answers],
+                [answer.probabilities or {} for answer in answers],
                 self.labels,
             )
-        unusable = sum(not a.usable for a in answers) / len(answers)
+        unusable = sum(not answer.usable for answer in answers) / len(answers)
         if self.separator is not None:
-            found = metrics.keyword_scores(
-                gold, [a.labels or () for a in answers], [self.text_of(row) for row in rows]
+            scores = metrics.keyword_scores(
+                golds,
+                [answer.labels or () for answer in answers],
+                [self.text_of(row) for row in rows],
             )
-            return {**found, "unusable": unusable}
-        return {
-            "exact_match": sum((a.text,) == g for a, g in zip(answers, gold, strict=True))
-            / len(gold),
-            "unusable": unusable,
-        }
+            return {**scores, "unusable": unusable}
+        pairs = zip(answers, golds, strict=True)
+        exact = sum((answer.text,) == gold for answer, gold in pairs)
+        return {"exact_match": exact / len(golds), "unusable": unusable}
 
     def calibrated(
         self, answers: Sequence[Answer], rows: Iterable[Row], *, min_accuracy: float | None = None
     ) -> Self:
         if not self.labels:
             return super().calibrated(answers, rows, min_accuracy=min_accuracy)
-        gold = [self.gold_of(row) for row in rows]
-        return dataclasses.replace(
-            self,
-            decisions=fit_decisions(
-                answers, gold, self.labels, self.decisions, several=False, min_accuracy=min_accuracy
-            ),
+        decisions = fit_decisions(
+            answers,
+            [self.gold_of(row) for row in rows],
+            self.labels,
+            self.decisions,
+            several=False,
+            min_accuracy=min_accuracy,
         )
+        return dataclasses.replace(self, decisions=decisions)
 
 
-@functools.lru_cache(maxsize=4)  # every row asks for them
-def _label_tokens(
-    template: str, labels: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, _: int
-) -> list[tuple[int, ...]]:
-    """The tokens of each label behind a template; a tokenizer that has grown is asked again."""
-    cue, space = split_cue(template)
-    prompt = render(cue, {})
-    return (
-        [
-            tuple(target)
-            for _, target in tokenize_answered(
-                tokenizer, [(prompt, space + label) for label in labels]
-            )
-        ]
-        if labels
-        else []
-    )
+def _supervised_positions(feature: Feature) -> list[int]:
+    """1 at each position whose logits predict a token of the answer: the position before it."""
+    before = feature["prompt_tokens"] - 1
+    return [0] * before + [1] * int(feature["weight"]) + [0]

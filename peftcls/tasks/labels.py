@@ -1,4 +1,4 @@
-"""Names of labels, in one spelling and one order, and the share that each has in a row."""
+"""Label names in one spelling and one order, and the share that each label has in a row."""
 
 import contextlib
 import json
@@ -7,17 +7,21 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 Shares = dict[str, float]
-ONE_LABEL = "a classifier needs rows of two or more (where it learns on, with_replay adds old ones)"
+TOO_FEW_LABELS = (
+    "a classifier needs at least two labels. "
+    "When continuing from a folder, add old rows with with_replay"
+)
 
 
 def label_name(value: Any) -> str:
-    """The name of a label, however the table spells it: 1, 1.0 and "1" are the same label."""
-    whole = isinstance(value, bool) or (isinstance(value, float) and value.is_integer())
-    return str(int(value)) if whole else str(value).strip()
+    """The name of a label: 1, 1.0, True and "1" are the same label."""
+    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
+        return str(int(value))
+    return str(value).strip()
 
 
 def label_setting_problem(labels: Any) -> str | None:
-    """What is wrong with the names of a closed set of labels, if anything."""
+    """What is wrong with the setting `labels`, or None."""
     if not isinstance(labels, list | tuple):
         return f"labels={labels!r}: expected a tuple of names such as ('no', 'yes')"
     names = [label_name(label) for label in labels]
@@ -27,64 +31,89 @@ def label_setting_problem(labels: Any) -> str | None:
 
 
 def label_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Label names in an order that does not depend on the rows': numbers by value, other names by alphabet."""
-    found = set(names)
-    return tuple(
-        sorted(found, key=float)
-        if all(re.fullmatch(r"[+-]?[0-9]+", n) for n in found)
-        else sorted(found)
-    )
+    """Label names in an order that does not depend on the rows.
+
+    If all are whole numbers they are sorted by value, otherwise alphabetically.
+    """
+    unique = set(names)
+    if all(re.fullmatch(r"[+-]?[0-9]+", name) for name in unique):
+        return tuple(sorted(unique, key=float))
+    return tuple(sorted(unique))
 
 
 def label_shares(value: Any, *, several: bool) -> Shares:
     """The labels of a cell, each with its share of the target.
 
     Args:
-        value: a label; with `several` a list of labels or a text with `;` between them, each with the share 1; or a
-            soft target: a mapping of labels to shares or votes, or its JSON text.
-        several: whether a row has any number of labels: each share then stands for itself; of one label's votes the sum
-            is made 1.
+        value: a label; with `several` a list of labels or a text with `;` between them, each with
+            the share 1; or a soft target: a mapping of labels to shares or votes, or its JSON text.
+        several: whether a row can have any number of labels. If so, each share is taken as it is;
+            otherwise the shares are divided by their sum.
 
     Raises:
-        ValueError: a share is no number, or not one that a share can be; the text continues the row's number.
+        ValueError: a share is not a number or out of range; the text continues "row 17".
     """
-    if isinstance(value, str) and value.lstrip().startswith("{") and value.rstrip().endswith("}"):
-        with contextlib.suppress(ValueError, RecursionError):  # as a csv file has to write it
-            value = json.loads(value)
+    value = _parse_object(value)
     if isinstance(value, Mapping):
         return _soft_shares(value, several=several)
-    if value is None or value == "" or value != value:  # an empty cell, or a number that is none
+    if _is_missing(value) or value == "":
         return {}
-    if isinstance(value, list) and (not several or any(v is None or v != v for v in value)):
-        wanted = (
-            "one label (multi_label=True is for several)" if not several else "labels without gaps"
-        )
-        raise ValueError(f"has the labels {str(value)[:80]}, expected {wanted}")
-    values = [value] if not several else value if isinstance(value, list) else str(value).split(";")
-    return {name: 1.0 for v in values if (name := label_name(v))}
+    if isinstance(value, list):
+        expected = None
+        if not several:
+            expected = "one label (multi_label=True is for several)"
+        elif any(_is_missing(label) for label in value):
+            expected = "labels without gaps"
+        if expected:
+            raise ValueError(f"has the labels {str(value)[:80]}, expected {expected}")
+    names = [label_name(label) for label in _listed(value, several=several)]
+    return {name: 1.0 for name in names if name}
+
+
+def _parse_object(value: Any) -> Any:
+    """A JSON object that is written as a text, as in a csv file; anything else unchanged."""
+    if isinstance(value, str) and value.lstrip().startswith("{") and value.rstrip().endswith("}"):
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(value)
+    return value
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a cell holds nothing: None, or NaN, which alone differs from itself."""
+    return value is None or bool(value != value)
+
+
+def _listed(value: Any, *, several: bool) -> list[Any]:
+    """The labels of a cell as a list."""
+    if not several:
+        return [value]
+    return value if isinstance(value, list) else str(value).split(";")
 
 
 def _soft_shares(value: Mapping[Any, Any], *, several: bool) -> Shares:
+    """The shares of a soft target; they sum to 1 unless a row can have several labels."""
     shares = {}
     for name, share in value.items():
-        if share is None:  # a column of objects has every name in every row
+        # A column of objects has every name in every row; None stands for "not in this row".
+        if share is None:
             continue
-        if (
-            not isinstance(share, int | float)
-            or isinstance(share, bool)
-            or not 0 <= share < float("inf")
-            or (several and share > 1)
-        ):
+        if not _is_share(share, several=several):
+            limit = " and at most 1" if several else ""
             raise ValueError(
-                f"has the share {share!r} for the label {label_name(name)!r}, expected a number of at least 0"
-                + (" and at most 1" if several else "")
+                f"has the share {share!r} for the label {label_name(name)!r}, "
+                f"expected a number of at least 0{limit}"
             )
         shares[label_name(name)] = float(share)
+    if several:
+        return shares
     total = sum(shares.values())
-    return (
-        shares
-        if several
-        else {name: share / total for name, share in shares.items()}
-        if total
-        else {}
-    )
+    if not total:
+        return {}
+    return {name: share / total for name, share in shares.items()}
+
+
+def _is_share(share: Any, *, several: bool) -> bool:
+    """Whether a value can be a share, or a number of votes."""
+    if not isinstance(share, int | float) or isinstance(share, bool):
+        return False
+    return 0 <= share <= 1 if several else 0 <= share < float("inf")

@@ -1,5 +1,6 @@
-"""Prompts in tokens: rendering, shortening the document alone, and where the answer begins."""
+"""Prompts: fill in the template, find where the answer begins, and shorten only the document."""
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,48 +18,84 @@ def placeholders(template: str) -> list[str]:
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:
-    """The template with its placeholders filled in; nothing in a value is ever read as a placeholder or run."""
-    return PLACEHOLDER.sub(
-        lambda found: "" if (value := values.get(found[1])) is None else str(value), template
-    )
+    """Fill in the placeholders of a template; braces inside a value are never filled in."""
+
+    def value_of(match: re.Match[str]) -> str:
+        value = values.get(match[1])
+        return "" if value is None else str(value)
+
+    return PLACEHOLDER.sub(value_of, template)
 
 
 def split_cue(template: str) -> tuple[str, str]:
-    """The template without the white space at its end, and that white space, which begins the answer.
+    """Split a template into the text and the white space at its end, which begins the answer.
 
-    Most tokenizers merge a space with the word after it; an answer that brings its own space is tokenized alike
-    whether it stands there (training) or not yet (prediction).
+    Most tokenizers merge a space with the word after it. An answer that brings its own space is
+    tokenized the same in training, where it follows, and in prediction, where it does not yet.
     """
     cue = template.rstrip()
-    return cue, template[len(cue) :] or " "
+    space = template[len(cue) :]
+    return cue, space or " "
 
 
-def tokenize_answered(
-    tokenizer: PreTrainedTokenizerBase, answered: Sequence[tuple[str, str]]
+def tokenize_with_answers(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]
 ) -> list[tuple[list[int], list[int]]]:
-    """Prompts and their answers, each pair tokenized in one go and parted where the first token of the answer begins."""
-    read = tokenizer(
-        [prompt + answer for prompt, answer in answered],
+    """Tokenize prompts with their answers, each pair as one text, and split the tokens again.
+
+    Args:
+        tokenizer: of the base model.
+        pairs: (prompt, answer).
+
+    Returns:
+        For each pair the tokens before the first token of the answer, and the tokens from there on,
+        without an end mark.
+    """
+    encoded = tokenizer(
+        [prompt + answer for prompt, answer in pairs],
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
         verbose=False,
     )
-    found = []
-    for (prompt, _), ids, special, places in zip(
-        answered,
-        read["input_ids"],
-        read["special_tokens_mask"],
-        read["offset_mapping"],
-        strict=True,
-    ):
-        length = len(ids)
-        while (
-            length and special[length - 1]
-        ):  # an end mark of the tokenizer's own; the task adds its own after the answer
-            length -= 1
-        first = next((i for i, (_, end) in enumerate(places[:length]) if end > len(prompt)), length)
-        found.append((ids[:first], ids[first:length]))
-    return found
+    tokens = []
+    for index, (prompt, _) in enumerate(pairs):
+        ids = encoded["input_ids"][index]
+        length = _length_without_end_mark(encoded["special_tokens_mask"][index])
+        first = _first_token_after(len(prompt), encoded["offset_mapping"][index][:length])
+        tokens.append((ids[:first], ids[first:length]))
+    return tokens
+
+
+def _length_without_end_mark(special: Sequence[int]) -> int:
+    """The length without special tokens at the end: the task adds its own end mark."""
+    length = len(special)
+    while length > 0 and special[length - 1]:
+        length -= 1
+    return length
+
+
+def _first_token_after(characters: int, offsets: Sequence[tuple[int, int]]) -> int:
+    """The first token that reaches beyond so many characters."""
+    for index, (_, end) in enumerate(offsets):
+        if end > characters:
+            return index
+    return len(offsets)
+
+
+@functools.lru_cache(maxsize=4)
+def tokenize_labels(
+    template: str, labels: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, vocabulary: int
+) -> list[tuple[int, ...]]:
+    """The tokens of each label after a template, cached because every row needs them.
+
+    `vocabulary` is a part of the cache key: tokens may be added to a tokenizer.
+    """
+    if not labels:
+        return []
+    cue, space = split_cue(template)
+    prompt = render(cue, {})
+    pairs = [(prompt, space + label) for label in labels]
+    return [tuple(answer) for _, answer in tokenize_with_answers(tokenizer, pairs)]
 
 
 def fit_document(
@@ -68,29 +105,46 @@ def fit_document(
     document: str,
     limit_tokens: int,
 ) -> tuple[str, bool]:
-    """The prompt, with the end of the document cut where it would pass the limit, and whether it was cut.
+    """Render a prompt, and cut the end of the document where the prompt would be too long.
+
+    Args:
+        tokenizer: of the base model.
+        template: the prompt's template.
+        values: by placeholder.
+        document: the placeholder whose value can be cut.
+        limit_tokens: of the whole prompt.
+
+    Returns:
+        The prompt, and whether the document was cut.
 
     Raises:
         RowError: the rest of the prompt leaves no room for a document.
     """
-    prompt, shortened = render(template, values), False
-    head = render(template[: max(template.find("{" + document + "}"), 0)], values)
+    prompt = render(template, values)
+    shortened = False
+    document_position = max(template.find("{" + document + "}"), 0)
+    start = len(render(template[:document_position], values))
     while True:
-        found = tokenizer(prompt, return_offsets_mapping=True, verbose=False)
-        excess = len(found["input_ids"]) - limit_tokens
+        encoded = tokenizer(prompt, return_offsets_mapping=True, verbose=False)
+        prompt_tokens = len(encoded["input_ids"])
+        excess = prompt_tokens - limit_tokens
         if excess <= 0:
             return prompt, shortened
         text = str(values.get(document) or "")
-        inside = [
-            start
-            for start, end in found["offset_mapping"]
-            if len(head) <= start < end <= len(head) + len(text)
+        # The first character of each token of the document.
+        token_starts = [
+            first
+            for first, end in encoded["offset_mapping"]
+            if start <= first < end <= start + len(text)
         ]
-        if excess >= len(inside):
-            rest = len(found["input_ids"]) - len(inside)
+        remaining = len(token_starts) - excess
+        if remaining <= 0:
+            other_tokens = prompt_tokens - len(token_starts)
             raise RowError(
-                f"has a prompt of {rest} tokens without {document!r}, expected fewer than {limit_tokens}; shorten "
-                "its other columns or raise max_length"
+                f"has a prompt of {other_tokens} tokens without {document!r}, expected fewer than "
+                f"{limit_tokens}; shorten its other columns or raise max_length"
             )
-        values = {**values, document: text[: inside[len(inside) - excess] - len(head)].rstrip()}
-        prompt, shortened = render(template, values), True
+        cut = text[: token_starts[remaining] - start].rstrip()
+        values = {**values, document: cut}
+        prompt = render(template, values)
+        shortened = True

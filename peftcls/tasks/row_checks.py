@@ -1,13 +1,13 @@
-"""What is wrong with the rows, before any training second is spent."""
+"""Check the rows of a table before any time is spent on training or prediction."""
 
 from collections.abc import Sequence
 
 import datasets
 
-from peftcls.data.reading import RowError, require_columns, source_name
+from peftcls.data.reading import Row, RowError, require_columns, source_name
 from peftcls.tasks.base import Task
 
-SHOWN = 5
+MAX_SHOWN_ROWS = 5
 
 
 def check_rows(
@@ -18,35 +18,50 @@ def check_rows(
     training: bool = False,
     numbers: Sequence[int] | None = None,
 ) -> None:
-    """Read every row once and raise one RowError with what is wrong, the first few rows by number.
+    """Check every row once and raise one RowError that names the first wrong rows.
 
     Args:
         task: the task, with its labels learnt.
         rows: the table.
         with_target: whether the rows need a label, an answer or a target.
-        training: whether the table must also be fit to learn from (labels of two kinds, for example).
-        numbers: of the rows, from 1, where they are a part of a table.
+        training: whether the table must also be fit for training (have two labels, for example).
+        numbers: the number of each row, from 1, where the rows are a part of a table.
+
+    Raises:
+        RowError: a column is missing, or some rows or the whole table are wrong.
     """
     columns = task.columns(with_target=with_target)
     require_columns(rows, columns, type(task).__name__)
-    found: list[str] = []
-    count = 0
-    marks = [
+    source = source_name(rows)
+    extra_columns = [
         name for name in task.place_columns if name in rows.column_names and name not in columns
     ]
-    for number, row in zip(
-        numbers or range(1, len(rows) + 1), rows.select_columns([*columns, *marks]), strict=True
-    ):
-        if problem := task.problem(row, with_target=with_target):
-            count += 1
-            if len(found) < SHOWN:
-                place = (
-                    f" ({', '.join(f'{name} {row[name]!r}' for name in marks)})" if marks else ""
-                )
-                found.append(f"row {number} of {source_name(rows)}{place} {problem}.")
-    if count > SHOWN:
-        found.append(f"({count - SHOWN} more rows have such problems.)")
-    if not found and training and (problem := task.table_problem(rows)):
-        found.append(f"{source_name(rows)} {problem}.")
-    if found:
-        raise RowError("\n".join(found))
+    if numbers is None:
+        numbers = range(1, len(rows) + 1)
+    messages: list[str] = []
+    wrong_rows = 0
+    selected = rows.select_columns([*columns, *extra_columns])
+    for number, row in zip(numbers, selected, strict=True):
+        problem = task.problem(row, with_target=with_target)
+        if problem is None:
+            continue
+        wrong_rows += 1
+        if wrong_rows <= MAX_SHOWN_ROWS:
+            details = _details(row, extra_columns)
+            messages.append(f"row {number} of {source}{details} {problem}.")
+    if wrong_rows > MAX_SHOWN_ROWS:
+        messages.append(f"({wrong_rows - MAX_SHOWN_ROWS} more rows have such problems.)")
+    if training and not messages:
+        table_problem = task.table_problem(rows)
+        if table_problem:
+            messages.append(f"{source} {table_problem}.")
+    if messages:
+        raise RowError("\n".join(messages))
+
+
+def _details(row: Row, columns: Sequence[str]) -> str:
+    """What helps to find a row in its file: " (title 'Warsaw', id '7')"."""
+    if not columns:
+        return ""
+    values = ", ".join(f"{name} {row[name]!r}" for name in columns)
+    return f" ({values})"

@@ -1,4 +1,4 @@
-"""One text, or a pair of texts, in tokens: whole, shortened, or in overlapping windows."""
+"""Tokenize a text, or a pair of texts: whole, truncated, or in overlapping windows."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -12,53 +12,75 @@ from peftcls.tasks.base import Feature, pad_inputs, token_limit
 
 TextColumns = str | tuple[str, str]
 LongText = Literal["truncate", "windows"]
-OVERLAP = 4  # a window repeats a quarter of the tokens of the one before, so that no sentence is only seen cut
-LEAST_TOKENS = 8
+POOLINGS = (None, "cls", "first", "last", "mean")
+# A window repeats a quarter of the one before, so that every sentence is whole in some window.
+WINDOW_OVERLAP = 4
+MIN_TEXT_TOKENS = 8
 
 
-def text_columns(text: TextColumns) -> list[str]:
-    """The columns that are read, in order."""
-    return [text] if isinstance(text, str) else list(text)
+def as_columns(text: str | Sequence[str]) -> tuple[str, ...]:
+    """The columns of a text or a pair of texts, in order."""
+    return (text,) if isinstance(text, str) else tuple(text)
 
 
-def text_setting_problems(text: Any, target: str, max_length: int, long_text: str) -> list[str]:
+def text_setting_problems(
+    text: Any, target: str, max_length: int, long_text: str
+) -> list[str | None]:
     """What is wrong with the settings that all tasks on texts share."""
-    problems = []
-    if not isinstance(text, str) and (not isinstance(text, list | tuple) or len(text) != 2):
-        problems.append(f"text={text!r}: expected one column or two")
-    elif len(
-        {target, *(columns := text_columns(text if isinstance(text, str) else tuple(text)))}
-    ) <= len(columns):
-        problems.append(f"text={text!r} with the target {target!r}: expected different columns")
+    problems: list[str | None] = [_columns_problem(text, target)]
     if not isinstance(max_length, int):
         problems.append(f"max_length={max_length!r}: expected a whole number of tokens")
-    elif max_length < LEAST_TOKENS:
-        problems.append(f"max_length={max_length}: expected at least {LEAST_TOKENS} tokens")
+    elif max_length < MIN_TEXT_TOKENS:
+        problems.append(f"max_length={max_length}: expected at least {MIN_TEXT_TOKENS} tokens")
     if long_text not in ("truncate", "windows"):
         problems.append(f"long_text={long_text!r}: expected 'truncate' or 'windows'")
     return problems
 
 
+def _columns_problem(text: Any, target: str) -> str | None:
+    """What is wrong with the setting `text`, or None."""
+    is_pair = isinstance(text, list | tuple) and len(text) == 2
+    if not isinstance(text, str) and not is_pair:
+        return f"text={text!r}: expected one column or two"
+    columns = [*as_columns(text), target]
+    if len(set(columns)) < len(columns):
+        return f"text={text!r} with the target {target!r}: expected different columns"
+    return None
+
+
+def pooling_problem(pooling: Any) -> str | None:
+    """What is wrong with the setting `pooling`, or None."""
+    if pooling not in POOLINGS:
+        return f"pooling={pooling!r}: expected 'cls', 'first', 'last' or 'mean'"
+    return None
+
+
 def text_problem(row: Row, columns: Sequence[str]) -> str | None:
-    """The first column without a text, in the words that follow the row's number."""
+    """The first column without a text, in the words that follow the row's number, or None."""
     for column in columns:
-        if not isinstance(row[column], str) or not row[column].strip():
+        value = row[column]
+        if not isinstance(value, str) or not value.strip():
             return f"has no text in column {column!r}; fill it in or leave the row out"
     return None
 
 
 def rows_from_texts(texts: Sequence[Any], columns: Sequence[str]) -> list[Row]:
-    """Rows made from bare texts, or from pairs of them. Raises RowError where they are something else."""
-    wanted = "a text" if len(columns) == 1 else "a pair of texts"
+    """Rows made from bare texts, or from pairs of texts.
+
+    Raises:
+        RowError: one of them is something else.
+    """
+    expected = "a text" if len(columns) == 1 else "a pair of texts"
     rows = []
     for number, text in enumerate(texts, 1):
-        parts = (
-            [text] if len(columns) == 1 else list(text) if isinstance(text, list | tuple) else []
-        )
+        parts: list[Any] = []
+        if len(columns) == 1:
+            parts = [text]
+        elif isinstance(text, list | tuple):
+            parts = list(text)
         if len(parts) != len(columns) or not all(isinstance(part, str) for part in parts):
-            raise RowError(
-                f"text {number} of {len(texts)} is {str(text)[:80]!r}, expected {wanted}."
-            )
+            shown = repr(str(text)[:80])
+            raise RowError(f"text {number} of {len(texts)} is {shown}, expected {expected}.")
         rows.append(dict(zip(columns, parts, strict=True)))
     return rows
 
@@ -70,94 +92,135 @@ def encode_texts(
     max_length: int,
     long_text: LongText,
 ) -> Iterator[Feature]:
-    """Rows of one or two texts in tokens, with the model's special tokens and token types.
+    """Tokenize rows of one or two texts, with the model's special tokens and token types.
 
-    With "truncate" a longer text loses its end, and of a pair the longer one. With "windows" it is read in windows of
-    `max_length` tokens, of a pair the longer text beside the other whole one; `input_ids` then holds the windows one
-    after another and `windows` their lengths.
+    With "truncate" a longer text loses its end, and of a pair the longer text does. With "windows"
+    it is read in windows of `max_length` tokens, of a pair the longer text beside the other whole
+    one; `input_ids` then holds the windows one after another, and `windows` their lengths.
 
     Raises:
         RowError: a window of a pair has no room beside the shorter text.
     """
     max_length = token_limit(tokenizer, max_length)
     if len(rows[0]) == 2 and not has_separator(tokenizer):
-        rows = [
-            [first, "\n" + second] for first, second in rows
-        ]  # a tokenizer without a separator would run the two into one another
+        # A tokenizer without a separator would join the two texts.
+        rows = [[first, "\n" + second] for first, second in rows]
     if long_text == "windows":
-        yield from (_in_windows(texts, tokenizer, max_length) for texts in rows)
+        for texts in rows:
+            yield _encode_windows(texts, tokenizer, max_length)
         return
-    encoded = tokenizer(*map(list, zip(*rows, strict=True)), truncation=True, max_length=max_length)
-    for place, found in enumerate(encoded.encodings):
+    columns = [list(texts) for texts in zip(*rows, strict=True)]
+    encoded = tokenizer(*columns, truncation=True, max_length=max_length)
+    for index, encoding in enumerate(encoded.encodings):
         feature: Feature = {
-            "input_ids": encoded["input_ids"][place],
-            "shortened": bool(found.overflowing),
+            "input_ids": encoded["input_ids"][index],
+            "shortened": bool(encoding.overflowing),
         }
         if "token_type_ids" in encoded:
-            feature["token_type_ids"] = encoded["token_type_ids"][place]
+            feature["token_type_ids"] = encoded["token_type_ids"][index]
         yield feature
 
 
-def _in_windows(
+def _encode_windows(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Feature:
-    cut: bool | str = True
+    """Tokenize one row in overlapping windows."""
+    truncation: bool | str = True
     room = max_length - tokenizer.num_special_tokens_to_add(pair=len(texts) == 2)
     if len(texts) == 2:
-        first, second = (
-            len(ids)
-            for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        )
-        cut, room = ("only_first" if first > second else "only_second"), room - min(first, second)
-        if room < LEAST_TOKENS and first + second > room + min(first, second):
-            raise RowError(
-                f"has two long texts: beside the {min(first, second)} tokens of the shorter one a window of {max_length} has no "
-                "room for the other; raise max_length or use long_text='truncate'"
-            )
+        truncation, room = _window_of_pair(texts, tokenizer, room, max_length)
     encoded = tokenizer(
         *texts,
-        truncation=cut,
+        truncation=truncation,
         max_length=max_length,
-        stride=max(room // OVERLAP, 0),
+        stride=max(room // WINDOW_OVERLAP, 0),
         return_overflowing_tokens=True,
     )
     windows = encoded["input_ids"]
     feature: Feature = {
-        "input_ids": [i for ids in windows for i in ids],
+        "input_ids": _concatenate(windows),
         "windows": [len(ids) for ids in windows],
         "shortened": False,
     }
     if "token_type_ids" in encoded:
-        feature["token_type_ids"] = [i for ids in encoded["token_type_ids"] for i in ids]
+        feature["token_type_ids"] = _concatenate(encoded["token_type_ids"])
     return feature
 
 
+def _window_of_pair(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, room: int, max_length: int
+) -> tuple[str, int]:
+    """Which text of a pair is read in windows, and the room for it beside the other one."""
+    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)
+    first, second = (len(ids) for ids in encoded["input_ids"])
+    shorter = min(first, second)
+    fits = first + second <= room
+    room -= shorter
+    if room < MIN_TEXT_TOKENS and not fits:
+        raise RowError(
+            f"has two long texts: beside the {shorter} tokens of the shorter one a window of "
+            f"{max_length} has no room for the other; raise max_length or use long_text='truncate'"
+        )
+    return ("only_first" if first > second else "only_second"), room
+
+
+def _concatenate(windows: Sequence[Sequence[int]]) -> list[int]:
+    return [value for window in windows for value in window]
+
+
 def has_separator(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a pair of texts gets special tokens between them."""
-    return bool(
-        tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add()
-    )
+    """Whether the tokenizer puts special tokens between a pair of texts."""
+    for_pair = tokenizer.num_special_tokens_to_add(pair=True)
+    return bool(for_pair > tokenizer.num_special_tokens_to_add())
 
 
 def collate_texts(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> Batch:
-    """The model's inputs, padded; with windows each is a line of its own, and `windows` says how many each row had."""
+    """The model's inputs, padded to shape (sequences, tokens).
+
+    Each window is a sequence; `windows`, of shape (rows,), says how many each row has.
+    """
     if "windows" not in features[0]:
         return pad_inputs(features, tokenizer)
-    lines = split_windows(features, ("input_ids", "token_type_ids"))
-    return {
-        **pad_inputs(lines, tokenizer),
-        "windows": torch.tensor([len(feature["windows"]) for feature in features]),
-    }
+    batch = pad_inputs(split_windows(features, ("input_ids", "token_type_ids")), tokenizer)
+    batch["windows"] = torch.tensor([len(feature["windows"]) for feature in features])
+    return batch
 
 
 def split_windows(features: Sequence[Feature], names: Sequence[str]) -> list[Feature]:
-    """The windows of all features, one after another, each with its part of the named lists that there are."""
-    lines: list[Feature] = []
+    """Split features into their windows.
+
+    Args:
+        features: of rows in windows.
+        names: which of their lists are split; those that a feature lacks are left out.
+    """
+    windows: list[Feature] = []
     for feature in features:
+        present = [name for name in names if name in feature]
         start = 0
         for tokens in feature["windows"]:
-            lines.append(
-                {name: feature[name][start : start + tokens] for name in names if name in feature}
-            )
-            start += tokens
-    return lines
+            end = start + tokens
+            windows.append({name: feature[name][start:end] for name in present})
+            start = end
+    return windows
+
+
+def merge_text_remarks(
+    columns: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    long_text: LongText,
+) -> list[str]:
+    """What a plain transformers model does otherwise with a text or a pair of texts."""
+    remarks = []
+    if long_text == "windows":
+        remarks.append(
+            f"A text of more than {max_length} tokens is cut (with truncation=True), "
+            "not read in windows."
+        )
+    if len(columns) == 2 and not has_separator(tokenizer):
+        remarks.append(
+            "This tokenizer sets nothing between two texts; "
+            "begin the second one with a new line, as in training."
+        )
+    return remarks

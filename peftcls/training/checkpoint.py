@@ -1,4 +1,4 @@
-"""Where a run stands, on disk: trained tensors, optimizer, the best so far; never a weight of the base."""
+"""Checkpoints: trained tensors, optimizer state and the best tensors so far; no base weights."""
 
 import contextlib
 import dataclasses
@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +23,39 @@ from peftcls.models.folder_safety import all_finite
 from peftcls.models.trainable import Tensors, copy_tensors, put_tensors
 
 PREFIX = "checkpoint-"
-NAME = re.compile(
-    PREFIX + r"[0-9]{8,}"
-)  # other programs' checkpoints, which may lie in the same folder, have names of their own
-LEFT_OVER = (
-    ".writing-",
-    ".saving-",
-    ".states-",
-)  # what a killed program leaves of checkpoints, adapters and frozen layers' states
-STATE, TENSORS, MANIFEST = "state.json", "tensors.safetensors", "manifest.json"
-KEPT = 2  # a damaged newest one has one to fall back to
-ROOM = 2  # times the size of a checkpoint must be free
-MOMENTS = 2  # Adam's, of every parameter
+# Other programs' checkpoints in the same folder have shorter numbers.
+NAME = re.compile(PREFIX + r"[0-9]{8,}")
+WRITING_PREFIX = ".writing-"
+# What a killed program leaves behind: half a checkpoint, half an adapter, states of frozen layers.
+TEMPORARY_PREFIXES = (WRITING_PREFIX, ".saving-", ".states-")
+STATE = "state.json"
+TENSORS = "tensors.safetensors"
+MANIFEST = "manifest.json"
+# If the newest one is damaged, the one before it is used.
+KEPT_CHECKPOINTS = 2
+# This many times the size of a checkpoint must be free on the disk.
+FREE_SPACE_FACTOR = 2
+# Adam keeps two moments of every parameter.
+ADAM_MOMENTS = 2
 
 
 @dataclasses.dataclass
 class Progress:
-    """What has happened so far; with the tensors, all that the rest of a run depends on."""
+    """What has happened so far: with the tensors, all that the rest of a run depends on.
+
+    Attributes:
+        step: optimizer steps done.
+        best_step: the step with the best validation score so far.
+        best_scores: its scores.
+        evaluations_since_best: evaluations in a row without a better score.
+        history: the entries of the log.
+        losses: of the steps since the last entry of the log.
+        examined_step: the last step after which a checkpoint was written, and an evaluation was
+            made if there are validation rows.
+        tokens: how many fit into memory at once, if they turned out to be fewer than were set.
+        skipped_steps: the steps, from 1, that were skipped since their loss or gradient was not
+            finite.
+    """
 
     step: int = 0
     best_step: int | None = None
@@ -46,37 +63,50 @@ class Progress:
     evaluations_since_best: int = 0
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
     losses: list[float] = dataclasses.field(default_factory=list)
-    """Of the steps since the last entry of the log."""
     examined_step: int = 0
-    """The last one after which there was an evaluation, if there are validation rows, and a checkpoint."""
     tokens: int | None = None
-    """What fits into memory at once, where it turned out to be less than was set."""
     skipped_steps: list[int] = dataclasses.field(default_factory=list)
-    """Those, from 1, that were left out since their loss or gradient was not finite."""
 
     def newest(self, *names: str) -> dict[str, str]:
-        """The newest value of some entries of the log, for a progress bar."""
-        latest = {name: value for entry in self.history for name, value in entry.items()}
-        return {
-            name.replace("valid_", "valid "): f"{latest[name]:.3f}"
-            for name in names
-            if name in latest
-        }
+        """The newest values of some entries of the log, as text for a progress bar."""
+        latest: dict[str, float] = {}
+        for entry in self.history:
+            latest |= entry
+        shown = {}
+        for name in names:
+            if name in latest:
+                shown[name.replace("valid_", "valid ")] = f"{latest[name]:.3f}"
+        return shown
 
 
 def checkpoint_bytes(parameters: dict[str, torch.nn.Parameter]) -> int:
-    """How large a checkpoint will be: the tensors, the best ones, and the optimizer's moments."""
-    return (2 + MOMENTS) * sum(p.numel() * p.element_size() for p in parameters.values())
+    """The size of a checkpoint: the tensors, the best tensors, and the optimizer's moments."""
+    size = sum(p.numel() * p.element_size() for p in parameters.values())
+    return (2 + ADAM_MOMENTS) * size
 
 
-def check_room(folder: Path, size: int) -> None:
-    """See that a checkpoint of so many bytes can be written, with as many to spare. Raises RunStoppedError."""
-    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if (free := shutil.disk_usage(above).free) < ROOM * size:
+def nearest_existing(folder: Path) -> Path:
+    """The folder itself if it exists, otherwise the nearest of its parents that does."""
+    candidates = (folder, *folder.absolute().parents)
+    return next(path for path in candidates if path.exists())
+
+
+def check_disk_space(folder: Path, size: int) -> None:
+    """Check that a checkpoint of `size` bytes can be written, and that as many bytes stay free.
+
+    Raises:
+        RunStoppedError: the disk has too little free space.
+    """
+    free = shutil.disk_usage(nearest_existing(folder)).free
+    expected = FREE_SPACE_FACTOR * size
+    if free < expected:
         raise RunStoppedError(
-            f"{folder} has {free / 2**20:.0f} MiB free, expected {ROOM * size / 2**20:.0f} for a checkpoint. Free some "
-            "and go on with resume=True."
+            f"{folder} has {free / 2**20:.0f} MiB free, expected {expected / 2**20:.0f} for a "
+            "checkpoint. Free some and go on with resume=True."
         )
+
+
+# Writing
 
 
 def write_checkpoint(
@@ -88,87 +118,102 @@ def write_checkpoint(
     method: Tensors,
     run: dict[str, Any],
 ) -> None:
-    """Write `folder`/checkpoint-STEP beside, the sums of its files last, and rename it when all of it is on the disk.
+    """Write `folder`/checkpoint-STEP, so that it is either whole or not there.
 
-    The one before it is kept, older ones are removed, and so are those of later steps, which were found to be damaged.
+    The files are written to a temporary folder, which is renamed when all of it is on the disk.
+    The checkpoint before it is kept and older ones are removed. Checkpoints of later steps are
+    removed too: they were found to be damaged.
 
     Args:
-        method: what the adapter's method knows beside the parameters.
-        run: what must be the same when the run is taken up again, as JSON values.
+        folder: of the run.
+        progress: how far the run is.
+        parameters: the trained parameters, by name.
+        optimizer: its state is written too.
+        best: the tensors of the best step so far.
+        method: the state of the adapter's method, beside the parameters.
+        run: what must be the same when the run is resumed, as JSON values.
 
     Raises:
-        RunStoppedError: the disk is full, or cannot be written to, or a tensor is not finite; the checkpoints that were there are still
-            whole.
+        RunStoppedError: the disk is full or cannot be written to, or a tensor is not finite. The
+            checkpoints written before are still whole.
     """
-    tensors = {f"model/{name}": tensor for name, tensor in copy_tensors(parameters).items()}
-    tensors |= {f"best/{name}": tensor for name, tensor in (best or {}).items()}
-    tensors |= {f"method/{name}": tensor.detach().cpu().clone() for name, tensor in method.items()}
+    tensors = _collect_tensors(parameters, optimizer, best, method)
+    _check_finite(tensors, progress.step)
+    checkpoint = folder / f"{PREFIX}{progress.step:08d}"
+    # A whole checkpoint of the same step holds the same: a run is a function of its start.
+    if checkpoint.exists() and find_damage(checkpoint) is None:
+        return
+    state = {"progress": dataclasses.asdict(progress), "run": run}
+    try:
+        if checkpoint.exists():
+            remove_checkpoint(checkpoint)
+        folder.mkdir(parents=True, exist_ok=True)
+        check_disk_space(folder, sum(tensor.nbytes for tensor in tensors.values()))
+        with _temporary_folder(folder) as temporary:
+            _write_files(temporary, tensors, state)
+            os.replace(temporary, checkpoint)
+            sync_to_disk(folder)
+    except (OSError, SafetensorError) as error:
+        raise RunStoppedError(
+            f"{checkpoint} cannot be written ({error}); the checkpoints before it are whole. Free "
+            "some room on its disk, and go on with resume=True."
+        ) from None
+    _remove_other_checkpoints(folder, checkpoint)
+
+
+def _collect_tensors(
+    parameters: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    best: Tensors | None,
+    method: Tensors,
+) -> Tensors:
+    """All tensors of a checkpoint, on the CPU, under the names that they have in its file."""
+    tensors: Tensors = {}
+    for name, tensor in copy_tensors(parameters).items():
+        tensors[f"model/{name}"] = tensor
+    for name, tensor in (best or {}).items():
+        tensors[f"best/{name}"] = tensor
+    for name, tensor in method.items():
+        tensors[f"method/{name}"] = tensor.detach().cpu().clone()
     for name, parameter in parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{key}/{name}"] = value.detach().cpu().clone()
-    if spoilt := [name for name, tensor in tensors.items() if not all_finite(tensor)]:
-        raise RunStoppedError(
-            f"the tensor {spoilt[0]} is not finite after step {progress.step}, so no checkpoint of it is written; the "
-            f"checkpoints before it are whole. Start again with a lower learning rate."
-        )
-    final, beside = folder / f"{PREFIX}{progress.step:08d}", None
-    if (
-        final.exists() and damage(final) is None
-    ):  # of the same step, and all that comes after it follows from it
-        return
+    return tensors
+
+
+def _check_finite(tensors: Tensors, step: int) -> None:
+    for name, tensor in tensors.items():
+        if not all_finite(tensor):
+            raise RunStoppedError(
+                f"the tensor {name} is not finite after step {step}, so no checkpoint of it is "
+                "written; the checkpoints before it are whole. Start again with a lower learning "
+                "rate."
+            )
+
+
+@contextlib.contextmanager
+def _temporary_folder(folder: Path) -> Iterator[Path]:
+    """A new folder inside `folder`; it is removed at the end, unless it was renamed."""
+    temporary = Path(tempfile.mkdtemp(prefix=WRITING_PREFIX, dir=folder))
     try:
-        if final.exists():
-            remove_checkpoint(final)
-        folder.mkdir(parents=True, exist_ok=True)
-        check_room(folder, sum(tensor.nbytes for tensor in tensors.values()))
-        beside = Path(tempfile.mkdtemp(prefix=LEFT_OVER[0], dir=folder))
-        save_file(tensors, beside / TENSORS)
-        (beside / STATE).write_text(
-            json.dumps({"progress": dataclasses.asdict(progress), "run": run}, indent=1),
-            encoding="utf-8",
-        )
-        for name in (TENSORS, STATE):
-            flush(beside / name)
-        (beside / MANIFEST).write_text(_manifest(beside), encoding="utf-8")
-        flush(beside / MANIFEST)
-        flush(beside)
-        os.replace(beside, final)
-        flush(folder)
-    except (OSError, SafetensorError) as error:
-        raise RunStoppedError(
-            f"{final} cannot be written ({error}); the checkpoints before it are whole. Free some room on its disk, and "
-            "go on with resume=True."
-        ) from None
+        yield temporary
     finally:
-        if beside is not None:
-            shutil.rmtree(beside, ignore_errors=True)
-    found = find_checkpoints(folder)
-    for other in found[: (place := found.index(final))] + found[place + KEPT :]:
-        with contextlib.suppress(OSError):  # it is tried again after the next one
-            remove_checkpoint(other)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def remove_checkpoint(checkpoint: Path) -> None:
-    """Take a checkpoint away at once: there is never a half of one under its name. It needs no room on the disk."""
-    away = checkpoint.with_name(LEFT_OVER[0] + checkpoint.name)
-    shutil.rmtree(away, ignore_errors=True)
-    os.replace(checkpoint, away)
-    shutil.rmtree(away, ignore_errors=True)
+def _write_files(folder: Path, tensors: Tensors, state: dict[str, Any]) -> None:
+    """Write a checkpoint's files and see that they are on the disk; the manifest comes last."""
+    save_file(tensors, folder / TENSORS)
+    (folder / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+    sync_to_disk(folder / TENSORS)
+    sync_to_disk(folder / STATE)
+    (folder / MANIFEST).write_text(_manifest_text(folder), encoding="utf-8")
+    sync_to_disk(folder / MANIFEST)
+    sync_to_disk(folder)
 
 
-def flush(path: Path) -> None:
-    """See that a file, or the names in a folder, are on the disk and not only on their way to it."""
-    if path.is_dir() and os.name == "nt":  # Windows opens no folder
-        return
-    opened = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
-
-
-def _manifest(checkpoint: Path) -> str:
-    """The text that a checkpoint's manifest must have: the sum of each of its files."""
+def _manifest_text(checkpoint: Path) -> str:
+    """What a checkpoint's manifest must say: the SHA-256 of each of its other files."""
     sums = {}
     for name in (STATE, TENSORS):
         with (checkpoint / name).open("rb") as file:
@@ -176,17 +221,62 @@ def _manifest(checkpoint: Path) -> str:
     return json.dumps({"sha256": sums}, indent=1)
 
 
+def sync_to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk (fsync)."""
+    # Windows cannot open a folder.
+    if path.is_dir() and os.name == "nt":
+        return
+    mode = os.O_RDWR if path.is_file() else os.O_RDONLY
+    descriptor = os.open(path, mode)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Finding and removing
+
+
 def find_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, newest first."""
-    found = [
-        path for path in folder.glob(f"{PREFIX}*") if NAME.fullmatch(path.name) and path.is_dir()
-    ]
-    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)), reverse=True)
+    checkpoints = []
+    for path in folder.glob(f"{PREFIX}*"):
+        if NAME.fullmatch(path.name) and path.is_dir():
+            checkpoints.append(path)
+    return sorted(checkpoints, key=_step_of, reverse=True)
 
 
-def remove_left_overs(folder: Path) -> None:
-    """Remove what programs that were killed in the midst of writing have left in a folder."""
-    for prefix in LEFT_OVER:
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix(PREFIX))
+
+
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Remove a checkpoint: it is renamed first, so that no half of one is left under its name.
+
+    This needs no free space on the disk.
+    """
+    renamed = checkpoint.with_name(WRITING_PREFIX + checkpoint.name)
+    shutil.rmtree(renamed, ignore_errors=True)
+    os.replace(checkpoint, renamed)
+    shutil.rmtree(renamed, ignore_errors=True)
+
+
+def _remove_other_checkpoints(folder: Path, newest: Path) -> None:
+    """Keep a checkpoint and the one before it; remove older ones, and those of later steps."""
+    checkpoints = find_checkpoints(folder)
+    first = checkpoints.index(newest)
+    kept = checkpoints[first : first + KEPT_CHECKPOINTS]
+    for checkpoint in checkpoints:
+        if checkpoint in kept:
+            continue
+        # A failure is harmless: the next checkpoint tries again.
+        with contextlib.suppress(OSError):
+            remove_checkpoint(checkpoint)
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Remove what programs that were killed while writing have left in a folder."""
+    for prefix in TEMPORARY_PREFIXES:
         for path in folder.glob(f"{prefix}*"):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -194,53 +284,70 @@ def remove_left_overs(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, as a sentence; None where it is as it was written, to the last bit."""
+def find_damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, as a sentence; None if no bit of it has changed."""
     try:
-        whole, expected = (checkpoint / MANIFEST).read_bytes(), _manifest(checkpoint)
-        if whole == expected.encode():
+        manifest = (checkpoint / MANIFEST).read_bytes()
+        expected = _manifest_text(checkpoint)
+        if manifest == expected.encode():
             return None
-        sums = json.loads(whole)["sha256"]
-        wrong = [name for name, own in json.loads(expected)["sha256"].items() if sums[name] != own]
+        written_sums = json.loads(manifest)["sha256"]
+        sums = json.loads(expected)["sha256"]
+        damaged = [name for name in sums if written_sums[name] != sums[name]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{checkpoint} is not a whole checkpoint ({type(error).__name__}: {error})"
-    return f"{checkpoint / (wrong[0] if len(wrong) == 1 else MANIFEST)} is damaged: its SHA-256 is not the one that was written"
+    file = damaged[0] if len(damaged) == 1 else MANIFEST
+    return f"{checkpoint / file} is damaged: its SHA-256 is not the one that was written"
+
+
+# Reading
 
 
 def choose_checkpoint(folder: Path, *, resume: bool) -> tuple[Path | None, list[str]]:
-    """What the first process finds, for all of them: the newest checkpoint that is whole, and what is wrong with those after it.
+    """The newest whole checkpoint, and what is wrong with the damaged ones that are newer.
+
+    The main process looks, and tells all others.
+
+    Args:
+        folder: of the run.
+        resume: whether the run is to continue from a checkpoint.
 
     Raises:
-        ValueError: there are checkpoints, but none is whole, or the run is not to go on with one.
+        ValueError: there are checkpoints, but `resume` is not set, or none of them is whole.
     """
-    chosen, wrong, problem = None, list[str](), None
+    answer: tuple[Path | None, list[str], str | None] = (None, [], None)
     if PartialState().is_main_process:
-        remove_left_overs(folder)
-        there = find_checkpoints(folder)
-        for checkpoint in there if resume else ():
-            if (found := damage(checkpoint)) is None:
-                chosen = checkpoint
-                break
-            wrong.append(found)
-        if there and not resume:
-            problem = f"{folder} holds {there[0].name} of a run that was not finished; go on with resume=True, or remove it."
-        elif there and chosen is None:
-            problem = f"{'; '.join(wrong)}. No checkpoint in {folder} is whole: remove them and start again."
-    chosen, wrong, problem = broadcast_object_list([chosen, wrong, problem])
+        answer = _choose(folder, resume=resume)
+    chosen, damaged, problem = broadcast_object_list(list(answer))
     if problem is not None:
         raise ValueError(problem)
-    return chosen, wrong
+    return chosen, damaged
 
 
-def _flat(run: dict[str, Any]) -> dict[str, Any]:
-    """Settings of settings under names of their own, so that a message can name the one that changed."""
-    inner = {
-        f"{k}: {name}": value
-        for k, v in run.items()
-        if isinstance(v, dict)
-        for name, value in v.items()
-    }
-    return {k: v for k, v in run.items() if not isinstance(v, dict)} | inner
+def _choose(folder: Path, *, resume: bool) -> tuple[Path | None, list[str], str | None]:
+    """What `choose_checkpoint` returns, and as the third value the message of its error."""
+    remove_temporary_files(folder)
+    checkpoints = find_checkpoints(folder)
+    if not checkpoints:
+        return None, [], None
+    if not resume:
+        return (
+            None,
+            [],
+            f"{folder} holds {checkpoints[0].name} of a run that was not finished; go on with "
+            "resume=True, or remove it.",
+        )
+    damaged: list[str] = []
+    for checkpoint in checkpoints:
+        damage = find_damage(checkpoint)
+        if damage is None:
+            return checkpoint, damaged, None
+        damaged.append(damage)
+    return (
+        None,
+        damaged,
+        f"{'; '.join(damaged)}. No checkpoint in {folder} is whole: remove them and start again.",
+    )
 
 
 def read_checkpoint(
@@ -249,45 +356,98 @@ def read_checkpoint(
     optimizer: torch.optim.Optimizer,
     run: dict[str, Any],
 ) -> tuple[Progress, Tensors | None, Tensors]:
-    """Put a checkpoint's tensors back and return how far it was, the best tensors, and what the method knew.
+    """Restore parameters and optimizer from a checkpoint.
+
+    Args:
+        checkpoint: from `choose_checkpoint`.
+        parameters: the trained parameters, by name; they get their values back.
+        optimizer: of these parameters; it gets its state back.
+        run: what must be the same as when the checkpoint was written, as JSON values.
+
+    Returns:
+        How far the run was, the tensors of its best step, and the state of the adapter's method.
 
     Raises:
-        ValueError: the checkpoint is damaged, or belongs to a run with other settings, rows or base.
+        ValueError: the checkpoint is damaged, or belongs to a run with other settings, rows or
+            base.
     """
-    if (wrong := damage(checkpoint)) is not None:
-        raise ValueError(f"{wrong}; output_dir must be a folder that all processes share.")
+    damage = find_damage(checkpoint)
+    if damage is not None:
+        raise ValueError(f"{damage}; output_dir must be a folder that all processes share.")
     state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    run, before = _flat(json.loads(json.dumps(run))), _flat(state["run"])
-    if changed := [
-        f"{k} was {before.get(k)!r}, is {run.get(k)!r}"
-        for k in sorted(run | before)
-        if run.get(k) != before.get(k)
-    ]:
+    _check_same_run(checkpoint, state["run"], run)
+    progress = _progress_from(checkpoint, state["progress"])
+    tensors = load_file(checkpoint / TENSORS)
+    put_tensors(parameters, _tensors_under("model/", tensors))
+    _restore_optimizer(optimizer, parameters, tensors)
+    best = _tensors_under("best/", tensors)
+    method = _tensors_under("method/", tensors)
+    return progress, best or None, method
+
+
+def _check_same_run(checkpoint: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise a ValueError that names each setting that has changed."""
+    before = _flatten(before)
+    # JSON turns tuples into lists, as it did when the checkpoint was written.
+    now = _flatten(json.loads(json.dumps(now)))
+    changes = []
+    for name in sorted(now | before):
+        if now.get(name) != before.get(name):
+            changes.append(f"{name} was {before.get(name)!r}, is {now.get(name)!r}")
+    if changes:
         raise ValueError(
-            f"{checkpoint} belongs to another run: {'; '.join(changed)}. Go on with the same settings and rows, or choose "
-            "another output_dir."
+            f"{checkpoint} belongs to another run: {'; '.join(changes)}. Go on with the same "
+            "settings and rows, or choose another output_dir."
         )
+
+
+def _flatten(run: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings under names such as "task: labels", so that a message can name one."""
+    flat: dict[str, Any] = {}
+    for name, value in run.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}: {inner}": setting for inner, setting in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _progress_from(checkpoint: Path, fields: dict[str, Any]) -> Progress:
     try:
-        progress, tensors = Progress(**state["progress"]), load_file(checkpoint / TENSORS)
+        return Progress(**fields)
     except TypeError as error:
         raise ValueError(
-            f"{checkpoint} was written by another version of peftcls ({error}); go on with that one, or choose another "
-            "output_dir."
+            f"{checkpoint} was written by another version of peftcls ({error}); go on with that "
+            "one, or choose another output_dir."
         ) from None
-    put_tensors(parameters, {name: tensors[f"model/{name}"] for name in parameters})
+
+
+def _tensors_under(prefix: str, tensors: Tensors) -> Tensors:
+    """The tensors whose names begin with a prefix, under the rest of their names."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    parameters: dict[str, torch.nn.Parameter],
+    tensors: Tensors,
+) -> None:
+    """Put the optimizer's state back, each tensor on the device where the optimizer keeps it."""
+    states: dict[str, Tensors] = {}
+    for path, value in _tensors_under("optimizer/", tensors).items():
+        key, _, name = path.partition("/")
+        states.setdefault(name, {})[key] = value
+    # Adam counts its steps in a tensor on the CPU, unless the fused kernel runs on a GPU.
+    is_fused = optimizer.defaults.get("fused")
     for name, parameter in parameters.items():
-        found = {
-            parts[1]: value
-            for key, value in tensors.items()
-            if (parts := key.split("/", 2))[0] == "optimizer" and parts[2] == name
-        }
-        if found:  # Adam counts its steps in a tensor on the CPU, unless all of it is done on a GPU
-            on_device = optimizer.defaults.get("fused")
-            optimizer.state[parameter] = {
-                k: v.to(parameter.device) if v.ndim or on_device else v for k, v in found.items()
-            }
-    best, method = (
-        {key.removeprefix(kind): value for key, value in tensors.items() if key.startswith(kind)}
-        for kind in ("best/", "method/")
-    )
-    return progress, best or None, method
+        if name not in states:
+            continue
+        restored = {}
+        for key, value in states[name].items():
+            moves = value.ndim > 0 or is_fused
+            restored[key] = value.to(parameter.device) if moves else value
+        optimizer.state[parameter] = restored

@@ -1,44 +1,49 @@
-"""How to optimise: the settings of a training run."""
+"""The settings of a training run."""
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, get_args
 
 from peftcls.argument_checks import check_argument_types
+from peftcls.engine.fast_paths import FastPaths
+from peftcls.training.data_order import steps_per_epoch
 from peftcls.training.lr_schedule import Schedule
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How to optimise. The batch is what matters to the mathematics; how much of it is in memory at once follows.
+    """How to optimize. `batch_size` decides what is learnt; micro-batches only decide the memory.
 
     Args:
-        output_dir: the adapter folder; while the run lasts, checkpoints are kept in it too.
+        output_dir: the adapter folder; during the run it holds checkpoints too.
         epochs: passes over the training rows.
         batch_size: rows of an optimizer step, over all processes.
         micro_batch_size: at most this many rows in memory at once, in each process.
-        micro_batch_tokens: at most this many tokens in memory at once, with the padding that is computed; without either, a
-            number that suits the device.
-        learning_rate: its peak.
-        weight_decay: of AdamW, on matrices alone, never on norms and biases.
+        micro_batch_tokens: at most this many tokens in memory at once, including padding that is
+            computed; without either, a number that suits the device.
+        learning_rate: the peak learning rate.
+        weight_decay: of AdamW, for matrices only, never for norms and biases.
         warmup: the share of the steps over which the learning rate rises.
-        schedule: what it does then: "linear" or "cosine" to zero, or "constant".
-        max_grad_norm: a longer gradient is cut to this length.
-        max_skipped_steps: leave out a step whose loss or gradient is not finite, at most so many in the whole run; it need not be begun
-            again without the rows. Such rows are named each time.
-        gradient_checkpointing: hold the states between layers alone and compute the rest again on the way back: less memory,
-            about a third more time, the same weights.
-        cuda_graphs: on a GPU, record what is done for a small batch of a shape and replay it: the same sums, several times faster.
+        schedule: what the learning rate does then: "linear" or "cosine" to zero, or "constant".
+        max_grad_norm: a gradient with a larger norm is scaled down to this norm.
+        max_skipped_steps: at most this many steps of the run may be skipped because their loss or
+            gradient is not finite; one more ends the run. A message names their rows.
+        gradient_checkpointing: keep only the states between layers and compute the rest again in
+            the backward pass: less memory, about a third more time, the same weights.
+        fast_paths: which ways to compute the same in less time may be used.
         eval_every: steps between evaluations and checkpoints; an epoch unless given.
         patience: stop after this many evaluations in a row without a better score.
-        monitor: the score that decides; the task's own unless given.
+        monitor: the score that decides which step is best; the task's own unless given.
         log_every: steps between two entries of the log.
         seed: of the order of the rows and of dropout.
         trackers: names of Accelerate's trackers, for example ("tensorboard",).
+        cuda_graphs: deprecated; use fast_paths=FastPaths(cuda_graphs=...).
 
     Raises:
-        ValueError: all settings that cannot be, at once.
+        ValueError: settings that are not allowed, all of them in one message.
     """
 
     output_dir: str | Path
@@ -53,17 +58,33 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     max_skipped_steps: int = 0
     gradient_checkpointing: bool = False
-    cuda_graphs: bool = True
+    fast_paths: FastPaths = dataclasses.field(default_factory=FastPaths)
     eval_every: int | None = None
     patience: int | None = None
     monitor: str | None = None
     log_every: int = 10
     seed: int = 0
     trackers: tuple[str, ...] = ()
+    cuda_graphs: dataclasses.InitVar[bool | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, cuda_graphs: bool | None) -> None:
         check_argument_types(vars(self), TrainConfig)
-        whole = {
+        problems = self._problems()
+        if problems:
+            raise ValueError("TrainConfig: " + "; ".join(problems) + ".")
+        if cuda_graphs is not None:
+            warnings.warn(
+                "TrainConfig(cuda_graphs=...) is deprecated; use "
+                f"fast_paths=FastPaths(cuda_graphs={cuda_graphs}).",
+                DeprecationWarning,
+                stacklevel=3,
+            )
+            fast_paths = dataclasses.replace(self.fast_paths, cuda_graphs=cuda_graphs)
+            object.__setattr__(self, "fast_paths", fast_paths)
+
+    def _problems(self) -> list[str]:
+        """A sentence for each setting that is not allowed."""
+        counts = {
             "epochs": self.epochs,
             "batch_size": self.batch_size,
             "micro_batch_size": self.micro_batch_size,
@@ -72,49 +93,76 @@ class TrainConfig:
             "patience": self.patience,
             "log_every": self.log_every,
         }
+        positive = {"learning_rate": self.learning_rate, "max_grad_norm": self.max_grad_norm}
+        not_negative = {
+            "weight_decay": self.weight_decay,
+            "seed": self.seed,
+            "max_skipped_steps": self.max_skipped_steps,
+        }
         problems = [
-            f"{name}={value!r}: expected a whole number of at least 1"
-            for name, value in whole.items()
-            if value is not None and (not isinstance(value, int) or value < 1)
-        ]
-        problems += [
-            f"{name}={value!r}: expected a number above 0"
-            for name, value in {
-                "learning_rate": self.learning_rate,
-                "max_grad_norm": self.max_grad_norm,
-            }.items()
-            if not 0 < value < math.inf
-        ]
-        problems += [
-            f"{name}={value!r}: expected a number of at least 0"
-            for name, value in {
-                "weight_decay": self.weight_decay,
-                "seed": self.seed,
-                "max_skipped_steps": self.max_skipped_steps,
-            }.items()
-            if not 0 <= value < math.inf
+            *_not_counts(counts),
+            *_not_positive(positive),
+            *_negative(not_negative),
         ]
         if not 0 <= self.warmup < 1:
             problems.append(
                 f"warmup={self.warmup!r}: expected a share of the steps, from 0 to below 1"
             )
-        if self.schedule not in ("linear", "cosine", "constant"):
+        if self.schedule not in get_args(Schedule):
             problems.append(
                 f"schedule={self.schedule!r}: expected 'linear', 'cosine' or 'constant'"
             )
-        if problems:
-            raise ValueError("TrainConfig: " + "; ".join(problems) + ".")
+        if not isinstance(self.fast_paths, FastPaths):
+            problems.append(f"fast_paths={self.fast_paths!r}: expected a FastPaths")
+        return problems
 
-    def check_scores(self, names: Sequence[str], *, given: bool) -> None:
-        """Raise ValueError where the run is to be judged by a score that there is not.
+    def total_steps(self, rows: int) -> int:
+        """The number of optimizer steps of a run, if patience does not end it.
+
+        Args:
+            rows: of the training table.
+        """
+        return steps_per_epoch(rows, self.batch_size) * self.epochs
+
+    def check_scores(self, names: Sequence[str], *, has_valid: bool) -> None:
+        """Check that the run can be judged as the settings ask.
 
         Args:
             names: of the task's scores.
-            given: whether there are validation rows.
+            has_valid: whether there are validation rows.
+
+        Raises:
+            ValueError: patience or monitor is set without validation rows, or the task has no score
+                of this name.
         """
-        if not given and (self.patience is not None or self.monitor is not None):
+        if not has_valid and (self.patience is not None or self.monitor is not None):
             raise ValueError(
-                "patience and monitor need a score on validation rows; give fit(train_rows, valid_rows), or leave both out."
+                "patience and monitor need a score on validation rows; give "
+                "fit(train_rows, valid_rows), or leave both out."
             )
         if self.monitor is not None and self.monitor not in names:
             raise ValueError(f"monitor={self.monitor!r}: expected one of {list(names)}.")
+
+
+def _not_counts(settings: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name}={value!r}: expected a whole number of at least 1"
+        for name, value in settings.items()
+        if value is not None and (not isinstance(value, int) or value < 1)
+    ]
+
+
+def _not_positive(settings: Mapping[str, float]) -> list[str]:
+    return [
+        f"{name}={value!r}: expected a number above 0"
+        for name, value in settings.items()
+        if not 0 < value < math.inf
+    ]
+
+
+def _negative(settings: Mapping[str, float]) -> list[str]:
+    return [
+        f"{name}={value!r}: expected a number of at least 0"
+        for name, value in settings.items()
+        if not 0 <= value < math.inf
+    ]

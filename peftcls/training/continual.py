@@ -1,6 +1,8 @@
-"""Learning on from a saved folder: more rows, new labels, some of the old rows again, and what was forgotten."""
+"""Continual training: continue from a saved folder, replay old rows, and measure forgetting."""
 
 import contextlib
+import logging
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,15 @@ from peftcls.data.reading import (
     source_name,
     without_progress_bars,
 )
+from peftcls.engine.model_state import Quantize
 from peftcls.metrics import LOWER_IS_BETTER
 from peftcls.models.adapter_folder import load_adapter
-from peftcls.models.state import Quantize
 from peftcls.tasks.base import Task
+
+logger = logging.getLogger("peftcls")
+
+Scores = Mapping[str, Mapping[str, float]]
+"""The scores of each table of rows: by the name of the table, then by the name of the score."""
 
 
 def learn_on(
@@ -32,28 +39,36 @@ def learn_on(
     *,
     base: str | Path | None = None,
     quantize: Quantize | None = None,
+    tasks: Sequence[type[Task]] = (),
 ) -> tuple[torch.nn.Module, Task, PreTrainedTokenizerBase]:
-    """Load a saved folder as the start of a new run; what `Trainer` gets from it is what `attach_lora` would have given.
+    """Load a saved folder as the start of a new run (continual training).
 
-    Labels that the folder does not know are added behind its own: the head grows, its old rows are kept, and until something
-    is learnt it answers as the folder does. Decisions that were fitted (temperature, thresholds) are forgotten, since they
-    belong to the old weights; calibrate again. The new folder names the old one in its lineage.
+    What it returns goes to `Trainer`, as the model that `attach_lora` returns does.
+
+    Labels that the folder does not know are added after its own. The head grows: the rows of the
+    old labels are kept, and before training the model answers as the folder does. Fitted decisions
+    (temperature, thresholds) are dropped, since they belong to the old weights; calibrate again.
+    The new folder names the old one in its lineage.
 
     Args:
         directory: written by `Trainer.fit`, `Trainer.save` or `Trainer.calibrate`.
-        rows: that will be learnt from; looked at for labels alone.
+        rows: the new training rows; only their labels are read here.
         base: where the base model is now, if it moved.
-        quantize: as at the first training unless given.
+        quantize: as in the first training unless given.
+        tasks: your own task classes, beside the four built-in ones.
 
     Raises:
-        ValueError: the folder is incomplete or damaged, or the base is not the one it was trained on.
+        ValueError: the folder is incomplete or damaged, or the base is not the one it was trained
+            on.
         RowError: the rows lack a column that the folder's task reads.
     """
     check_argument_types({"directory": directory, "base": base, "quantize": quantize}, learn_on)
     table = as_dataset(rows)
-    return load_adapter(
-        directory, base=base, quantize=quantize, grow=lambda task: task.extended(table)
-    )
+
+    def add_labels(task: Task) -> Task:
+        return task.extended(table)
+
+    return load_adapter(directory, base=base, quantize=quantize, grow=add_labels, tasks=tasks)
 
 
 def with_replay(
@@ -63,100 +78,137 @@ def with_replay(
     share: float = 0.3,
     seed: int = 0,
 ) -> datasets.Dataset:
-    """New rows and a sample of old ones, so that the old are not forgotten (Rolnick et al. 2019, "Experience Replay").
+    """Add a sample of old rows to new ones, against forgetting (experience replay).
+
+    The method is that of Rolnick et al. 2019, "Experience Replay for Continual Learning".
 
     Args:
-        new_rows: all of them are taken.
-        old_rows: a sample of them is taken, without repetition.
-        share: of the result that is old, as far as there are enough old rows.
+        new_rows: all of them are used.
+        old_rows: a sample of them is used, without repetition.
+        share: the part of the result that is old; less if there are not enough old rows.
         seed: of the sample.
 
     Raises:
-        ValueError: the share is not at least 0 and below 1.
-        RowError: the two tables have no column in common.
+        ValueError: the share is below 0, or not below 1.
+        RowError: the two tables have no column in common, or a column has values of two types.
     """
     check_argument_types({"share": share, "seed": seed}, with_replay)
-    new, old = as_dataset(new_rows, "new_rows"), as_dataset(old_rows, "old_rows")
+    new = as_dataset(new_rows, "new_rows")
+    old = as_dataset(old_rows, "old_rows")
     if not 0 <= share < 1:
         raise ValueError(f"share={share}: expected a share of at least 0 and below 1.")
-    columns = [name for name in new.column_names if name in old.column_names]
-    if not columns:
-        raise RowError(
-            f"{source_name(new)} has the columns {new.column_names} and {source_name(old)} {old.column_names}; expected some "
-            "in common."
-        )
-    if "id" in columns and set(new["id"]) & set(old["id"]):  # each file counts its own
-        columns.remove("id")
-    if left := sorted({*new.column_names, *old.column_names} - set(columns)):
-        print(
-            f"the columns {left} are left out: not both tables have them, or their values are not each row's own."
-        )
-    wanted = round(share / (1 - share) * len(new))
-    if (count := min(len(old), wanted)) < wanted:
-        reached = count / (count + len(new))
-        print(
-            f"all {count} rows of {source_name(old)} are taken, {reached:.0%} of the result, where {share:.0%} was asked for."
-        )
+    columns = _common_columns(new, old)
+    count = _replayed_rows(new, old, share)
     chosen = np.random.default_rng(seed).permutation(len(old))[:count].tolist()
-    first, second = new.select_columns(columns), old.select(chosen).select_columns(columns)
-    mixed = _joined(first, second)
-    if mixed is None:
-        odd = [name for name in columns if first.features[name] != second.features[name]]
-        raise RowError(
-            f"{source_name(new)} and {source_name(old)} hold other kinds of values in column {odd[0]!r}; write it in one way."
-        )
+    mixed = _concatenate(new.select_columns(columns), old.select(chosen).select_columns(columns))
     return name_source(mixed, f"{source_name(new)} and {count} rows of {source_name(old)}")
 
 
-def _joined(first: datasets.Dataset, second: datasets.Dataset) -> datasets.Dataset | None:
-    """Both tables as one, in the kinds of values of either; None where neither can hold the other's."""
+def _common_columns(new: datasets.Dataset, old: datasets.Dataset) -> list[str]:
+    """The columns that both tables have, without ids that occur in both."""
+    columns = [name for name in new.column_names if name in old.column_names]
+    if not columns:
+        raise RowError(
+            f"{source_name(new)} has the columns {new.column_names} and {source_name(old)} "
+            f"{old.column_names}; expected some in common."
+        )
+    # Two files may both count from 1, so the same id can mean two rows.
+    if "id" in columns and set(new["id"]) & set(old["id"]):
+        columns.remove("id")
+    dropped = {*new.column_names, *old.column_names} - set(columns)
+    if dropped:
+        logger.info(
+            "Dropped columns %s: missing in one table, or ids that occur in both.", sorted(dropped)
+        )
+    return columns
+
+
+def _replayed_rows(new: datasets.Dataset, old: datasets.Dataset, share: float) -> int:
+    """How many old rows make up this share of the result; all of them if they are too few."""
+    needed = round(share / (1 - share) * len(new))
+    if needed <= len(old):
+        return needed
+    count = len(old)
+    reached = count / (count + len(new))
+    logger.warning(
+        "%s has only %d rows to replay: they are %.0f%% of the result, expected %.0f%%.",
+        source_name(old),
+        count,
+        100 * reached,
+        100 * share,
+    )
+    return count
+
+
+def _concatenate(new: datasets.Dataset, old: datasets.Dataset) -> datasets.Dataset:
+    """Both tables as one. If their column types differ, one table is cast to those of the other."""
     with without_progress_bars():
-        for kinds in (None, second.features, first.features):
+        for features in (None, old.features, new.features):
             with contextlib.suppress(ValueError, TypeError, NotImplementedError, pa.ArrowException):
-                return datasets.concatenate_datasets(
-                    [table if kinds is None else table.cast(kinds) for table in (first, second)]
-                )
-    return None
+                tables = [new, old]
+                if features is not None:
+                    tables = [table.cast(features) for table in tables]
+                return datasets.concatenate_datasets(tables)
+    differing = [name for name in new.column_names if new.features[name] != old.features[name]]
+    raise RowError(
+        f"{source_name(new)} and {source_name(old)} hold values of different types in column "
+        f"{differing[0]!r}; write them in the same way."
+    )
 
 
-def side_by_side(
-    before: Mapping[str, Mapping[str, float]],
-    after: Mapping[str, Mapping[str, float]],
-    *,
-    scores: Sequence[str] | None = None,
-) -> str:
-    """A table of scores before and after a run, a line for each table of rows, so that forgetting is seen.
+def compare_scores(before: Scores, after: Scores, *, scores: Sequence[str] | None = None) -> str:
+    """A table of scores before and after a run, which shows what was forgotten.
+
+    Each line has one score of one table of rows, and says "worse" if it got worse.
 
     Args:
-        before: the scores by the name of their rows, for example {"old": trainer.evaluate(old), "new": ...}.
+        before: the scores by the name of their rows, for example
+            {"old": trainer.evaluate(old), "new": trainer.evaluate(new)}.
         after: likewise.
         scores: the names of the scores that are shown; all unless given.
 
     Raises:
         ValueError: no table has a score of that name.
     """
-    check_argument_types({"scores": scores}, side_by_side)
-    known = list(
-        dict.fromkeys(score for found in (*before.values(), *after.values()) for score in found)
-    )
-    if unknown := [score for score in scores or () if score not in known]:
-        raise ValueError(f"scores names {unknown[0]!r}, expected some of {known}.")
+    check_argument_types({"scores": scores}, compare_scores)
+    names = _score_names(before, after)
+    unknown = [score for score in scores or () if score not in names]
+    if unknown:
+        raise ValueError(f"scores names {unknown[0]!r}, expected some of {names}.")
     lines = []
-    for name in dict.fromkeys([*after, *before]):
-        for score in scores or [
-            score for score in known if score in {**before.get(name, {}), **after.get(name, {})}
-        ]:
-            old, new = before.get(name, {}).get(score), after.get(name, {}).get(score)
-            there = old is not None and new is not None
-            worse = there and (new > old if score in LOWER_IS_BETTER else new < old)  # type: ignore[operator]
-            lines.append(
-                {
-                    "rows": name,
-                    "score": score,
-                    "before": "" if old is None else f"{old:.4f}",
-                    "after": "" if new is None else f"{new:.4f}",
-                    "difference": f"{new - old:+.4f}" if there else "",  # type: ignore[operator]
-                    "": "worse" if worse else "",
-                }
-            )
+    for rows in dict.fromkeys([*after, *before]):
+        old_scores = before.get(rows, {})
+        new_scores = after.get(rows, {})
+        shown = scores or [name for name in names if name in old_scores or name in new_scores]
+        for score in shown:
+            lines.append(_score_line(rows, score, old_scores.get(score), new_scores.get(score)))
     return pd.DataFrame(lines).to_string(index=False)
+
+
+def _score_names(*tables: Scores) -> list[str]:
+    """The names of all scores, in the order of their first occurrence."""
+    names: list[str] = []
+    for table in tables:
+        for scores in table.values():
+            names += scores
+    return list(dict.fromkeys(names))
+
+
+def _score_line(rows: str, score: str, old: float | None, new: float | None) -> dict[str, str]:
+    """One line of `compare_scores`; a cell is empty if its score is missing."""
+    line = {"rows": rows, "score": score, "before": "", "after": "", "difference": "", "": ""}
+    if old is not None:
+        line["before"] = f"{old:.4f}"
+    if new is not None:
+        line["after"] = f"{new:.4f}"
+    if old is not None and new is not None:
+        line["difference"] = f"{new - old:+.4f}"
+        is_worse = new > old if score in LOWER_IS_BETTER else new < old
+        line[""] = "worse" if is_worse else ""
+    return line
+
+
+def side_by_side(before: Scores, after: Scores, *, scores: Sequence[str] | None = None) -> str:
+    """Deprecated: call `compare_scores`, its new name."""
+    warnings.warn("side_by_side is now called compare_scores.", DeprecationWarning, stacklevel=2)
+    return compare_scores(before, after, scores=scores)

@@ -1,8 +1,8 @@
-"""Cross-validation: every row is answered by a model that has not learnt from it, with one base in memory."""
+"""Cross-validation: each row is answered by a model that was not trained on it."""
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,39 +12,50 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from transformers import PreTrainedTokenizerBase
 
 from peftcls.data.reading import as_dataset
-from peftcls.models.state import base_facts
+from peftcls.engine.model_state import base_facts
 from peftcls.models.trainable import copy_tensors, put_tensors, trained_parameters
-from peftcls.tasks.base import Answer, Task
-from peftcls.tasks.encoding import encode_table
-from peftcls.tasks.row_checks import check_rows
+from peftcls.tasks.answers import Answer
+from peftcls.tasks.base import Task
 from peftcls.training.config import TrainConfig
-from peftcls.training.frozen_tables import computed_once
+from peftcls.training.frozen_tables import caching_tables
+from peftcls.training.prepare import log_warnings, prepare
 from peftcls.training.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True)
 class Doubt:
-    """How likely the fold that had not seen a row finds the row's own label."""
+    """How likely a row's label is, by the fold that was not trained on the row.
+
+    Attributes:
+        row: its number, from 1.
+        label: of the row.
+        given: the label that the fold gave; None for an abstention.
+        probability: of the row's own label.
+    """
 
     row: int
-    """Its number, from 1."""
     label: str
     given: str | None
     probability: float
-    """Of the row's own label."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CrossValidation:
-    """The out-of-fold answers, in the rows' order, and what follows from them."""
+    """The out-of-fold answers, in the rows' order, and their scores.
+
+    Attributes:
+        answers: one for each row.
+        fold_of: the fold, from 0, that answered each row.
+        scores: of all answers.
+        fold_scores: of each fold's answers.
+        doubts: all rows with one label, the least likely labels first: look there for wrong ones.
+    """
 
     answers: list[Answer]
     fold_of: list[int]
-    """The fold, from 0, that answered each row."""
     scores: dict[str, float]
     fold_scores: list[dict[str, float]]
     doubts: list[Doubt]
-    """All rows that have one label, those that are doubted most first; the place to look for wrong labels."""
 
 
 def cross_validate(
@@ -57,100 +68,117 @@ def cross_validate(
     folds: int = 5,
     resume: bool = False,
 ) -> CrossValidation:
-    """Train once a fold, each time from the model's present weights, and answer the rows that were left out.
+    """Train once for each fold, and answer the rows of that fold, which were left out.
 
-    The base stays where it is; only the trained parameters are put back between folds, and at the end. Layers below all
-    that is trained are computed once for all folds. The held-out rows choose nothing (no best step, no early stopping), so
-    the scores are not too kind. The adapter of each fold is saved in `output_dir`/fold-NUMBER.
+    Each fold starts from the model's present weights. The base model stays in memory; only the
+    trained parameters are put back between folds, and at the end. Frozen layers are computed once
+    for all folds. The held-out rows choose nothing (no best step, no early stopping), so the
+    scores are not optimistic. The adapter of each fold is saved in `output_dir`/fold-NUMBER.
 
     Args:
         model: from `attach_lora` or `train_only`.
         task: with its labels learnt from all rows.
         tokenizer: from `load_base`.
-        config: of each fold's training; its seed also cuts the folds.
-        rows: at least one for each fold, labels spread over the folds alike.
-        folds: how many parts the rows are cut into.
-        resume: go on within a fold that was interrupted; finished folds are trained again.
+        config: of each fold's training; its seed also assigns rows to folds.
+        rows: at least one for each fold; each label is spread evenly over the folds.
+        folds: how many parts the rows are divided into.
+        resume: continue within a fold that was interrupted; finished folds are trained again.
 
     Raises:
         ValueError: there are fewer rows of a label than folds, or fewer than two folds.
-        RowError: rows that cannot be learnt from.
+        RowError: rows that cannot be trained on.
     """
     table = as_dataset(rows)
     if not isinstance(folds, int) or not 2 <= folds <= len(table):
         raise ValueError(
-            f"folds={folds!r}: expected a whole number of at least 2 and at most the {len(table)} rows."
+            f"folds={folds!r}: expected a whole number of at least 2 and at most the {len(table)} "
+            "rows."
         )
-    check_rows(task, table, training=True)
-    if labelled := bool(getattr(task, "labels", None)) and not getattr(task, "multi_label", False):
-        counts = Counter(task.gold_of(row)[0] for row in table)
-        label, fewest = min(counts.items(), key=lambda pair: pair[1])
-        if fewest < folds:
-            raise ValueError(
-                f"folds={folds}: only {fewest} rows have the label {label!r}, expected one for each fold at least; use "
-                "fewer folds, or leave the label out."
-            )
+    prepared = prepare(task, table, None, tokenizer, base_facts(model))
+    held_out = _assign_rows(task, table, folds, config.seed)
     parameters = trained_parameters(model)
     start = copy_tensors(parameters)
-    answers: dict[int, Answer] = {}
-    fold_of, fold_scores = [0] * len(table), []
     trainers = [
-        Trainer(
-            model,
-            task,
-            tokenizer,
-            dataclasses.replace(config, output_dir=Path(config.output_dir) / f"fold-{fold}"),
-        )
-        for fold in range(folds)
-    ]  # the first moves the model to where it is trained
-    accelerator = trainers[0].accelerator
-    encoded = encode_table(task, table, tokenizer, base_facts(model).fingerprint)
+        Trainer(model, task, tokenizer, _fold_config(config, fold)) for fold in range(folds)
+    ]
+    is_main_process = trainers[0].accelerator.is_main_process
+    if is_main_process:
+        log_warnings(prepared.examination)
+    answers: dict[int, Answer] = {}
+    fold_scores = []
     try:
-        with computed_once(
+        with caching_tables(
             model,
             task,
             tokenizer,
-            [encoded],
+            prepared.tables,
             folder=Path(config.output_dir),
-            rows=config.micro_batch_size,
-            shown=accelerator.is_main_process,
+            max_rows=config.micro_batch_size,
+            shows_progress=is_main_process,
         ):
-            for fold, (trainer, held) in enumerate(
-                zip(trainers, _parts(task, table, folds, config.seed, labelled), strict=True)
-            ):
+            for trainer, held in zip(trainers, held_out, strict=True):
                 put_tensors(parameters, start)
-                trainer.fit(table.select(sorted(set(range(len(table))) - set(held))), resume=resume)
-                found = trainer.predict(table.select(held))
-                answers |= zip(held, found, strict=True)
-                fold_scores.append(task.score(found, table.select(held)))
-                for row in held:
-                    fold_of[row] = fold
+                trained = sorted(set(range(len(table))) - set(held))
+                trainer.fit(prepared.select(trained), resume=resume)
+                held_rows = table.select(held)
+                fold_answers = trainer.predict(held_rows)
+                answers |= zip(held, fold_answers, strict=True)
+                fold_scores.append(task.score(fold_answers, held_rows))
     finally:
         put_tensors(parameters, start)
     ordered = [answers[i] for i in range(len(table))]
     return CrossValidation(
-        ordered, fold_of, task.score(ordered, table), fold_scores, _doubts(task, ordered, table)
+        answers=ordered,
+        fold_of=_fold_of(held_out),
+        scores=task.score(ordered, table),
+        fold_scores=fold_scores,
+        doubts=_doubts(task, ordered, table),
     )
 
 
-def _parts(
-    task: Task, table: datasets.Dataset, folds: int, seed: int, labelled: bool
-) -> list[list[int]]:
-    gold = [task.gold_of(row) for row in table] if labelled else []
-    cut = StratifiedKFold if labelled else KFold
-    places = list(range(len(table)))
-    return [
-        held.tolist()
-        for _, held in cut(folds, shuffle=True, random_state=seed).split(
-            places, [name for (name,) in gold] or None
+def _fold_config(config: TrainConfig, fold: int) -> TrainConfig:
+    return dataclasses.replace(config, output_dir=Path(config.output_dir) / f"fold-{fold}")
+
+
+def _assign_rows(task: Task, table: datasets.Dataset, folds: int, seed: int) -> list[list[int]]:
+    """The rows that each fold holds out, by index; with one label a row, stratified by label."""
+    labels = None
+    splitter = KFold(folds, shuffle=True, random_state=seed)
+    if task.answer_kind == "label":
+        labels = [task.gold_of(row)[0] for row in table]
+        _check_label_counts(labels, folds)
+        splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    splits = splitter.split(list(range(len(table))), labels)
+    return [held.tolist() for _, held in splits]
+
+
+def _check_label_counts(labels: Sequence[str], folds: int) -> None:
+    """Raise ValueError if a label has fewer rows than there are folds."""
+    counts = Counter(labels)
+    rarest = min(counts, key=counts.__getitem__)
+    if counts[rarest] < folds:
+        raise ValueError(
+            f"folds={folds}: only {counts[rarest]} rows have the label {rarest!r}, expected one "
+            "for each fold at least; use fewer folds, or leave the label out."
         )
-    ]
 
 
-def _doubts(task: Task, answers: list[Answer], table: datasets.Dataset) -> list[Doubt]:
-    found = []
+def _fold_of(held_out: Sequence[Sequence[int]]) -> list[int]:
+    """The fold that each row was held out from."""
+    fold_of: dict[int, int] = {}
+    for fold, held in enumerate(held_out):
+        fold_of |= dict.fromkeys(held, fold)
+    return [fold_of[row] for row in sorted(fold_of)]
+
+
+def _doubts(task: Task, answers: Sequence[Answer], table: datasets.Dataset) -> list[Doubt]:
+    """The rows with one label each, those whose label is least likely first."""
+    doubts = []
     for number, (answer, row) in enumerate(zip(answers, table, strict=True), 1):
+        if not answer.probabilities or answer.labels is not None:
+            continue
         gold = task.gold_of(row)
-        if answer.probabilities and answer.labels is None and len(gold) == 1:
-            found.append(Doubt(number, gold[0], answer.label, answer.probabilities[gold[0]]))
-    return sorted(found, key=lambda doubt: doubt.probability)
+        if len(gold) == 1:
+            label = gold[0]
+            doubts.append(Doubt(number, label, answer.label, answer.probabilities[label]))
+    return sorted(doubts, key=lambda doubt: doubt.probability)

@@ -1,4 +1,7 @@
-"""Which rows each process sees, in which micro-batches, in each step: pure functions of their arguments."""
+"""The order of training rows: which rows each process reads in each step.
+
+All functions are pure: the same arguments give the same rows, on any machine and after any restart.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -9,14 +12,14 @@ from peftcls.engine.batching import Lengths
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:
-    """The number of optimizer steps in an epoch; the last one may hold fewer rows than `batch_size`."""
+    """The number of optimizer steps in an epoch; the last one may have fewer rows than others."""
     return -(-rows // batch_size)
 
 
 def rows_before(rows: int, batch_size: int, step: int) -> int:
-    """How many rows have been seen before a step."""
-    epoch, place = divmod(step, steps_per_epoch(rows, batch_size))
-    return epoch * rows + place * batch_size
+    """How many rows have been read before a step."""
+    epoch, step_in_epoch = divmod(step, steps_per_epoch(rows, batch_size))
+    return epoch * rows + step_in_epoch * batch_size
 
 
 def step_rows(
@@ -26,44 +29,68 @@ def step_rows(
     step: int,
     strata: Sequence[int] | np.ndarray | None = None,
 ) -> list[int]:
-    """The indices of the rows of one optimizer step, whatever the number of processes.
+    """The indices of the rows of one optimizer step, on any number of processes.
 
-    Each epoch's order depends on (seed, epoch) alone, so a run can be taken up at any step without replaying the ones
-    before it. It is a permutation of all rows, or with `strata`, the stratum of each row, as many rows of each.
+    The order of an epoch depends only on (seed, epoch), so a run can be resumed at any step without
+    replaying the steps before it.
+
+    Args:
+        rows: of the training table.
+        batch_size: rows of a step, over all processes.
+        seed: of the order.
+        step: from 0.
+        strata: the stratum of each row. An epoch then reads as many rows of each stratum; without
+            it, an epoch reads every row once.
     """
-    epoch, place = divmod(step, steps_per_epoch(rows, batch_size))
-    order = _order(
-        rows, seed, epoch, None if strata is None else np.asarray(strata, dtype=np.int64).tobytes()
-    )
-    return order[place * batch_size : (place + 1) * batch_size].tolist()
+    epoch, step_in_epoch = divmod(step, steps_per_epoch(rows, batch_size))
+    strata_bytes = None
+    if strata is not None:
+        strata_bytes = np.asarray(strata, dtype=np.int64).tobytes()
+    order = _epoch_order(rows, seed, epoch, strata_bytes)
+    first = step_in_epoch * batch_size
+    return order[first : first + batch_size].tolist()
 
 
-@functools.lru_cache(maxsize=2)  # the next step's order is nearly always this one's
-def _order(rows: int, seed: int, epoch: int, strata: bytes | None) -> np.ndarray:
+# The next step is nearly always one of the same epoch.
+@functools.lru_cache(maxsize=2)
+def _epoch_order(rows: int, seed: int, epoch: int, strata: bytes | None) -> np.ndarray:
     random = np.random.default_rng((seed, epoch))
-    return random.permutation(
-        rows if strata is None else _balanced(np.frombuffer(strata, dtype=np.int64), random)
-    )
+    if strata is None:
+        return random.permutation(rows)
+    return random.permutation(_balanced(np.frombuffer(strata, dtype=np.int64), random))
 
 
 def _balanced(strata: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """As many indices as there are rows, each stratum equally often, its rows as equally often as numbers allow."""
+    """Draw as many indices as there are rows, each stratum equally often.
+
+    Within a stratum, too, rows are drawn as equally often as the numbers allow.
+    """
     kinds = np.unique(strata)
     quotas = np.full(len(kinds), len(strata) // len(kinds))
-    quotas[random.permutation(len(kinds))[: len(strata) % len(kinds)]] += 1
+    remainder = len(strata) % len(kinds)
+    quotas[random.permutation(len(kinds))[:remainder]] += 1
     drawn = []
     for kind, quota in zip(kinds, quotas, strict=True):
-        own = np.flatnonzero(strata == kind)
-        drawn += [own] * (quota // len(own)) + [random.choice(own, quota % len(own), replace=False)]
+        members = np.flatnonzero(strata == kind)
+        times, rest = divmod(quota, len(members))
+        drawn += [members] * times
+        drawn.append(random.choice(members, rest, replace=False))
     return np.concatenate(drawn)
 
 
 def share(indices: Sequence[int], lengths: Lengths, process: int, processes: int) -> list[int]:
-    """The rows of one process: dealt out in order of length, back and forth, so that all have about the same tokens."""
+    """The rows of one process in a step; all processes get about the same number of tokens.
+
+    Rows are dealt out from the longest to the shortest, in turns that change direction: to process
+    0, 1, 2, then 2, 1, 0, and so on.
+    """
     ordered = sorted(indices, key=lambda i: (-lengths[i], i))
-    return [
-        index
-        for turn, index in enumerate(ordered)
-        if (turn % processes if turn // processes % 2 == 0 else processes - 1 - turn % processes)
-        == process
-    ]
+    rows = []
+    for position, index in enumerate(ordered):
+        turn, place_in_turn = divmod(position, processes)
+        receiver = place_in_turn
+        if turn % 2 == 1:
+            receiver = processes - 1 - place_in_turn
+        if receiver == process:
+            rows.append(index)
+    return rows

@@ -1,10 +1,16 @@
-"""A dry run: what a training would take, and whether it moves what it should, without leaving a trace."""
+"""A dry run: what a training run needs, and whether it trains what it should, without a trace.
+
+Two steps are taken on the rows that need the most memory. Then everything is put back.
+"""
 
 import collections
+import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +18,13 @@ import torch
 from peftcls.engine.batching import micro_batches
 from peftcls.models.trainable import copy_tensors, put_tensors, train_mode
 
-SHOWN = 5  # names of tensors
-STEPS = 2  # the first one of LoRA moves B alone, since B starts as zeros; and it is not one to time
+MAX_LISTED_TENSORS = 5
+# The first step of LoRA moves only B, which starts as zeros. It is also slower than later steps.
+STEPS = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Rehearsal:
+class DryRun:
     """What two steps on the longest rows have shown."""
 
     rows: int
@@ -25,56 +32,59 @@ class Rehearsal:
     seconds: float
     """That the last step took."""
     steps: int
-    """Of the whole training."""
+    """Of the whole training run."""
     total_seconds: float
-    """Of all its steps, by the tokens in them; evaluations and saving come on top."""
+    """An estimate for all its steps by their tokens, without evaluations and saving."""
     peak_bytes: int
-    """The most memory that was in use: of the accelerator where there is one, else of this process since it began."""
+    """The most memory in use: of the accelerator, or without one of this process since it began."""
     moved: tuple[str, ...]
     """The trained tensors that changed."""
     still: tuple[str, ...]
-    """Those that did not."""
+    """The trained tensors that did not change."""
     without_gradient: tuple[str, ...]
-    """Those whose gradient was zero in both steps."""
+    """The trained tensors whose gradient was zero in all steps."""
     tokens: int | None = None
-    """What fits into memory at once, where it is less than was set."""
+    """How many tokens fit into memory at once, where these are fewer than were set."""
 
     def __str__(self) -> str:
+        trained = len(self.moved) + len(self.still)
         lines = [
-            f"two steps on the {self.rows} rows that take the most memory at once: {self.peak_bytes / 2**20:,.0f} MiB at the peak, "
-            f"{self.seconds:.2f} s for the last",
-            f"estimated {_duration(self.total_seconds)} for {self.steps} steps, without evaluations and saving",
-            f"{len(self.moved)} of {len(self.moved) + len(self.still)} trained tensors moved",
+            f"two steps on the {self.rows} rows that take the most memory at once: "
+            f"{self.peak_bytes / 2**20:,.0f} MiB at the peak, {self.seconds:.2f} s for the last",
+            f"estimated {_duration(self.total_seconds)} for {self.steps} steps, "
+            "without evaluations and saving",
+            f"{len(self.moved)} of {trained} trained tensors moved",
         ]
         if self.tokens is not None:
-            lines.append(f"the memory was short; {self.tokens} tokens at once fit into it")
-        lines += [
-            f"{what}: {', '.join(names[:SHOWN])}{f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''}"
-            for what, names in (
-                ("did not move", self.still),
-                ("had no gradient", self.without_gradient),
-            )
-            if names
-        ]
-        return "\n".join([*lines, "everything is as it was before, and nothing was written"])
+            lines.append(f"out of memory at first; {self.tokens} tokens at once fit into it")
+        if self.still:
+            lines.append(f"did not move: {_list_tensors(self.still)}")
+        if self.without_gradient:
+            lines.append(f"had no gradient: {_list_tensors(self.without_gradient)}")
+        lines.append("everything is as it was before, and nothing was written")
+        return "\n".join(lines)
 
 
 def longest_rows(
     lengths: np.ndarray, batch_size: int, *, micro_rows: int | None, tokens: int, processes: int
 ) -> list[int]:
-    """The rows of the two largest micro-batches that each process can meet in one step."""
+    """The rows of the two largest micro-batches that each process can get in one step.
+
+    Args:
+        lengths: tokens of each training row.
+        batch_size: rows of a step, over all processes.
+        micro_rows: at most this many rows in a micro-batch.
+        tokens: at most this many tokens in a micro-batch.
+        processes: how many share a step.
+    """
     longest = np.argsort(-lengths, kind="stable")[:batch_size].tolist()
-    micros = micro_batches(longest, lengths, rows=micro_rows, tokens=tokens)
-    return [
-        row
-        for micro in sorted(micros, key=lambda micro: -len(micro) * lengths[micro[0]])[
-            : 2 * processes
-        ]
-        for row in micro
-    ]
+    batches = micro_batches(longest, lengths, rows=micro_rows, tokens=tokens)
+    # The first row of a micro-batch is its longest.
+    batches.sort(key=lambda batch: -len(batch) * lengths[batch[0]])
+    return [row for batch in batches[: 2 * processes] for row in batch]
 
 
-def rehearse(
+def take_dry_run(
     step: Callable[[int], object],
     *,
     model: torch.nn.Module,
@@ -83,8 +93,8 @@ def rehearse(
     rows: int,
     steps: int,
     share: float,
-) -> Rehearsal:
-    """Take two steps, and put tensors, optimizer, generators and dropout back as they were.
+) -> DryRun:
+    """Take two steps, and put tensors, optimizer, random state and dropout back as they were.
 
     Args:
         step: takes the optimizer step of that number, from 0.
@@ -92,52 +102,70 @@ def rehearse(
         parameters: what of it is trained, by name.
         optimizer: of these.
         rows: that a step reads.
-        steps: of the whole training.
-        share: of all that the training reads, in one step.
+        steps: of the whole training run.
+        share: of all tokens that the training run reads, those of one step.
     """
-    before, state, modes = (
-        copy_tensors(parameters),
-        optimizer.state,
-        {module: module.training for module in model.modules()},
-    )
-    rates, seconds = [group["lr"] for group in optimizer.param_groups], 0.0
+    before = copy_tensors(parameters)
     device = next(iter(parameters.values())).device
-    optimizer.state = collections.defaultdict(dict)
-    train_mode(model)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            for number in range(
-                STEPS + (device.type == "cuda")
-            ):  # on a GPU the second may be recorded
-                started = time.perf_counter()
-                step(number)
-                seconds = time.perf_counter() - started
-        moved = [
-            name
-            for name, p in parameters.items()
-            if not torch.equal(p.detach().cpu(), before[name])
-        ]
-        reached = [
-            name for name, p in parameters.items() if bool(optimizer.state[p]["exp_avg_sq"].any())
-        ]
-        return Rehearsal(
-            rows,
-            seconds,
-            steps,
-            seconds / share,
-            _peak_bytes(device),
-            tuple(moved),
-            tuple(name for name in parameters if name not in moved),
-            tuple(name for name in parameters if name not in reached),
+    with _restored(model, parameters, optimizer, before):
+        train_mode(model)
+        seconds = _time_steps(step, device)
+        moved = []
+        without_gradient = []
+        for name, parameter in parameters.items():
+            if not torch.equal(parameter.detach().cpu(), before[name]):
+                moved.append(name)
+            if not bool(optimizer.state[parameter]["exp_avg_sq"].any()):
+                without_gradient.append(name)
+        return DryRun(
+            rows=rows,
+            seconds=seconds,
+            steps=steps,
+            total_seconds=seconds / share,
+            peak_bytes=_peak_bytes(device),
+            moved=tuple(moved),
+            still=tuple(name for name in parameters if name not in moved),
+            without_gradient=tuple(without_gradient),
         )
+
+
+def _time_steps(step: Callable[[int], object], device: torch.device) -> float:
+    """Take the steps; the seconds of the last one."""
+    on_gpu = device.type == "cuda"
+    steps = STEPS
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+        # The second step may capture a CUDA graph, so a third one is timed.
+        steps += 1
+    seconds = 0.0
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        for number in range(steps):
+            started = time.perf_counter()
+            step(number)
+            seconds = time.perf_counter() - started
+    return seconds
+
+
+@contextlib.contextmanager
+def _restored(
+    model: torch.nn.Module,
+    parameters: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    tensors: dict[str, torch.Tensor],
+) -> Iterator[None]:
+    """Put the trained tensors, the optimizer and the modules' modes back at the end."""
+    state = optimizer.state
+    learning_rates = [group["lr"] for group in optimizer.param_groups]
+    modes = {module: module.training for module in model.modules()}
+    optimizer.state = collections.defaultdict(dict)
+    try:
+        yield
     finally:
         optimizer.state = state
         optimizer.zero_grad()
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-        put_tensors(parameters, before)
+        for group, learning_rate in zip(optimizer.param_groups, learning_rates, strict=True):
+            group["lr"] = learning_rate
+        put_tensors(parameters, tensors)
         for module, mode in modes.items():
             module.training = mode
 
@@ -147,19 +175,31 @@ def _peak_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     try:
         import resource
-    except ImportError:  # there is none on Windows
+    except ImportError:  # on Windows
         return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # macOS counts bytes, Linux counts KiB.
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _duration(seconds: float) -> str:
-    minutes, left = divmod(round(seconds), 60)
-    return (
-        f"{minutes // 60} h {minutes % 60} min"
-        if minutes >= 60
-        else f"{minutes} min {left} s"
-        if minutes
-        else f"{left} s"
-    )
+    minutes, seconds_left = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    if minutes:
+        return f"{minutes} min {seconds_left} s"
+    return f"{seconds_left} s"
+
+
+def _list_tensors(names: tuple[str, ...]) -> str:
+    listed = ", ".join(names[:MAX_LISTED_TENSORS])
+    more = len(names) - MAX_LISTED_TENSORS
+    return f"{listed} and {more} more" if more > 0 else listed
+
+
+def __getattr__(name: str) -> Any:
+    """The former name of `DryRun`, for one version."""
+    if name == "Rehearsal":
+        warnings.warn("Rehearsal is now called DryRun.", DeprecationWarning, stacklevel=2)
+        return DryRun
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

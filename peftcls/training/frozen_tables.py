@@ -1,6 +1,7 @@
-"""The frozen layers of whole tables, computed once: for all epochs of a training, or for all trainings of a sweep."""
+"""Cache the frozen layers of whole tables: for all epochs of a run, or for all runs of a sweep."""
 
 import contextlib
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,104 +10,128 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from peftcls.engine import frozen_cache
 from peftcls.engine.batch import Batch
-from peftcls.engine.batching import micro_batches
-from peftcls.engine.head_logits import unwrapped
+from peftcls.engine.batching import MicroBatch, micro_batches
+from peftcls.engine.frozen_layers import caching_frozen_layers, sharing_cache
 from peftcls.engine.kernels import batch_tokens
+from peftcls.engine.model_state import state_of
 from peftcls.tasks.base import Task
-from peftcls.tasks.encoding import TrainingTable
+from peftcls.tasks.encoding import EncodedTable
+
+logger = logging.getLogger("peftcls")
 
 
 @contextlib.contextmanager
-def computed_once(
+def caching_tables(
     model: torch.nn.Module,
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
-    tables: Sequence[TrainingTable],
+    tables: Sequence[EncodedTable],
     *,
     folder: Path,
-    rows: int | None = None,
-    shown: bool = True,
+    max_rows: int | None = None,
+    shows_progress: bool = True,
 ) -> Iterator[None]:
-    """Within it the layers below everything that is trained hand out states that were computed once.
+    """Compute the frozen layers of all rows once, and let the model use the cached states.
 
-    Opened around several trainings of a model, it serves them all: what is trained may change, what is frozen may not.
+    Frozen layers are those below everything that is trained. Around several runs of a model, one
+    cache serves them all: trained weights may change, frozen ones may not.
 
     Args:
-        model: with its adapter, or with a part of it opened.
+        model: with its adapter, or with a part of it trained.
         task: what the tables' rows mean.
         tokenizer: pads them.
-        tables: all rows that will be read.
-        folder: for the states, where they are too many for the memory.
-        rows: at most this many at once.
-        shown: with a progress bar, and a sentence about what was done, or why nothing was.
+        tables: all rows that will be read; without any, nothing is cached.
+        folder: for the states, where they are too large for memory.
+        max_rows: at most this many rows are computed at once.
+        shows_progress: show a progress bar, and log what was cached, or why nothing was.
     """
-    if not tables or frozen_cache.TRUNK in vars(unwrapped(model)):
+    if not tables or state_of(model).uses_frozen_cache:
         yield
         return
-    plans = _plans(model, tables, rows)
-    batches = (
-        _collated(model, task, tokenizer, t, micro)
-        for t, micro in tqdm(
-            plans,
-            unit="batch",
-            desc="frozen layers",
-            leave=False,
-            disable=not shown or not sys.stderr.isatty(),
-        )
-    )
-    with frozen_cache.frozen_once(
+    plan = _micro_batches(model, tables, max_rows)
+    with caching_frozen_layers(
         model,
-        batches,
+        _collate_all(model, task, tokenizer, plan, shows_progress),
         task.loss_sum,
+        tokens=sum(int(table.lengths.sum()) for table in tables),
+        sequences=sum(table.sequences for table in tables),
         folder=folder,
-        tokens=sum(int(t.lengths.sum()) for t in tables),
-        lines=sum(t.lines for t in tables),
     ) as remark:
-        if remark and shown:
-            print(remark)
+        if remark and shows_progress:
+            logger.info(remark)
         yield
 
 
 @contextlib.contextmanager
-def computed_for(
+def sharing_cached_table(
     owner: torch.nn.Module,
     model: torch.nn.Module,
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
-    table: TrainingTable,
+    table: EncodedTable,
     *,
-    rows: int | None = None,
+    max_rows: int | None = None,
 ) -> Iterator[bool]:
-    """Within it a model reads what was computed for another one of the same base; see `trunk.lent`."""
-    if owner is model or frozen_cache.TRUNK not in vars(unwrapped(owner)):
+    """Let a model use the states that were cached for another one of the same base.
+
+    Args:
+        owner: for which `caching_tables` is open.
+        model: made of the same weights, with as many frozen layers.
+        task: what the table's rows mean.
+        tokenizer: pads them.
+        table: some of the rows that were cached.
+        max_rows: as for `caching_tables`.
+
+    Yields:
+        Whether the model uses the cached states.
+    """
+    if owner is model or not state_of(owner).uses_frozen_cache:
         yield owner is model
         return
-    _, longest = _plans(model, [table], rows)[0]
-    with frozen_cache.lent(
-        owner, model, _collated(model, task, tokenizer, table, longest), task.loss_sum
-    ) as reads:
-        yield reads
+    _, longest = _micro_batches(model, [table], max_rows)[0]
+    batch = _collate(model, task, tokenizer, table, longest)
+    with sharing_cache(owner, model, batch, task.loss_sum) as uses_cache:
+        yield uses_cache
 
 
-def _plans(
-    model: torch.nn.Module, tables: Sequence[TrainingTable], rows: int | None
-) -> list[tuple[TrainingTable, list[int]]]:
+def _micro_batches(
+    model: torch.nn.Module, tables: Sequence[EncodedTable], max_rows: int | None
+) -> list[tuple[EncodedTable, MicroBatch]]:
     tokens = batch_tokens(next(model.parameters()).device)
-    return [
-        (t, micro)
-        for t in tables
-        for micro in micro_batches(range(len(t.lengths)), t.lengths, tokens=tokens, rows=rows)
-    ]
+    plan = []
+    for table in tables:
+        rows = range(len(table.lengths))
+        for batch in micro_batches(rows, table.lengths, tokens=tokens, rows=max_rows):
+            plan.append((table, batch))
+    return plan
 
 
-def _collated(
+def _collate_all(
     model: torch.nn.Module,
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
-    table: TrainingTable,
-    rows: list[int],
+    plan: Sequence[tuple[EncodedTable, MicroBatch]],
+    shows_progress: bool,
+) -> Iterator[Batch]:
+    bar = tqdm(
+        plan,
+        unit="batch",
+        desc="frozen layers",
+        leave=False,
+        disable=not shows_progress or not sys.stderr.isatty(),
+    )
+    for table, rows in bar:
+        yield _collate(model, task, tokenizer, table, rows)
+
+
+def _collate(
+    model: torch.nn.Module,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    table: EncodedTable,
+    rows: Sequence[int],
 ) -> Batch:
     device = next(model.parameters()).device
-    return {k: v.to(device) for k, v in task.collate(table.of(rows), tokenizer).items()}
+    batch = task.collate(table.take(rows), tokenizer)
+    return {name: tensor.to(device) for name, tensor in batch.items()}

@@ -1,10 +1,15 @@
-"""The gradient of a step: over micro-batches that fit into memory, over all processes, and what of it is not finite."""
+"""Gradient accumulation: the gradient of a step, over micro-batches and over processes.
 
+The result does not depend on the number of processes or on how the rows are cut into micro-batches.
+"""
+
+import dataclasses
 import math
 import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from typing import Self
 
 import numpy as np
 import torch
@@ -12,34 +17,102 @@ from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
 from transformers import PreTrainedTokenizerBase
 
-from peftcls.engine import frozen_cache, prefix_cache
 from peftcls.engine.batch import Batch
 from peftcls.engine.batching import MicroBatch, micro_batches
-from peftcls.engine.cuda_graphs import MOST_WORK, WEIGHT, Recorder
+from peftcls.engine.cuda_graphs import MAX_CAPTURED_PARAM_TOKENS, WEIGHT, CudaGraphRunner
 from peftcls.engine.fixed_shapes import in_fixed_shape
-from peftcls.engine.head_logits import unwrapped
+from peftcls.engine.frozen_layers import using_cached_states
 from peftcls.engine.kernels import batch_tokens, call_tokens
-from peftcls.engine.packing import can_pack, checkpoints
+from peftcls.engine.model_state import base_facts, state_of, unwrapped
+from peftcls.engine.probes import can_pack, can_pack_behind_prefix, uses_gradient_checkpointing
+from peftcls.engine.prompt_logits import shared_prefix
 from peftcls.errors import RunStoppedError, is_out_of_memory
 from peftcls.models import adapter_methods
-from peftcls.models.state import base_facts
 from peftcls.tasks.base import Feature, Task
-from peftcls.tasks.encoding import TrainingTable
+from peftcls.tasks.encoding import EncodedTable
 from peftcls.training import data_order, lost_processes
 from peftcls.training.config import TrainConfig
+from peftcls.training.run_log import log_warning
 from peftcls.training.signals import Signals
 
-PATIENT_SECONDS = 1800.0  # until a step has shown how long one takes, or where a process loads, encodes, answers or saves
+# The wait for other processes before it is known how long a step takes, and where a process loads,
+# encodes, predicts or saves.
+PATIENT_SECONDS = 1800.0
 
 
-class Gradients:
-    """Adds up the gradients of a step's rows, whatever the number of processes and micro-batches.
+@dataclasses.dataclass(frozen=True)
+class StepStatus:
+    """What became of a step: of one process's rows, or, summed over all processes, of all rows.
 
     Args:
-        model: with its adapter, or with a part of it opened.
+        loss: the sum of the rows' losses over the step's weight.
+        out_of_memory: memory ran out; there is no gradient.
+        at_one_row: memory ran out with one row at a time.
+        terminated: SIGTERM was received.
+        interrupted: SIGINT was received.
+    """
+
+    loss: float
+    out_of_memory: bool = False
+    at_one_row: bool = False
+    terminated: bool = False
+    interrupted: bool = False
+
+    @property
+    def signal_number(self) -> int:
+        """The number of the signal that was received; 0 for none."""
+        if self.terminated:
+            return signal.SIGTERM
+        if self.interrupted:
+            return signal.SIGINT
+        return 0
+
+    def to_floats(self) -> list[float]:
+        """The fields as numbers, which travel between processes together with the gradients."""
+        return [float(value) for value in dataclasses.astuple(self)]
+
+    @classmethod
+    def from_floats(cls, sums: Sequence[float]) -> Self:
+        """The status of all processes, from the sums of what `to_floats` gave in each.
+
+        A flag is set where it is set in any process.
+        """
+        loss, *flags = sums
+        return cls(loss, *(bool(flag) for flag in flags))
+
+
+@dataclasses.dataclass(frozen=True)
+class StepShare:
+    """The rows of a step that one process computes.
+
+    Args:
+        step: from 0.
+        rows: their indices; a row that was drawn twice is there twice.
+        features: of these rows, by index.
+        lengths: tokens of every row of the table, by index.
+        step_weight: the sum of the weights of all rows of the step, in all processes.
+    """
+
+    step: int
+    rows: list[int]
+    features: dict[int, Feature]
+    lengths: np.ndarray
+    step_weight: float
+
+    @property
+    def padded_tokens(self) -> int:
+        """The tokens of all rows, each as long as the longest."""
+        return len(self.rows) * int(self.lengths[self.rows].max(initial=0))
+
+
+class GradientAccumulator:
+    """Accumulates the gradients of a step's rows, on any number of processes and micro-batches.
+
+    Args:
+        model: with its adapter, or with a part of it trained.
         task: what its rows mean.
         tokenizer: pads them.
-        config: how to cut them up.
+        config: how to cut them into micro-batches.
         parameters: what is trained, by name.
         autocast: gives the context in which the loss is computed.
     """
@@ -53,27 +126,34 @@ class Gradients:
         parameters: dict[str, torch.nn.Parameter],
         autocast: Callable[[], AbstractContextManager],
     ) -> None:
-        self.model, self.task, self.tokenizer, self.config = model, task, tokenizer, config
-        self.parameters, self.autocast, self.processes = parameters, autocast, PartialState()
+        self.model = model
+        self.task = task
+        self.tokenizer = tokenizer
+        self.config = config
+        self.parameters = parameters
+        self.autocast = autocast
+        self.processes = PartialState()
         self.tokens: int | None = None
-        """What fits into memory at once, where it turned out to be less than was set."""
+        """How many tokens fit into memory at once, where these are fewer than were set."""
         self._longest_seconds: float | None = None
-        self._size = sum(p.numel() for p in model.parameters())
-        self._recorder = None
-        if config.cuda_graphs and self._can_be_recorded():
-            self._recorder = Recorder(
-                self._recorded_loss, list(parameters.values()), self.processes.device
+        self._model_parameters = sum(p.numel() for p in model.parameters())
+        self._graphs: CudaGraphRunner | None = None
+        if self._can_use_cuda_graphs():
+            self._graphs = CudaGraphRunner(
+                self._graph_loss, list(parameters.values()), self.processes.device
             )
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Features as tensors on the device."""
-        return {
-            k: v.to(self.processes.device)
-            for k, v in self.task.collate(features, self.tokenizer).items()
-        }
+        batch = self.task.collate(features, self.tokenizer)
+        return {name: tensor.to(self.processes.device) for name, tensor in batch.items()}
 
-    def most_tokens(self, lengths: np.ndarray) -> int:
-        """How many tokens may be in memory at once: what turned out to fit, as set, or as suits the device."""
+    def max_tokens(self, lengths: np.ndarray) -> int:
+        """How many tokens a micro-batch may have: as memory has shown, or as set, or a default.
+
+        Args:
+            lengths: tokens of each training row.
+        """
         config = self.config
         if self.tokens is not None:
             return self.tokens
@@ -81,220 +161,277 @@ class Gradients:
             return config.micro_batch_size * int(lengths.max())
         return config.micro_batch_tokens or batch_tokens(self.processes.device)
 
-    def add_up(
-        self, table: TrainingTable, indices: list[int], step: int, signals: Signals
-    ) -> tuple[float, int]:
-        """Leave in the parameters the gradient of the sum of all rows' losses over the sum of their weights.
+    def accumulate(
+        self, table: EncodedTable, indices: list[int], step: int, signals: Signals
+    ) -> StepStatus:
+        """Compute the gradient of a step and leave it in the parameters.
 
-        Where memory is short in any process, all take half the tokens at once and do the same rows again.
+        It is the gradient of the sum of all rows' losses over the sum of their weights. Where any
+        process runs out of memory, all of them halve their micro-batches and repeat the step with
+        the same rows.
 
         Args:
             table: the training rows.
-            indices: of the step's rows, of all processes.
+            indices: the step's rows, of all processes.
             step: from 0.
-            signals: what this process has been asked.
+            signals: that this process has received.
 
         Returns:
-            The loss, and the number of the signal that any process has had; 0 for none.
+            The loss, and the signals that any process has received.
 
         Raises:
             RunStoppedError: there is not enough memory for one row.
         """
-        started, lengths = time.perf_counter(), table.lengths
-        own = data_order.share(
-            indices, lengths, self.processes.process_index, self.processes.num_processes
-        )
-        features, weight = (
-            dict(zip(own, table.of(own), strict=True)),
-            float(table.weights[indices].sum()),
-        )
+        started = time.perf_counter()
+        share = self._share(table, indices, step)
         while True:
-            tokens = self.most_tokens(lengths)
-            found = self._own(own, features, lengths, weight, step, tokens)
-            flags = [float(signals.number == number) for number in (signal.SIGTERM, signal.SIGINT)]
-            loss, short, at_last, terminated, interrupted = self.sum_over_processes(
-                [*found, *flags], step
+            tokens = self.max_tokens(table.lengths)
+            own_status = dataclasses.replace(
+                self._accumulate_share(share, tokens),
+                terminated=signals.number == signal.SIGTERM,
+                interrupted=signals.number == signal.SIGINT,
             )
-            if not short:
+            sums = self.sum_over_processes(own_status.to_floats(), step)
+            status = StepStatus.from_floats(sums)
+            if not status.out_of_memory:
                 break
             self.clear()
-            longest, most = (
-                int(lengths[indices].max()),
-                -(-len(indices) // self.processes.num_processes),
-            )
-            if at_last:
-                raise RunStoppedError(
-                    f"step {step + 1}: the memory is not enough for one row at a time, of up to {longest} tokens. "
-                    "Set gradient_checkpointing=True or a smaller max_length, or load the base with quantize='8bit' or "
-                    "'4bit'."
-                )
-            self.tokens = max(1, min(tokens, longest * most) // 2)
-            if self.processes.is_main_process:
-                print(
-                    f"\nstep {step + 1}: out of memory; it is done again, with the same rows and at most {self.tokens} tokens at once.",
-                    flush=True,
-                )
-        self._longest_seconds = max(self._longest_seconds or 0.0, time.perf_counter() - started)
-        return loss, signal.SIGTERM if terminated else signal.SIGINT if interrupted else 0
+            self._reduce_tokens(table, indices, step, tokens, at_one_row=status.at_one_row)
+        seconds = time.perf_counter() - started
+        self._longest_seconds = max(self._longest_seconds or 0.0, seconds)
+        return status
 
-    def _own(
-        self,
-        own: list[int],
-        features: dict[int, Feature],
-        lengths: np.ndarray,
-        weight: float,
-        step: int,
-        tokens: int,
-    ) -> tuple[float, float, float]:
-        """This process's loss; 1 where memory was short, and no gradient is left; 1 where it was so with one row at a time.
+    def _share(self, table: EncodedTable, indices: list[int], step: int) -> StepShare:
+        rows = data_order.share(
+            indices, table.lengths, self.processes.process_index, self.processes.num_processes
+        )
+        return StepShare(
+            step=step,
+            rows=rows,
+            features=dict(zip(rows, table.take(rows), strict=True)),
+            lengths=table.lengths,
+            step_weight=float(table.weights[indices].sum()),
+        )
 
-        A row that was drawn twice stands twice among its `own`.
-        """
-        process, total, micros = self.processes.process_index, 0.0, list[MicroBatch]()
+    def _accumulate_share(self, share: StepShare, tokens: int) -> StepStatus:
+        """Add the gradient of this process's rows; none is left where memory runs out."""
+        batches: list[MicroBatch] = []
         try:
-            inner = unwrapped(self.model)
-            able = (
-                frozen_cache.TRUNK not in vars(inner)
-                and self._size * len(own) * int(lengths[own].max(initial=0)) <= MOST_WORK
-            )
-            recorder = self._recorder if able else None
-            shared = (
-                self.task.shared_tokens(self.model, list(features.values()))
-                if own and recorder is None
-                else 0
-            )
-            packs = (
-                prefix_cache.can_pack_behind(inner) if shared else can_pack(inner)
-            )  # then padding costs next to nothing
-            micros = micro_batches(
-                own,
-                lengths - shared,
-                rows=self.config.micro_batch_size,
-                tokens=tokens,
-                call_tokens=call_tokens(self.processes.device),
-                packed=packs,
-            )
-            with prefix_cache.opening(self.model, shared):
-                for number, micro in enumerate(micros):
-                    _seed(
-                        int(
-                            np.random.SeedSequence(
-                                (self.config.seed, step, process, number)
-                            ).generate_state(1)[0]
-                        )
-                    )
-                    chosen = [features[i] for i in micro]
-                    total += (
-                        self._backward(chosen, weight)
-                        if recorder is None
-                        else self._replayed(recorder, chosen, weight)
-                    )
-            if (
-                self.processes.is_main_process
-                and (penalty := adapter_methods.method_penalty(self.model)) is not None
-            ):
-                penalty.backward()
-                total += float(penalty.detach())
-            return total, 0.0, 0.0
+            graphs = self._graphs if self._graphs_pay_off(share) else None
+            prefix_tokens = 0
+            if share.rows and graphs is None:
+                features = list(share.features.values())
+                prefix_tokens = self.task.shared_tokens(self.model, features)
+            batches = self._cut(share, tokens, prefix_tokens)
+            with shared_prefix(self.model, prefix_tokens):
+                loss = self._accumulate_batches(share, batches, graphs)
+            return StepStatus(loss + self._add_penalty())
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        self.clear()  # here, where the error no longer holds the tensors of the calls that it came through
+        # Outside of the except block the error no longer holds the tensors of the failed calls.
+        self.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        return 0.0, 1.0, float(all(len(micro) == 1 for micro in micros))
+        at_one_row = all(len(batch) == 1 for batch in batches)
+        return StepStatus(0.0, out_of_memory=True, at_one_row=at_one_row)
+
+    def _cut(self, share: StepShare, tokens: int, prefix_tokens: int) -> list[MicroBatch]:
+        """Cut the rows of this process into micro-batches."""
+        inner = unwrapped(self.model)
+        # Where padding is left out, it costs next to nothing.
+        packed = can_pack_behind_prefix(inner) if prefix_tokens else can_pack(inner)
+        return micro_batches(
+            share.rows,
+            share.lengths - prefix_tokens,
+            rows=self.config.micro_batch_size,
+            tokens=tokens,
+            call_tokens=call_tokens(self.processes.device),
+            packed=packed,
+        )
+
+    def _accumulate_batches(
+        self, share: StepShare, batches: list[MicroBatch], graphs: CudaGraphRunner | None
+    ) -> float:
+        """Add the gradients of all micro-batches. Returns the sum of their losses."""
+        total = 0.0
+        for number, batch in enumerate(batches):
+            self._seed(share.step, number)
+            features = [share.features[row] for row in batch]
+            if graphs is None:
+                total += self._backward(features, share.step_weight)
+            else:
+                total += self._replay(graphs, features, share.step_weight)
+        return total
 
     def _backward(self, features: Sequence[Feature], weight: float) -> float:
         """Add the gradient of some rows' loss over a step's weight. Returns that loss."""
         batch = self.collate(features)
-        with self.autocast(), frozen_cache.reading(self.model, batch) as batch:
-            loss = self.task.loss_sum(self.model, batch) / weight
+        with self.autocast(), using_cached_states(self.model, batch) as model_batch:
+            loss = self.task.loss_sum(self.model, model_batch) / weight
         loss.backward()
         return float(loss.detach())
 
-    def _replayed(self, recorder: Recorder, features: Sequence[Feature], weight: float) -> float:
-        """The same as one call, where such a batch has been seen before."""
-        return recorder.backward(
-            in_fixed_shape(self.task.collate(features, self.tokenizer), self.tokenizer), weight
+    def _replay(self, graphs: CudaGraphRunner, features: Sequence[Feature], weight: float) -> float:
+        """Do the same as `_backward`, as one CUDA graph if such a batch has been seen before."""
+        batch = self.task.collate(features, self.tokenizer)
+        return graphs.backward(in_fixed_shape(batch, self.tokenizer), weight)
+
+    def _add_penalty(self) -> float:
+        """Add the gradient of what the adapter's method adds to the loss, in one process only."""
+        if not self.processes.is_main_process:
+            return 0.0
+        penalty = adapter_methods.method_penalty(self.model)
+        if penalty is None:
+            return 0.0
+        penalty.backward()
+        return float(penalty.detach())
+
+    def _reduce_tokens(
+        self,
+        table: EncodedTable,
+        indices: list[int],
+        step: int,
+        tokens: int,
+        *,
+        at_one_row: bool,
+    ) -> None:
+        """Halve the micro-batches after memory ran out.
+
+        Raises:
+            RunStoppedError: memory ran out with one row at a time.
+        """
+        longest_tokens = int(table.lengths[indices].max())
+        if at_one_row:
+            raise RunStoppedError(
+                f"step {step + 1}: out of memory with one row at a time, of up to {longest_tokens} "
+                "tokens. Set gradient_checkpointing=True or a smaller max_length, or load the base "
+                "with quantize='8bit' or '4bit'."
+            )
+        rows_per_process = -(-len(indices) // self.processes.num_processes)
+        self.tokens = max(1, min(tokens, longest_tokens * rows_per_process) // 2)
+        log_warning(
+            f"step {step + 1}: out of memory; repeating it with the same rows, at most "
+            f"{self.tokens} tokens at once."
         )
 
-    def _can_be_recorded(self) -> bool:
-        """On a GPU; where numbers are made narrow or wide on the way, or layers computed again, more is done than kernels launched."""
+    def _can_use_cuda_graphs(self) -> bool:
+        """Whether CUDA graphs may be used.
+
+        Casts of autocast and of quantized weights, and layers that are computed again, do more than
+        launch kernels.
+        """
         device = self.processes.device
+        if device.type != "cuda" or not state_of(self.model).fast_paths.cuda_graphs:
+            return False
         with self.autocast():
-            casts = device.type == "cuda" and torch.is_autocast_enabled("cuda")
-        return (
-            device.type == "cuda"
-            and not casts
-            and base_facts(self.model).quantize is None
-            and not checkpoints(unwrapped(self.model))
-        )
+            casts = torch.is_autocast_enabled("cuda")
+        if casts or base_facts(self.model).quantize is not None:
+            return False
+        return not uses_gradient_checkpointing(unwrapped(self.model))
 
-    def _recorded_loss(self, batch: Batch) -> torch.Tensor:
+    def _graphs_pay_off(self, share: StepShare) -> bool:
+        if state_of(self.model).uses_frozen_cache:
+            return False
+        return self._model_parameters * share.padded_tokens <= MAX_CAPTURED_PARAM_TOKENS
+
+    def _graph_loss(self, batch: Batch) -> torch.Tensor:
         with self.autocast():
             return self.task.loss_sum(self.model, batch) / batch[WEIGHT]
 
+    def _seed(self, step: int, micro_batch: int) -> None:
+        """Seed dropout, by numbers that are the same when a run is resumed at this step."""
+        entropy = (self.config.seed, step, self.processes.process_index, micro_batch)
+        number = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        if torch.accelerator.is_available():
+            torch.manual_seed(number)
+        else:
+            # torch.manual_seed looks for other devices, which takes as long as a small head's step.
+            torch.default_generator.manual_seed(number)
+
     def sum_over_processes(self, numbers: Sequence[float], step: int) -> list[float]:
-        """Add up the gradients, and some numbers, of all processes; each row has been divided by the whole step's weight."""
+        """Sum the gradients, and some numbers, over all processes.
+
+        The gradients need no mean: each loss was divided by the weight of the whole step.
+
+        Args:
+            numbers: of this process.
+            step: from 0, for a message.
+
+        Returns:
+            The sums of the numbers.
+        """
+        gradients = []
         for parameter in self.parameters.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
         if self.processes.num_processes == 1:
             return list(numbers)
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        kind = torch.float64 if any(g.dtype == torch.float64 for g in gradients) else torch.float32
+        is_double = any(gradient.dtype == torch.float64 for gradient in gradients)
+        dtype = torch.float64 if is_double else torch.float32
+        numbers_tensor = torch.tensor(numbers, dtype=dtype, device=gradients[0].device)
         flat = torch.cat(
-            [g.flatten().to(kind) for g in gradients]
-            + [torch.tensor(numbers, dtype=kind, device=gradients[0].device)]
+            [*(gradient.flatten().to(dtype) for gradient in gradients), numbers_tensor]
         )
         seconds = PATIENT_SECONDS
         if self._longest_seconds is not None:
-            seconds = lost_processes.patient_seconds(self._longest_seconds)
-        with lost_processes.watched(seconds, self.processes.process_index, f"step {step + 1}"):
+            seconds = lost_processes.stall_limit_seconds(self._longest_seconds)
+        with lost_processes.watchdog(seconds, self.processes.process_index, f"step {step + 1}"):
             flat = reduce(flat, reduction="sum")
-            summed: list[float] = flat[-len(numbers) :].tolist()
-        for gradient, piece in zip(
-            gradients, flat[: -len(numbers)].split([g.numel() for g in gradients]), strict=True
-        ):
-            gradient.copy_(piece.view_as(gradient))
-        return summed
+            sums: list[float] = flat[-len(numbers) :].tolist()
+        sizes = [gradient.numel() for gradient in gradients]
+        summed = flat[: -len(numbers)].split(sizes)
+        for gradient, total in zip(gradients, summed, strict=True):
+            gradient.copy_(total.view_as(gradient))
+        return sums
 
     def describe_not_finite(
-        self, table: TrainingTable, indices: list[int], step: int, loss: float, length: float
+        self, table: EncodedTable, indices: list[int], step: int, loss: float, norm: float
     ) -> str:
-        """A sentence about a step whose loss or gradient is not finite, with its rows; the gradients are gone then."""
+        """Describe a step whose loss or gradient is not finite, and name its rows.
+
+        The gradients are cleared.
+
+        Args:
+            table: the training rows.
+            indices: the step's rows, of all processes.
+            step: from 0.
+            loss: of the step.
+            norm: of its gradient.
+        """
+        rows = sorted(index + 1 for index in indices)
         alone = self.not_finite_rows(table, indices)
         return (
-            f"step {step + 1}: the loss is {loss} and the gradient's length {length}, expected finite numbers. The step was not taken. "
-            f"Its rows: {sorted(i + 1 for i in indices)}; not finite when alone: {alone or 'none'}."
+            f"step {step + 1}: the loss is {loss} and the gradient norm {norm}, expected finite "
+            f"numbers. The step was not taken. Its rows: {rows}; not finite when alone: "
+            f"{alone or 'none'}."
         )
 
-    def not_finite_rows(self, table: TrainingTable, indices: list[int]) -> list[int]:
-        """The numbers of the rows, of all processes, whose loss or gradient is not finite when they are read alone."""
-        found = []
-        for i in dict.fromkeys(
-            data_order.share(
-                indices, table.lengths, self.processes.process_index, self.processes.num_processes
-            )
-        ):
+    def not_finite_rows(self, table: EncodedTable, indices: list[int]) -> list[int]:
+        """The rows whose loss or gradient is not finite when each is computed by itself.
+
+        Returns:
+            The numbers of the rows, from 1, of all processes.
+        """
+        share = data_order.share(
+            indices, table.lengths, self.processes.process_index, self.processes.num_processes
+        )
+        numbers = []
+        for index in dict.fromkeys(share):
             self.clear()
-            loss = self._backward([table.features[i]], 1.0)
+            loss = self._backward([table.features[index]], 1.0)
             sums = [
-                float(p.grad.abs().sum()) for p in self.parameters.values() if p.grad is not None
+                float(parameter.grad.abs().sum())
+                for parameter in self.parameters.values()
+                if parameter.grad is not None
             ]
-            if not all(map(math.isfinite, [loss, *sums])):
-                found.append(i + 1)
+            if not all(math.isfinite(number) for number in (loss, *sums)):
+                numbers.append(index + 1)
         self.clear()
-        return sorted(set(gather_object(found)))
+        return sorted(set(gather_object(numbers)))
 
     def clear(self) -> None:
-        """Forget the gradients."""
+        """Drop the gradients."""
         for parameter in self.parameters.values():
             parameter.grad = None
-
-
-def _seed(number: int) -> None:
-    if torch.accelerator.is_available():
-        torch.manual_seed(number)
-    else:  # the same, without asking for generators that are not there, which takes as long as a small head's step
-        torch.default_generator.manual_seed(number)

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step."""
+"""The learning rate schedule: warmup, then linear or cosine decay, or a constant rate."""
 
 import math
 from typing import Literal
@@ -7,15 +7,23 @@ Schedule = Literal["linear", "cosine", "constant"]
 
 
 def learning_rate_factor(step: int, steps: int, *, warmup: float, schedule: Schedule) -> float:
-    """The share of the peak learning rate at optimizer step `step` of `steps`, counted from 0.
+    """The share of the peak learning rate at one optimizer step.
 
-    The rate rises linearly over the first `warmup` share of the steps; then it falls to zero linearly or along a half
-    cosine (Loshchilov and Hutter 2017, "SGDR", equation 5), or stays.
+    The rate rises linearly over the first `warmup` share of the steps. Then it falls to zero,
+    linearly or along half a cosine (Loshchilov and Hutter 2017, "SGDR", equation 5), or stays.
+
+    Args:
+        step: of the optimizer, counted from 0.
+        steps: of the whole run.
+        warmup: the share of the steps over which the rate rises.
+        schedule: what follows the warmup.
     """
-    rising = max(1, round(warmup * steps)) if warmup else 0
-    if step < rising:
-        return (step + 1) / (rising + 1)
+    warmup_steps = max(1, round(warmup * steps)) if warmup else 0
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
     if schedule == "constant":
         return 1.0
-    done = (step - rising) / max(1, steps - rising)
-    return 1.0 - done if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    if schedule == "linear":
+        return 1.0 - progress
+    return 0.5 * (1.0 + math.cos(math.pi * progress))

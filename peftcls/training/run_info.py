@@ -1,48 +1,59 @@
-"""What of a model is trained, saved and frozen, in numbers, and what makes a run the one that it is."""
+"""What a model trains, saves and freezes, in numbers, and what identifies a training run."""
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import datasets
 import pandas as pd
 import torch
 
+from peftcls.engine.model_state import base_facts, state_of
+from peftcls.engine.probes import describe_capabilities
 from peftcls.models import adapter_methods
-from peftcls.models.adapter_folder import LINEAGE
-from peftcls.models.state import base_facts
 from peftcls.models.trainable import trained_parameters
 from peftcls.tasks.base import Task
-from peftcls.tasks.encoding import TrainingTable, content_sum
 from peftcls.training.config import TrainConfig
+from peftcls.training.prepare import Prepared
 
+# Settings that may be others when a run is resumed.
 FREE_ON_RESUME = (
+    # These do not change the weights.
     "output_dir",
     "log_every",
-    "trackers",  # they do not change the weights
+    "trackers",
+    # These change them only by rounding, and by the dropout masks that are drawn.
     "gradient_checkpointing",
-    "cuda_graphs",  # they do so by rounding, and by the dropout masks that are drawn
+    "fast_paths",
+    # This changes them only where the run would have ended otherwise.
     "max_skipped_steps",
-)  # it does so where the run would have ended without
-SHOWN_LABELS = 10
+)
+ADAPTER_MARKS = (".lora_", "ia3_")
+MAX_LISTED_LABELS = 10
 
 
 def model_parts(model: torch.nn.Module) -> list[dict[str, Any]]:
-    """The adapter, the head, and the frozen rest that is never saved: for each its tensors, parameters and bytes."""
-    facts, trained = base_facts(model), trained_parameters(model)
+    """Count the tensors, parameters and bytes of each part of a model.
+
+    The parts are the adapter, the head, trained blocks of the base, and the frozen base itself,
+    which is never saved.
+    """
+    facts = base_facts(model)
+    trained = trained_parameters(model)
+    base_part = f"base {facts.name}"
     parts: dict[str, list[torch.Tensor]] = {}
     for name, parameter in model.named_parameters():
         if name in trained:
-            adapter = any(mark in name for mark in (".lora_", "ia3_"))
-            parts.setdefault(
-                "adapter" if adapter else "head" if _in_head(name, facts.heads) else "block", []
-            ).append(parameter)
-        elif ".original_module." not in name:  # PEFT's untouched copy of the head
-            parts.setdefault(f"base {facts.name}", []).append(parameter)
+            part = _trained_part(name, facts.heads)
+        elif ".original_module." in name:
+            # PEFT's untouched copy of the head.
+            continue
+        else:
+            part = base_part
+        parts.setdefault(part, []).append(parameter)
     return [
         {
             "part": part,
-            "trained": not part.startswith("base"),
+            "trained": part != base_part,
             "tensors": len(tensors),
             "parameters": sum(t.numel() for t in tensors),
             "bytes": sum(t.numel() * t.element_size() for t in tensors),
@@ -52,72 +63,76 @@ def model_parts(model: torch.nn.Module) -> list[dict[str, Any]]:
 
 
 def describe_model(model: torch.nn.Module, task: Task) -> str:
-    """A table of counts and bytes: the adapter, the head, and the frozen rest that is never saved; and what is learnt on from.
+    """Describe a model: the sizes of its parts, its fast paths, and what it was continued from.
 
-    Labels that the earlier folder does not know are named: a label in another spelling would become one of them.
+    New labels are named: a label in another spelling would become one of them.
     """
     rows = [
         {
             "part": part["part"],
-            "trained": part["trained"],
-            "saved": part["trained"],
+            "trained": "yes" if part["trained"] else "no",
+            "saved": "yes" if part["trained"] else "no",
             "parameters": f"{part['parameters']:,}",
             "bytes": f"{part['bytes']:,}",
         }
         for part in model_parts(model)
     ]
-    told = pd.DataFrame(rows).replace({True: "yes", False: "no"}).to_string(index=False)
-    if lineage := vars(model).get(LINEAGE):
-        known, labels = lineage[-1]["task"].get("labels") or [], getattr(task, "labels", None) or ()
-        added = [label for label in labels if label not in known]
-        told += f"\nlearning on from {lineage[-1]['folder']}"
-        told += (
-            f"; {len(added)} added to its {len(known)} labels: {first_labels(added)}"
-            if added
-            else ""
-        )
-    return told
+    lines = [pd.DataFrame(rows).to_string(index=False), describe_capabilities(model)]
+    lineage = state_of(model).lineage
+    if lineage:
+        lines.append(_describe_start(lineage[-1], task))
+    return "\n".join(lines)
 
 
 def first_labels(labels: Sequence[str]) -> str:
-    """The first few labels, and three dots where there are more."""
-    return ", ".join(
-        [*map(repr, labels[:SHOWN_LABELS]), *(["..."] if len(labels) > SHOWN_LABELS else [])]
-    )
+    """The first few labels, and three dots if there are more."""
+    listed = [repr(label) for label in labels[:MAX_LISTED_LABELS]]
+    if len(labels) > MAX_LISTED_LABELS:
+        listed.append("...")
+    return ", ".join(listed)
 
 
 def identify_run(
-    model: torch.nn.Module,
-    task: Task,
-    config: TrainConfig,
-    table: TrainingTable,
-    valid: datasets.Dataset | None,
+    model: torch.nn.Module, task: Task, config: TrainConfig, prepared: Prepared
 ) -> dict[str, Any]:
-    """All that must be the same when a run is taken up again, by the names that a message uses.
+    """All that must be the same when a run is resumed, by the names that a message uses.
 
     Rows are compared by what is in the columns that the task reads, wherever they come from.
     """
     facts = base_facts(model)
-    held = (
-        None if valid is None else content_sum(valid.select_columns(task.columns(with_target=True)))
-    )
-    return {
+    validation_rows = None
+    if prepared.valid_rows is not None:
+        validation_rows = f"{len(prepared.valid_rows)} rows, sum {prepared.valid_sum}"
+    identity = {
         "task": task.to_json(),
-        "method": vars(model).get(adapter_methods.METHOD),
+        "method": state_of(model).method,
         "adapter": adapter_methods.method_settings(model),
-        "start": [old["sum"] for old in vars(model).get(LINEAGE, [])],
+        "start": [folder["sum"] for folder in state_of(model).lineage],
         "base": facts.fingerprint,
         "dtype": facts.dtype,
-        "training rows": f"{len(table.features)} rows, sum {content_sum(table.features)}",
-        "validation rows": None if valid is None else f"{len(valid)} rows, sum {held}",
+        "training rows": f"{len(prepared.train_rows)} rows, sum {prepared.train_sum}",
+        "validation rows": validation_rows,
         "trained tensors": {name: list(p.shape) for name, p in trained_parameters(model).items()},
-        **{
-            name: value
-            for name, value in dataclasses.asdict(config).items()
-            if name not in FREE_ON_RESUME
-        },
     }
+    for name, value in dataclasses.asdict(config).items():
+        if name not in FREE_ON_RESUME:
+            identity[name] = value
+    return identity
 
 
-def _in_head(name: str, heads: tuple[str, ...]) -> bool:
-    return any(f".{head}." in f".{name}" for head in heads)
+def _trained_part(name: str, heads: tuple[str, ...]) -> str:
+    if any(mark in name for mark in ADAPTER_MARKS):
+        return "adapter"
+    if any(f".{head}." in f".{name}" for head in heads):
+        return "head"
+    return "block"
+
+
+def _describe_start(start: dict[str, Any], task: Task) -> str:
+    """The folder that a model was continued from, and the labels that are new since."""
+    line = f"continued from {start['folder']}"
+    known = start["task"].get("labels") or []
+    added = [label for label in task.labels or () if label not in known]
+    if added:
+        line += f"; {len(added)} added to its {len(known)} labels: {first_labels(added)}"
+    return line

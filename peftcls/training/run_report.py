@@ -1,4 +1,4 @@
-"""A trained run described for its report."""
+"""A training run as the report shows it."""
 
 import dataclasses
 import platform
@@ -6,12 +6,14 @@ import shlex
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
+from typing import Any
 
 import torch
 
-from peftcls.models.adapter_methods import METHOD, method_settings
-from peftcls.models.state import base_facts
+from peftcls.engine.model_state import base_facts, state_of
+from peftcls.models.adapter_methods import method_settings
 from peftcls.report.run import Meter, Run
+from peftcls.training.config import TrainConfig
 from peftcls.training.run_info import model_parts
 from peftcls.training.trainer import Trainer
 
@@ -21,57 +23,70 @@ LIBRARIES = ("peftcls", "torch", "transformers", "peft", "accelerate", "datasets
 def describe_run(
     trainer: Trainer, meter: Meter | None = None, *, seconds: Mapping[str, float] | None = None
 ) -> Run:
-    """All that a trainer knows of its run.
+    """Describe a training run: model, settings, history, times, memory, versions and command.
 
     Args:
         trainer: after `fit`.
         meter: made when the program began.
-        seconds: times that were taken by themselves, by what took them.
+        seconds: times that were measured separately, by what they are of.
     """
-    model, accelerator = trainer.model, trainer.accelerator
-    device = (
-        torch.cuda.get_device_name(accelerator.device)
-        if accelerator.device.type == "cuda"
-        else platform.machine() + " processor"
-    )
-    settings = {
-        name: value
-        for name, value in dataclasses.asdict(trainer.config).items()
-        if name != "output_dir"
-    }
+    model = trainer.model
+    accelerator = trainer.accelerator
+    precision = str(accelerator.mixed_precision)
+    all_seconds: dict[str, float] = {}
+    if meter is not None:
+        all_seconds["the whole run"] = meter.seconds()
+    all_seconds.update(seconds or {})
     return Run(
         base=dataclasses.asdict(base_facts(model)),
-        method=vars(model).get(METHOD),
+        method=state_of(model).method,
         adapter={
             name: value
             for name, value in method_settings(model).items()
             if isinstance(value, str | int | float)
         },
         parts=model_parts(model),
-        settings={**settings, "precision": str(accelerator.mixed_precision)},
+        settings={**_settings(trainer.config), "precision": precision},
         history=trainer.progress.history,
         best_step=trainer.progress.best_step,
-        seconds={**({"the whole run": meter.seconds()} if meter else {}), **(seconds or {})},
+        seconds=all_seconds,
         peak_bytes=meter.peak_bytes() if meter else {},
         joules=meter.joules() if meter else None,
         versions={
             "python": platform.python_version(),
             **{name: version(name) for name in LIBRARIES},
         },
-        device=device,
+        device=_device_name(accelerator.device),
         processes=accelerator.num_processes,
-        command=command_line(
-            accelerator.num_processes, str(accelerator.mixed_precision), accelerator.device.type
-        ),
+        command=command_line(accelerator.num_processes, precision, accelerator.device.type),
     )
 
 
 def command_line(processes: int, precision: str, device: str) -> str:
-    """The command that starts this program again in as many processes and the same precision."""
+    """The command that starts this program again on as many processes, in the same precision."""
     program = shlex.join(sys.argv)
     if device != "cpu" and (processes > 1 or precision != "no"):
         return (
             f"accelerate launch --num_processes {processes} --mixed_precision {precision} {program}"
         )
-    launcher = f"torchrun --nproc-per-node {processes}" if processes > 1 else "python"
-    return f"{'' if precision == 'no' else f'ACCELERATE_MIXED_PRECISION={precision} '}{launcher} {program}"
+    launcher = "python" if processes == 1 else f"torchrun --nproc-per-node {processes}"
+    command = f"{launcher} {program}"
+    if precision == "no":
+        return command
+    return f"ACCELERATE_MIXED_PRECISION={precision} {command}"
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings of a run by name, without the folder; fast paths as one text."""
+    settings = dataclasses.asdict(config)
+    del settings["output_dir"]
+    fast_paths: dict[str, bool] = settings["fast_paths"]
+    switched_off = [name for name, is_on in fast_paths.items() if not is_on]
+    settings["fast_paths"] = f"all but {', '.join(switched_off)}" if switched_off else "all"
+    return settings
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.machine() + " processor"

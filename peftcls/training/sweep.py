@@ -1,7 +1,8 @@
-"""Several trainings on one base in memory: over rates, ranks or methods; what is frozen in all of them is computed once."""
+"""Sweep: several trainings on one base in memory, over learning rates, ranks or methods."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,36 +11,45 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from peftcls.data.reading import as_dataset
-from peftcls.engine.frozen_cache import frozen_layers
-from peftcls.evaluation import Comparison, beside_best
-from peftcls.metrics import LOWER_IS_BETTER, Interval
-from peftcls.models.state import base_facts
+from peftcls.engine.frozen_layers import find_frozen_layers
+from peftcls.engine.model_state import base_facts
+from peftcls.evaluation import Comparison, compare_with_best
+from peftcls.metrics import Interval, rank_scores
 from peftcls.models.trainable import copy_tensors, put_tensors, trained_parameters
-from peftcls.tasks.base import Answer, Task
-from peftcls.tasks.encoding import encode_table, encoded_once
+from peftcls.tasks.answers import Answer
+from peftcls.tasks.base import Task
 from peftcls.training.config import TrainConfig
-from peftcls.training.frozen_tables import computed_for, computed_once
+from peftcls.training.frozen_tables import caching_tables, sharing_cached_table
+from peftcls.training.prepare import Prepared, log_warnings, prepare
 from peftcls.training.trainer import Trainer
+
+logger = logging.getLogger("peftcls")
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """One training of a sweep."""
+    """One training of a sweep.
+
+    Attributes:
+        name: of its configuration.
+        directory: the adapter folder.
+        scores: of its best step on the validation rows, which also chose the step.
+        intervals: the 95 % bootstrap intervals of the scores.
+        answers: to the validation rows.
+        best_step: the step with these scores.
+        history: losses and scores during the training.
+        against_best: the best training compared with this one, on the same rows; None for the
+            best training itself.
+    """
 
     name: str
     directory: Path
-    """The adapter folder."""
     scores: dict[str, float]
-    """Of its best step, on the validation rows, which chose the step too."""
     intervals: dict[str, Interval]
-    """95 % bootstrap intervals of these."""
     answers: list[Answer]
-    """To the validation rows."""
     best_step: int | None
     history: list[dict[str, float]]
-    """Losses and scores on the way."""
     against_best: Comparison | None
-    """The best training against this one, on the same rows; None for itself."""
 
 
 def sweep(
@@ -52,130 +62,147 @@ def sweep(
     *,
     resume: bool = False,
 ) -> list[Trained]:
-    """Train once for each configuration, each time from the model's present weights. Each result is that of `Trainer.fit` alone.
+    """Train once for each configuration, each time from the model's present weights.
 
-    The base is in memory once, rows are encoded once, and layers that are frozen in all trainings with as many of them are
-    computed once: a sweep over ten rates of a head alone reads the table once, not ten times an epoch.
+    Each result is the same as that of `Trainer.fit` by itself. But the base is in memory only
+    once, rows are checked and encoded once, and frozen layers are computed once for all trainings
+    with as many of them: a sweep over ten learning rates of a head computes the states of the
+    table once, not ten times an epoch.
 
     Args:
-        model: from `attach_lora` or `train_only`; its trained weights are put back between trainings, and at the end. Or a
-            model for each name, on one base or not: see `share_base`.
+        model: from `attach_lora` or `train_only`; its trained weights are put back between
+            trainings, and at the end. Or a model for each name; they may share one base in memory,
+            see `share_base`.
         task: with its labels learnt.
         tokenizer: from `load_base`.
         configs: of each training, by name; each with an `output_dir` of its own.
         train_rows: as for `Trainer.fit`.
-        valid_rows: they choose each training's best step, and the order of the results. So the best one's score is a little
-            kind, the more so the more are compared; a number to be quoted needs rows of its own.
-        resume: go on within a training that was interrupted; finished ones are trained again.
+        valid_rows: they choose each training's best step, and the order of the results. So the
+            score of the best training is a little optimistic, the more so the more trainings are
+            compared; use other rows for a score to report.
+        resume: continue within a training that was interrupted; finished ones are trained again.
 
     Returns:
         The trainings, the best one first.
 
     Raises:
-        ValueError: names, folders or monitors that do not go together.
-        RowError: rows that cannot be learnt from.
+        ValueError: names, folders or monitors do not fit together.
+        RowError: rows that cannot be trained on.
     """
     models = dict(model) if isinstance(model, Mapping) else dict.fromkeys(configs, model)
-    monitor = _check(models, task, configs)
-    train, valid = as_dataset(train_rows, "train_rows"), as_dataset(valid_rows, "valid_rows")
+    _check_configs(models, configs)
+    monitor = _common_monitor(task, configs)
+    train = as_dataset(train_rows, "train_rows")
+    valid = as_dataset(valid_rows, "valid_rows")
     starts = {name: copy_tensors(trained_parameters(models[name])) for name in configs}
     trainers = {
         name: Trainer(models[name], task, tokenizer, config) for name, config in configs.items()
     }
-    accelerator = next(iter(trainers.values())).accelerator
-    found: dict[str, Trained] = {}
+    is_main_process = next(iter(trainers.values())).accelerator.is_main_process
+    # How rows are encoded depends on the tokenizer, not on the base: once is enough for all.
+    first_model = next(iter(models.values()))
+    prepared = prepare(task, train, valid, tokenizer, base_facts(first_model))
+    if is_main_process:
+        log_warnings(prepared.examination)
+    results: dict[str, Trained] = {}
     try:
-        with encoded_once():
-            for names in _alike(models, configs):
-                owner, config = models[names[0]], configs[names[0]]
-                tables = [
-                    encode_table(task, rows, tokenizer, base_facts(owner).fingerprint)
-                    for rows in (train, valid)
-                ]
-                with computed_once(
-                    owner,
-                    task,
-                    tokenizer,
-                    tables,
-                    folder=Path(config.output_dir).parent,
-                    rows=config.micro_batch_size,
-                    shown=accelerator.is_main_process,
-                ):
-                    for name in names:
-                        accelerator.print(f"{name}: training {len(found) + 1} of {len(configs)}")
-                        put_tensors(trained_parameters(models[name]), starts[name])
-                        with computed_for(owner, models[name], task, tokenizer, tables[0]):
-                            found[name] = _train(name, trainers[name], train, valid, resume)
+        for names in _groups_by_frozen_layers(models, configs):
+            owner = trainers[names[0]]
+            with caching_tables(
+                owner.model,
+                task,
+                tokenizer,
+                prepared.tables,
+                folder=owner.output_dir.parent,
+                max_rows=owner.config.micro_batch_size,
+                shows_progress=is_main_process,
+            ):
+                for name in names:
+                    if is_main_process:
+                        logger.info(f"{name}: training {len(results) + 1} of {len(configs)}")
+                    put_tensors(trainers[name].parameters, starts[name])
+                    results[name] = _train(name, trainers[name], owner, prepared, resume=resume)
     finally:
         for name, start in starts.items():
-            put_tensors(trained_parameters(models[name]), start)
-    return _ordered([found[name] for name in configs], task, valid, monitor)
+            put_tensors(trainers[name].parameters, start)
+    return _best_first([results[name] for name in configs], task, valid, monitor)
 
 
-def _check(
-    models: Mapping[str, torch.nn.Module], task: Task, configs: Mapping[str, TrainConfig]
-) -> str:
-    """The score that decides. Raises ValueError."""
+def _check_configs(
+    models: Mapping[str, torch.nn.Module], configs: Mapping[str, TrainConfig]
+) -> None:
+    """Raise ValueError if names or folders do not fit together."""
     if not configs:
         raise ValueError("configs is empty, expected a TrainConfig for each training, by name.")
     if set(models) != set(configs):
         raise ValueError(
-            f"there are models for {sorted(models)} and configs for {sorted(configs)}, expected the same names."
+            f"there are models for {sorted(models)} and configs for {sorted(configs)}, expected "
+            "the same names."
         )
-    folders: dict[Path, str] = {}
+    names_by_folder: dict[Path, str] = {}
     for name, config in configs.items():
-        if (other := folders.setdefault(Path(config.output_dir).absolute(), name)) != name:
+        other = names_by_folder.setdefault(Path(config.output_dir).absolute(), name)
+        if other != name:
             raise ValueError(
-                f"{other!r} and {name!r} have the same output_dir {str(config.output_dir)!r}, expected a folder for each."
+                f"{other!r} and {name!r} have the same output_dir {str(config.output_dir)!r}, "
+                "expected a folder for each."
             )
+
+
+def _common_monitor(task: Task, configs: Mapping[str, TrainConfig]) -> str:
+    """The score that decides which step and which training is best; ValueError if they differ."""
     monitors = {config.monitor or task.monitor for config in configs.values()}
     if len(monitors) > 1:
         raise ValueError(
-            f"the trainings are judged by {sorted(monitors)}, expected one monitor, so that one of them can be the best."
+            f"the trainings are judged by {sorted(monitors)}, expected one monitor, so that one of "
+            "them can be the best."
         )
     return monitors.pop()
 
 
-def _alike(
-    models: Mapping[str, torch.nn.Module], configs: Mapping[str, TrainConfig]
+def _groups_by_frozen_layers(
+    models: Mapping[str, torch.nn.Module], names: Iterable[str]
 ) -> list[list[str]]:
-    """The names, those together that can read the same states of frozen layers."""
-    groups: dict[Any, list[str]] = {}
-    for name in configs:
-        layers = frozen_layers(models[name])
-        groups.setdefault((base_facts(models[name]).fingerprint, layers and layers[1]), []).append(
-            name
-        )
+    """The names of the trainings, grouped by the frozen layers whose states they can share."""
+    groups: dict[tuple[str, int], list[str]] = {}
+    for name in names:
+        frozen = find_frozen_layers(models[name])
+        frozen_count = frozen[1] if frozen else 0
+        key = (base_facts(models[name]).fingerprint, frozen_count)
+        groups.setdefault(key, []).append(name)
     return list(groups.values())
 
 
 def _train(
-    name: str, trainer: Trainer, train: datasets.Dataset, valid: datasets.Dataset, resume: bool
+    name: str, trainer: Trainer, owner: Trainer, prepared: Prepared, *, resume: bool
 ) -> Trained:
-    scores = trainer.fit(train, valid, resume=resume)
+    """Run one training, with the states of frozen layers that were cached for the owner."""
+    assert prepared.valid_inputs is not None, "a sweep has validation rows"
+    with sharing_cached_table(
+        owner.model, trainer.model, trainer.task, trainer.tokenizer, prepared.train
+    ):
+        scores = trainer.fit(prepared, resume=resume)
+        answers = trainer.predict_encoded(prepared.valid_inputs)
     return Trained(
-        name,
-        trainer.output_dir,
-        scores,
-        {},
-        trainer.predict(valid),
-        trainer.progress.best_step,
-        trainer.progress.history,
-        None,
+        name=name,
+        directory=trainer.output_dir,
+        scores=scores,
+        intervals={},
+        answers=answers,
+        best_step=trainer.progress.best_step,
+        history=trainer.progress.history,
+        against_best=None,
     )
 
 
-def _ordered(
-    found: list[Trained], task: Task, valid: datasets.Dataset, monitor: str
+def _best_first(
+    results: Sequence[Trained], task: Task, valid: datasets.Dataset, monitor: str
 ) -> list[Trained]:
-    sign = -1 if monitor in LOWER_IS_BETTER else 1
-    ordered = sorted(
-        found, key=lambda one: (-sign * one.scores[monitor], one.scores.get("loss", 0.0))
-    )  # as in a training
-    judged = beside_best(task, [one.answers for one in ordered], valid, score=monitor)
-    return [
-        dataclasses.replace(
-            one, intervals=intervals, against_best=comparison if one is not ordered[0] else None
-        )
-        for one, (intervals, comparison) in zip(ordered, judged, strict=True)
-    ]
+    """Sort trainings as a training chooses its best step; add intervals and comparisons."""
+    ordered = sorted(results, key=lambda one: rank_scores(one.scores, monitor), reverse=True)
+    judged = compare_with_best(task, [one.answers for one in ordered], valid, score=monitor)
+    completed = []
+    for one, (intervals, comparison) in zip(ordered, judged, strict=True):
+        against_best = comparison if one is not ordered[0] else None
+        completed.append(dataclasses.replace(one, intervals=intervals, against_best=against_best))
+    return completed

@@ -1,66 +1,67 @@
 """The training loop, on one process or many: the same rows, the same sums, the same weights."""
 
-import contextlib
 import dataclasses
 import math
-import signal
-import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import timedelta
+import warnings
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import datasets
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import InitProcessGroupKwargs, broadcast, gather_object
 from safetensors import SafetensorError
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from peftcls.data.reading import Row, as_dataset, source_name
+from peftcls.engine.model_state import base_facts, use_fast_paths
 from peftcls.errors import RunStoppedError
-from peftcls.inference.predictor import CHUNK_ROWS, Predictor
-from peftcls.metrics import rank_scores
+from peftcls.inference.predictor import Predictor
 from peftcls.models import adapter_methods
-from peftcls.models.adapter_folder import check_not_start, save_adapter
-from peftcls.models.model_card import write_card
-from peftcls.models.state import base_facts
+from peftcls.models.adapter_folder import check_not_start
 from peftcls.models.trainable import (
     checkpoint_layers,
-    copy_tensors,
     put_tensors,
     train_mode,
     trained_parameters,
 )
-from peftcls.quality.examine import FEWEST_JUDGES, refuse_errors
+from peftcls.quality.split_checks import MIN_EVALUATION_ROWS
 from peftcls.tasks.base import Answer, Task, token_limit
-from peftcls.tasks.encoding import TrainingTable, encode_table
+from peftcls.tasks.encoding import EncodedTable
 from peftcls.tasks.row_checks import check_rows
-from peftcls.training import checkpoint as disk
+from peftcls.training import checkpoint as checkpoints
 from peftcls.training import data_order, lost_processes
-from peftcls.training.checkpoint import Progress, Tensors
+from peftcls.training.accelerator import make_accelerator
+from peftcls.training.checkpoint import Progress
 from peftcls.training.config import TrainConfig
-from peftcls.training.dry_run import Rehearsal, longest_rows, rehearse
-from peftcls.training.frozen_tables import computed_once
-from peftcls.training.gradient_accumulation import PATIENT_SECONDS, Gradients
+from peftcls.training.distributed_prediction import predict_encoded, predict_rows
+from peftcls.training.dry_run import DryRun, longest_rows, take_dry_run
+from peftcls.training.frozen_tables import caching_tables
+from peftcls.training.gradient_accumulation import GradientAccumulator
 from peftcls.training.lr_schedule import learning_rate_factor
-from peftcls.training.preflight import alone_in, check_launch, check_output_dir, start_trackers
+from peftcls.training.preflight import check_output_dir, lock_output_dir, start_trackers
+from peftcls.training.prepare import Prepared, log_warnings, prepare
 from peftcls.training.run_info import describe_model, identify_run
-from peftcls.training.save_check import compare_reloaded
-from peftcls.training.signals import Signals, end_by
+from peftcls.training.run_log import RunLog, log_info, log_warning
+from peftcls.training.run_state import RunState
+from peftcls.training.save_check import probe_rows, save_and_check
 
-PROBE_ROWS, GO_ON = 4, "whose checkpoint is in {}; go on with fit(..., resume=True), or --resume."
+Rows: TypeAlias = datasets.Dataset | Iterable[Mapping[str, Any]]
 
 
 class Trainer:
-    """Trains what `attach_lora` or `train_only` opened, and leaves a folder that `load_predictor` reads.
+    """Trains an adapter or a part of a model, and saves a folder that `load_predictor` reads.
+
+    Args:
+        model: from `attach_lora` or `train_only`.
+        task: with its labels learnt.
+        tokenizer: from `load_base`.
+        config: how to optimize.
 
     Raises:
-        ValueError: nothing of the model is trained, it learns on from `output_dir`, or the launcher asks for what is not done here.
+        ValueError: nothing of the model is trained, the model was continued from `output_dir`, or
+            the launcher or a tracker asks for what is not supported.
     """
 
     def __init__(
@@ -70,50 +71,33 @@ class Trainer:
         tokenizer: PreTrainedTokenizerBase,
         config: TrainConfig,
     ) -> None:
-        if absent := sorted(
-            set(config.trackers) - (here := {str(t) for t in get_available_trackers()})
-        ):
-            raise ValueError(
-                f"trackers names {absent[0]!r}, expected some of {sorted(here)}: those of Accelerate that are installed here."
-            )
-        # Accelerate looks for other processes on a machine without an accelerator only when it is told that there is none.
-        self.accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),
-            log_with=list(config.trackers) or None,
-            project_dir=str(config.output_dir),
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=PATIENT_SECONDS))],
-        )
-        check_launch(
-            self.accelerator.num_processes,
-            self.accelerator.distributed_type,
-            self.accelerator.mixed_precision,
-        )
+        self.accelerator = make_accelerator(config)
         self.parameters = trained_parameters(model)
         if not self.parameters:
             raise ValueError(
-                "nothing of the model is trained; call attach_lora(model, task) or train_only(model, task, ...) first."
+                "nothing of the model is trained; call attach_lora(model, task) or "
+                "train_only(model, task, ...) first."
             )
         if base_facts(model).quantize is None:
             model.to(self.accelerator.device)
-        self.model, self.task, self.tokenizer, self.config = model, task, tokenizer, config
+        self.model = model
+        self.task = task
+        self.tokenizer = tokenizer
+        self.config = config
+        self.output_dir = Path(config.output_dir)
+        use_fast_paths(model, config.fast_paths)
         if config.gradient_checkpointing:
             checkpoint_layers(model)
-        self.output_dir = Path(config.output_dir)
         check_output_dir(self.output_dir)
         check_not_start(self.output_dir, model)
         self.optimizer = adapter_methods.make_optimizer(
             model, self.parameters, config.learning_rate, config.weight_decay
         )
-        self.best: Tensors | None = None
-        self._probe: list[Row] = []
-        self._asked: tuple[datasets.Dataset, TrainingTable] | None = (
-            None  # the validation rows of a `fit`, and the same in tokens
-        )
-        self._signals, self._stop, self.progress = Signals(), 0, Progress()
-        self._run: dict[str, Any] | None = None
-        self.gradients = Gradients(
+        self.gradients = GradientAccumulator(
             model, task, tokenizer, config, self.parameters, self.accelerator.autocast
         )
+        self.run = RunState(self.output_dir, self.gradients, self.optimizer)
+        self._probe: list[Row] = []
 
     def __enter__(self) -> Self:
         return self
@@ -121,436 +105,386 @@ class Trainer:
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         if kind is None:
             self.close()
-        else:  # the others may wait elsewhere, or be gone
+        else:
+            # Other processes may wait elsewhere, or have ended: they are not waited for.
             self.accelerator.end_training()
 
+    @property
+    def progress(self) -> Progress:
+        """How far the run is, or how the last one went: steps, best step, scores, history."""
+        return self.run.progress
+
+    # Training
+
     def fit(
-        self,
-        train_rows: datasets.Dataset | Iterable[Mapping[str, Any]],
-        valid_rows: datasets.Dataset | Iterable[Mapping[str, Any]] | None = None,
-        *,
-        resume: bool = False,
+        self, train_rows: Rows | Prepared, valid_rows: Rows | None = None, *, resume: bool = False
     ) -> dict[str, float]:
-        """Train, keep the best adapter by the validation score (the last one without), and save it to `output_dir`.
+        """Train, keep the best step by the validation score, and save it to `output_dir`.
+
+        Without validation rows the last step is kept. The global random state of torch is the same
+        afterwards as before.
 
         Args:
-            train_rows: the rows to learn from.
-            valid_rows: the rows that decide which step was best; never learnt from.
-            resume: go on from the newest checkpoint in `output_dir`, if there is one; the result is the one that the
-                uninterrupted run would have had.
+            train_rows: the rows to train on; or what `prepare` made of these and valid_rows.
+            valid_rows: the rows that choose the best step; never trained on.
+            resume: continue from the newest checkpoint in `output_dir`, if there is one. The result
+                is the same as that of an uninterrupted run.
 
         Returns:
             The best step's validation scores; empty without validation rows.
 
         Raises:
-            RowError: rows that cannot be learnt from, before anything is written.
-            FloatingPointError: the loss or a gradient is not finite; the weights, and a checkpoint, are those before that step.
-            RunStoppedError: memory or disk is used up, or another process is gone; the last checkpoint is whole.
-            KeyboardInterrupt: after SIGINT, a step's end or within an evaluation, and a checkpoint; after SIGTERM SystemExit(143).
+            RowError: rows that cannot be trained on, before anything is written.
+            FloatingPointError: the loss or a gradient is not finite. The weights, and a checkpoint,
+                are those before that step.
+            RunStoppedError: memory or disk space ran out, or another process has ended. The last
+                checkpoint is whole.
+            KeyboardInterrupt: after SIGINT, when the step is finished or the evaluation stopped,
+                and a checkpoint is written; after SIGTERM it is SystemExit(143).
         """
-        train, valid = (
-            as_dataset(train_rows, "train_rows"),
-            None if valid_rows is None else as_dataset(valid_rows, "valid_rows"),
-        )
-        check_rows(self.task, train, training=True)
-        if valid is not None:
-            check_rows(self.task, valid)
-            held = encode_table(
-                self.task, valid, self.tokenizer, base_facts(self.model).fingerprint
-            )
-            self._asked = (
-                valid,
-                encode_table(
-                    self.task,
-                    valid,
-                    self.tokenizer,
-                    base_facts(self.model).fingerprint,
-                    with_target=False,
-                ),
-            )
-        self.config.check_scores(self.task.score_names, given=valid is not None)
-        examination = refuse_errors(self.task, train, valid)
-        if any(found.severity == "warning" for found in examination.findings):
-            self.accelerator.print(examination)
-        table = encode_table(self.task, train, self.tokenizer, base_facts(self.model).fingerprint)
-        self._probe = (
-            train.select(range(min(PROBE_ROWS, len(train))))
-            .select_columns(self.task.columns(with_target=False))
-            .to_list()
-        )
-        per_epoch = data_order.steps_per_epoch(len(train), self.config.batch_size)
-        self._run = identify_run(self.model, self.task, self.config, table, valid)
+        prepared_valid = train_rows.valid_rows if isinstance(train_rows, Prepared) else valid_rows
+        self.config.check_scores(self.task.score_names, has_valid=prepared_valid is not None)
+        prepared = self._prepare(train_rows, valid_rows)
+        if prepared is not train_rows and self.accelerator.is_main_process:
+            log_warnings(prepared.examination)
+        self._probe = probe_rows(self.task, prepared.train_rows)
+        self.run.identity = identify_run(self.model, self.task, self.config, prepared)
+        device = self.accelerator.device
         try:
             with (
-                self._signals.caught(),
-                alone_in(self.output_dir, first=self.accelerator.is_main_process),
+                torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+                self.run.signals.captured(),
+                lock_output_dir(self.output_dir, is_main_process=self.accelerator.is_main_process),
             ):
-                self._begin(table, train, resume, per_epoch * self.config.epochs)
-                once = (
-                    self.config.epochs == 1
-                    or self.progress.examined_step == per_epoch * self.config.epochs
-                )
-                with computed_once(
-                    self.model,
-                    self.task,
-                    self.tokenizer,
-                    [] if once else [table] if valid is None else [table, held],
-                    folder=self.output_dir,
-                    rows=self.config.micro_batch_size,
-                    shown=self.accelerator.is_main_process,
-                ):
-                    self._signals.is_put_off = True
-                    self._loop(table, valid, per_epoch)
+                self._begin(prepared, resume=resume)
+                with self._caching_frozen_layers(prepared):
+                    self.run.signals.is_deferred = True
+                    self._loop(prepared)
                 self._finish()
         except RuntimeError as error:
-            if self.accelerator.num_processes == 1 or not lost_processes.is_lost_process(error):
-                raise
-            raise RunStoppedError(
-                f"another process has ended or does not answer, after step {self.progress.step} ({error}). Go on with "
-                "resume=True, on any number of processes."
-            ) from error
+            if self.accelerator.num_processes > 1 and lost_processes.is_lost_process(error):
+                raise RunStoppedError(
+                    "another process has ended or does not answer, after step "
+                    f"{self.progress.step} ({error}). Go on with resume=True, on any number of "
+                    "processes."
+                ) from error
+            raise
         finally:
-            self._run = None
+            self.run.identity = None
         return self.progress.best_scores
 
-    def _begin(
-        self, table: TrainingTable, train: datasets.Dataset, resume: bool, steps: int
-    ) -> None:
-        self.progress, self.best, self._stop = Progress(), None, 0
-        adapter_methods.begin_method(self.model, steps)
-        chosen, damaged = disk.choose_checkpoint(self.output_dir, resume=resume)
-        for sentence in damaged:
-            self.accelerator.print(f"{sentence}; it is left out.")
-        disk.check_room(self.output_dir, disk.checkpoint_bytes(self.parameters))
-        for parameter in self.parameters.values():
-            broadcast(parameter.data)  # every process starts from the first one's weights
-        if chosen is not None:
-            self.progress, self.best, method = disk.read_checkpoint(
-                chosen, self.parameters, self.optimizer, self._run or {}
-            )
-            adapter_methods.restore_method_state(self.model, method)
-            self.accelerator.print(f"going on from {chosen.name}")
-        elif resume:
-            self.accelerator.print(
-                f"there is no checkpoint in {self.output_dir} to go on from: this run begins with its first step."
-            )
-        self.gradients.tokens = self.progress.tokens
-        self.accelerator.print(describe_model(self.model, self.task))
-        if table.shortened_rows:
-            most = token_limit(self.tokenizer, getattr(self.task, "max_length", 0))
-            self.accelerator.print(
-                f"{table.shortened_rows} of {len(train)} rows of {source_name(train)} are longer than {most} tokens; "
-                "their text is shortened at its end."
-            )
-        if self.config.trackers:
-            start_trackers(self.accelerator.init_trackers, self.config)
+    def dry_run(self, train_rows: Rows | Prepared) -> DryRun:
+        """Take two steps on the rows that need the most memory, then put everything back.
 
-    def _loop(self, table: TrainingTable, valid: datasets.Dataset | None, per_epoch: int) -> None:
-        config, steps, rows = self.config, per_epoch * self.config.epochs, len(table.lengths)
-        every = config.eval_every or per_epoch
-        bar = tqdm(
-            total=rows * config.epochs,
-            unit="row",
-            disable=not self.accelerator.is_main_process,
-            dynamic_ncols=True,
-            mininterval=0.2 if sys.stderr.isatty() else 10.0,
-            initial=data_order.rows_before(rows, config.batch_size, self.progress.step),
-        )
-        train_mode(self.model)
-        for step in range(self.progress.step, steps + 1):  # so many are done
-            if step and (step % every == 0 or step == steps) and self.progress.examined_step < step:
-                if valid is not None:
-                    with self._kept(), self._signals.not_put_off():
-                        scores = self.evaluate(valid)
-                    self._judge(scores, step, bar)
-                    train_mode(self.model)
-                self.progress.examined_step = step
-                self._write_checkpoint()
-            if self._stop:
-                self._end_by_signal(
-                    f"stopped after step {step} of {steps}, {GO_ON.format(self.output_dir)}"
-                )
-            if step == steps or (
-                config.patience is not None
-                and self.progress.evaluations_since_best >= config.patience
-            ):
-                break
-            indices = data_order.step_rows(rows, config.batch_size, config.seed, step, table.strata)
-            loss = self._step(table, indices, step, steps)
-            self.progress.losses += [] if loss is None else [loss]
-            self.progress.step = step + 1
-            bar.update(len(indices))
-            if self.progress.losses and ((step + 1) % config.log_every == 0 or step + 1 == steps):
-                self._log({"step": step + 1, "loss": float(np.mean(self.progress.losses))}, bar)
-                self.progress.losses = []
-            if (
-                self._stop
-            ):  # before an evaluation, which may take longer than a program is given to end
-                self._write_checkpoint()
-                self.progress.examined_step = step + 1
-        bar.close()
-        self.model.eval()
+        Nothing is written.
 
-    def _write_checkpoint(self) -> None:
-        problem = None
-        try:
-            self._write_alone()
-        except RunStoppedError as error:
-            problem = str(error)
-        self._agree(problem)
-
-    def _write_alone(self) -> None:
-        self.progress.tokens = self.gradients.tokens
-        if self.accelerator.is_main_process:
-            disk.write_checkpoint(
-                self.output_dir,
-                self.progress,
-                self.parameters,
-                self.optimizer,
-                self.best,
-                adapter_methods.method_state(self.model),
-                self._run or {},
-            )
-
-    @contextlib.contextmanager
-    def _kept(self) -> Iterator[None]:
-        """What goes wrong within it changes no weight: the steps since the last checkpoint are kept, and then the error goes on."""
-        try:
-            yield
-        except BaseException as error:
-            if self._run is not None and self.progress.step:
-                with contextlib.suppress(RunStoppedError):
-                    self._write_alone()
-                    if not isinstance(error, Exception):
-                        self.accelerator.print(
-                            f"\nstopped after step {self.progress.step}, {GO_ON.format(self.output_dir)}"
-                        )
-            raise
-
-    def _agree(self, problem: str | None = None) -> None:
-        """Wait for all processes; what went wrong in one of them, or a signal that it has had, is then known to all."""
-        found = gather_object([(problem, self._signals.number)])
-        self._stop = max(self._stop, *(number for _, number in found))
-        if told := [sentence for sentence, _ in found if sentence is not None]:
-            raise RunStoppedError(told[0])
-
-    def _end_by_signal(self, sentence: str) -> None:
-        self.accelerator.print(f"\n{signal.Signals(self._stop).name}: {sentence}")
-        self.accelerator.wait_for_everyone()
-        end_by(self._stop)
-
-    def _finish(self) -> None:
-        """Save the best adapter, and remove the checkpoints when it is whole."""
-        if self.best is not None:
-            put_tensors(self.parameters, self.best)
-        adapter_methods.end_method(self.model)
-        try:
-            self.save(self.output_dir)
-            disk.flush(self.output_dir)
-        except (OSError, SafetensorError) as error:
-            raise RunStoppedError(
-                f"the adapter cannot be written to {self.output_dir} ({error}); the last checkpoint is whole. Free some "
-                "room on its disk, and go on with resume=True."
-            ) from error
-        if self.accelerator.is_main_process:
-            for checkpoint in reversed(disk.find_checkpoints(self.output_dir)):
-                disk.remove_checkpoint(checkpoint)
-        self._agree()
-        if self._stop:
-            self._end_by_signal(f"the run is finished, and its adapter is in {self.output_dir}.")
-
-    def _step(
-        self, table: TrainingTable, indices: list[int], step: int, steps: int
-    ) -> float | None:
-        """One optimizer step: the gradient of the sum of all losses over the sum of all weights. Returns that loss; None if left out."""
-        config = self.config
-        with self._kept():
-            total, self._stop = self.gradients.add_up(table, indices, step, self._signals)
-            norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.max_grad_norm)
-            if not math.isfinite(total) or not math.isfinite(float(norm)):
-                self._leave_out(
-                    self.gradients.describe_not_finite(table, indices, step, total, float(norm)),
-                    step,
-                )
-                return None
-        for group in self.optimizer.param_groups:
-            factor = learning_rate_factor(
-                step, steps, warmup=config.warmup, schedule=config.schedule
-            )
-            group["lr"] = config.learning_rate * group["factor"] * factor
-        self.optimizer.step()
-        adapter_methods.end_step(self.model, step + 1)
-        self.optimizer.zero_grad()
-        return total
-
-    def _leave_out(self, sentence: str, step: int) -> None:
-        """Go on without a step that is not finite, as often as is allowed."""
-        skipped, most = self.progress.skipped_steps, self.config.max_skipped_steps
-        if self._run is None or len(skipped) >= most:
-            raise FloatingPointError(
-                f"{sentence} Lower the learning rate (now {self.config.learning_rate}), look at these rows, or go on "
-                f"without such steps: max_skipped_steps={most + 1} and resume=True."
-            )
-        skipped.append(step + 1)
-        self.accelerator.print(
-            f"\n{sentence} It is left out, as {len(skipped)} of at most {most} steps."
-        )
-
-    def _judge(self, scores: dict[str, float], step: int, bar: Any) -> None:
-        """Keep these weights if they are the best so far; of equal scores the one with the lower loss is better."""
-        monitor = self.config.monitor or self.task.monitor
-        rank, best = (rank_scores(found, monitor) for found in (scores, self.progress.best_scores))
-        settled = adapter_methods.has_settled(self.model, step)
-        if settled and rank > best:
-            self.best = copy_tensors(self.parameters)
-            (
-                self.progress.best_scores,
-                self.progress.best_step,
-                self.progress.evaluations_since_best,
-            ) = scores, step, 0
-        elif settled:
-            self.progress.evaluations_since_best += 1
-        self._log({"step": step, **{f"valid_{name}": value for name, value in scores.items()}}, bar)
-
-    def _log(self, entry: dict[str, float], bar: Any) -> None:
-        self.progress.history.append(entry)
-        bar.set_postfix(
-            self.progress.newest("loss", f"valid_{self.config.monitor or self.task.monitor}"),
-            refresh=False,
-        )
-        if self.config.trackers:
-            self.accelerator.log(
-                {k: v for k, v in entry.items() if k != "step"}, step=int(entry["step"])
-            )
-
-    def rehearse(self, train_rows: datasets.Dataset | Iterable[Mapping[str, Any]]) -> Rehearsal:
-        """Two steps on the rows that take the most memory, then everything as it was; nothing is written.
+        Args:
+            train_rows: as for `fit`.
 
         Raises:
             RowError, FloatingPointError, RunStoppedError: as `fit` would.
         """
-        train, config = as_dataset(train_rows, "train_rows"), self.config
-        check_rows(self.task, train, training=True)
-        refuse_errors(self.task, train)
-        table = encode_table(self.task, train, self.tokenizer, base_facts(self.model).fingerprint)
+        table = self._prepare(train_rows, None).train
+        config = self.config
         rows = longest_rows(
             table.lengths,
             config.batch_size,
             micro_rows=config.micro_batch_size,
-            tokens=self.gradients.most_tokens(table.lengths),
+            tokens=self.gradients.max_tokens(table.lengths),
             processes=self.accelerator.num_processes,
         )
-        steps, tokens = (
-            data_order.steps_per_epoch(len(train), config.batch_size) * config.epochs,
-            self.gradients.tokens,
-        )
+        steps = config.total_steps(len(table.lengths))
+        all_tokens = table.lengths.sum() * config.epochs
+        tokens_before = self.gradients.tokens
         adapter_methods.begin_method(self.model, steps)
         try:
-            found = rehearse(
+            measured = take_dry_run(
                 lambda step: self._step(table, rows, step, steps),
                 model=self.model,
                 parameters=self.parameters,
                 optimizer=self.optimizer,
                 rows=len(rows),
                 steps=steps,
-                share=float(table.lengths[rows].sum() / table.lengths.sum() / config.epochs),
+                share=float(table.lengths[rows].sum() / all_tokens),
             )
-            return dataclasses.replace(found, tokens=self.gradients.tokens)
+            return dataclasses.replace(measured, tokens=self.gradients.tokens)
         finally:
             adapter_methods.begin_method(self.model, steps)
-            self.gradients.tokens = tokens
+            self.gradients.tokens = tokens_before
 
-    def predict(self, rows: datasets.Dataset | Iterable[Mapping[str, Any]]) -> list[Answer]:
-        """One answer a row, in the rows' order, on every process; each process works on its share."""
-        table = as_dataset(rows)
-        encoded = self._asked[1] if self._asked is not None and self._asked[0] is table else None
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        own, started = list(range(rank, len(table), processes)), time.perf_counter()
-        predictor = Predictor(self.model, self.task, self.tokenizer)
-        if encoded is not None:
-            answered = [
-                answer
-                for start in range(0, len(own), CHUNK_ROWS)
-                for answer in predictor.answer(encoded.of(own[start : start + CHUNK_ROWS]))
-            ]
-        elif processes == 1:
-            return predictor.predict(table)
-        else:
-            check_rows(self.task, table, with_target=False)
-            answered = predictor.predict(table.select(own)) if own else []
-        found = list(zip(own, answered, strict=True))
-        seconds = (
-            lost_processes.patient_seconds(time.perf_counter() - started)
-            if own
-            else PATIENT_SECONDS
+    def rehearse(self, train_rows: Rows) -> DryRun:
+        """The former name of `dry_run`, for one version."""
+        warnings.warn(
+            "Trainer.rehearse is now called Trainer.dry_run.", DeprecationWarning, stacklevel=2
         )
-        with lost_processes.watched(seconds, rank, "an evaluation"):
-            answers: dict[int, Answer] = dict(gather_object(found))
-        return [answers[i] for i in range(len(table))]
+        return self.dry_run(train_rows)
 
-    def evaluate(self, rows: datasets.Dataset | Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """Scores over all rows, the same on any number of processes."""
+    def _prepare(self, train_rows: Rows | Prepared, valid_rows: Rows | None) -> Prepared:
+        """Check, examine and encode the rows, unless that was done before."""
+        if isinstance(train_rows, Prepared):
+            if valid_rows is not None:
+                raise ValueError("valid_rows are given beside prepared rows; give them to prepare.")
+            return train_rows
+        train = as_dataset(train_rows, "train_rows")
+        valid = None if valid_rows is None else as_dataset(valid_rows, "valid_rows")
+        return prepare(self.task, train, valid, self.tokenizer, base_facts(self.model))
+
+    def _begin(self, prepared: Prepared, *, resume: bool) -> None:
+        """Start at the first step or from a checkpoint, and log what is trained."""
+        self.run.begin(self._total_steps(prepared), resume=resume)
+        log_info(describe_model(self.model, self.task))
+        shortened_rows = prepared.train.shortened_rows
+        if shortened_rows:
+            rows = prepared.train_rows
+            limit = token_limit(self.tokenizer, self.task.max_length)
+            log_warning(
+                f"{shortened_rows} of {len(rows)} rows of {source_name(rows)} are longer than "
+                f"{limit} tokens; their text is shortened at its end."
+            )
+        if self.config.trackers:
+            start_trackers(self.accelerator.init_trackers, self.config)
+
+    def _caching_frozen_layers(self, prepared: Prepared) -> AbstractContextManager[None]:
+        """Cache the frozen layers of all rows, unless they are read only once."""
+        is_finished = self.progress.examined_step == self._total_steps(prepared)
+        is_read_once = self.config.epochs == 1 or is_finished
+        return caching_tables(
+            self.model,
+            self.task,
+            self.tokenizer,
+            [] if is_read_once else prepared.tables,
+            folder=self.output_dir,
+            max_rows=self.config.micro_batch_size,
+            shows_progress=self.accelerator.is_main_process,
+        )
+
+    def _total_steps(self, prepared: Prepared) -> int:
+        return self.config.total_steps(len(prepared.train_rows))
+
+    def _loop(self, prepared: Prepared) -> None:
+        """Take the steps, evaluating and writing checkpoints in between."""
+        steps = self._total_steps(prepared)
+        log = RunLog(
+            self.progress,
+            self.config,
+            rows=len(prepared.train_rows),
+            monitor=self._monitor,
+            shows_bar=self.accelerator.is_main_process,
+            track=self.accelerator.log if self.config.trackers else None,
+        )
+        train_mode(self.model)
+        # At the top of the loop, `step` steps are done.
+        for step in range(self.progress.step, steps + 1):
+            if self._is_examination_due(step, prepared):
+                self._examine(prepared, step, log)
+            if self.run.stop_signal:
+                self.run.end_by_signal(
+                    f"stopped after step {step} of {steps}, {self.run.resume_hint}"
+                )
+            if step == steps or self._is_out_of_patience():
+                break
+            self._train_step(prepared.train, step, steps, log)
+        log.close()
+        self.model.eval()
+
+    def _is_examination_due(self, step: int, prepared: Prepared) -> bool:
+        """Whether an evaluation and a checkpoint come after this number of steps."""
+        if step == 0 or self.progress.examined_step >= step:
+            return False
+        rows = len(prepared.train_rows)
+        eval_every = self.config.eval_every
+        if eval_every is None:
+            eval_every = data_order.steps_per_epoch(rows, self.config.batch_size)
+        return step % eval_every == 0 or step == self._total_steps(prepared)
+
+    def _is_out_of_patience(self) -> bool:
+        patience = self.config.patience
+        return patience is not None and self.progress.evaluations_since_best >= patience
+
+    def _examine(self, prepared: Prepared, step: int, log: RunLog) -> None:
+        """Evaluate on the validation rows, if any, and write a checkpoint."""
+        if prepared.valid_rows is not None and prepared.valid_inputs is not None:
+            with self.run.keeping_progress(), self.run.signals.not_deferred():
+                scores = self._evaluate(prepared.valid_rows, prepared.valid_inputs)
+            self.run.keep_if_best(scores, step, self._monitor)
+            log.add({"step": step, **{f"valid_{name}": value for name, value in scores.items()}})
+            train_mode(self.model)
+        self.progress.examined_step = step
+        self.run.write_checkpoint()
+
+    def _train_step(self, table: EncodedTable, step: int, steps: int, log: RunLog) -> None:
+        """Take one step and log its loss."""
+        config = self.config
+        indices = data_order.step_rows(
+            len(table.lengths), config.batch_size, config.seed, step, table.strata
+        )
+        loss = self._step(table, indices, step, steps)
+        steps_done = step + 1
+        if loss is not None:
+            self.progress.losses.append(loss)
+        self.progress.step = steps_done
+        log.count_rows(len(indices))
+        is_logged = steps_done % config.log_every == 0 or steps_done == steps
+        if is_logged and self.progress.losses:
+            mean_loss = float(np.mean(self.progress.losses))
+            log.add({"step": steps_done, "loss": mean_loss})
+            self.progress.losses = []
+        if self.run.stop_signal:
+            # Before an evaluation, which may take longer than a program is given to end.
+            self.run.write_checkpoint()
+            self.progress.examined_step = steps_done
+
+    def _step(self, table: EncodedTable, indices: list[int], step: int, steps: int) -> float | None:
+        """Take one optimizer step.
+
+        Its gradient is that of the sum of all losses over the sum of all weights.
+
+        Returns:
+            The loss; None where the step was skipped.
+        """
+        config = self.config
+        with self.run.keeping_progress():
+            status = self.gradients.accumulate(table, indices, step, self.run.signals)
+            self.run.stop_signal = status.signal_number
+            norm = float(
+                torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.max_grad_norm)
+            )
+            if not math.isfinite(status.loss) or not math.isfinite(norm):
+                sentence = self.gradients.describe_not_finite(
+                    table, indices, step, status.loss, norm
+                )
+                self._skip_step(sentence, step)
+                return None
+        factor = learning_rate_factor(step, steps, warmup=config.warmup, schedule=config.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * group["factor"] * factor
+        self.optimizer.step()
+        adapter_methods.end_step(self.model, step + 1)
+        self.optimizer.zero_grad()
+        return status.loss
+
+    def _skip_step(self, sentence: str, step: int) -> None:
+        """Continue without a step that is not finite, as often as the settings allow.
+
+        Raises:
+            FloatingPointError: as many steps as are allowed have been skipped.
+        """
+        skipped_steps = self.progress.skipped_steps
+        max_skipped = self.config.max_skipped_steps
+        if self.run.identity is None or len(skipped_steps) >= max_skipped:
+            raise FloatingPointError(
+                f"{sentence} Lower the learning rate (now {self.config.learning_rate}), look at "
+                f"these rows, or go on without such steps: max_skipped_steps={max_skipped + 1} and "
+                "resume=True."
+            )
+        skipped_steps.append(step + 1)
+        log_warning(f"{sentence} It is skipped, as {len(skipped_steps)} of at most {max_skipped}.")
+
+    def _finish(self) -> None:
+        """Save the best adapter, and remove the checkpoints when it is whole."""
+        if self.run.best is not None:
+            put_tensors(self.parameters, self.run.best)
+        adapter_methods.end_method(self.model)
+        try:
+            self.save(self.output_dir)
+            checkpoints.sync_to_disk(self.output_dir)
+        except (OSError, SafetensorError) as error:
+            raise RunStoppedError(
+                f"the adapter cannot be written to {self.output_dir} ({error}); the last "
+                "checkpoint is whole. Free some room on its disk, and go on with resume=True."
+            ) from error
+        self.run.remove_checkpoints()
+        self.run.agree()
+        if self.run.stop_signal:
+            self.run.end_by_signal(f"the run is finished, and its adapter is in {self.output_dir}.")
+
+    # Predicting and evaluating
+
+    def predict(self, rows: Rows) -> list[Answer]:
+        """Answer rows: one answer a row, in the rows' order, on every process.
+
+        Each process answers its share of the rows.
+
+        Raises:
+            RowError: a column is missing or a text is empty.
+        """
+        return predict_rows(self._predictor(), as_dataset(rows))
+
+    def predict_encoded(self, inputs: EncodedTable) -> list[Answer]:
+        """Answer rows that were checked and encoded without targets, as `predict` does."""
+        return predict_encoded(self._predictor(), inputs)
+
+    def evaluate(self, rows: Rows) -> dict[str, float]:
+        """Scores over all rows, the same on any number of processes.
+
+        Raises:
+            RowError: a row has no text, or a target that is none.
+        """
         table = as_dataset(rows)
-        if self._asked is None or self._asked[0] is not table:  # which has been checked
-            check_rows(self.task, table)
+        check_rows(self.task, table)
         return self.task.score(self.predict(table), table)
 
+    def _evaluate(self, rows: datasets.Dataset, inputs: EncodedTable) -> dict[str, float]:
+        """Scores over rows that were checked and encoded."""
+        return self.task.score(self.predict_encoded(inputs), rows)
+
+    def _predictor(self) -> Predictor:
+        return Predictor(self.model, self.task, self.tokenizer)
+
     def calibrate(
-        self,
-        valid_rows: datasets.Dataset | Iterable[Mapping[str, Any]],
-        *,
-        min_accuracy: float | None = None,
+        self, valid_rows: Rows, *, min_accuracy: float | None = None
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """Fit temperature and thresholds on rows that were not learnt from, and save the folder again with them.
+        """Fit temperature and thresholds on rows not trained on, and save the folder with them.
 
         Args:
-            valid_rows: never the training rows, of which a model is too sure, and never the test rows.
-            min_accuracy: give no label where rows as unsure are likely right less often, by an estimate; see `fit_decisions`.
+            valid_rows: never the training rows, of which a model is too sure, and never the test
+                rows.
+            min_accuracy: give no label to rows that are as unsure as rows whose labels are right
+                less often than this, by an estimate; see `fit_decisions`.
 
         Returns:
             The scores on these rows before and after.
 
         Raises:
-            ValueError: the task gives no probabilities, no row can be answered with `min_accuracy`, or nothing can be fitted.
+            ValueError: the task gives no probabilities, no row can be answered with `min_accuracy`,
+                or nothing can be fitted.
         """
         rows = as_dataset(valid_rows, "valid_rows")
         check_rows(self.task, rows)
         answers = self.predict(rows)
-        former, self.task = (
-            self.task,
-            self.task.calibrated(answers, rows, min_accuracy=min_accuracy),
-        )
-        if len(rows) < FEWEST_JUDGES:
-            self.accelerator.print(
-                f"{len(rows)} of at least {FEWEST_JUDGES} rows to calibrate by; what so few fit may not suit others."
+        former_task = self.task
+        self.task = former_task.calibrated(answers, rows, min_accuracy=min_accuracy)
+        if len(rows) < MIN_EVALUATION_ROWS:
+            log_warning(
+                f"{len(rows)} rows to calibrate on, expected at least {MIN_EVALUATION_ROWS}; what "
+                "is fitted to so few may not suit other rows."
             )
         try:
             self.save(self.output_dir)
         except BaseException:
-            self.task = former
+            self.task = former_task
             raise
-        return former.score(answers, rows), self.evaluate(rows)
+        return former_task.score(answers, rows), self.evaluate(rows)
+
+    # Saving
 
     def save(self, directory: str | Path) -> Path:
-        """Write the adapter folder, load it onto a fresh base, and compare answers; a difference is an error.
+        """Write the adapter folder, load it onto a fresh base, and compare answers.
 
         Raises:
-            RuntimeError: the loaded folder answers otherwise than the model that was saved.
+            RuntimeError: the loaded model's answers differ from those of the trained model.
         """
-        started = time.perf_counter()
         if self.accelerator.is_main_process:
-            save_adapter(directory, self.model, self.task, self.tokenizer)
-            compare_reloaded(
-                Path(directory), Predictor(self.model, self.task, self.tokenizer), self._probe
-            )
-            write_card(directory)
-            print(
-                f"saved to {directory}, loaded again and compared in {time.perf_counter() - started:.1f} s"
-            )
+            save_and_check(directory, self._predictor(), self._probe)
         self.accelerator.wait_for_everyone()
         return Path(directory)
 
     def close(self) -> None:
-        """Wait for all processes and end trackers and the process group; nothing can be trained after it."""
+        """Wait for all processes, and end trackers and the process group. Training ends here."""
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
+
+    @property
+    def _monitor(self) -> str:
+        """The score that decides which step is best."""
+        return self.config.monitor or self.task.monitor

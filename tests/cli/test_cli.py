@@ -21,10 +21,10 @@ from peftcls.cli.column_guessing import guess_columns
 from peftcls.cli.folders import copy_for_others
 from peftcls.cli.option_names import in_options
 from peftcls.data.reading import as_dataset, name_source, read_rows
+from peftcls.engine.model_state import Quantize
 from peftcls.inference import predict_file
 from peftcls.models.adapter_folder import save_adapter
 from peftcls.models.adapter_methods import Method
-from peftcls.models.state import Quantize
 from peftcls.models.trainable import Part
 from peftcls.tasks.splitting import split_off
 
@@ -68,7 +68,7 @@ def saved(base: str, folder: Path, task) -> Path:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data += 0.1 * torch.randn_like(parameter)
-    return save_adapter(folder, model, task, tokenizer)
+    return save_adapter(folder, model, task, tokenizer).directory
 
 
 @pytest.fixture(autouse=True)
@@ -329,7 +329,7 @@ def test_a_run_that_was_cut_is_gone_on_with_and_ends_as_the_uninterrupted_one(
     assert "of a run that was not finished; go on with --resume, or remove it." in err
     code, out, err = run(capsys, *line("cut"), "--resume")
     assert code == 0, err
-    assert "going on from checkpoint" in out
+    assert "resuming from checkpoint" in out
     assert run(capsys, *line("whole"))[0] == 0
     told_of_the_run = {"report.html", "metrics.json", "figures"}  # with its seconds and its memory
     for file in (
@@ -413,8 +413,8 @@ def test_a_column_without_a_known_name_is_guessed_from_what_it_holds():
         (
             ["text", "label"],
             ("a long enough text {n}", "an answer {n}"),
-            "column 'label' of t.csv has 60 different values in 60 rows, which are no labels; choose another column with --label, or --task "
-            "instruction or keywords for free answers.",
+            "column 'label' of t.csv has 60 different values in 60 rows, too many for labels; "
+            "choose another column with --label, or --task instruction or keywords for free answers.",
         ),
     ],
 )
@@ -741,7 +741,8 @@ def test_a_mistyped_command_is_told_what_was_meant(arguments, said, capsys):
     [
         (
             ["train", "{rows}", "--out", "{tmp}/a", "--part", "head", "--rank", "4"],
-            "--part trains the model itself, --method, --rank and --targets are of an adapter; leave out one or the others.",
+            "--part trains the model itself; it cannot be used with --method, --rank or --targets, "
+            "which are options of an adapter.",
         ),
         (
             ["train", "{rows}", "--out", "{tmp}/a", "--text", "mesage"],
@@ -754,7 +755,16 @@ def test_a_mistyped_command_is_told_what_was_meant(arguments, said, capsys):
         ),
         (
             ["train", "{rows}", "--out", "{tmp}/a", "--prompt", "Is it? "],
-            "--prompt is nothing that --task classification has; leave it out.",
+            "--prompt cannot be used with --task classification.",
+        ),
+        (
+            ["train", "{rows}", "--out", "{tmp}/a", "--task", "regression", "--labels", "a,b"],
+            "--labels cannot be used with --task regression.",
+        ),
+        (
+            ["train", "{rows}", "--out", "{tmp}/a", "--class-weight", "balanced"]
+            + ["--task", "multi-label"],
+            "--class-weight cannot be used with --task multi-label.",
         ),
         (
             ["train", "{tmp}/few.csv", "--out", "{tmp}/a"],
@@ -941,7 +951,7 @@ def test_check_says_what_is_wrong_with_the_rows_and_its_exit_code_says_whether_a
     assert "tokens of a row's texts" in out
     code, out, _ = run(capsys, "check", good, "--model", bert, "--max-length", "99999")
     assert code == 0
-    assert "the model has as many positions, fewer than max_length=99999." in out
+    assert "the model has no more positions, fewer than max_length=99999." in out
     bad = table(
         tmp_path / "bad.csv", ["text", "label"], [("hello", "yes"), ("", "no"), ("hello", "no")]
     )

@@ -1,4 +1,4 @@
-"""Files, rows and settings that nobody should write and somebody will: one sentence each, and no traceback of another kind."""
+"""Malformed files, rows and settings: each gives one sentence, and no other kind of exception."""
 
 import inspect
 import json
@@ -123,7 +123,7 @@ FILES: list[tuple[str, str | bytes, str]] = [
     (
         "t.json",
         f'[{{"a": {"[" * 500}1{"]" * 500}}}]',
-        "row 1 of t.json has more than 32 lists or objects within one another in column 'a'",
+        "row 1 of t.json has more than 32 levels of lists or objects in column 'a'",
     ),
     (
         "t.json",
@@ -223,12 +223,13 @@ FILES: list[tuple[str, str | bytes, str]] = [
     (
         "t.json",
         squad({"context": "c", "qas": {"id": "1"}}),
-        "article 1, paragraph 1 of t.json is not in the SQuAD form ('qas' is an object, not a list)",
+        "article 1, paragraph 1 of t.json is not in the SQuAD form ('qas' is an object, "
+        "not a list)",
     ),
     (
         "t.json",
         asked(answers=[{"text": "c", "answer_start": "?"}]),
-        f"{FORM} (the answer_start '?' is no number of characters)",
+        f"{FORM} (the answer_start '?' is not a number of characters)",
     ),
     (
         "t.json",
@@ -249,17 +250,17 @@ FILES: list[tuple[str, str | bytes, str]] = [
     (
         "t.json",
         asked(answers=[{"text": "c", "answer_start": 1.5}]),
-        f"{FORM} (the answer_start 1.5 is no number of characters)",
+        f"{FORM} (the answer_start 1.5 is not a number of characters)",
     ),
     (
         "t.json",
         asked(answers=[{"text": "c", "answer_start": True}]),
-        f"{FORM} (the answer_start True is no number of characters)",
+        f"{FORM} (the answer_start True is not a number of characters)",
     ),
     (
         "t.json",
         asked(answers=[{"text": "c", "answer_start": None}]),
-        f"{FORM} (the answer_start None is no number of characters)",
+        f"{FORM} (the answer_start None is not a number of characters)",
     ),
     (
         "t.json",
@@ -274,7 +275,8 @@ FILES: list[tuple[str, str | bytes, str]] = [
     (
         "t.json",
         squad("text"),
-        "article 1 of t.json is not in the SQuAD form ('paragraphs' has a text in it, not an object)",
+        "article 1 of t.json is not in the SQuAD form ('paragraphs' has a text in it, "
+        "not an object)",
     ),
     (
         "t.json",
@@ -414,7 +416,8 @@ def nested(depth: int) -> Any:
 def test_a_list_that_is_no_table_is_an_error_of_the_rows(rows):
     with pytest.raises(
         RowError,
-        match=r"^mine cannot be made a table: |^expected a datasets\.Dataset or a list of mappings",
+        match=r"^mine cannot be made into a table: |^expected a datasets\.Dataset or a list of "
+        r"mappings",
     ):
         as_dataset(rows, "mine")
 

@@ -1,4 +1,4 @@
-"""Reading a table: values stay what the file says, whatever its form, and an edited file is read again."""
+"""Read tables: values stay what the file says in every format; edited files are read again."""
 
 import codecs
 import csv
@@ -508,7 +508,8 @@ def test_a_data_set_is_taken_as_it_is():
 def test_what_is_no_list_of_mappings_is_refused(rows):
     with pytest.raises(
         RowError,
-        match=r"^expected a datasets\.Dataset or a list of mappings such as \{'text': '\.\.\.'\}, found ",
+        match=r"^expected a datasets\.Dataset or a list of mappings such as \{'text': '\.\.\.'\}, "
+        r"found ",
     ):
         as_dataset(rows)
 
@@ -516,6 +517,37 @@ def test_what_is_no_list_of_mappings_is_refused(rows):
 def test_a_missing_column_is_named_with_the_columns_that_are_there():
     with pytest.raises(
         RowError,
-        match=r"^row 1 of t\.csv has no column 'text'; it has \['a', 'b'\]\. Reader needs \['a', 'text'\]\.$",
+        match=r"^row 1 of t\.csv has no column 'text'; it has \['a', 'b'\]\. Reader needs \['a', "
+        r"'text'\]\.$",
     ):
         require_columns(as_dataset([{"a": 1, "b": 2}], "t.csv"), ["a", "text"], "Reader")
+
+
+# Long fields
+
+
+def test_the_field_limit_of_the_csv_module_stays_as_it_was(write):
+    limit = csv.field_size_limit()
+    long_text = "x" * (limit + 1)
+    rows = read_rows(write("a.csv", f"text,label\n{long_text},yes\n"))
+    assert rows["text"][0] == long_text
+    assert csv.field_size_limit() == limit
+    with pytest.raises(RowError, match="is never closed"):
+        read_rows(write("b.csv", f'text,label\n"{long_text},yes\n'))
+    assert csv.field_size_limit() == limit
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "row"),
+    [
+        ("a.tsv", 'text\tlabel\n"{}"\t"yes"\n', {"label": "yes"}),
+        ("a.csv", "text{}\ny\n", {}),
+    ],
+)
+def test_a_field_longer_than_the_limit_of_the_csv_module_is_read_anywhere(
+    write, name, content, row
+):
+    long_text = "x" * (csv.field_size_limit() + 1)
+    rows = read_rows(write(name, content.format(long_text)))
+    expected = {"text": long_text, **row} if row else {"text" + long_text: "y"}
+    assert rows.to_list() == [expected]

@@ -1,4 +1,4 @@
-"""Which token a head reads: neither neighbours, nor padding, nor its side, nor its id may change an answer."""
+"""Which token a head reads: neither neighbours nor padding may change an answer."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -97,7 +97,7 @@ def predictor_of(base: str, folder: Path, **settings) -> peftcls.Predictor:
     with torch.no_grad():
         for parameter in trained_parameters(model).values():
             parameter.add_(torch.randn(parameter.shape, generator=noise) * 0.1)
-    return peftcls.load_predictor(save_adapter(folder, model, task, tokenizer))
+    return peftcls.load_predictor(save_adapter(folder, model, task, tokenizer).directory)
 
 
 def yes(predictor: peftcls.Predictor, rows: list) -> torch.Tensor:
@@ -164,8 +164,8 @@ def test_the_first_token_sees_the_end_of_the_text_where_the_causal_mask_is_lifte
 def test_a_decoder_that_keeps_its_causal_mask_says_so(name, base_of):
     with pytest.raises(
         ValueError,
-        match=r"causal=False with \w+ForSequenceClassification: this architecture keeps its causal mask; "
-        r"leave it out\.",
+        match=r"causal=False with \w+ForSequenceClassification: this architecture keeps its causal "
+        r"mask; leave it out\.",
     ):
         peftcls.load_base(base_of(name), peftcls.Classification(labels=LABELS, causal=False))
 
@@ -174,7 +174,8 @@ def test_a_decoder_that_keeps_its_causal_mask_says_so(name, base_of):
 def test_a_decoder_refuses_the_first_token_as_a_summary(name, base_of):
     with pytest.raises(
         ValueError,
-        match=r"pooling='cls' with \w+: a decoder's first token has seen nothing; use 'last' or 'mean'\.",
+        match=r"pooling='cls' with \w+: a decoder's first token has seen nothing; "
+        r"use 'last' or 'mean'\.",
     ):
         peftcls.load_base(base_of(name), peftcls.Classification(labels=LABELS, pooling="cls"))
 

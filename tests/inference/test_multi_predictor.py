@@ -1,30 +1,20 @@
-"""One base in memory, many adapters: rows of several tasks in one batch are answered as each folder alone answers them."""
+"""Several adapters on one base: rows of several tasks share a batch, with unchanged answers."""
 
 import dataclasses
+import re
 import warnings
 
 import pytest
 import torch
 import transformers
 from conftest import SIZES, save_base, word_piece_tokenizer
+from saved_adapters import TEXTS, check_same_answer, saved
 
 import peftcls
 from peftcls import Classification, Decisions, ExtractiveQA, Instruction, RowError, load_predictor
 from peftcls.inference.multi_adapter_layers import RoutedLinear, Routes, Update
 from peftcls.inference.multi_predictor import ManyPredictor
-from peftcls.models.adapter_folder import save_adapter
 from peftcls.models.structure import QUANTIZED_LAYERS, linear_layers
-
-TEXTS = [
-    "the patient was given a new drug and recovered",
-    "stock prices fell",
-    "yes",
-    "radio waves from a galaxy far away",
-    "see you at lunch",
-    "free prize, call now! free prize, call now! free prize",
-    "the bank raised rates",
-    "no",
-]
 
 
 def labels(count):
@@ -47,21 +37,6 @@ UNSURE = Classification(
 )
 
 
-def saved(base, folder, task, *, part=None, quantize=None, seed=1, dtype=None, **adapter):
-    """A folder whose adapter and head are far from the base, as training would leave them."""
-    model, tokenizer = peftcls.load_base(base, task, quantize=quantize, dtype=dtype)
-    model = (
-        peftcls.train_only(model, task, part)
-        if part
-        else peftcls.attach_lora(model, task, **{"rank": 4, **adapter})
-    )
-    torch.manual_seed(seed)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.1 * torch.randn_like(parameter)
-    return save_adapter(folder, model, task, tokenizer)
-
-
 def folders_of(base, tmp_path, tasks, **settings):
     return [
         saved(base, tmp_path / name, task, seed=seed, **settings)
@@ -69,60 +44,46 @@ def folders_of(base, tmp_path, tasks, **settings):
     ]
 
 
-def same(one, other, near=1e-5):
-    assert (one.label, one.labels, one.text, one.start, one.end) == (
-        other.label,
-        other.labels,
-        other.text,
-        other.start,
-        other.end,
-    )
-    assert (one.probabilities or {}) == pytest.approx(other.probabilities or {}, abs=near)
-    assert (one.value is None) == (other.value is None)
-    assert (one.value or 0.0) == pytest.approx(other.value or 0.0, abs=near)
-
-
-def check_alike(folders, rows, *, mixes=True, near=1e-5, **loading):
-    """Rows of all adapters in one batch, one a row and all of them, against each folder alone."""
+def check_same_as_alone(folders, rows, *, mixes=True, tolerance=1e-5, **loading):
+    """Compare rows in mixed batches, with one adapter a row or all, with each folder alone."""
     together = load_predictor(folders, **loading)
     names = [together.names[place % len(folders)] for place in range(len(rows))]
     alone = {folder.name: load_predictor(folder, **loading).predict(rows) for folder in folders}
     for place, answer in enumerate(together.predict(rows, names)):
-        same(answer, alone[names[place]][place], near)
-    every = together.predict_all(rows)
-    assert list(every) == [folder.name for folder in folders]
-    for name, answers in every.items():
-        for one, other in zip(answers, alone[name], strict=True):
-            same(one, other, near)
+        check_same_answer(answer, alone[names[place]][place], tolerance)
+    by_adapter = together.predict_all(rows)
+    assert list(by_adapter) == [folder.name for folder in folders]
+    for name, answers in by_adapter.items():
+        for found, expected in zip(answers, alone[name], strict=True):
+            check_same_answer(found, expected, tolerance)
         assert len({str(answer) for answer in answers}) > 1, (
             "an adapter that says the same of everything proves nothing"
         )
     heads = any(
         task.new_head and not isinstance(task, ExtractiveQA) for task in together.tasks.values()
     )
-    assert set(together._mixes.values()) == ({mixes} if heads else set()), (
-        "the path that was asked for is the one that was taken"
-    )
+    taken = set(together._can_mix.values())
+    assert taken == ({mixes} if heads else set()), "the expected path was taken"
     return together
 
 
 @pytest.mark.parametrize("base", ["bert", "llama", "gpt2"])
 def test_adapters_of_2_5_and_20_labels_answer_in_one_batch_as_each_alone(base, tmp_path, request):
     tasks = {"two": TWO, "five": FIVE, "twenty": TWENTY}
-    check_alike(folders_of(request.getfixturevalue(base), tmp_path, tasks), TEXTS)
+    check_same_as_alone(folders_of(request.getfixturevalue(base), tmp_path, tasks), TEXTS)
 
 
 def test_the_bundled_base_holds_three_adapters(tmp_path):
-    check_alike(folders_of("demo", tmp_path, {"two": TWO, "five": FIVE, "twenty": TWENTY}), TEXTS)
+    check_same_as_alone(
+        folders_of("demo", tmp_path, {"two": TWO, "five": FIVE, "twenty": TWENTY}), TEXTS
+    )
 
 
 @pytest.mark.parametrize("base", ["bert", "llama"])
-def test_numbers_windows_several_labels_and_fitted_decisions_keep_their_own_ways(
-    base, tmp_path, request
-):
+def test_numbers_windows_several_labels_and_fitted_decisions_share_a_batch(base, tmp_path, request):
     tasks = {"number": NUMBER, "several": SEVERAL, "windows": WINDOWS, "unsure": UNSURE}
     folders = folders_of(request.getfixturevalue(base), tmp_path, tasks)
-    together = check_alike(folders, TEXTS)
+    together = check_same_as_alone(folders, TEXTS)
     assert any(answer.label is None for answer in together.predict(TEXTS, "unsure"))
 
 
@@ -133,7 +94,7 @@ def test_ranks_targets_and_kinds_of_adapters_may_differ(bert, tmp_path):
         saved(bert, tmp_path / "c", TWENTY, method="rslora", alpha=3, targets=["query"], seed=3),
         saved(bert, tmp_path / "d", TWO, part="head", seed=4),
     ]
-    check_alike(folders, TEXTS)
+    check_same_as_alone(folders, TEXTS)
 
 
 @pytest.mark.parametrize(
@@ -145,21 +106,17 @@ def test_ranks_targets_and_kinds_of_adapters_may_differ(bert, tmp_path):
     ],
 )
 def test_heads_of_several_layers_and_shapes_are_kept_apart(architecture, settings, tmp_path):
-    kind, config = (
-        getattr(transformers, f"{architecture}Model"),
-        getattr(transformers, f"{architecture}Config"),
+    model_class = getattr(transformers, f"{architecture}Model")
+    config_class = getattr(transformers, f"{architecture}Config")
+    sizes = {} if architecture == "DistilBert" else SIZES
+    config = config_class(vocab_size=400, **{**sizes, **settings})
+    base = save_base(tmp_path / "base", model_class, config, word_piece_tokenizer())
+    check_same_as_alone(
+        folders_of(base, tmp_path, {"two": TWO, "five": FIVE, "number": NUMBER}), TEXTS
     )
-    own = {} if architecture == "DistilBert" else SIZES
-    base = save_base(
-        tmp_path / "base",
-        kind,
-        config(vocab_size=400, **{**own, **settings}),
-        word_piece_tokenizer(),
-    )
-    check_alike(folders_of(base, tmp_path, {"two": TWO, "five": FIVE, "number": NUMBER}), TEXTS)
 
 
-def test_a_layer_that_reads_no_line_makes_adapters_answer_one_after_another(tmp_path):
+def test_a_layer_whose_inputs_are_no_sequences_makes_adapters_answer_one_after_another(tmp_path):
     config = transformers.DebertaV2Config(
         vocab_size=400,
         relative_attention=True,
@@ -171,28 +128,29 @@ def test_a_layer_that_reads_no_line_makes_adapters_answer_one_after_another(tmp_
         **SIZES,
     )
     base = save_base(tmp_path / "base", transformers.DebertaV2Model, config, word_piece_tokenizer())
-    check_alike(folders_of(base, tmp_path, {"two": TWO, "five": FIVE}), TEXTS, mixes=False)
+    check_same_as_alone(folders_of(base, tmp_path, {"two": TWO, "five": FIVE}), TEXTS, mixes=False)
 
 
 def test_a_pair_and_a_text_share_a_batch_and_each_row_needs_the_columns_of_its_own_task(
     bert, tmp_path
 ):
-    pair, single = dataclasses.replace(TWO, text=("a", "b")), FIVE
     folders = [
-        saved(bert, tmp_path / "pair", pair),
-        saved(bert, tmp_path / "single", single, seed=2),
+        saved(bert, tmp_path / "pair", dataclasses.replace(TWO, text=("a", "b"))),
+        saved(bert, tmp_path / "single", FIVE, seed=2),
     ]
     together = load_predictor(folders)
     rows = [{"a": TEXTS[0], "b": TEXTS[1]}, {"text": TEXTS[2]}, {"a": TEXTS[3], "b": TEXTS[4]}]
-    found = together.predict(rows, ["pair", "single", "pair"])
-    for place, (row, name) in enumerate(zip(rows, ["pair", "single", "pair"], strict=True)):
-        same(found[place], load_predictor(tmp_path / name).predict([row])[0])
+    names = ["pair", "single", "pair"]
+    found = together.predict(rows, names)
+    for answer, row, name in zip(found, rows, names, strict=True):
+        check_same_answer(answer, load_predictor(tmp_path / name).predict([row])[0])
     bare = together.predict([(TEXTS[0], TEXTS[1]), TEXTS[2]], ["pair", "single"])
-    same(bare[0], found[0])
-    same(bare[1], found[1])
+    check_same_answer(bare[0], found[0])
+    check_same_answer(bare[1], found[1])
     with pytest.raises(
         RowError,
-        match=r"^row 3 of rows has no column 'text'; it has \['a', 'b'\]\. Classification needs \['text'\]\.$",
+        match=r"^row 3 of rows has no column 'text'; it has \['a', 'b'\]\. "
+        r"Classification needs \['text'\]\.$",
     ):
         together.predict(rows, ["pair", "single", "single"])
 
@@ -201,14 +159,14 @@ def test_a_pair_and_a_text_share_a_batch_and_each_row_needs_the_columns_of_its_o
 def test_questions_and_instructions_share_a_base_too(base, tmp_path, request):
     task = ExtractiveQA(max_length=64, stride=16)
     folders = folders_of(request.getfixturevalue(base), tmp_path, {"one": task, "other": task})
-    check_alike(folders, [{"question": "who recovered?", "context": text} for text in TEXTS])
+    check_same_as_alone(
+        folders, [{"question": "who recovered?", "context": text} for text in TEXTS]
+    )
     if base == "llama":
-        asked = Instruction(template="Say: {input}\nAnswer: ", max_length=64, max_new_tokens=6)
-        chosen = dataclasses.replace(asked, labels=("yes", "no", "maybe"))
-        check_alike(
-            folders_of(request.getfixturevalue(base), tmp_path, {"free": asked, "chosen": chosen}),
-            TEXTS,
-        )
+        free = Instruction(template="Say: {input}\nAnswer: ", max_length=64, max_new_tokens=6)
+        chosen = dataclasses.replace(free, labels=("yes", "no", "maybe"))
+        tasks = {"free": free, "chosen": chosen}
+        check_same_as_alone(folders_of(request.getfixturevalue(base), tmp_path, tasks), TEXTS)
 
 
 @pytest.mark.parametrize("quantize", ["8bit", "4bit"])
@@ -221,7 +179,9 @@ def test_a_quantized_base_is_shared(bert, tmp_path, quantize):
         names = ["two", "five"] * 4
         found = together.predict(TEXTS, names)
         for place, name in enumerate(names):
-            same(found[place], load_predictor(tmp_path / name).predict(TEXTS)[place], near=2e-2)
+            check_same_answer(
+                found[place], load_predictor(tmp_path / name).predict(TEXTS)[place], tolerance=2e-2
+            )
     assert sum(isinstance(module, QUANTIZED_LAYERS) for module in together.model.modules()) == len(
         linear_layers(together.model)
     )
@@ -229,7 +189,7 @@ def test_a_quantized_base_is_shared(bert, tmp_path, quantize):
 
 def test_a_base_in_half_precision_is_shared(bert, tmp_path):
     folders = folders_of(bert, tmp_path, {"two": TWO, "five": FIVE}, dtype=torch.bfloat16)
-    check_alike(folders, TEXTS, near=2e-2)
+    check_same_as_alone(folders, TEXTS, tolerance=2e-2)
 
 
 def test_the_base_is_held_once_and_nothing_of_it_is_copied(bert, tmp_path):
@@ -243,24 +203,25 @@ def test_the_base_is_held_once_and_nothing_of_it_is_copied(bert, tmp_path):
         for name, p in alone.named_parameters()
         if ".lora_" not in name and ".modules_to_save." not in name
     )
-    assert held == one + 128 * (2 + 5 + 20 - 2) + (5 + 20)  # the heads alone
+    assert held == one + 128 * (2 + 5 + 20 - 2) + (5 + 20)  # only the heads
 
 
 def test_the_answers_do_not_depend_on_the_batch(bert, tmp_path):
     together = load_predictor(folders_of(bert, tmp_path, {"two": TWO, "five": FIVE}))
-    rows, names = TEXTS * 4, (["two", "five"] * 16)
-    whole = together.predict(rows, names)
+    rows = TEXTS * 4
+    names = ["two", "five"] * 16
+    expected = together.predict(rows, names)
     for batch_size in (1, 3):
-        for one, other in zip(
-            whole, together.predict(rows, names, batch_size=batch_size), strict=True
-        ):
-            same(one, other)
+        found = together.predict(rows, names, batch_size=batch_size)
+        for one, other in zip(found, expected, strict=True):
+            check_same_answer(one, other)
     assert together.predict([], []) == []
     assert isinstance(together, ManyPredictor)
 
 
 def test_a_token_gets_the_update_of_its_own_adapter_and_of_no_other():
-    routes, base = Routes(), torch.nn.Linear(3, 2, bias=False)
+    routes = Routes()
+    base = torch.nn.Linear(3, 2, bias=False)
     ones = Update(torch.ones(1, 3), torch.ones(2, 1), 10.0)
     layer = RoutedLinear(
         base, routes, {0: ones, 2: Update(torch.ones(2, 3), torch.ones(2, 2), 100.0)}
@@ -273,46 +234,57 @@ def test_a_token_gets_the_update_of_its_own_adapter_and_of_no_other():
         assert torch.equal(layer(inputs), base(inputs))
     with (
         routes.mixed(torch.tensor([0, 1])),
-        pytest.raises(ValueError, match=r"reads \(4, 5, 3\) where the batch has 2 lines"),
+        pytest.raises(ValueError, match=r"reads \(4, 5, 3\) where the batch has 2 sequences"),
     ):
         layer(inputs)
 
 
-# refusals
+# Errors
 
 
-def test_what_cannot_share_a_base_is_told_with_both_names(bert, llama, tmp_path):
+def refused(*words):
+    """The error that holds these words, which may contain brackets and dots."""
+    return pytest.raises(ValueError, match=".*".join(re.escape(part) for part in words))
+
+
+def test_folders_with_different_bases_are_refused(bert, llama, tmp_path):
     one = saved(bert, tmp_path / "one", TWO)
     other = saved(llama, tmp_path / "other", TWO)
-    with pytest.raises(
-        ValueError,
-        match=r"one and .*other cannot share a base: the weights are others, with the fingerprints",
+    with refused(
+        f"{one} and {other} cannot share a base: their base weights differ, with the fingerprints ",
+        "; load them one by one.",
     ):
         load_predictor([one, other])
-    narrow = saved(bert, tmp_path / "narrow", TWO, dtype=torch.bfloat16)
-    with pytest.raises(
-        ValueError,
-        match=r"one was trained on it in float32, the other in bfloat16; load them one by one\.$",
-    ):
-        load_predictor([one, narrow])
-    asked = saved(bert, tmp_path / "asked", ExtractiveQA(max_length=64))
-    with pytest.raises(
-        ValueError,
-        match=r"cannot share a base: Classification and ExtractiveQA have heads of different kinds; load them",
-    ):
-        load_predictor([one, asked])
+
+
+def test_folders_of_different_precision_are_refused(bert, tmp_path):
+    one = saved(bert, tmp_path / "one", TWO)
+    half = saved(bert, tmp_path / "half", TWO, dtype=torch.bfloat16)
+    with refused("one was trained on it in float32, the other in bfloat16; load them one by one."):
+        load_predictor([one, half])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         eight = saved(bert, tmp_path / "eight", TWO, quantize="8bit")
-    with pytest.raises(
-        ValueError, match="one was trained on it in full precision, the other in 8bit"
-    ):
+    with refused("one was trained on it in full precision, the other in 8bit"):
         load_predictor([one, eight])
+
+
+def test_folders_with_different_heads_are_refused(bert, tmp_path):
+    one = saved(bert, tmp_path / "one", TWO)
+    questions = saved(bert, tmp_path / "questions", ExtractiveQA(max_length=64))
+    with refused(
+        "cannot share a base: Classification and ExtractiveQA have heads of different kinds; load"
+    ):
+        load_predictor([one, questions])
+
+
+def test_folders_of_one_name_are_refused(bert, tmp_path):
+    one = saved(bert, tmp_path / "one", TWO)
     (tmp_path / "again").mkdir()
     twin = saved(bert, tmp_path / "again" / "one", FIVE)
-    with pytest.raises(
-        ValueError,
-        match=r"one and .*one have the same name, by which their rows would be told apart; rename one",
+    with refused(
+        f"{one} and {twin} have the same name, and an adapter is known by the name of its folder; "
+        "rename one of the folders."
     ):
         load_predictor([one, twin])
 
@@ -323,10 +295,9 @@ def test_an_adapter_that_is_no_plain_update_is_refused(bert, tmp_path, method):
         saved(bert, tmp_path / "one", TWO),
         saved(bert, tmp_path / "other", TWO, method=method),
     ]
-    with pytest.raises(
-        ValueError,
-        match=rf"other cannot share its base: its adapter is of the method {method}, expected lora, lora\+, "
-        r"rslora or a head; load it alone\.$",
+    with refused(
+        f"other cannot share its base: its adapter is of the method {method}, "
+        "expected lora, lora+, rslora or a head; load it alone."
     ):
         load_predictor(folders)
 
@@ -336,31 +307,25 @@ def test_a_folder_that_trained_the_base_itself_is_refused(bert, tmp_path):
         saved(bert, tmp_path / "one", TWO),
         saved(bert, tmp_path / "other", TWO, part="last_block"),
     ]
-    with pytest.raises(
-        ValueError,
-        match=r"other cannot share its base: bert\.encoder\.layer\.1\..* of the base itself was trained",
+    with refused(
+        "other cannot share its base: bert.encoder.layer.1.", " of the base itself was trained"
     ):
         load_predictor(folders)
 
 
 def test_names_are_checked(bert, tmp_path):
     together = load_predictor(folders_of(bert, tmp_path, {"spam": TWO, "topics": FIVE}))
-    with pytest.raises(
-        ValueError,
-        match=r"^there is no adapter 'topic', expected one of \['spam', 'topics'\]; did you mean 'topics'\?$",
+    with refused(
+        "there is no adapter 'topic', expected one of ['spam', 'topics']; did you mean 'topics'?"
     ):
         together.predict(TEXTS, "topic")
-    with pytest.raises(
-        ValueError,
-        match=r"^adapter has 2 names for 8 rows; give one name for all rows, or one a row\.$",
-    ):
+    with refused("adapter has 2 names for 8 rows; give one name for all rows, or one a row."):
         together.predict(TEXTS, ["spam", "topics"])
-    with pytest.raises(
-        ValueError,
-        match=r"^adapter=None: expected the name of the one that answers, or one a row, of \['spam', 'to",
+    with refused(
+        "adapter=None: expected the name of one adapter, or one name a row, of ['spam', 'topics']"
     ):
         together.predict(TEXTS)
     with pytest.raises(RowError, match="found one str; put it into a list"):
         together.predict("a text", "spam")
-    with pytest.raises(ValueError, match="there is no folder in the list"):
+    with refused("there is no folder in the list"):
         load_predictor([])

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 import peftcls
 from peftcls import Classification, TrainConfig, Trainer
-from peftcls.models.adapter_methods import EXTRA_RANK, LORA_PLUS_RATIO, Method
+from peftcls.models.adapter_methods import INITIAL_RANK_FACTOR, LORA_PLUS_RATIO, Method
 from peftcls.training.checkpoint import find_checkpoints
 
 METHODS = get_args(Method)
@@ -150,7 +150,7 @@ def test_the_ranks_of_adalora_fall_to_their_target_on_average(bert, tmp_path, te
     trainer._step = watched
     trainer.fit(text_rows)
     modules = len(ranks(trainer))
-    assert seen[0] == round(EXTRA_RANK * 4) * modules
+    assert seen[0] == round(INITIAL_RANK_FACTOR * 4) * modules
     assert seen == sorted(seen, reverse=True)
     assert len(set(seen)) > 3, "the ranks fell at once"
     assert seen[-1] == sum(ranks(trainer)) == 4 * modules
@@ -170,7 +170,7 @@ def test_a_run_of_a_few_steps_comes_to_its_end(method, steps, bert, tmp_path, te
 def test_the_best_step_of_adalora_has_the_ranks_that_were_asked_for(bert, tmp_path, text_rows):
     trainer, _ = build(bert, tmp_path, text_rows, "adalora", epochs=5, batch_size=4, eval_every=5)
     scores = iter([1.0] + [0.5] * 99)
-    trainer.evaluate = lambda rows: {
+    trainer._evaluate = lambda rows, inputs: {
         "f1_macro": next(scores),
         "loss": 1.0,
     }  # the first step, before ranks fall, looks best

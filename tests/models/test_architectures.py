@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tokenizers import processors
 
 import peftcls
-from peftcls.engine.head_logits import unwrapped
+from peftcls.engine.model_state import base_facts
 from peftcls.models.adapter_folder import save_adapter
 from peftcls.models.trainable import trained_parameters
 
@@ -86,11 +86,13 @@ def train(
             model, tokenizer = peftcls.load_base(base_of(name), task)
             wrapped = peftcls.attach_lora(model, task, rank=4, targets=targets)
             move(wrapped)
-            folder = save_adapter(tmp_path_factory.mktemp("adapter"), wrapped, task, tokenizer)
+            folder = save_adapter(
+                tmp_path_factory.mktemp("adapter"), wrapped, task, tokenizer
+            ).directory
             made[name, targets, multi] = Trained(
                 base_of(name),
                 folder,
-                unwrapped(wrapped).base_facts.heads,
+                base_facts(wrapped).heads,
                 trained_parameters(wrapped),
                 probabilities(peftcls.Predictor(wrapped, task, tokenizer), TEXTS),
             )

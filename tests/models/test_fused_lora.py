@@ -6,7 +6,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora.layer import Linear
 from transformers.pytorch_utils import Conv1D
 
-from peftcls.models.fused_lora import UpdatedLinear, _Updated, compute_together
+from peftcls.models.fused_lora import FusedLoraLinear, _FusedUpdate, fuse_lora_layers
 
 
 def adapted(kind, *, dtype=torch.float64, bias=True, **settings):
@@ -29,9 +29,9 @@ def adapted(kind, *, dtype=torch.float64, bias=True, **settings):
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("lora_" in name)
         if together:
-            compute_together(model)
+            fuse_lora_layers(model)
         found.append(model["layer"])
-    assert (type(found[0]), type(found[1])) == (Linear, UpdatedLinear)
+    assert (type(found[0]), type(found[1])) == (Linear, FusedLoraLinear)
     return *found, torch.randn(2, 5, 16, dtype=dtype)
 
 
@@ -50,7 +50,7 @@ def test_a_layer_with_its_update_gives_what_the_two_give_one_after_another(kind,
     plain, together, x = adapted(kind, bias=bias)
     calls = []
     monkeypatch.setattr(
-        _Updated, "apply", lambda *given, own=_Updated.apply: calls.append(given) or own(*given)
+        _FusedUpdate, "apply", lambda *given, own=_FusedUpdate.apply: calls.append(given) or own(*given)
     )
     for expected, found in zip(results(plain, x), results(together, x), strict=True):
         assert torch.allclose(found, expected, atol=1e-12)
@@ -91,7 +91,7 @@ def test_what_is_no_plain_update_is_left_to_peft(case, monkeypatch):
     }.get(case, {})
     dtype = torch.float64 if case != "autocast" else torch.float32
     plain, together, x = adapted("linear", dtype=dtype, **settings)
-    monkeypatch.setattr(_Updated, "apply", lambda *_: pytest.fail("computed together"))
+    monkeypatch.setattr(_FusedUpdate, "apply", lambda *_: pytest.fail("computed together"))
     found = []
     for layer in (plain, together):
         if case == "disabled":
@@ -110,7 +110,7 @@ def test_without_training_dropout_leaves_the_layer_as_it_is(monkeypatch):
     plain, together, x = adapted("linear", lora_dropout=0.5)
     calls = []
     monkeypatch.setattr(
-        _Updated, "apply", lambda *given, own=_Updated.apply: calls.append(given) or own(*given)
+        _FusedUpdate, "apply", lambda *given, own=_FusedUpdate.apply: calls.append(given) or own(*given)
     )
     assert torch.allclose(together.eval()(x), plain.eval()(x))
     assert calls

@@ -92,7 +92,7 @@ def reseal(folder: Path, change: Callable[[dict], Any] = lambda _: None) -> None
     """A manifest that fits the files as they are now: whoever sends a folder can make one."""
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["files"] = {
-        file.name: peftcls.models.adapter_folder._sum(file)
+        file.name: peftcls.models.adapter_folder.file_sum(file)
         for file in sorted(folder.iterdir())
         if file.is_file() and file.name != MANIFEST
     }
@@ -324,15 +324,15 @@ ADAPTERS: dict[str, tuple[Change, str]] = {
     ),
     "a task of another version": (
         manifest(lambda m: m["task"].update(evil=1)),
-        r"a task that cannot be: Classification has no \['evil'\]",
+        r"a task that is not valid: Classification has no \['evil'\]",
     ),
     "a task with a length of text": (
         manifest(lambda m: m["task"].update(max_length="12")),
-        r"a task that cannot be: max_length='12'",
+        r"a task that is not valid: max_length='12'",
     ),
     "decisions that are a number": (
         manifest(lambda m: m["task"].update(decisions=5)),
-        "describes a task that cannot be",
+        "describes a task that is not valid",
     ),
     "a base from the web": (
         manifest(lambda m: m["base"].update(name="http://evil.example/base")),

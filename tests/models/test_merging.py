@@ -33,7 +33,7 @@ def saved(base: str, folder, task, *, part=None, quantize=None, **adapter):
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data += 0.05 * torch.randn_like(parameter)
-    return save_adapter(folder, model, task, tokenizer)
+    return save_adapter(folder, model, task, tokenizer).directory
 
 
 def plain_logits(folder, texts, auto=transformers.AutoModelForSequenceClassification):
@@ -170,7 +170,7 @@ def test_a_merged_regression_says_how_its_output_is_read(bert, tmp_path):
         ),
         (
             {"causal": False},
-            "its tokens see the whole text (causal=False), and those of transformers would see what stands before them",
+            "its tokens see the whole text (causal=False), and those of transformers would see only what precedes them",
         ),
     ],
 )
@@ -217,8 +217,8 @@ def test_what_transformers_leaves_out_is_said(llama, tmp_path):
         peftcls.merge_adapter(saved(llama, tmp_path / "adapter", task), tmp_path / "merged")
     assert [str(one.message) for one in told] == [
         "A text of more than 64 tokens is cut (with truncation=True), not read in windows.",
-        "Temperature, thresholds and abstention, which were fitted, are not applied; the likeliest label is given.",
         "This tokenizer sets nothing between two texts; begin the second one with a new line, as in training.",
+        "Temperature, thresholds and abstention, which were fitted, are not applied; the likeliest label is given.",
     ]
 
 

@@ -24,7 +24,7 @@ def saved(base, folder, task=TASK, part=None):
     model = (
         peftcls.train_only(model, task, part) if part else peftcls.attach_lora(model, task, rank=2)
     )
-    return save_adapter(folder, model, task, tokenizer)
+    return save_adapter(folder, model, task, tokenizer).directory
 
 
 @pytest.mark.parametrize("pipeline", TASKS)
@@ -135,4 +135,4 @@ def test_a_folder_that_was_learnt_on_names_where_it_comes_from(bert, tmp_path, t
     first = saved(bert, tmp_path / "first")
     model, task, tokenizer = peftcls.learn_on(first, text_rows)
     text = peftcls.write_card(save_adapter(tmp_path / "second", model, task, tokenizer)).read_text()
-    assert re.search(r"## Learnt on from\n\n1\. `first` \([0-9a-f]{12}\)\n", text)
+    assert re.search(r"## Continued from\n\n1\. `first` \([0-9a-f]{12}\)\n", text)

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 import peftcls
 from peftcls import Classification, Instruction, TrainConfig, Trainer
+from peftcls.engine.model_state import base_facts
 from peftcls.models.trainable import trained_parameters
 
 # What of each base is opened, by the beginnings of names; each has two blocks.
@@ -71,6 +72,17 @@ def test_a_part_is_trained_and_saved_alone(base, part, request, tmp_path, text_r
     same_answers(trainer, text_rows)
 
 
+@pytest.mark.parametrize("part", ["last_block", "last_two_blocks"])
+@pytest.mark.parametrize("base", ["bert", "gpt2", "llama"])
+def test_a_part_of_a_base_in_bfloat16_is_trained_and_merged(
+    base, part, request, tmp_path, text_rows
+):
+    folder = request.getfixturevalue(base)
+    trainer, _ = train(folder, tmp_path / "a", text_rows, part=part, dtype=torch.bfloat16)
+    same_answers(trainer, text_rows)
+    peftcls.merge_adapter(tmp_path / "a", tmp_path / "merged")
+
+
 def test_a_block_of_a_language_model_is_trained_without_a_head(llama, tmp_path, text_rows):
     task = Instruction(
         template="Text: {input}\nAnswer: ",
@@ -122,7 +134,7 @@ def test_a_random_base_is_drawn_again_from_its_seed(base, request, tmp_path, tex
         assert not any(torch.equal(model.get_parameter(name), before[name]) for name in drawn)
     facts = json.loads((tmp_path / "a" / "peftcls.json").read_text())["base"]
     assert facts["random_seed"] == 3
-    assert len({model.base_facts.fingerprint for model in (again, other, real)}) == 3
+    assert len({base_facts(model).fingerprint for model in (again, other, real)}) == 3
     assert all(
         "lora_" in name or name.startswith(tuple(f"base_model.model.{head}" for head in HEAD[base]))
         for name in load_file(tmp_path / "a" / "adapter_model.safetensors")

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import peftcls
-from peftcls.engine.head_logits import unwrapped
+from peftcls.engine.model_state import unwrapped
 from peftcls.models.structure import linear_layers
 from peftcls.models.trainable import trained_parameters
 

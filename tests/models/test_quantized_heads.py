@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import peftcls
 from peftcls import Classification
+from peftcls.engine.model_state import base_facts
 from peftcls.models.structure import linear_layers
 
 LINEAR = {"8bit": bnb.nn.Linear8bitLt, "4bit": bnb.nn.Linear4bit}
@@ -65,7 +66,7 @@ def test_a_head_on_a_quantized_base_is_trained_saved_and_loaded(name, quantize, 
     kinds = {
         type(model.get_submodule(linear))
         for linear in linears
-        if not linear.startswith(tuple(model.base_facts.heads))
+        if not linear.startswith(tuple(base_facts(model).heads))
     }
     assert kinds == {LINEAR[quantize]}
 

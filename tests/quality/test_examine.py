@@ -1,4 +1,4 @@
-"""The examination of rows: each thing that can be wrong is found where it is, and good rows are left in peace."""
+"""Examine rows: each kind of problem is found in its row, and good rows give no finding."""
 
 import json
 import random
@@ -9,8 +9,8 @@ import pytest
 import peftcls
 from peftcls import Classification, ExtractiveQA, Instruction, Regression, examine_rows, read_rows
 from peftcls.models.tokenizers import load_tokenizer_only
+from peftcls.quality.column_rules import ColumnProperties
 from peftcls.quality.examine import refuse_errors
-from peftcls.quality.leakage import ColumnLooks
 from peftcls.quality.text_checks import text_faults
 
 WORDS = [
@@ -117,8 +117,9 @@ def test_many_labels_that_are_alike_at_fault_are_one_finding():
     finding = one(examine_rows(Classification(), table), "rare-label")
     assert (finding.rows, finding.count) == ((61, 62, 63, 64, 65), 16)
     assert finding.sentence == (
-        "the labels 'topic 0', 'topic 1', 'topic 2', 'topic 3', 'topic 4' and 3 more are hardly learnt: 16 "
-        "training rows, expected at least 5 of a label."
+        "the labels 'topic 0', 'topic 1', 'topic 2', 'topic 3', "
+        "'topic 4' and 3 more are too rare to "
+        "be learnt well: 16 training rows, expected at least 5 per label."
     )
     finding = one(examine_rows(Classification(labels=("no", "yes")), table), "unknown-label")
     assert (finding.severity, finding.count) == ("error", 16)
@@ -129,8 +130,8 @@ def test_a_column_in_which_every_row_has_its_own_value_is_no_column_of_labels():
     own = [{"text": t, "label": 0.37 * n} for n, t in enumerate(texts(20))]
     finding = one(examine_rows(Classification(), own), "own-label")
     assert finding.sentence == (
-        "each of the 20 rows has a label of its own, such as '0'; choose a column whose labels come again, or "
-        "Regression for numbers."
+        "each of the 20 rows has a different label, such as '0'; choose a column whose labels "
+        "repeat, or Regression for numbers."
     )
     assert not found(examine_rows(Classification(), own), "rare-label")
     for fewer in (own[:19], [*own, {"text": "once more", "label": 0.37}]):
@@ -200,8 +201,20 @@ def test_a_label_that_no_row_or_no_task_knows_is_asked_about():
         Classification(labels=("no", "yes")), [*rows(), {"text": "one more text", "label": "yse"}]
     )
     assert one(examination, "unknown-label").sentence.endswith(
-        "complete labels=. Did you mean 'yes'?"
+        "not among the task's labels 'no', 'yes'; correct the rows, or add the missing labels to "
+        "labels=. Did you mean 'yes'?"
     )
+
+
+def test_two_spellings_of_a_label_that_are_equally_frequent_are_both_named():
+    examination = examine_rows(Classification(), rows(100, labels=("Spam", "spam", "ham")))
+    counts = [{"text": t, "label": ("Spam", "spam")[n % 2]} for n, t in enumerate(texts(40))]
+    for finding in (
+        one(examination, "label-spelling"),
+        one(examine_rows(Classification(), counts), "label-spelling"),
+    ):
+        assert "'Spam'" in finding.sentence
+        assert "'spam'" in finding.sentence
 
 
 @pytest.mark.parametrize(
@@ -283,7 +296,7 @@ def test_texts_that_stand_in_two_splits_are_counted(shared):
     assert finding.rows == tuple(range(1, shared + 1))[:5]
 
 
-# Columns that give the label away
+# Label leakage: columns that give the label away
 
 
 def author(style: bool, rng: random.Random) -> str:
@@ -294,12 +307,12 @@ def author(style: bool, rng: random.Random) -> str:
 
 
 @pytest.mark.parametrize("text", ["text", ("author", "text")])
-def test_a_column_whose_formatting_gives_the_label_away_is_found_whether_it_is_used_or_not(text):
+def test_a_column_whose_formatting_leaks_the_label_is_found_whether_it_is_read_or_not(text):
     rng = random.Random(0)
     table = [{**row, "author": author(row["label"] == "yes", rng)} for row in rows(300)]
     finding = one(examine_rows(Classification(text=text), table), "giveaway")
     assert finding.severity == "warning"
-    assert "column 'author' gives the label away" in finding.sentence
+    assert "column 'author' leaks the label" in finding.sentence
 
 
 @pytest.mark.parametrize(
@@ -323,7 +336,7 @@ def test_a_column_whose_formatting_gives_the_label_away_is_found_whether_it_is_u
         ),
     ],
 )
-def test_one_look_is_enough_to_find_a_giveaway(name, leak):
+def test_one_property_of_a_column_is_enough_to_find_label_leakage(name, leak):
     rng = random.Random(0)
     table = [{**row, "extra": leak(row["label"] == "yes", rng)} for row in rows(300)]
     assert "column 'extra'" in one(examine_rows(Classification(), table), "giveaway").sentence, name
@@ -340,25 +353,26 @@ def test_one_look_is_enough_to_find_a_giveaway(name, leak):
     ],
 )
 @pytest.mark.parametrize("count", [30, 60, 400])
-def test_a_column_that_is_only_a_clue_or_has_a_value_for_every_row_is_no_giveaway(extra, count):
+def test_a_weak_clue_or_a_column_with_a_value_for_every_row_is_no_label_leakage(extra, count):
     rng = random.Random(0)
     table = [{**row, "extra": extra(row["label"] == "yes", rng)} for row in rows(count)]
     assert not found(examine_rows(Classification(), table), "giveaway")
 
 
-def test_a_rare_label_does_not_make_the_frequent_one_a_giveaway():
+def test_a_column_that_fits_only_the_frequent_label_is_no_label_leakage():
     table = [{**row, "extra": "same"} for row in rows(400, labels=("rare", *["often"] * 19))]
     assert not found(examine_rows(Classification(), table), "giveaway")
 
 
 def test_the_score_of_a_rule_is_that_of_held_out_rows():
-    looks = ColumnLooks(["x"])
+    properties = ColumnProperties(["x"])
     rng = random.Random(0)
     for n in range(400):
-        looks.add({"x": f"unique {n:03d}"})
-    (giveaway,) = looks.giveaways([rng.choice("ab") for _ in range(400)], least=0.0)
-    assert giveaway.recall < 0.7
-    assert giveaway.chance == 0.5
+        properties.add({"x": f"unique {n:03d}"})
+    labels = [rng.choice("ab") for _ in range(400)]
+    (leak,) = properties.leaking_columns(labels, min_recall=0.0)
+    assert leak.recall < 0.7
+    assert leak.chance == 0.5
 
 
 # Texts
@@ -369,7 +383,8 @@ def test_the_score_of_a_rule_is_that_of_held_out_rows():
     [
         ("a plain text", []),
         (
-            "caf\u00e9 na\u00efve \u00c5ngstr\u00f6m \u2013 \u201cquoted\u201d \u00a35 \u20ac5 Stra\u00dfe",
+            "caf\u00e9 na\u00efve \u00c5ngstr\u00f6m \u2013 \u201cquoted\u201d \u00a35 \u20ac5 "
+            "Stra\u00dfe",
             [],
         ),
         ("\u65e5\u672c\u8a9e \u0420\u0443\u0441\u0441\u043a\u0438\u0439", []),
@@ -513,22 +528,25 @@ def test_the_limit_is_that_of_the_model_where_it_has_fewer_positions(bert):
     ]
     examination = examine_rows(Classification(max_length=9999), table, tokenizer=tokenizer)
     assert one(examination, "tokens").sentence.endswith(
-        "is 256: the model has as many positions, fewer than max_length=9999."
+        "is 256: the model has no more positions, fewer than max_length=9999."
     )
     assert one(examination, "shortened").rows == (4,)
     assert (
-        "the model reads no more or use long_text='windows'"
+        "the model cannot read more at once, so use long_text='windows'"
         in one(examination, "shortened").sentence
     )
 
 
-def test_too_few_rows_to_judge_by_are_a_warning():
+def test_too_few_rows_to_evaluate_on_are_a_warning():
     examination = examine_rows(Classification(), rows(), rows(1, 1), rows(19, 2))
     assert [(f.severity, f.split) for f in found(examination, "few-rows")] == [
         ("warning", "valid"),
         ("warning", "test"),
     ]
-    sentence = "1 row to judge by, expected at least 20; one row alone moves a score by 100%, and its interval means little."
+    sentence = (
+        "1 row to evaluate on, expected at least 20; one row changes a score by 100%, "
+        "and confidence intervals say little."
+    )
     assert found(examination, "few-rows")[0].sentence == sentence
     assert not found(examine_rows(Classification(), rows(), rows(20, 1)), "few-rows")
 
@@ -589,8 +607,8 @@ def test_numbers_in_other_units_than_were_learnt_first_are_a_warning():
     )
     assert (other.severity, other.sentence) == (
         "warning",
-        "the targets lie around 60, 28 deviations from the mean 2.94 of those learnt "
-        "first; write them in the same units, or train anew.",
+        "the median target is 60, 28 deviations from the mean 2.94 of the first training; "
+        "use the same units, or start a new training.",
     )
 
 
@@ -669,7 +687,7 @@ def test_contexts_that_two_splits_share_are_counted():
     finding = one(
         examine_rows(ExtractiveQA(), table("Ada one", "Ada two"), asked), "shared-context"
     )
-    assert finding.sentence.startswith("1 of 2 contexts of valid are in train too")
+    assert finding.sentence.startswith("1 of 2 contexts of valid are also in train")
 
 
 # The report

@@ -1,4 +1,4 @@
-"""The report of a run: what the page shows is what the numbers say, for each task, on paper that any browser can hold."""
+"""The report of a run: for each task the page shows what `metrics.json` holds, in any browser."""
 
 import functools
 import html
@@ -18,7 +18,8 @@ from peftcls.baselines import baselines
 from peftcls.data.reading import as_dataset
 from peftcls.metrics import calibration_bins, calibration_error
 from peftcls.report import Meter, Run, wording, write_report
-from peftcls.report.examples import choose_examples, mark_spans
+from peftcls.report.examples import choose_examples
+from peftcls.report.marked_text import mark_spans
 from peftcls.report.numbers import fingerprint_rows
 from peftcls.training.run_report import command_line, describe_run
 
@@ -371,7 +372,7 @@ def test_both_colour_schemes_can_be_read(report):
 # What the rows say
 
 
-def test_errors_are_shown_surest_first_and_labels_that_two_systems_doubt(report):
+def test_errors_are_shown_most_confident_first_and_labels_that_two_systems_doubt(report):
     task, _, test, answers = CASES["one_label"]()
     second = [
         sure_of("spam") if n in (8, 3) else sure_of(label)
@@ -415,10 +416,11 @@ def test_labels_have_their_tables(report):
         ("spam", 6, 8),
     ]
     assert "Commonest confusions" in page.text
+    assert "Confusion matrix" in page.text
     _, _, page, found = report("several_labels")
     assert found["confusion"] is None
     assert [row["label"] for row in found["labels"]] == ["a", "b", "c"]
-    assert "Who was taken for whom" not in page.text
+    assert "Confusion matrix" not in page.text
 
 
 def test_several_labels_are_found_missed_and_invented():
@@ -462,10 +464,11 @@ def test_spans_are_marked_in_their_text(report):
     _, text, page, found = report("spans")
     assert '<mark class="gold">every day</mark>' in text
     assert '<mark class="given">at eight</mark>' in text
-    assert (
-        '<mark class="given">checked </mark><mark class="both">every</mark><mark class="gold"> day</mark>'
-        in text
+    overlap = (
+        '<mark class="given">checked </mark><mark class="both">every</mark>'
+        '<mark class="gold"> day</mark>'
     )
+    assert overlap in text
     assert [e["row"] for e in found["examples"][0]["examples"]] == [2, 4, 3]
     assert "When? 1" in page.text
 
@@ -484,6 +487,15 @@ def test_marked_pieces_are_the_text_and_what_is_far_from_them_is_cut():
     assert mark_spans("nothing here", [], []) == (("nothing here", ""),)
 
 
+def answers_with(right):
+    """Forty answers, of which the first ones are right."""
+    answers = []
+    for number, label in enumerate(["ham", "spam"] * 20):
+        wrong = "spam" if label == "ham" else "ham"
+        answers.append(sure_of(label if number < right else wrong))
+    return answers
+
+
 @pytest.mark.parametrize(
     ("rights", "verdict", "words"),
     [
@@ -496,13 +508,7 @@ def test_the_verdict_is_the_paired_interval_against_the_best_other(
     rights, verdict, words, tmp_path
 ):
     test = labelled(["ham", "spam"] * 20)
-    own, other = (
-        [
-            sure_of(label if n < right else ("ham", "spam")[label == "ham"])
-            for n, label in enumerate(["ham", "spam"] * 20)
-        ]
-        for right in rights
-    )
+    own, other = (answers_with(right) for right in rights)
     path = write_report(
         tmp_path,
         task=SMALL,
@@ -518,7 +524,7 @@ def test_the_verdict_is_the_paired_interval_against_the_best_other(
     assert words in Page(path.read_text()).text
 
 
-# Texts and names that could do harm
+# Texts and names that need escaping
 
 
 def test_texts_labels_and_names_are_escaped(tmp_path):
@@ -555,7 +561,7 @@ def test_many_labels_have_a_list_of_confusions_instead_of_a_table(tmp_path):
             tmp_path, task=task, train=test, test=test, answers=answers, resamples=10
         ).read_text()
     )
-    assert "Who was taken for whom" not in page.text
+    assert "Confusion matrix" not in page.text
     assert "Commonest confusions" in page.text
     assert not (tmp_path / "figures" / "confusion.png").exists()
 
@@ -579,7 +585,7 @@ def test_numbers_that_are_not_finite_and_a_single_row_have_a_report(tmp_path):
 # Files
 
 
-def test_a_second_report_replaces_the_first_wholly(tmp_path):
+def test_a_second_report_replaces_all_files_of_the_first(tmp_path):
     for case in ("one_label", "free_text"):
         task, train, test, answers = CASES[case]()
         write_report(tmp_path, task=task, train=train, test=test, answers=answers, resamples=10)
@@ -603,7 +609,7 @@ def test_nothing_is_written_where_answers_do_not_fit(tmp_path):
         write_report(tmp_path / "out", task=task, train=train, test=test, answers=answers[1:])
     with pytest.raises(
         ValueError,
-        match="systems has the name 'this run', which is the run's own; give the other system another name",
+        match="systems has the name 'this run', which is the run's own; give the other system ano",
     ):
         write_report(
             tmp_path / "out",
@@ -645,7 +651,8 @@ def test_an_adapter_folder_holds_its_report_and_loads_as_before(bert, tmp_path, 
     )
     trainer.fit(rows, rows)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    answers, meter = trainer.predict(rows), Meter()
+    meter = Meter()
+    answers = trainer.predict(rows)
     write_report(
         tmp_path,
         task=task,
@@ -674,7 +681,7 @@ def test_an_adapter_folder_holds_its_report_and_loads_as_before(bert, tmp_path, 
     assert found["lengths"]["unit"] == "tokens"
     assert found["lengths"]["limit"] == 64
     assert (
-        "the best step, so the run's scores are a little kind"
+        "the best step, so the run's scores are slightly optimistic"
         in Page((tmp_path / "report.html").read_text()).text
     )
 
@@ -683,15 +690,16 @@ def test_an_adapter_folder_holds_its_report_and_loads_as_before(bert, tmp_path, 
 
 
 def test_bins_and_their_error_agree():
-    sure, right = [0.2, 0.55, 0.57, 0.9, 0.95, 1.0], [True, False, True, True, True, False]
-    bins = calibration_bins(sure, right)
+    confidence = [0.2, 0.55, 0.57, 0.9, 0.95, 1.0]
+    is_right = [True, False, True, True, True, False]
+    bins = calibration_bins(confidence, is_right)
     assert sum(b["rows"] for b in bins) == 6
     error = sum(b["rows"] * abs(b["accuracy"] - b["confidence"]) for b in bins) / 6
-    assert error == pytest.approx(calibration_error(sure, right))
+    assert error == pytest.approx(calibration_error(confidence, is_right))
     assert all(b["from"] < b["confidence"] <= b["to"] for b in bins)
 
 
-def test_a_fingerprint_is_of_the_content_alone(write):
+def test_a_fingerprint_depends_only_on_the_content(write):
     one = peftcls.read_rows(write("a.csv", "text,label\nx,1\ny,2\n"))
     two = peftcls.read_rows(
         write("b.jsonl", '{"label": "1", "text": "x"}\n{"label": "2", "text": "y"}\n')
@@ -700,7 +708,7 @@ def test_a_fingerprint_is_of_the_content_alone(write):
     assert fingerprint_rows(one) != fingerprint_rows(one.select([1, 0]))
 
 
-def test_energy_is_told_where_the_counters_can_be_read(tmp_path):
+def test_energy_is_measured_where_the_counters_can_be_read(tmp_path):
     def counters(value, span):
         zone = tmp_path / "intel-rapl:0"
         zone.mkdir(exist_ok=True)
@@ -712,12 +720,12 @@ def test_energy_is_told_where_the_counters_can_be_read(tmp_path):
     meter = Meter(tmp_path)
     counters(9_000_002_500_000, 10_000_000_000_000)
     assert meter.joules() == 2.5
-    counters(500_000, 10_000_000_000_000)  # it has gone round
+    counters(500_000, 10_000_000_000_000)  # it has wrapped around
     assert meter.joules() == pytest.approx(1_000_000.5)
     counters(0, 1)
     meter = Meter(tmp_path)
     assert meter.joules() is None, (
-        "a counter of one microjoule may have gone round any number of times"
+        "a counter of one microjoule may have wrapped around any number of times"
     )
 
 

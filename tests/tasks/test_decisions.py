@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import peftcls
 from peftcls import Answer, Classification, Decisions, Instruction, TrainConfig, Trainer
-from peftcls.tasks.decisions import COOLEST, HOTTEST
+from peftcls.tasks.decisions import MAX_TEMPERATURE, MIN_TEMPERATURE
 
 LABELS = ("a", "b", "c")
 HEATED = 4.0  # the made answers are this many times too sure
@@ -122,7 +122,7 @@ def test_answers_without_an_error_or_without_a_hit_get_a_temperature_in_its_rang
     logits = torch.eye(3, dtype=torch.float64).repeat(4, 1) * 3
     rows = [{"text": "x", "label": LABELS[(n + (0 if right else 1)) % 3]} for n in range(12)]
     fitted = task.calibrated(answers_of(task, logits), rows).decisions.temperature
-    assert COOLEST <= fitted <= HOTTEST * (1 + 1e-6)
+    assert MIN_TEMPERATURE <= fitted <= MAX_TEMPERATURE * (1 + 1e-6)
     assert (fitted < 1) == right
 
 
@@ -130,7 +130,7 @@ def test_certain_answers_that_are_often_wrong_get_the_hottest_temperature():
     answers = [Answer(label="a", probabilities={"a": 1.0, "b": 0.0, "c": 0.0})] * 9
     rows = [{"text": "x", "label": label} for label in "aaaaaabbc"]
     fitted = Classification(labels=LABELS).calibrated(answers, rows)
-    assert fitted.decisions.temperature == pytest.approx(HOTTEST, rel=1e-3)
+    assert fitted.decisions.temperature == pytest.approx(MAX_TEMPERATURE, rel=1e-3)
 
 
 # Thresholds
@@ -221,11 +221,11 @@ def test_an_accuracy_that_cannot_be_reached_is_told_with_the_best_there_is():
 @pytest.mark.parametrize(
     ("several", "gold", "told"),
     [
-        (False, ["a"] * 3, r"rows with the labels \['a'\] alone"),
-        (False, ["a"], r"rows with the labels \['a'\] alone"),
-        (False, [], "no rows"),
-        (True, [["b", "a"], ["a", "b"]], r"rows with the labels \['a', 'b'\] alone"),
-        (True, [], "no rows"),
+        (False, ["a"] * 3, r": all rows have the label \['a'\]\."),
+        (False, ["a"], r": all rows have the label \['a'\]\."),
+        (False, [], r" without rows\."),
+        (True, [["b", "a"], ["a", "b"]], r": all rows have the labels \['a', 'b'\]\."),
+        (True, [], r" without rows\."),
     ],
 )
 def test_rows_of_the_same_labels_fit_nothing(several, gold, told):
@@ -234,7 +234,7 @@ def test_rows_of_the_same_labels_fit_nothing(several, gold, told):
     ] * len(gold)
     with pytest.raises(
         ValueError,
-        match=f"^{told} do not say how sure to be of others; calibrate with rows of two labels or more",
+        match=f"^Cannot calibrate{told} Use rows with at least two labels",
     ):
         Classification(labels=LABELS, multi_label=several).calibrated(
             answers, [{"text": "x", "label": label} for label in gold]
@@ -325,7 +325,7 @@ def trainer_of(kind, base, folder, rows):
 
 @pytest.mark.parametrize("kind", ["head", "instruction"])
 def test_a_calibrated_folder_decides_as_the_trainer_does(
-    kind, request, tmp_path, text_rows, capsys
+    kind, request, tmp_path, text_rows, caplog
 ):
     trainer = trainer_of(
         kind, request.getfixturevalue("bert" if kind == "head" else "llama"), tmp_path, text_rows
@@ -341,8 +341,8 @@ def test_a_calibrated_folder_decides_as_the_trainer_does(
     plain = trainer.predict(valid)
     before, after = trainer.calibrate(valid, min_accuracy=0.5)
     assert (
-        "16 of at least 20 rows to calibrate by; what so few fit may not suit others.\n"
-        in capsys.readouterr().out
+        "16 rows to calibrate on, expected at least 20; what is fitted to so few may not suit "
+        "other rows." in caplog.text
     )
     decisions = trainer.task.decisions
     assert before == trainer.task.score(plain, valid)

@@ -27,10 +27,12 @@ from peftcls import (
 )
 from peftcls.data.reading import as_dataset
 from peftcls.engine.head_logits import end_logits
+from peftcls.engine.model_state import base_facts
 from peftcls.inference.predictor import Predictor
 from peftcls.metrics import span_f1, span_scores
 from peftcls.quality.examine import examine_rows
-from peftcls.tasks.spans import best_spans, find_answers, gold_answers, occurrences
+from peftcls.tasks.span_search import best_spans
+from peftcls.tasks.spans import find_answers, gold_answers, occurrences
 
 CONTEXT = "the patient was given a new drug and recovered. a galaxy far away emits radio waves. stock prices fell."
 
@@ -129,7 +131,7 @@ def test_the_backbone_of_a_decoder_is_the_pretrained_one(llama):
     """Its class for question answering looks for the backbone under a name that no causal model's file has."""
     model, _ = load_base(llama, ExtractiveQA())
     plain, _ = load_base(llama, peftcls.Instruction())
-    assert model.base_facts.heads == ("qa_outputs",)
+    assert base_facts(model).heads == ("qa_outputs",)
     for (name, one), (other, two) in zip(
         model.base_model.state_dict().items(), plain.base_model.state_dict().items(), strict=True
     ):
@@ -372,7 +374,7 @@ def test_a_start_that_is_wrong_is_put_right_where_the_answer_occurs_once():
         ),
         (
             {"text": [], "answer_start": []},
-            "row 1 of rows has no answer in column 'answers', while all rows that are learnt from have one; add "
+            "row 1 of rows has no answer in column 'answers', while all training rows have one; add "
             "some without one to them (in Python, task.learn(rows) or unanswerable=True), or leave the row out.",
         ),
         (
@@ -634,7 +636,7 @@ def test_questions_without_an_answer_alone_silence_no_model(rows):
     sure = Answer(text="x", null_probability=0.2, n_best=(Answer(text="x"),))
     with pytest.raises(
         ValueError,
-        match=r"^no row has an answer, and nothing says when to give one; calibrate with rows of both",
+        match=r"^Cannot calibrate: no row has an answer\. Use rows of which some have an answer",
     ):
         ExtractiveQA(unanswerable=True).calibrated([sure] * rows, [row("q", None)] * rows)
 

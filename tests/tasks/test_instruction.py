@@ -11,8 +11,8 @@ import peftcls
 from peftcls import Instruction, Predictor, RowError
 from peftcls.data.reading import as_dataset
 from peftcls.tasks.encoding import encode_rows, encode_table
-from peftcls.tasks.label_trie import Choices
-from peftcls.tasks.prompts import placeholders, render, split_cue, tokenize_answered
+from peftcls.tasks.label_trie import LabelTrie
+from peftcls.tasks.prompts import placeholders, render, split_cue, tokenize_with_answers
 
 CLASSES = "Text: {input}\nAnswer: "
 NESTED = ("yes", "yes please", "no")  # one is the beginning of another
@@ -258,7 +258,7 @@ def test_the_table_counts_its_shortened_rows(tokenizer):
 def test_what_is_supervised_is_the_answer_and_the_end_mark_and_no_more(
     tokenizer, template, answer, document
 ):
-    vars(tokenizer).pop("position_limit", None)  # nothing is read by the model here
+    tokenizer.model_max_length = 1000  # no model computes anything here
     task = Instruction(template=template, output="answer", max_length=1000, max_new_tokens=400)
     row = {"input": document, "answer": answer}
     if task.problem(row, with_target=True) is not None:
@@ -382,7 +382,7 @@ def test_tokenizing_in_one_go_loses_no_token(tokenizer):
     for prompt, answer in itertools.product(
         ["", "a", "a ", "日", "a\n"], [" x", "\nx", " 日本", " 🙂"]
     ):
-        ((before, after),) = tokenize_answered(tokenizer, [(prompt, answer)])
+        ((before, after),) = tokenize_with_answers(tokenizer, [(prompt, answer)])
         assert before + after == tokenizer(prompt + answer)["input_ids"]
 
 
@@ -444,20 +444,20 @@ def test_probabilities_are_those_of_constrained_decoding_and_sum_to_one(base, la
 )
 @settings(max_examples=150, deadline=None)
 def test_the_trie_of_any_answers_gives_probabilities_that_sum_to_one(answers, seed):
-    choices = Choices.of(answers, end=9)
+    trie = LabelTrie.build(answers, end=9)
     generator = torch.Generator().manual_seed(seed)
-    logits = {prefix: torch.randn(2, 10, generator=generator) for prefix in {*choices.forks, ()}}
-    table = choices.log_probabilities(logits).exp()
+    logits = {prefix: torch.randn(2, 10, generator=generator) for prefix in {*trie.forks, ()}}
+    table = trie.log_probabilities(logits).exp()
     assert table.shape == (2, len(answers))
     assert torch.allclose(table.sum(1), torch.ones(2, dtype=torch.float64))
     assert all(
-        any(run[: len(prefix)] == prefix for run in choices.runs) for prefix in choices.forks
+        any(run[: len(prefix)] == prefix for run in trie.runs) for prefix in trie.forks
     ), "every fork lies on a run"
 
 
 def test_an_answer_is_not_at_a_disadvantage_for_being_long():
-    choices = Choices.of([(1, 2, 3, 4, 5), (6,)], end=0)
-    table = choices.log_probabilities({(): torch.zeros(1, 10)}).exp()
+    trie = LabelTrie.build([(1, 2, 3, 4, 5), (6,)], end=0)
+    table = trie.log_probabilities({(): torch.zeros(1, 10)}).exp()
     assert table.tolist() == [[0.5, 0.5]]
 
 

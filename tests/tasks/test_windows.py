@@ -11,7 +11,7 @@ import peftcls
 from peftcls import Classification, Regression, RowError
 from peftcls.data.reading import as_dataset
 from peftcls.tasks.encoding import encode_table
-from peftcls.tasks.text_encoding import LEAST_TOKENS, OVERLAP, encode_texts
+from peftcls.tasks.text_encoding import MIN_TEXT_TOKENS, WINDOW_OVERLAP, encode_texts
 
 TOKENIZERS = {"word pieces": word_piece_tokenizer(), "bytes": byte_level_tokenizer()}
 FILLER = "stock prices fell after the bank raised rates and a galaxy far away emits radio waves"
@@ -42,14 +42,14 @@ def ids_of(text, tokenizer):
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-@given(text=texts, max_length=st.integers(LEAST_TOKENS, 60))
+@given(text=texts, max_length=st.integers(MIN_TEXT_TOKENS, 60))
 @settings(max_examples=60, deadline=None)
 def test_windows_hold_every_token_and_repeat_a_quarter(kind, text, max_length):
     tokenizer = TOKENIZERS[kind]
     feature = in_windows([text], tokenizer, max_length)
     windows = [bare(window, tokenizer) for window in windows_of(feature)]
     room = max_length - tokenizer.num_special_tokens_to_add()
-    overlap = room // OVERLAP
+    overlap = room // WINDOW_OVERLAP
     assert all(len(window) == room for window in windows[:-1])
     assert len(windows) == 1 or overlap < len(windows[-1]) <= room
     assert all(a[-overlap:] == b[:overlap] for a, b in itertools.pairwise(windows) if overlap)
@@ -74,7 +74,7 @@ def test_the_shorter_text_of_a_pair_is_whole_in_every_window_of_the_longer(
     try:
         feature = in_windows([text, second], tokenizer, max_length)
     except RowError:
-        assert room < LEAST_TOKENS
+        assert room < MIN_TEXT_TOKENS
         return
     windows = [bare(window, tokenizer) for window in windows_of(feature)]
     assert max(feature["windows"]) <= max_length
@@ -85,14 +85,14 @@ def test_the_shorter_text_of_a_pair_is_whole_in_every_window_of_the_longer(
     else:
         assert all(window[: len(short)] == short for window in windows)
         parts = [window[len(short) :] for window in windows]
-    overlap = max(room // OVERLAP, 0)
+    overlap = max(room // WINDOW_OVERLAP, 0)
     assert parts[0] + [token for part in parts[1:] for token in part[overlap:]] == long
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @given(
     rows=st.lists(st.tuples(texts, texts), min_size=1, max_size=4),
-    max_length=st.integers(LEAST_TOKENS, 60),
+    max_length=st.integers(MIN_TEXT_TOKENS, 60),
     pair=st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
@@ -120,8 +120,8 @@ def test_a_row_is_shortened_where_it_has_more_tokens_than_fit(kind, rows, max_le
 def test_a_row_that_cannot_be_encoded_is_named_whatever_is_read_with_it(
     together, characters, monkeypatch
 ):
-    monkeypatch.setattr(peftcls.tasks.encoding, "TOGETHER", together)
-    monkeypatch.setattr(peftcls.tasks.encoding, "CHARACTERS", characters)
+    monkeypatch.setattr(peftcls.tasks.encoding, "MAX_CHUNK_ROWS", together)
+    monkeypatch.setattr(peftcls.tasks.encoding, "MAX_CHUNK_CHARACTERS", characters)
     task = Classification(text=("a", "b"), labels=("no", "yes"), max_length=16, long_text="windows")
     rows = [
         {"a": "the bank", "b": FILLER if number != 4 else "x", "label": "no"} for number in range(5)
@@ -168,7 +168,7 @@ def test_two_long_texts_that_leave_a_window_no_room_are_told_with_their_row():
 def test_a_pair_that_just_fits_needs_no_room_for_windows():
     tokenizer, text = TOKENIZERS["word pieces"], "the patient was given"
     both = 2 * len(ids_of(text, tokenizer)) + 3
-    assert both < 2 * LEAST_TOKENS
+    assert both < 2 * MIN_TEXT_TOKENS
     assert in_windows([text, text], tokenizer, both)["windows"] == [both]
     with pytest.raises(RowError, match="no room"):
         in_windows([text, text], tokenizer, both - 1)

@@ -1,6 +1,7 @@
-"""Learning on from a saved folder: the head grows, old rows are kept, and what was forgotten is seen."""
+"""Continual training from a saved folder: the head grows, old rows are replayed, forgetting is shown."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from peftcls import (
     load_base,
     load_predictor,
 )
-from peftcls.engine.head_logits import unwrapped
+from peftcls.engine.model_state import unwrapped
 from peftcls.models.trainable import trained_parameters
 
 NEW = [{"text": f"free prize, call now {n}", "label": "spam"} for n in range(6)]
@@ -99,20 +100,22 @@ def test_a_head_that_grew_answers_as_before_until_it_has_learnt(base, text_rows,
     )
 
 
-def test_labels_that_the_earlier_folder_does_not_know_are_named(bert, text_rows, tmp_path, capsys):
+def test_labels_that_the_earlier_folder_does_not_know_are_named(bert, text_rows, tmp_path, caplog):
+    caplog.set_level("INFO", "peftcls")
     first_run(bert, tmp_path / "first", text_rows)
-    for rows, told in (
-        (text_rows, "learning on from first\n"),
+    for rows, sentence in (
+        (text_rows, "continued from first\n"),
         (
             [{"text": "a text", "label": "Yes"}, *text_rows],
-            "learning on from first; 1 added to its 2 labels: 'Yes'\n",
+            "continued from first; 1 added to its 2 labels: 'Yes'\n",
         ),
     ):
         model, task, tokenizer = learn_on(tmp_path / "first", rows)
         Trainer(model, task, tokenizer, TrainConfig(tmp_path / "next", epochs=1, batch_size=8)).fit(
             rows
         )
-        assert told in capsys.readouterr().out
+        assert sentence in caplog.text
+        caplog.clear()
 
 
 def test_labels_of_an_instruction_grow_without_a_head(llama, tmp_path):
@@ -192,21 +195,22 @@ def test_replay_mixes_in_the_share_that_was_asked_for(text_rows):
     ):
         peftcls.with_replay([{"a": "x"}], text_rows)
     with pytest.raises(
-        RowError, match="hold other kinds of values in column 'label'; write it in one way"
+        RowError,
+        match=r"^new_rows and old_rows hold values of different types in column 'label'; write",
     ):
         peftcls.with_replay(NEW, [{"text": "x", "label": ["a"]}])
     with pytest.raises(ValueError, match=r"^share='x': expected a number\.$"):
         peftcls.with_replay(NEW, text_rows, share="x")
 
 
-def test_what_replay_leaves_out_is_told(text_rows, capsys):
-    peftcls.with_replay(
-        NEW, [{**row, "place": number} for number, row in enumerate(text_rows)], share=0.9
-    )
-    assert capsys.readouterr().out == (
-        "the columns ['place'] are left out: not both tables have them, or their values are not each row's own.\n"
-        "all 16 rows of old_rows are taken, 73% of the result, where 90% was asked for.\n"
-    )
+def test_replay_logs_dropped_columns_and_too_few_old_rows(text_rows, caplog):
+    old = [{**row, "place": number} for number, row in enumerate(text_rows)]
+    with caplog.at_level(logging.INFO, logger="peftcls"):
+        peftcls.with_replay(NEW, old, share=0.9)
+    assert caplog.messages == [
+        "Dropped columns ['place']: missing in one table, or ids that occur in both.",
+        "old_rows has only 16 rows to replay: they are 73% of the result, expected 90%.",
+    ]
 
 
 def test_a_list_is_no_new_label_of_an_instruction_and_no_folder(llama, tmp_path):
@@ -225,8 +229,8 @@ def test_a_list_is_no_new_label_of_an_instruction_and_no_folder(llama, tmp_path)
         learn_on([str(tmp_path)], rows)
 
 
-def test_forgetting_is_seen_side_by_side():
-    table = peftcls.side_by_side(
+def test_scores_before_and_after_a_run_show_forgetting():
+    table = peftcls.compare_scores(
         {"old": {"accuracy": 0.9, "loss": 0.2}},
         {"old": {"accuracy": 0.8, "loss": 0.1}, "new": {"accuracy": 0.7}},
     )
@@ -236,7 +240,7 @@ def test_forgetting_is_seen_side_by_side():
         ["old", "loss", "0.2000", "0.1000", "-0.1000"],
         ["new", "accuracy", "0.7000"],
     ]
-    only = peftcls.side_by_side(
+    only = peftcls.compare_scores(
         {"old": {"accuracy": 0.9}, "gone": {"accuracy": 0.5}},
         {"old": {"accuracy": 0.9}},
         scores=["accuracy"],
@@ -248,11 +252,19 @@ def test_forgetting_is_seen_side_by_side():
     with pytest.raises(
         ValueError, match=r"^scores names 'acc', expected some of \['accuracy'\]\.$"
     ):
-        peftcls.side_by_side({}, {"old": {"accuracy": 0.9}}, scores=["acc"])
+        peftcls.compare_scores({}, {"old": {"accuracy": 0.9}}, scores=["acc"])
     with pytest.raises(
         ValueError, match=r"^scores='accuracy': expected several, each a text or None\.$"
     ):
-        peftcls.side_by_side({}, {"old": {"accuracy": 0.9}}, scores="accuracy")
+        peftcls.compare_scores({}, {"old": {"accuracy": 0.9}}, scores="accuracy")
+
+
+def test_side_by_side_is_the_deprecated_name_of_compare_scores():
+    before = {"old": {"accuracy": 0.9}}
+    after = {"old": {"accuracy": 0.8}}
+    with pytest.warns(DeprecationWarning, match="side_by_side is now called compare_scores"):
+        table = peftcls.side_by_side(before, after, scores=["accuracy"])
+    assert table == peftcls.compare_scores(before, after, scores=["accuracy"])
 
 
 # Memory
@@ -309,7 +321,7 @@ def test_the_folder_that_a_run_begins_with_is_not_replaced(bert, text_rows, tmp_
     model, task, tokenizer = learn_on(tmp_path, text_rows)
     with pytest.raises(
         ValueError,
-        match=r"^output_dir='.*' holds the folder that this run learns on from, or a copy of it, and would",
+        match=r"^output_dir='.*' holds the folder that this run continues from, or a copy of it, and would",
     ):
         Trainer(model, task, tokenizer, TrainConfig(tmp_path))
     Trainer(model, task, tokenizer, TrainConfig(tmp_path / "next", epochs=1, batch_size=8)).fit(

@@ -79,9 +79,9 @@ def validated(bert, tmp_path_factory):
     learnt = []
     fit = peftcls.Trainer.fit
 
-    def noted(trainer, train_rows, *more, **settings):
-        learnt.append(list(train_rows["text"]))
-        return fit(trainer, train_rows, *more, **settings)
+    def noted(trainer, prepared, **settings):
+        learnt.append(list(prepared.train_rows["text"]))
+        return fit(trainer, prepared, **settings)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(peftcls.Trainer, "fit", noted)

@@ -1,4 +1,4 @@
-"""A sweep gives what each training alone would give, from one base in memory and one reading of what is frozen."""
+"""A sweep gives the results of single trainings, with one base in memory and one frozen-layer cache."""
 
 import pytest
 import torch
@@ -17,9 +17,8 @@ from peftcls import (
     sweep,
     train_only,
 )
-from peftcls.engine import frozen_cache
-from peftcls.engine.frozen_cache import frozen_layers
-from peftcls.engine.head_logits import unwrapped
+from peftcls.engine.frozen_layers import find_frozen_layers
+from peftcls.engine.model_state import state_of
 from peftcls.models.trainable import trained_parameters
 
 RATES = {"slow": 1e-3, "fast": 2e-2}
@@ -32,7 +31,7 @@ def base(tmp_path_factory):
     return save_base(tmp_path_factory.mktemp("base"), BertModel, config, word_piece_tokenizer())
 
 
-def opened(base, task, how, model=None):
+def make_model(base, task, how, model=None):
     """A model in float64, with the head, a block, or adapters in some layers trained."""
     loaded, tokenizer = load_base(base, task, dtype=torch.float32)
     model = (model or loaded).double()
@@ -46,10 +45,11 @@ def config(folder, **changes):
     return TrainConfig(folder, **{"epochs": 2, "batch_size": 4, "seed": 3, **changes})
 
 
-def counted(model):
-    """A list that grows by one for each call of the first layer that computes."""
+def count_calls(model):
+    """A list that gets one entry for each forward pass of the first layer."""
     calls = []
-    frozen_layers(model)[0][0].attention.register_forward_hook(lambda *_: calls.append(1))
+    layers, _ = find_frozen_layers(model)
+    layers[0].attention.register_forward_hook(lambda *_: calls.append(1))
     return calls
 
 
@@ -61,7 +61,7 @@ def weights(folder):
 @pytest.mark.parametrize("how", ["head", (4, [-1]), (4, None), "last_block"], ids=str)
 def test_each_training_of_a_sweep_is_bit_for_bit_the_one_alone(base, how, tmp_path, text_rows):
     task = TASK.learn(text_rows)
-    model, tokenizer = opened(base, task, how)
+    model, tokenizer = make_model(base, task, how)
     start = {name: p.detach().clone() for name, p in trained_parameters(model).items()}
     found = sweep(
         model,
@@ -74,10 +74,10 @@ def test_each_training_of_a_sweep_is_bit_for_bit_the_one_alone(base, how, tmp_pa
     assert all(torch.equal(p, start[name]) for name, p in trained_parameters(model).items()), (
         "the model is as it was"
     )
-    assert frozen_cache.TRUNK not in vars(unwrapped(model))
+    assert not state_of(model).uses_frozen_cache
     assert {one.name for one in found} == set(RATES)
     for one in found:
-        alone, _ = opened(base, task, how)
+        alone, _ = make_model(base, task, how)
         trainer = Trainer(
             alone,
             task,
@@ -100,13 +100,15 @@ def test_ranks_on_one_base_are_trained_as_alone_and_share_its_memory(base, tmp_p
         {"rank 2": (2, [-1]), "rank 8": (8, [-1]), "two layers": (4, [-2, -1]), "head": "head"},
     )
     loaded, tokenizer = load_base(base, task, dtype=torch.float32)
-    models = {name: opened(base, task, how, share_base(loaded))[0] for name, how in shapes.items()}
+    models = {
+        name: make_model(base, task, how, share_base(loaded))[0] for name, how in shapes.items()
+    }
     places = [
         {p.data_ptr() for name, p in model.named_parameters() if ".layer.0." in name}
         for model in models.values()
     ]
     assert all(own == places[0] for own in places)
-    calls = [counted(model) for model in models.values()]
+    calls = [count_calls(model) for model in models.values()]
     found = sweep(
         models,
         task,
@@ -119,7 +121,7 @@ def test_ranks_on_one_base_are_trained_as_alone_and_share_its_memory(base, tmp_p
         "the first of two ranks read the table, the other one a batch to compare"
     )
     for one in found:
-        alone, _ = opened(base, task, shapes[one.name])
+        alone, _ = make_model(base, task, shapes[one.name])
         trainer = Trainer(alone, task, tokenizer, config(tmp_path / "alone" / one.name))
         scores = trainer.fit(text_rows, text_rows[::3])
         assert scores == pytest.approx(one.scores, abs=1e-9)
@@ -151,15 +153,16 @@ def test_a_model_that_is_trained_is_not_shared(base, text_rows):
     for open_it in (attach_lora, lambda model, task: train_only(model, task, "head")):
         with pytest.raises(
             ValueError,
-            match=r"expected one as it comes from load_base; call it before attach_lora or train_only\.",
+            match=r"expected a frozen one from load_base; call it before attach_lora or train_only\.",
         ):
             share_base(open_it(load_base(base, task)[0], task))
 
 
-def test_a_sweep_over_the_head_computes_the_base_once_for_all(base, tmp_path, text_rows, capsys):
+def test_a_sweep_over_the_head_computes_the_base_once_for_all(base, tmp_path, text_rows, caplog):
+    caplog.set_level("INFO", "peftcls")
     task = TASK.learn(text_rows)
-    model, tokenizer = opened(base, task, "head")
-    calls = counted(model)
+    model, tokenizer = make_model(base, task, "head")
+    calls = count_calls(model)
     counts = []
     for trainings, epochs in (
         (1, 1),
@@ -186,16 +189,13 @@ def test_a_sweep_over_the_head_computes_the_base_once_for_all(base, tmp_path, te
     assert counts[3] == counts[1] + 2 * saving, (
         "more trainings and epochs read the table no more often"
     )
-    assert (
-        "the states of each line's first token, which alone is read above them"
-        in capsys.readouterr().out
-    )
+    assert "the states of each sequence's first token, the only one used above them" in caplog.text
 
 
 def test_folds_share_what_is_frozen_too(base, tmp_path, text_rows):
     task = TASK.learn(text_rows)
-    model, tokenizer = opened(base, task, "head")
-    calls, counts = counted(model), []
+    model, tokenizer = make_model(base, task, "head")
+    calls, counts = count_calls(model), []
     for folds in (4, 3, 2):
         found = peftcls.cross_validate(
             model, task, tokenizer, config(tmp_path / str(folds)), text_rows, folds=folds
@@ -204,7 +204,7 @@ def test_folds_share_what_is_frozen_too(base, tmp_path, text_rows):
     assert counts[1] == counts[2] + 1, (
         "a fold more costs the save of its adapter, which is answered by all layers"
     )
-    other, _ = opened(base, task, "head")
+    other, _ = make_model(base, task, "head")
     held = [row for row, fold in enumerate(found.fold_of) if fold == 1]
     trainer = Trainer(other, task, tokenizer, config(tmp_path / "alone"))
     trainer.fit([row for number, row in enumerate(text_rows) if number not in held])
@@ -214,7 +214,7 @@ def test_folds_share_what_is_frozen_too(base, tmp_path, text_rows):
 
 def test_the_best_comes_first_with_intervals_and_a_paired_comparison(base, tmp_path, text_rows):
     task = TASK.learn(text_rows)
-    model, tokenizer = opened(base, task, (4, None))
+    model, tokenizer = make_model(base, task, (4, None))
     rates = {"nothing": 1e-9, "enough": 1e-2}
     best, other = sweep(
         model,
@@ -243,7 +243,7 @@ def test_the_best_comes_first_with_intervals_and_a_paired_comparison(base, tmp_p
 
 def test_trainings_that_do_not_go_together_are_refused_before_any_begins(base, tmp_path, text_rows):
     task = TASK.learn(text_rows)
-    model, tokenizer = opened(base, task, "head")
+    model, tokenizer = make_model(base, task, "head")
     same = {"a": config(tmp_path / "x"), "b": config(tmp_path / "x")}
     for configs, models, sentence in [
         ({}, model, r"configs is empty, expected a TrainConfig for each training, by name\."),

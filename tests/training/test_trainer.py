@@ -1,5 +1,6 @@
-"""The training loop: the batch matters, how it is cut does not; interrupted equals uninterrupted."""
+"""The training loop: micro-batches change nothing, and interrupted equals uninterrupted."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,9 +13,13 @@ from small_runs import Killed, build, interrupt, weights
 from tensorboard.backend.event_processing import event_accumulator
 
 import peftcls
+from peftcls.data.reading import as_dataset
+from peftcls.engine.fast_paths import FastPaths
+from peftcls.engine.model_state import base_facts, state_of
 from peftcls.errors import RunStoppedError
 from peftcls.training.checkpoint import find_checkpoints
 from peftcls.training.lr_schedule import learning_rate_factor
+from peftcls.training.prepare import prepare
 from peftcls.training.save_check import share_weights
 
 
@@ -87,7 +92,7 @@ def test_a_changed_setting_is_refused_on_resume_with_the_difference(
         build(bert, tmp_path, text_rows).fit(text_rows)
 
 
-def test_the_same_rows_from_elsewhere_are_gone_on_with_and_changed_ones_refused(
+def test_a_run_is_resumed_with_the_same_rows_from_elsewhere_and_refused_with_changed_ones(
     bert, tmp_path, text_rows, monkeypatch
 ):
     build(bert, tmp_path / "whole", text_rows).fit(text_rows, text_rows)
@@ -103,9 +108,9 @@ def test_the_same_rows_from_elsewhere_are_gone_on_with_and_changed_ones_refused(
             match=rf"{what} rows was '16 rows, sum [0-9a-f]+', is '16 rows, sum [0-9a-f]+'",
         ):
             build(bert, tmp_path / "cut", text_rows).fit(train, valid, resume=True)
-    peftcls.data.reading.as_dataset(
-        [{**row, "comment": n} for n, row in enumerate(text_rows)]
-    ).to_parquet(tmp_path / "rows.parquet")
+    as_dataset([{**row, "comment": n} for n, row in enumerate(text_rows)]).to_parquet(
+        tmp_path / "rows.parquet"
+    )
     again = peftcls.read_rows(
         tmp_path / "rows.parquet"
     )  # another file, with a column that nobody reads
@@ -114,22 +119,21 @@ def test_the_same_rows_from_elsewhere_are_gone_on_with_and_changed_ones_refused(
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
-def test_a_run_that_there_is_nothing_of_says_so_where_it_is_to_go_on(
-    bert, tmp_path, text_rows, capsys
-):
+def test_a_run_without_a_checkpoint_to_resume_from_says_so(bert, tmp_path, text_rows, caplog):
     build(bert, tmp_path / "a", text_rows, epochs=1).fit(text_rows, resume=True)
     assert (
-        f"there is no checkpoint in {tmp_path / 'a'} to go on from: this run begins with its first step."
-        in capsys.readouterr().out
-    )
+        f"there is no checkpoint in {tmp_path / 'a'} to resume from: this run begins with its "
+        "first step."
+    ) in caplog.text
+    caplog.clear()
     build(bert, tmp_path / "b", text_rows, epochs=1).fit(text_rows)
-    assert "to go on from" not in capsys.readouterr().out
+    assert "to resume from" not in caplog.text
 
 
-def test_patience_and_the_best_step_go_on_where_a_run_was_cut_in_the_midst_of_a_step(
+def test_patience_and_the_best_step_are_resumed_after_a_kill_in_the_middle_of_a_step(
     bert, tmp_path, text_rows, monkeypatch
 ):
-    def made(name):
+    def make(name):
         trainer = build(
             bert,
             tmp_path / name,
@@ -140,30 +144,34 @@ def test_patience_and_the_best_step_go_on_where_a_run_was_cut_in_the_midst_of_a_
             epochs=5,
             patience=4,
         )
-        evaluate, scores = trainer.evaluate, [0.5, 0.9, 0.6, 0.9, 0.3, 0.2, 0.1]
-        trainer.evaluate = lambda rows: (
-            evaluate(rows) | {"f1_macro": scores[trainer.progress.step - 1], "loss": 1.0}
-        )
+        evaluate = trainer._evaluate
+        scores = [0.5, 0.9, 0.6, 0.9, 0.3, 0.2, 0.1]
+
+        def scripted(rows, inputs):
+            scripted_scores = {"f1_macro": scores[trainer.progress.step - 1], "loss": 1.0}
+            return evaluate(rows, inputs) | scripted_scores
+
+        trainer._evaluate = scripted
         return trainer
 
-    whole = made("whole")
+    whole = make("whole")
     best = whole.fit(text_rows, text_rows)
     assert (whole.progress.step, whole.progress.best_step) == (6, 2)
     for cut_step in (1, 4):
-        cut = made(f"cut{cut_step}")
+        cut = make(f"cut{cut_step}")
         backward, calls = cut.gradients._backward, []
 
         def die(features, weight, cut=cut, backward=backward, calls=calls, at=cut_step):
             calls.append(cut.progress.step)
             if calls.count(at) == 2:  # the second of three micro-batches: half a gradient is there
-                cut._run = None  # as if killed: nothing more is written
+                cut.run.identity = None  # as if killed: nothing more is written
                 raise Killed
             return backward(features, weight)
 
         monkeypatch.setattr(cut.gradients, "_backward", die)
         with pytest.raises(Killed):
             cut.fit(text_rows, text_rows)
-        again = made(f"cut{cut_step}")
+        again = make(f"cut{cut_step}")
         assert again.fit(text_rows, text_rows, resume=True) == best
         assert again.progress == whole.progress
         expected, found = weights(tmp_path / "whole"), weights(tmp_path / f"cut{cut_step}")
@@ -193,11 +201,11 @@ def test_the_best_step_is_kept_and_patience_ends_the_run(bert, tmp_path, text_ro
     scores = iter([0.5, 0.9, 0.8, 0.7, 1.0])
     kept = []
 
-    def evaluate(rows):
+    def evaluate(rows, inputs):
         kept.append({name: p.detach().clone() for name, p in trainer.parameters.items()})
         return {"f1_macro": next(scores), "loss": 1.0}
 
-    monkeypatch.setattr(trainer, "evaluate", evaluate)
+    monkeypatch.setattr(trainer, "_evaluate", evaluate)
     assert trainer.fit(text_rows, text_rows)["f1_macro"] == 0.9
     assert len(kept) == 4
     assert all(torch.equal(p, kept[1][name]) for name, p in trainer.parameters.items())
@@ -233,7 +241,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_rows(
     assert all(torch.equal(p, before[name]) for name, p in trainer.parameters.items())
 
 
-def test_a_folder_that_answers_otherwise_fails_the_run(bert, tmp_path, text_rows, monkeypatch):
+def test_a_folder_whose_answers_differ_fails_the_run(bert, tmp_path, text_rows, monkeypatch):
     trainer = build(bert, tmp_path, text_rows)
     save = peftcls.models.adapter_folder.trained_tensors
     monkeypatch.setattr(
@@ -242,12 +250,12 @@ def test_a_folder_that_answers_otherwise_fails_the_run(bert, tmp_path, text_rows
         lambda model: {k: v + 0.5 for k, v in save(model).items()},
     )
     with pytest.raises(
-        RuntimeError, match="was saved but answers otherwise than the trained model"
+        RuntimeError, match="was saved, but when it is loaded its answers differ from the trained"
     ):
         trainer.fit(text_rows)
 
 
-def test_a_fresh_base_beside_the_trained_one_takes_no_memory_where_both_are_alike(
+def test_weights_that_the_loaded_and_the_trained_model_have_in_common_are_in_memory_once(
     bert, tmp_path, text_rows
 ):
     trainer = build(bert, tmp_path, text_rows)
@@ -287,8 +295,8 @@ def test_two_seeded_runs_give_the_same_bytes(bert, tmp_path, text_rows):
 
 
 @pytest.mark.parametrize("part", ["head", "last_block", "last_two_blocks", "all"])
-def test_a_trained_part_is_saved_alone_and_loaded_again(bert, tmp_path, text_rows, part):
-    task = peftcls.Classification(max_length=64).learn(peftcls.data.reading.as_dataset(text_rows))
+def test_only_the_trained_part_is_saved_and_it_is_loaded_again(bert, tmp_path, text_rows, part):
+    task = peftcls.Classification(max_length=64).learn(as_dataset(text_rows))
     model, tokenizer = peftcls.load_base(bert, task)
     model = peftcls.train_only(model, task, part)
     trainer = peftcls.Trainer(
@@ -306,7 +314,7 @@ def test_a_trained_part_is_saved_alone_and_loaded_again(bert, tmp_path, text_row
     )
 
 
-def test_all_wrong_settings_are_told_at_once(tmp_path):
+def test_one_message_names_all_wrong_settings(tmp_path):
     with pytest.raises(
         ValueError,
         match=r"epochs=0: expected .*; learning_rate=-1: expected .*; schedule='step': expected",
@@ -324,29 +332,37 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_towards_zero(schedule):
 
 
 def test_a_tracker_that_is_not_installed_is_refused(bert, tmp_path, text_rows):
-    sentence = r"trackers names 'notebook', expected some of \['.*'\]: those of Accelerate that are installed here"
+    sentence = (
+        r"trackers=\('notebook',\): 'notebook' is not a tracker of Accelerate that is installed "
+        r"here; expected some of \['.*'\]"
+    )
     with pytest.raises(ValueError, match=sentence):
         build(bert, tmp_path, text_rows, trackers=("notebook",))
 
 
-def test_a_tracker_that_does_not_start_is_told_in_a_sentence(
-    bert, tmp_path, text_rows, monkeypatch
-):
+def test_a_tracker_that_does_not_start_is_named(bert, tmp_path, text_rows, monkeypatch):
     def refuse(*_, **__):
         raise ConnectionError("no server answers\nand more")
 
     monkeypatch.setattr(Accelerator, "init_trackers", refuse)
-    sentence = r"^trackers=\('tensorboard',\) cannot be started \(ConnectionError: no server answers\); set them up"
+    sentence = (
+        r"^trackers=\('tensorboard',\) cannot be started "
+        r"\(ConnectionError: no server answers\); set them up"
+    )
     with pytest.raises(ValueError, match=sentence):
         build(bert, tmp_path, text_rows, trackers=("tensorboard",)).fit(text_rows)
 
 
 def test_two_programs_do_not_train_into_one_folder(bert, tmp_path, text_rows):
     out = tmp_path / "runs" / "one"
-    hold = (
-        "import sys; from pathlib import Path; from peftcls.training.preflight import alone_in\n"
-        "with alone_in(Path(sys.argv[1]), first=True):\n    print('held', flush=True); sys.stdin.read()"
-    )
+    hold = """
+import sys
+from pathlib import Path
+from peftcls.training.preflight import lock_output_dir
+with lock_output_dir(Path(sys.argv[1]), is_main_process=True):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
     with subprocess.Popen(
         [sys.executable, "-c", hold, str(out)],
         stdin=subprocess.PIPE,
@@ -356,7 +372,7 @@ def test_two_programs_do_not_train_into_one_folder(bert, tmp_path, text_rows):
         assert other.stdout.readline() == "held\n"
         with pytest.raises(
             RunStoppedError,
-            match=r"^another program is training into .*one, expected one alone; wait until it has ended",
+            match=r"^another program is training into .*one; wait until it has ended",
         ):
             build(bert, out, text_rows).fit(text_rows)
         assert list(out.iterdir()) == []
@@ -367,7 +383,7 @@ def test_two_programs_do_not_train_into_one_folder(bert, tmp_path, text_rows):
 
 def test_a_training_that_fails_at_once_leaves_no_folder(bert, tmp_path, text_rows, monkeypatch):
     trainer = build(bert, tmp_path / "out", text_rows)
-    monkeypatch.setattr(trainer.gradients, "add_up", lambda *_: 1 / 0)
+    monkeypatch.setattr(trainer.gradients, "accumulate", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         trainer.fit(text_rows)
     assert not (tmp_path / "out").exists()
@@ -383,8 +399,10 @@ def test_a_tracker_gets_losses_and_scores(bert, tmp_path, text_rows):
 
 
 @pytest.mark.parametrize("method", ["dora", "rslora", "pissa"])
-def test_every_kind_of_lora_answers_alike_when_loaded_again(method, bert, tmp_path, text_rows):
-    task = peftcls.Classification(max_length=64).learn(peftcls.data.reading.as_dataset(text_rows))
+def test_every_kind_of_lora_gives_the_same_answers_when_loaded_again(
+    method, bert, tmp_path, text_rows
+):
+    task = peftcls.Classification(max_length=64).learn(as_dataset(text_rows))
     model, tokenizer = peftcls.load_base(bert, task)
     model = peftcls.attach_lora(model, task, rank=4, method=method)
     trainer = peftcls.Trainer(
@@ -402,8 +420,106 @@ def test_every_kind_of_lora_answers_alike_when_loaded_again(method, bert, tmp_pa
 
 
 def test_only_the_chosen_layers_get_adapters(bert, text_rows):
-    task = peftcls.Classification(max_length=64).learn(peftcls.data.reading.as_dataset(text_rows))
+    task = peftcls.Classification(max_length=64).learn(as_dataset(text_rows))
     model = peftcls.attach_lora(peftcls.load_base(bert, task)[0], task, layers=[-1])
     trained = [name for name, p in model.named_parameters() if p.requires_grad and "lora_" in name]
     assert trained
     assert all("layer.1." in name for name in trained)
+
+
+def test_training_leaves_the_global_random_state_as_it_was(bert, tmp_path, text_rows):
+    trainer = build(bert, tmp_path, text_rows, dropout=0.3)
+    before = torch.get_rng_state()
+    trainer.fit(text_rows, text_rows)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_former_setting_for_cuda_graphs_is_deprecated_and_still_works(tmp_path):
+    with pytest.warns(DeprecationWarning, match=r"use fast_paths=FastPaths\(cuda_graphs=False\)"):
+        config = peftcls.TrainConfig(tmp_path, cuda_graphs=False)
+    assert config.fast_paths == FastPaths(cuda_graphs=False)
+    again = dataclasses.replace(config, epochs=1)
+    assert again.fast_paths == FastPaths(cuda_graphs=False)
+
+
+def test_fast_paths_of_the_settings_are_those_of_the_model(bert, tmp_path, text_rows):
+    fast_paths = FastPaths(packing=False, frozen_cache=False)
+    trainer = build(bert, tmp_path, text_rows, fast_paths=fast_paths)
+    assert state_of(trainer.model).fast_paths == fast_paths
+
+
+def test_fast_paths_that_are_none_are_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"^TrainConfig: fast_paths='all': expected a FastPaths\.$"
+    ):
+        peftcls.TrainConfig(tmp_path, fast_paths="all")
+
+
+def test_prepared_rows_train_the_same_weights_and_are_not_read_again(
+    bert, tmp_path, text_rows, monkeypatch
+):
+    build(bert, tmp_path / "plain", text_rows).fit(text_rows, text_rows)
+    trainer = build(bert, tmp_path / "prepared", text_rows)
+    table = as_dataset(text_rows)
+    base = base_facts(trainer.model)
+    prepared = prepare(trainer.task, table, table, trainer.tokenizer, base)
+
+    def read(*_, **__):
+        raise AssertionError("the rows are read again")
+
+    monkeypatch.setattr("peftcls.training.prepare.examine_rows", read)
+    monkeypatch.setattr("peftcls.training.prepare.encode_table", read)
+    trainer.dry_run(prepared)
+    trainer.fit(prepared)
+    plain, again = weights(tmp_path / "plain"), weights(tmp_path / "prepared")
+    assert all(torch.equal(plain[name], again[name]) for name in plain)
+    with pytest.raises(
+        ValueError, match=r"^valid_rows are given beside prepared rows; give them to prepare\.$"
+    ):
+        trainer.fit(prepared, text_rows)
+
+
+def test_some_of_the_prepared_rows_are_as_if_they_were_prepared_by_themselves(
+    bert, tmp_path, text_rows
+):
+    trainer = build(bert, tmp_path, text_rows)
+    base = base_facts(trainer.model)
+    table = as_dataset(text_rows)
+    indices = [0, 3, 4, 9, 12]
+    part = prepare(trainer.task, table, table, trainer.tokenizer, base).select(indices)
+    own = prepare(trainer.task, table.select(indices), None, trainer.tokenizer, base)
+    assert part.train_sum == own.train_sum
+    assert part.valid is None
+    assert part.train.features.to_list() == own.train.features.to_list()
+    assert (part.train.lengths == own.train.lengths).all()
+    assert (part.train.weights == own.train.weights).all()
+    assert part.train.shortened_rows == own.train.shortened_rows
+    assert part.train.sequences == own.train.sequences
+
+
+def test_rows_that_the_task_cannot_read_are_named_before_other_errors(bert, tmp_path, text_rows):
+    trainer = build(bert, tmp_path, text_rows)
+    train = [{"text": " ", "label": "no"}, *text_rows]
+    valid = [*text_rows, {"text": "a galaxy", "label": "maybe"}]
+    with pytest.raises(
+        peftcls.RowError, match=r"^row 1 of train_rows has no text in column 'text'"
+    ):
+        trainer.fit(train, valid)
+    with pytest.raises(peftcls.RowError, match=r"^row 17 of valid_rows has the label 'maybe'"):
+        trainer.fit(text_rows, valid)
+
+
+class Shouting(peftcls.Classification):
+    """A task of a user's own, known to nobody else."""
+
+
+def test_a_custom_task_is_trained_saved_and_loaded_again(bert, tmp_path, text_rows):
+    task = Shouting(max_length=64).learn(as_dataset(text_rows))
+    model, tokenizer = peftcls.load_base(bert, task)
+    model = peftcls.attach_lora(model, task, rank=2)
+    trainer = peftcls.Trainer(model, task, tokenizer, peftcls.TrainConfig(tmp_path, epochs=1))
+    trainer.fit(text_rows)
+    loaded = peftcls.load_predictor(tmp_path, tasks=[Shouting])
+    assert type(loaded.task) is Shouting
+    expected = [answer.label for answer in trainer.predict(text_rows)]
+    assert [answer.label for answer in loaded.predict(text_rows)] == expected

@@ -18,8 +18,8 @@ from peftcls.training import checkpoint
 from peftcls.training.checkpoint import (
     Progress,
     choose_checkpoint,
-    damage,
     find_checkpoints,
+    find_damage,
     write_checkpoint,
 )
 
@@ -52,15 +52,15 @@ def test_the_newest_two_are_kept_and_nothing_is_left_beside_them(tmp_path):
 def test_every_bit_of_a_checkpoint_counts(name, tmp_path):
     file = written(tmp_path, [2])[0] / name
     whole = file.read_bytes()
-    assert damage(file.parent) is None
+    assert find_damage(file.parent) is None
     for place in range(0, len(whole), max(1, len(whole) // 60)):
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
-        assert damage(file.parent), f"byte {place}"
+        assert find_damage(file.parent), f"byte {place}"
     for changed in (whole[:-1], whole[:1], b"", whole + b" "):
         file.write_bytes(changed)
-        assert damage(file.parent)
+        assert find_damage(file.parent)
     file.unlink()
-    assert "is not a whole checkpoint" in damage(file.parent)
+    assert "is not a whole checkpoint" in find_damage(file.parent)
 
 
 def test_what_other_programs_keep_under_such_names_is_left_alone(tmp_path):
@@ -112,7 +112,7 @@ def test_a_checkpoint_of_another_version_is_told(tmp_path):
     state = json.loads((path / "state.json").read_text())
     state["progress"]["novelty"] = 1
     (path / "state.json").write_text(json.dumps(state))
-    (path / "manifest.json").write_text(checkpoint._manifest(path))
+    (path / "manifest.json").write_text(checkpoint._manifest_text(path))
     parameters = {"weight": torch.nn.Parameter(torch.arange(6.0))}
     with pytest.raises(
         ValueError,
@@ -160,20 +160,20 @@ def cut(trainer, rows, monkeypatch, at):
 
 @pytest.mark.parametrize("lost", ["state.json", "tensors.safetensors"])
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_gives_the_same_weights(
-    lost, bert, tmp_path, text_rows, monkeypatch, capsys
+    lost, bert, tmp_path, text_rows, monkeypatch, caplog
 ):
+    caplog.set_level("INFO", "peftcls")
     settings = {"dropout": 0.3, "eval_every": 2, "micro_batch_size": 2}
     build(bert, tmp_path / "whole", text_rows, **settings).fit(text_rows, text_rows)
     cut(build(bert, tmp_path / "cut", text_rows, **settings), text_rows, monkeypatch, at=5)
     newest, older = find_checkpoints(tmp_path / "cut")
     (newest / lost).write_bytes((newest / lost).read_bytes().replace(b"1", b"2"))
     build(bert, tmp_path / "cut", text_rows, **settings).fit(text_rows, text_rows, resume=True)
-    out = capsys.readouterr().out
     assert (
-        f"{newest / lost} is damaged: its SHA-256 is not the one that was written; it is left out."
-        in out
+        f"{newest / lost} is damaged: its SHA-256 is not the one that was written; it is skipped."
+        in caplog.text
     )
-    assert f"going on from {older.name}" in out
+    assert f"resuming from {older.name}" in caplog.text
     whole, found = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(whole[name], found[name]) for name in whole)
 
@@ -226,7 +226,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoints_before_whole(tmp_path):
     assert {
         file: file.read_bytes() for path in tmp_path.iterdir() for file in path.iterdir()
     } == found
-    assert [damage(path) for path in before] == [None, None]
+    assert [find_damage(path) for path in before] == [None, None]
 
 
 def test_a_checkpoint_that_is_whole_is_not_taken_away_to_be_written_again(tmp_path):

@@ -16,8 +16,8 @@ from peftcls.data.reading import as_dataset
 from peftcls.errors import RunStoppedError, is_out_of_memory
 from peftcls.tasks.encoding import encode_table
 from peftcls.training import data_order
-from peftcls.training.checkpoint import damage, find_checkpoints
-from peftcls.training.lost_processes import is_lost_process, watched
+from peftcls.training.checkpoint import find_checkpoints, find_damage
+from peftcls.training.lost_processes import is_lost_process, watchdog
 from peftcls.training.signals import Signals
 
 SETTINGS = {"dropout": 0.3, "eval_every": 2, "micro_batch_size": 2, "log_every": 3}
@@ -51,8 +51,8 @@ def whole(bert, tmp_path_factory):
 def signalled(trainer, rows, number, during, at, monkeypatch):
     """Send this process a signal during a part of the training."""
     owner, name, place = {
-        "a step": (trainer.gradients, "add_up", lambda *given: given[2]),
-        "a save": (trainer, "_write_checkpoint", lambda *given: trainer.progress.step),
+        "a step": (trainer.gradients, "accumulate", lambda *given: given[2]),
+        "a save": (trainer.run, "write_checkpoint", lambda *given: trainer.progress.step),
     }[during]
     plain = getattr(owner, name)
 
@@ -78,20 +78,19 @@ def signalled(trainer, rows, number, during, at, monkeypatch):
     ],
 )
 def test_a_signal_lets_the_step_end_and_the_run_goes_on_exactly(
-    number, during, at, step, whole, bert, tmp_path, monkeypatch, capfd
+    number, during, at, step, whole, bert, tmp_path, monkeypatch, capfd, caplog
 ):
     rows, expected, history = whole
     handlers = [signal.getsignal(known) for known in ENDS]
     signalled(build(bert, tmp_path, rows, **SETTINGS), rows, number, during, at, monkeypatch)
     assert [signal.getsignal(known) for known in ENDS] == handlers
     newest = find_checkpoints(tmp_path)[0]
-    assert (newest.name, damage(newest)) == (f"checkpoint-{step:08d}", None)
-    told = capfd.readouterr()
+    assert (newest.name, find_damage(newest)) == (f"checkpoint-{step:08d}", None)
     assert (
-        f"{signal.Signals(number).name}: stopped after step {step} of 6, whose checkpoint is in {tmp_path}; go on with "
-        in told.out
-    )
-    assert "once more ends the program at once" in told.err
+        f"{signal.Signals(number).name}: stopped after step {step} of 6, whose checkpoint is in "
+        f"{tmp_path}; go on with "
+    ) in caplog.text
+    assert "once more ends the program at once" in capfd.readouterr().err
     again = build(bert, tmp_path, rows, **SETTINGS)
     again.fit(rows, rows, resume=True)
     found = weights(tmp_path)
@@ -101,7 +100,7 @@ def test_a_signal_lets_the_step_end_and_the_run_goes_on_exactly(
 
 @pytest.mark.parametrize("number", ENDS)
 def test_an_evaluation_is_broken_off_and_the_run_goes_on_exactly(
-    number, whole, bert, tmp_path, monkeypatch, capsys
+    number, whole, bert, tmp_path, monkeypatch, caplog
 ):
     rows, expected, history = whole
     trainer = build(bert, tmp_path, rows, **SETTINGS)
@@ -117,11 +116,10 @@ def test_an_evaluation_is_broken_off_and_the_run_goes_on_exactly(
     with pytest.raises(ENDS[number][0]):
         trainer.fit(rows, rows)
     assert not ended
-    assert [damage(found) for found in find_checkpoints(tmp_path)] == [None, None]
+    assert [find_damage(found) for found in find_checkpoints(tmp_path)] == [None, None]
     assert find_checkpoints(tmp_path)[0].name == "checkpoint-00000004"
     assert (
-        f"stopped after step 4, whose checkpoint is in {tmp_path}; go on with fit("
-        in capsys.readouterr().out
+        f"stopped after step 4, whose checkpoint is in {tmp_path}; go on with fit(" in caplog.text
     )
     monkeypatch.undo()
     again = build(bert, tmp_path, rows, **SETTINGS)
@@ -150,11 +148,11 @@ def test_a_signal_while_the_adapter_is_saved_lets_it_be_saved(whole, bert, tmp_p
 def test_a_second_signal_ends_the_program_at_once_and_a_repeated_one_does_not():
     program = """
 import signal, time
-from peftcls.rows import as_dataset
-from peftcls.signals import Signals
+from peftcls.data.reading import as_dataset
+from peftcls.training.signals import Signals
 signals = Signals()
-with signals.caught():
-    signals.is_put_off = True
+with signals.captured():
+    signals.is_deferred = True
     signal.raise_signal(signal.SIGTERM)
     signal.raise_signal(signal.SIGTERM)  # as a launcher hands it on
     print("still here", flush=True)
@@ -175,7 +173,7 @@ with signals.caught():
 def test_a_signal_that_is_ignored_stays_ignored_and_threads_are_left_alone():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with Signals().caught():
+        with Signals().captured():
             assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
             assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
     finally:
@@ -183,7 +181,7 @@ def test_a_signal_that_is_ignored_stays_ignored_and_threads_are_left_alone():
     seen = []
 
     def elsewhere():
-        with Signals().caught():
+        with Signals().captured():
             seen.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=elsewhere)
@@ -193,7 +191,7 @@ def test_a_signal_that_is_ignored_stays_ignored_and_threads_are_left_alone():
 
 
 def test_a_signal_before_the_first_step_ends_the_program_where_it_stands():
-    with Signals().caught(), pytest.raises(SystemExit) as ended:
+    with Signals().captured(), pytest.raises(SystemExit) as ended:
         signal.raise_signal(signal.SIGTERM)
     assert ended.value.code == 143
 
@@ -221,7 +219,7 @@ def bounded(trainer, tokens, kind=torch.OutOfMemoryError):
 
 @pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError])
 def test_a_step_that_memory_is_short_for_is_done_again_in_smaller_parts(
-    kind, bert, tmp_path, text_rows, capsys
+    kind, bert, tmp_path, text_rows, caplog
 ):
     plain = build(bert, tmp_path / "plain", text_rows, double=True)
     plain.fit(text_rows)
@@ -238,10 +236,7 @@ def test_a_step_that_memory_is_short_for_is_done_again_in_smaller_parts(
     assert 0 < sum(size > 40 for size in sizes) < 6, (
         "what was learnt of the memory in one step holds for the next"
     )
-    assert (
-        "step 1: out of memory; it is done again, with the same rows and at most"
-        in capsys.readouterr().out
-    )
+    assert "step 1: out of memory; repeating it with the same rows, at most" in caplog.text
     assert short.progress.tokens == short.gradients.tokens < 60
 
 
@@ -263,11 +258,12 @@ def test_a_row_that_was_drawn_twice_counts_twice_also_when_it_is_done_again(
 ):
     trainer = build(bert, tmp_path, text_rows, double=True)
     table = encode_table(trainer.task, as_dataset(text_rows), trainer.tokenizer, "base")
-    one, other = (trainer.gradients.add_up(table, [row], 0, Signals())[0] for row in (0, 4))
+    one, other = (trainer.gradients.accumulate(table, [row], 0, Signals()).loss for row in (0, 4))
     trainer.optimizer.zero_grad()
     sizes = bounded(trainer, tokens)
-    loss, number = trainer.gradients.add_up(table, [0, 0, 0, 0, 4, 4], 0, Signals())
-    assert (loss, number) == (pytest.approx((4 * one + 2 * other) / 6), 0)
+    status = trainer.gradients.accumulate(table, [0, 0, 0, 0, 4, 4], 0, Signals())
+    assert status.loss == pytest.approx((4 * one + 2 * other) / 6)
+    assert not status.signal_number
     assert (max(sizes) > tokens) == (tokens == 20)
 
 
@@ -276,7 +272,7 @@ def test_too_little_memory_for_one_row_says_what_to_do(bert, tmp_path, text_rows
     bounded(trainer, 3)
     with pytest.raises(
         RunStoppedError,
-        match=r"^step 1: the memory is not enough for one row at a time, of up to \d+ tokens\. Set "
+        match=r"^step 1: out of memory with one row at a time, of up to \d+ tokens\. Set "
         r"gradient_checkpointing=True or a smaller max_length, or load .* '4bit'\.$",
     ):
         trainer.fit(text_rows)
@@ -317,7 +313,7 @@ def test_rows_that_are_not_finite_are_named_one_by_one_and_the_checkpoint_before
     ):
         trainer.fit(text_rows, text_rows)
     newest = find_checkpoints(tmp_path)[0]
-    assert (newest.name, damage(newest)) == (f"checkpoint-{at:08d}", None)
+    assert (newest.name, find_damage(newest)) == (f"checkpoint-{at:08d}", None)
 
 
 def spoil(trainer, steps):
@@ -334,7 +330,7 @@ def spoil(trainer, steps):
     return trainer
 
 
-def test_a_step_that_is_not_finite_is_left_out_where_that_is_allowed(whole, bert, tmp_path, capsys):
+def test_a_step_that_is_not_finite_is_skipped_if_that_is_allowed(whole, bert, tmp_path, caplog):
     rows, expected, _ = whole
     trainer = spoil(build(bert, tmp_path, rows, **SETTINGS, max_skipped_steps=2), {2, 4})
     trainer.fit(rows, rows)
@@ -346,11 +342,10 @@ def test_a_step_that_is_not_finite_is_left_out_where_that_is_allowed(whole, bert
     assert all(
         entry["loss"] == entry["loss"] for entry in trainer.progress.history if "loss" in entry
     )
-    out = capsys.readouterr().out
     assert re.search(
-        r"step 3: the loss is nan .* The step was not taken\. Its rows: \[.*\]; not finite when alone: \[.*\]\. It is left "
-        r"out, as 1 of at most 2 steps\.",
-        out,
+        r"step 3: the loss is nan .* The step was not taken\. Its rows: \[.*\]; not finite when alone: \[.*\]\. It is "
+        r"skipped, as 1 of at most 2\.",
+        caplog.text,
     )
 
 
@@ -369,7 +364,7 @@ def test_one_step_too_many_ends_the_run_and_leaves_a_finite_checkpoint_to_go_on_
     ):
         trainer.fit(rows, rows)
     newest = find_checkpoints(tmp_path / "cut")[0]
-    assert (newest.name, damage(newest)) == ("checkpoint-00000004", None)
+    assert (newest.name, find_damage(newest)) == ("checkpoint-00000004", None)
     again = spoil(build(bert, tmp_path / "cut", rows, **SETTINGS, max_skipped_steps=2), {2, 4})
     again.fit(rows, rows, resume=True)
     assert again.progress.skipped_steps == [3, 5]
@@ -383,7 +378,9 @@ def test_whatever_goes_wrong_the_steps_before_it_are_kept(
 ):
     rows, expected, history = whole
     trainer = build(bert, tmp_path, rows, **SETTINGS)
-    owner, name = (trainer.gradients, "add_up") if during == "a step" else (trainer, "evaluate")
+    owner, name = (
+        (trainer.gradients, "accumulate") if during == "a step" else (trainer, "_evaluate")
+    )
     plain, step = getattr(owner, name), 3 if during == "a step" else 4
 
     def fail(*given):
@@ -395,7 +392,7 @@ def test_whatever_goes_wrong_the_steps_before_it_are_kept(
     with pytest.raises(OSError, match="the fan is broken"):
         trainer.fit(rows, rows)
     newest = find_checkpoints(tmp_path)[0]
-    assert (newest.name, damage(newest)) == (f"checkpoint-{step:08d}", None)
+    assert (newest.name, find_damage(newest)) == (f"checkpoint-{step:08d}", None)
     again = build(bert, tmp_path, rows, **SETTINGS)
     again.fit(rows, rows, resume=True)
     found = weights(tmp_path)
@@ -406,12 +403,12 @@ def test_whatever_goes_wrong_the_steps_before_it_are_kept(
 def test_a_rehearsal_leaves_no_step_out(bert, tmp_path, text_rows):
     trainer = spoil(build(bert, tmp_path / "out", text_rows, max_skipped_steps=9), {0})
     with pytest.raises(FloatingPointError, match="step 1: the loss is nan"):
-        trainer.rehearse(text_rows)
+        trainer.dry_run(text_rows)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_wait_that_is_over_in_time_ends_nothing():
-    with watched(60, 0, "a test"):
+    with watchdog(60, 0, "a test"):
         pass
     assert not [
         thread

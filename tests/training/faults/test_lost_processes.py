@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from small_runs import build, interrupt
 
 import peftcls
-from peftcls.training.checkpoint import damage, find_checkpoints
+from peftcls.training.checkpoint import find_checkpoints, find_damage
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "train_through_faults.py"
 
@@ -105,11 +105,13 @@ def test_two_processes_share_their_faults_and_the_run_goes_on_with_one(
     assert [(tmp_path / f"stopped{rank}").read_text() for rank in (0, 1)] == ["143 3", "143 3"]
     assert largest_difference(load_file(tmp_path / "stopped.safetensors"), expected) < 1e-7
 
-    assert next((path.name, damage(path)) for path in find_checkpoints(tmp_path / "spoilt")) == (
+    assert next(
+        (path.name, find_damage(path)) for path in find_checkpoints(tmp_path / "spoilt")
+    ) == (
         "checkpoint-00000003",
         None,
     )
-    left = [(path.name, damage(path)) for path in find_checkpoints(tmp_path / "lost")]
+    left = [(path.name, find_damage(path)) for path in find_checkpoints(tmp_path / "lost")]
     assert left == [("checkpoint-00000003", None), ("checkpoint-00000002", None)], (
         "the one that is left keeps all whole steps"
     )
@@ -162,8 +164,10 @@ def test_a_process_that_stalls_does_not_keep_the_other(
     assert both[0].returncode == 1
     assert ended - float((tmp_path / "stalled").read_text()) < 60
     assert (
-        f"s for the others in {where}: one of them does not go on. Start again with resume=True"
+        f"s for the others in {where}: at least one of them has stalled. Start again with resume=True"
         in err
     ), err[-2000:]
     assert both[1].returncode == -signal.SIGKILL
-    assert [damage(path) for path in find_checkpoints(tmp_path / "lost")] == [None] * checkpoints
+    assert [find_damage(path) for path in find_checkpoints(tmp_path / "lost")] == [
+        None
+    ] * checkpoints

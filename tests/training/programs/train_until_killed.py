@@ -5,12 +5,12 @@ import signal
 import sys
 
 import peftcls
-from peftcls.training.gradient_accumulation import Gradients
+from peftcls.training.gradient_accumulation import GradientAccumulator
 
 base, out, rows_file, killed_at = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 
 
-class MortalGradients(Gradients):
+class MortalGradients(GradientAccumulator):
     """Ends without a word in the middle of a step."""
 
     def sum_over_processes(self, numbers, step):

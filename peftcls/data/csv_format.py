@@ -1,0 +1,225 @@
+"""Read csv and tsv files: one row per record, with errors that name the row and the line."""
+
+import csv
+import io
+import itertools
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from peftcls.data.text_files import open_text
+from peftcls.errors import RowError
+
+Row = dict[str, Any]
+
+MAX_FIELD_CHARACTERS = 16 * 1024 * 1024
+# Spreadsheets use them in csv files of languages that write numbers with a comma.
+OTHER_SEPARATORS = (";", "\t")
+# Spreadsheets may begin a file with a line that names the separator, such as "sep=;".
+SEPARATOR_LINE = "sep="
+MAX_HEADER_CHARACTERS = 200
+# What the csv module says if the file ends inside quotes.
+UNCLOSED_QUOTE = "unexpected end of data"
+QUOTE_HINT = 'Inside quotes, write " as "".'
+
+_field_limit_lock = threading.Lock()
+
+
+def read_csv(path: Path, encoding: str, columns: Sequence[str] | None) -> Iterator[Row]:
+    """Read the rows of a csv file (RFC 4180)."""
+    separator, skipped_lines = _find_separator(path, encoding)
+    dialect = {"delimiter": separator}
+    return _read_table(path, encoding, columns, dialect, skipped_lines=skipped_lines)
+
+
+def read_tsv(path: Path, encoding: str, columns: Sequence[str] | None) -> Iterator[Row]:
+    """Read the rows of a tsv file; quotes are characters like any other unless all are quoting."""
+    has_quoting = _has_quoting(path, encoding)
+    dialect = {
+        "delimiter": "\t",
+        "quoting": csv.QUOTE_MINIMAL if has_quoting else csv.QUOTE_NONE,
+    }
+    return _read_table(path, encoding, columns, dialect)
+
+
+def _read_table(
+    path: Path,
+    encoding: str,
+    columns: Sequence[str] | None,
+    dialect: dict[str, Any],
+    *,
+    skipped_lines: int = 0,
+) -> Iterator[Row]:
+    with open_text(path, encoding) as lines:
+        reader = csv.reader(lines, strict=True, **dialect)
+        # How many lines come before the record that is read.
+        lines_before = 0
+        try:
+            for _ in range(skipped_lines):
+                _next_record(reader)
+            lines_before = reader.line_num
+            header = list(columns or _next_record(reader) or [])
+            _check_header(header, path)
+            lines_before = reader.line_num
+            number = 0
+            for fields in _records(reader):
+                lines_before = reader.line_num
+                is_empty_line = not fields
+                if is_empty_line:
+                    continue
+                number += 1
+                if len(fields) != len(header):
+                    place = f"row {number} of {path.name} (line {reader.line_num})"
+                    raise RowError(_wrong_field_count(place, fields, header))
+                yield dict(zip(header, fields, strict=True))
+        except csv.Error as error:
+            first_line = lines_before + 1
+            if str(error) == UNCLOSED_QUOTE:
+                quote_line = _line_of_open_quote(path, encoding, dialect, first_line)
+                raise RowError(
+                    f"{path.name}: the quoted field that starts in line {quote_line} is never "
+                    f"closed. {QUOTE_HINT}"
+                ) from None
+            place = _lines(first_line, reader.line_num)
+            raise RowError(
+                f"{place} of {path.name} is not valid {path.suffix[1:]}: {error}. {QUOTE_HINT}"
+            ) from None
+
+
+def _wrong_field_count(place: str, fields: list[str], header: list[str]) -> str:
+    names = ", ".join(header)[:MAX_HEADER_CHARACTERS]
+    return (
+        f"{place} has {len(fields)} fields, expected {len(header)} ({names}); "
+        "put quotes around a text that holds a separator."
+    )
+
+
+def _lines(first: int, last: int) -> str:
+    if last <= first:
+        return f"line {last}"
+    return f"the row in lines {first} to {last}"
+
+
+def _records(reader: Any) -> Iterator[list[str]]:
+    """Read the records of a `csv.reader`.
+
+    The csv module has one limit of the length of a field for the whole process. It is changed only
+    while a record is read.
+    """
+    while True:
+        with _field_limit_lock:
+            limit_before = csv.field_size_limit(MAX_FIELD_CHARACTERS)
+            try:
+                record = next(reader, None)
+            finally:
+                csv.field_size_limit(limit_before)
+        if record is None:
+            return
+        yield record
+
+
+def _next_record(reader: Any) -> list[str] | None:
+    return next(_records(reader), None)
+
+
+def _check_header(header: list[str], path: Path) -> None:
+    if not header:
+        raise RowError(f"{path.name} is empty: expected a line with the names of the columns.")
+    unnamed = [number for number, name in enumerate(header, 1) if not name.strip()]
+    # One column may hold row numbers.
+    if len(unnamed) > 1:
+        raise RowError(
+            f"{path.name} has {len(unnamed)} columns without a name, the first of them column "
+            f"{unnamed[0]}; name each, or leave out the separators at the ends of the lines."
+        )
+    for name in header:
+        count = header.count(name)
+        if count > 1:
+            raise RowError(f"{path.name} has the column {name!r} {count} times; name each once.")
+
+
+def _line_of_open_quote(path: Path, encoding: str, dialect: dict[str, Any], first_line: int) -> int:
+    """Find the line in which the quoted field starts that goes on to the end of the file.
+
+    Args:
+        path: of the file.
+        encoding: of the file.
+        dialect: options of `csv.reader`.
+        first_line: the line in which the last record starts.
+    """
+    with open_text(path, encoding) as lines:
+        record = list(itertools.islice(lines, first_line - 1, None))
+    if not record:
+        return first_line
+    # With a quote at the end, the last field holds all lines since the quote was opened.
+    reader = csv.reader([*record[:-1], record[-1] + '"'], **dialect)
+    fields = _next_record(reader)
+    if not fields:
+        return first_line
+    lines_of_field = io.StringIO(fields[-1], newline="").readlines()
+    last_line = first_line + len(record) - 1
+    return last_line - max(len(lines_of_field), 1) + 1
+
+
+def _find_separator(path: Path, encoding: str) -> tuple[str, int]:
+    """Find the separator of a csv file, and how many lines at its beginning only name it.
+
+    The separator is a comma, unless the first line has none outside quotes.
+    """
+    with open_text(path, encoding) as lines:
+        first_line = next(iter(lines), "").rstrip("\r\n")
+    if len(first_line) == len(SEPARATOR_LINE) + 1 and first_line.startswith(SEPARATOR_LINE):
+        return first_line[-1], 1
+    if _count_fields(first_line, ",") > 1:
+        return ",", 0
+    candidates = (",", *OTHER_SEPARATORS)
+    return max(candidates, key=lambda separator: _count_fields(first_line, separator)), 0
+
+
+def _count_fields(line: str, separator: str) -> int:
+    try:
+        fields = _next_record(csv.reader([line], delimiter=separator))
+    except csv.Error:
+        # The line is read again as the header, where the error is reported.
+        return 0
+    return len(fields or [])
+
+
+def _has_quoting(path: Path, encoding: str) -> bool:
+    """Whether all quotes of a tsv file are quoting; otherwise they are text (as in SMS Spam)."""
+    with open_text(path, encoding) as lines:
+        record_lines: list[str] = []
+
+        def remember_lines() -> Iterator[str]:
+            for line in lines:
+                record_lines.append(line)
+                yield line
+
+        reader = csv.reader(remember_lines(), delimiter="\t", strict=True)
+        try:
+            for fields in _records(reader):
+                record = "".join(record_lines).rstrip("\r\n")
+                record_lines.clear()
+                if not _is_record_of(fields, record):
+                    return False
+        except csv.Error:
+            return False
+    return True
+
+
+def _is_record_of(fields: list[str], record: str) -> bool:
+    """Whether a writer of quoted tsv files could have written these fields as this record."""
+    rest = record
+    for field in fields:
+        quoted = '"' + field.replace('"', '""') + '"'
+        if rest.startswith(quoted):
+            rest = rest[len(quoted) :]
+        elif rest.startswith(field) and '"' not in field:
+            rest = rest[len(field) :]
+        else:
+            return False
+        if rest and not rest.startswith("\t"):
+            return False
+        rest = rest[1:]
+    return True

@@ -1,0 +1,23 @@
+"""The answer that every task gives."""
+
+import dataclasses
+from typing import Literal
+
+AnswerKind = Literal["label", "label_set", "number", "span", "text", "keywords"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a model predicts for one row; a task fills in the fields that it predicts."""
+
+    label: str | None = None
+    probabilities: dict[str, float] | None = None
+    labels: tuple[str, ...] | None = None
+    value: float | None = None
+    text: str | None = None
+    start: int | None = None
+    end: int | None = None
+    probability: float | None = None
+    n_best: tuple["Answer", ...] = ()
+    null_probability: float | None = None
+    usable: bool = True

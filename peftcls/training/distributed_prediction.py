@@ -1,0 +1,64 @@
+"""Predict on all processes of a training run: each answers its share of the rows, all get all."""
+
+import time
+from collections.abc import Sequence
+
+import datasets
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from peftcls.inference.predictor import CHUNK_ROWS, Predictor
+from peftcls.tasks.base import Answer
+from peftcls.tasks.encoding import EncodedTable
+from peftcls.tasks.row_checks import check_rows
+from peftcls.training import lost_processes
+from peftcls.training.gradient_accumulation import PATIENT_SECONDS
+
+
+def predict_rows(predictor: Predictor, rows: datasets.Dataset) -> list[Answer]:
+    """Answer rows that are not encoded yet: one answer a row, in the rows' order.
+
+    Raises:
+        RowError: a column is missing or a text is empty.
+    """
+    if PartialState().num_processes == 1:
+        return predictor.predict(rows)
+    started = time.perf_counter()
+    check_rows(predictor.task, rows, with_target=False)
+    share = _share(len(rows))
+    answers = predictor.predict(rows.select(share)) if share else []
+    return _gather(share, answers, len(rows), time.perf_counter() - started)
+
+
+def predict_encoded(predictor: Predictor, inputs: EncodedTable) -> list[Answer]:
+    """Answer rows that were checked and encoded without targets, in the rows' order."""
+    started = time.perf_counter()
+    count = len(inputs.lengths)
+    share = _share(count)
+    answers: list[Answer] = []
+    for start in range(0, len(share), CHUNK_ROWS):
+        answers += predictor.answer(inputs.take(share[start : start + CHUNK_ROWS]))
+    return _gather(share, answers, count, time.perf_counter() - started)
+
+
+def _share(rows: int) -> list[int]:
+    """The indices of the rows that this process answers."""
+    processes = PartialState()
+    return list(range(processes.process_index, rows, processes.num_processes))
+
+
+def _gather(share: list[int], answers: Sequence[Answer], rows: int, seconds: float) -> list[Answer]:
+    """Collect the answers of all processes.
+
+    Args:
+        share: the rows that this process has answered.
+        answers: to these rows.
+        rows: of all processes.
+        seconds: that this process took.
+    """
+    # A process without rows does not know how long the others take.
+    limit = lost_processes.stall_limit_seconds(seconds) if share else PATIENT_SECONDS
+    pairs = list(zip(share, answers, strict=True))
+    with lost_processes.watchdog(limit, PartialState().process_index, "an evaluation"):
+        all_answers: dict[int, Answer] = dict(gather_object(pairs))
+    return [all_answers[i] for i in range(rows)]
