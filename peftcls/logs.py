@@ -3,6 +3,8 @@
 import logging
 import sys
 
+from tqdm import tqdm
+
 logger = logging.getLogger("peftcls")
 
 
@@ -10,7 +12,8 @@ class _StandardOutput(logging.Handler):
     """Writes messages to the present standard output, without a prefix."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stdout, flush=True)
+        with tqdm.external_write_mode(file=sys.stdout):  # or it would stick to a progress bar
+            print(self.format(record), file=sys.stdout, flush=True)
 
 
 def show_messages(level: int = logging.INFO) -> None:

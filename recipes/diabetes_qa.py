@@ -86,7 +86,7 @@ def train(options) -> None:
             trainer.calibrate(valid)
         if options.start:
             after = {name: trainer.evaluate(table) for name, table in tables.items()}
-            print(peftcls.side_by_side(before, after))
+            print(peftcls.compare_scores(before, after))
         finish_recipe(trainer, options, new, test, {})
 
 

@@ -220,7 +220,7 @@ def exactly(sentence: str) -> str:
         ("t.json", "[1]", "t.json is a list, expected a list of objects or the SQuAD form."),
     ],
 )
-def test_a_bad_file_is_told_in_one_sentence(write, name, content, sentence):
+def test_a_bad_file_is_reported_in_one_sentence(write, name, content, sentence):
     with pytest.raises(RowError, match=exactly(sentence)):
         read_rows(write(name, content))
 
@@ -235,7 +235,7 @@ def test_a_bad_file_is_told_in_one_sentence(write, name, content, sentence):
         ("t.json", '[{"paragraphs": []}]'),
     ],
 )
-def test_a_json_file_without_rows_is_told(write, name, content):
+def test_a_json_file_without_rows_is_reported(write, name, content):
     with pytest.raises(RowError, match=rf"^{re.escape(name)} has no rows: expected at least one"):
         read_rows(write(name, content))
 
@@ -259,13 +259,13 @@ def test_a_json_file_without_rows_is_told(write, name, content):
         ("t.json", '[{"paragraphs": null}]'),
     ],
 )
-def test_an_odd_file_is_an_error_of_the_rows_with_the_files_name(write, name, content):
+def test_an_odd_file_is_a_row_error_with_the_files_name(write, name, content):
     with pytest.raises(RowError, match=re.escape(name)):
         read_rows(write(name, content))
 
 
 @pytest.mark.parametrize("encoding", ["nope", "hex", "base64"])
-def test_an_encoding_that_there_is_not_is_told(write, encoding):
+def test_an_unknown_encoding_is_reported(write, encoding):
     with pytest.raises(
         RowError,
         match=exactly(
@@ -277,7 +277,7 @@ def test_an_encoding_that_there_is_not_is_told(write, encoding):
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-16-le", "ascii"])
-def test_a_file_that_is_not_in_the_encoding_that_was_named_is_told(write, encoding):
+def test_a_file_in_another_encoding_than_the_given_one_is_reported(write, encoding):
     with pytest.raises(RowError, match=r"t\.csv"):
         read_rows(write("t.csv", "text,label\ncafé,y\n"), encoding=encoding)
 
@@ -293,7 +293,7 @@ def test_rows_from_a_pipe_are_refused_in_one_sentence():
         read_rows("-")
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path):
+def test_a_missing_file_is_reported(tmp_path):
     with pytest.raises(
         RowError,
         match=f"there is no file {re.escape(str(tmp_path / 'missing.csv'))}; check the path",
@@ -311,7 +311,7 @@ def test_a_file_that_is_not_there_is_told(tmp_path):
         ("t.txt", "a file of another kind"),
     ],
 )
-def test_what_cannot_be_read_is_told_with_what_is_there(tmp_path, name, found):
+def test_a_path_that_cannot_be_read_is_reported_with_what_is_there(tmp_path, name, found):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder.csv").mkdir()
     (tmp_path / "t.xlsx").write_text("x")
@@ -325,7 +325,7 @@ def test_what_cannot_be_read_is_told_with_what_is_there(tmp_path, name, found):
         read_rows(tmp_path / name)
 
 
-def test_names_of_columns_that_are_too_few_are_told(write):
+def test_too_few_names_of_columns_are_reported(write):
     with pytest.raises(
         RowError, match=r"^row 1 of t\.csv \(line 1\) has 2 fields, expected 1 \(text\)"
     ):
@@ -395,7 +395,7 @@ contents = st.one_of(
 @example(content=b"\xef\xbb\xbf")
 @example(content=b'"')
 @settings(max_examples=60, deadline=None)
-def test_any_bytes_are_a_table_or_an_error_of_the_rows(fuzz_folder, suffix, content):
+def test_any_bytes_are_a_table_or_a_row_error(fuzz_folder, suffix, content):
     path = fuzz_folder / f"any{suffix}"
     path.write_bytes(content)
     try:
@@ -545,7 +545,7 @@ BAD_ROWS = {
 
 
 @pytest.mark.parametrize("name", BAD_ROWS)
-def test_training_rows_that_are_wrong_are_told_before_anything_is_written(refused, name):
+def test_bad_training_rows_are_reported_before_anything_is_written(refused, name):
     task, rows, sentence = BAD_ROWS[name]
     refused(task, rows, None, exactly(sentence))
 
@@ -575,13 +575,11 @@ def test_training_rows_that_are_wrong_are_told_before_anything_is_written(refuse
         ),
     ],
 )
-def test_validation_rows_that_are_wrong_are_told_before_anything_is_written(
-    refused, task, row, sentence
-):
+def test_bad_validation_rows_are_reported_before_anything_is_written(refused, task, row, sentence):
     refused(task, GOOD, [*GOOD, row], exactly(sentence))
 
 
-def test_validation_rows_without_a_column_are_told_before_anything_is_written(refused):
+def test_validation_rows_without_a_column_are_reported_before_anything_is_written(refused):
     refused(
         CLASSIFIER,
         GOOD,
@@ -607,7 +605,7 @@ def test_many_bad_rows_are_counted_and_the_first_five_shown(refused):
     )
 
 
-def test_a_prompt_whose_fixed_part_is_too_long_is_told(refused):
+def test_a_prompt_whose_fixed_part_is_too_long_is_reported(refused):
     rows = [{"title": "short", **GOOD[0]}, {"title": "1 " * 50, **GOOD[1]}]
     refused(
         LONG,
@@ -619,7 +617,9 @@ def test_a_prompt_whose_fixed_part_is_too_long_is_told(refused):
     )
 
 
-def test_a_validation_prompt_whose_fixed_part_is_too_long_is_told_before_the_first_step(refused):
+def test_a_validation_prompt_whose_fixed_part_is_too_long_is_reported_before_the_first_step(
+    refused,
+):
     rows = [{"title": "short", **row} for row in GOOD]
     refused(
         LONG,
@@ -636,11 +636,11 @@ def test_a_validation_prompt_whose_fixed_part_is_too_long_is_told_before_the_fir
         [{"text": "a", "label": "x"}, {"text": 5, "label": "y"}],
     ],
 )
-def test_a_list_of_rows_with_mixed_kinds_in_a_column_is_told(refused, rows):
+def test_a_list_of_rows_with_mixed_kinds_in_a_column_is_reported(refused, rows):
     refused(CLASSIFIER, rows, None, r"train_rows .*column")
 
 
-def test_a_label_that_is_not_a_number_is_told(refused):
+def test_a_label_that_is_not_a_number_is_reported(refused):
     refused(
         Classification(labels=("0", "1"), max_length=32),
         [{"text": "a", "label": 0.0}, {"text": "b", "label": float("nan")}],
@@ -649,7 +649,7 @@ def test_a_label_that_is_not_a_number_is_told(refused):
     )
 
 
-def test_a_score_that_the_task_does_not_have_is_told_before_the_first_step(bert, tmp_path):
+def test_a_score_that_the_task_does_not_have_is_reported_before_the_first_step(bert, tmp_path):
     trainer = trainer_for(CLASSIFIER, bert, tmp_path / "out", monitor="acuracy")
     with pytest.raises(ValueError, match=r"monitor='acuracy'"):
         trainer.fit(GOOD, GOOD)
@@ -657,7 +657,7 @@ def test_a_score_that_the_task_does_not_have_is_told_before_the_first_step(bert,
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_to_train_is_told(bert, tmp_path):
+def test_nothing_to_train_is_reported(bert, tmp_path):
     model, tokenizer = peftcls.load_base(bert, CLASSIFIER)
     with pytest.raises(
         ValueError,
@@ -704,7 +704,7 @@ def test_nothing_to_train_is_told(bert, tmp_path):
         ),
     ],
 )
-def test_classification_settings_that_cannot_be_are_told(settings, sentence):
+def test_classification_settings_that_are_not_valid_are_reported(settings, sentence):
     with pytest.raises(ValueError, match=exactly(sentence)):
         Classification(**settings)
 
@@ -755,7 +755,7 @@ def test_classification_settings_that_would_do_something_else_in_silence_are_ref
         ),
     ],
 )
-def test_instruction_settings_that_cannot_be_are_told(settings, sentence):
+def test_instruction_settings_that_are_not_valid_are_reported(settings, sentence):
     with pytest.raises(ValueError, match=exactly(sentence)):
         Instruction(**settings)
 
@@ -798,12 +798,12 @@ def test_instruction_settings_that_would_do_something_else_in_silence_are_refuse
         ),
     ],
 )
-def test_training_settings_that_cannot_be_are_told(tmp_path, settings, sentence):
+def test_training_settings_that_are_not_valid_are_reported(tmp_path, settings, sentence):
     with pytest.raises(ValueError, match=exactly(sentence)):
         TrainConfig(tmp_path, **settings)
 
 
-def test_a_seed_that_cannot_be_is_told(tmp_path):
+def test_a_seed_that_is_not_valid_is_reported(tmp_path):
     with pytest.raises(ValueError, match="seed=-1"):
         TrainConfig(tmp_path, seed=-1)
 
@@ -845,13 +845,13 @@ def test_a_seed_that_cannot_be_is_told(tmp_path):
         ),
     ],
 )
-def test_lora_settings_that_cannot_be_are_told(bert, settings, sentence):
+def test_lora_settings_that_are_not_valid_are_reported(bert, settings, sentence):
     model, _ = peftcls.load_base(bert, CLASSIFIER)
     with pytest.raises(ValueError, match=exactly(sentence)):
         peftcls.attach_lora(model, CLASSIFIER, **settings)
 
 
-def test_labels_that_are_not_known_yet_are_told(bert):
+def test_labels_that_are_not_known_yet_are_reported(bert):
     with pytest.raises(
         ValueError,
         match=exactly(
@@ -861,7 +861,7 @@ def test_labels_that_are_not_known_yet_are_told(bert):
         peftcls.load_base(bert, Classification())
 
 
-def test_a_model_that_does_not_come_from_load_base_is_told():
+def test_a_model_that_does_not_come_from_load_base_is_reported():
     model = transformers.BertForSequenceClassification(
         transformers.BertConfig(vocab_size=9, **SIZES)
     )
@@ -913,7 +913,7 @@ def predictor(adapter):
         ),
     ],
 )
-def test_rows_that_cannot_be_answered_are_told(predictor, rows, sentence):
+def test_rows_that_cannot_be_answered_are_reported(predictor, rows, sentence):
     with pytest.raises(RowError, match=exactly(sentence)):
         predictor.predict(rows)
 
@@ -930,7 +930,7 @@ def test_rows_that_cannot_be_answered_are_told(predictor, rows, sentence):
         [["a", "b"], ["c"]],
     ],
 )
-def test_bare_rows_of_another_kind_are_an_error_of_the_rows(predictor, rows):
+def test_bare_rows_of_another_kind_are_a_row_error(predictor, rows):
     with pytest.raises(RowError):
         predictor.predict(rows)
 
@@ -985,7 +985,7 @@ def test_a_base_of_the_same_shape_with_other_weights_is_refused(copy, tmp_path):
         peftcls.load_predictor(copy, base=other)
 
 
-def test_a_missing_adapter_folder_is_told(tmp_path):
+def test_a_missing_adapter_folder_is_reported(tmp_path):
     with pytest.raises(
         ValueError,
         match=exactly(
@@ -995,7 +995,7 @@ def test_a_missing_adapter_folder_is_told(tmp_path):
         peftcls.load_predictor(tmp_path / "none")
 
 
-def test_a_folder_without_a_manifest_is_told(copy):
+def test_a_folder_without_a_manifest_is_reported(copy):
     (copy / "peftcls.json").unlink()
     with pytest.raises(
         ValueError,
@@ -1071,7 +1071,7 @@ def test_a_damaged_file_of_an_adapter_folder_is_named(copy, name, damage):
         b'{"files": {}, "task": {"name": "Classification"}, "base": {"name": "x"}}',
     ],
 )
-def test_a_broken_manifest_is_told(copy, content):
+def test_a_broken_manifest_is_reported(copy, content):
     (copy / "peftcls.json").write_bytes(content)
     with pytest.raises(
         ValueError,
@@ -1088,7 +1088,7 @@ def change(folder: Path, **parts) -> None:
     (folder / "peftcls.json").write_text(json.dumps(peftcls.models.adapter_folder.seal(manifest)))
 
 
-def test_an_unknown_task_is_told(copy):
+def test_an_unknown_task_is_reported(copy):
     change(copy, task={"name": "Tagging"})
     with pytest.raises(
         ValueError,
@@ -1099,7 +1099,7 @@ def test_an_unknown_task_is_told(copy):
         peftcls.load_predictor(copy)
 
 
-def test_a_task_of_another_version_is_told(copy):
+def test_a_task_of_another_version_is_reported(copy):
     change(copy, task={"novelty": 1})
     with pytest.raises(
         ValueError,
@@ -1123,7 +1123,7 @@ def test_a_manifest_that_points_out_of_its_folder_is_refused(copy, path):
 
 
 @pytest.mark.parametrize("base", [{"dtype": "float31"}, {"novelty": 1}])
-def test_a_base_that_cannot_be_understood_is_told(copy, base):
+def test_a_base_that_cannot_be_understood_is_reported(copy, base):
     change(copy, base=base)
     with pytest.raises(ValueError, match=r"peftcls\.json"):
         peftcls.load_predictor(copy)
@@ -1202,14 +1202,14 @@ def base_task() -> peftcls.Classification:
         ),
     ],
 )
-def test_a_damaged_base_is_told_in_one_sentence(bert, tmp_path, spoil, sentence):
+def test_a_damaged_base_is_reported_in_one_sentence(bert, tmp_path, spoil, sentence):
     shutil.copytree(bert, tmp_path / "base")
     spoil(tmp_path / "base")
     with pytest.raises(ValueError, match=sentence):
         peftcls.load_base(tmp_path / "base", base_task())
 
 
-def test_a_base_that_is_not_there_is_told(tmp_path):
+def test_a_base_that_is_not_there_is_reported(tmp_path):
     with pytest.raises(
         ValueError,
         match=f"there is no folder {re.escape(str(tmp_path / 'nope'))}, "

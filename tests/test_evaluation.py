@@ -1,4 +1,4 @@
-"""What a reviewer asks of answers: tables worked out by hand, intervals, and one system against another."""
+"""Evaluations against tables worked out by hand, intervals, and comparisons of two systems."""
 
 import pytest
 
@@ -13,7 +13,8 @@ from peftcls import (
 from peftcls.evaluation import NO_ANSWER
 
 LABELS = ("a", "b", "c")
-TASK, SETS = Classification(labels=LABELS), Classification(labels=LABELS, multi_label=True)
+TASK = Classification(labels=LABELS)
+SETS = Classification(labels=LABELS, multi_label=True)
 
 
 def rows_of(labels):
@@ -21,7 +22,7 @@ def rows_of(labels):
 
 
 def answers_of(labels, sure=0.8):
-    """Answers with one label each; None is an abstention, of a model that thought of the first label."""
+    """Answers with one label each; None is an abstention whose likeliest label is the first one."""
     rest = (1 - sure) / (len(LABELS) - 1)
     return [
         Answer(
@@ -163,13 +164,14 @@ def test_numbers_are_evaluated_without_tables():
 def test_an_evaluation_reads_as_a_text():
     shown = str(evaluate_answers(TASK, answers_of("ab" * 4), rows_of("aa" * 4), resamples=30))
     assert shown.startswith(
-        "8 rows; an interval of fewer than 20 means little\naccuracy             0.5000   95 % interval "
+        "8 rows; an interval of fewer than 20 means little\n"
+        "accuracy             0.5000   95 % interval "
     )
     assert "right label" in shown
     assert "precision" in shown
 
 
-# One against another
+# Comparisons
 
 
 def test_identical_systems_are_not_told_apart():
@@ -202,7 +204,7 @@ def test_a_system_that_is_better_on_many_rows_is_told_from_the_other():
     assert str(turned).endswith("the second is better.")
 
 
-def test_what_makes_a_row_hard_cancels_out():
+def test_the_difficulty_of_a_row_cancels_out_in_a_paired_interval():
     right = rows_of("ab" * 50)
     first = answers_of(
         "ab" * 25 + "ba" * 25
@@ -214,7 +216,7 @@ def test_what_makes_a_row_hard_cancels_out():
 
 
 @pytest.mark.parametrize(("first", "second"), [(4, 5), (5, 4)])
-def test_answers_that_are_not_one_a_row_are_refused(first, second):
+def test_more_or_fewer_answers_than_rows_are_refused(first, second):
     with pytest.raises(
         ValueError, match=r"^there are 4 answers and 5 rows, expected one answer a row\.$"
     ):
@@ -225,7 +227,7 @@ def test_answers_that_are_not_one_a_row_are_refused(first, second):
         evaluate_answers(TASK, answers_of("abca"), rows_of("abcab"))
 
 
-def test_a_score_that_there_is_not_is_told():
+def test_an_unknown_score_is_refused_with_the_known_ones():
     names = r"\['accuracy', 'accuracy_answered', 'coverage', 'ece', 'f1_macro', 'loss'\]"
     with pytest.raises(ValueError, match=rf"^score='auc': Classification has {names}\.$"):
         compare_answers(TASK, answers_of("ab"), answers_of("ab"), rows_of("ab"), score="auc")

@@ -41,8 +41,10 @@ def test_the_loss_of_probabilities_that_round_to_a_little_less_than_one_is_right
 
 
 def test_label_set_scores_are_those_worked_out_by_hand():
-    gold, predicted = [["a", "b"], ["b"], [], ["c"]], [["b", "a"], ["a"], [], ["b", "c"]]
-    # a: tp 1, fp 1, fn 0, F1 2/3; b: tp 1, fp 1, fn 1, F1 1/2; c: tp 1, F1 1. Together tp 3, fp 2, fn 1, F1 6/9.
+    gold = [["a", "b"], ["b"], [], ["c"]]
+    predicted = [["b", "a"], ["a"], [], ["b", "c"]]
+    # a: tp 1, fp 1, fn 0, F1 2/3; b: tp 1, fp 1, fn 1, F1 1/2; c: tp 1, F1 1.
+    # Together tp 3, fp 2, fn 1, F1 6/9.
     assert label_set_scores(gold, predicted, ["a", "b", "c"]) == pytest.approx(
         {"f1_macro": (2 / 3 + 1 / 2 + 1) / 3, "f1_micro": 6 / 9, "accuracy": 2 / 4}
     )

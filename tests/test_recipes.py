@@ -1,4 +1,4 @@
-"""Every recipe, from its command line to its predictions, on a few rows and the bundled base model."""
+"""Every recipe, from its command line to its predictions, on a few rows and the demo base."""
 
 import csv
 import json

@@ -42,21 +42,21 @@ class ColumnTypeError(ValueError):
     """Values of two types in one column, or a value that no column can hold.
 
     Args:
-        found: the type of the value, in the words of a message.
-        before: the type of the values before it; None if the value cannot be stored at all.
+        value_type: the type of the value, in the words of a message.
+        seen_type: the type of the values seen before it; None if the value cannot be stored at all.
     """
 
-    def __init__(self, found: str, before: str | None = None) -> None:
-        super().__init__(found)
-        self.found = found
-        self.before = before
+    def __init__(self, value_type: str, seen_type: str | None = None) -> None:
+        super().__init__(value_type)
+        self.value_type = value_type
+        self.seen_type = seen_type
 
 
-def merge_type(before: ColumnType, value: Any, depth: int = 0) -> ColumnType:
+def merge_type(seen_type: ColumnType, value: Any, depth: int = 0) -> ColumnType:
     """Find the type that holds all values so far and one more.
 
     Args:
-        before: the type of all values so far.
+        seen_type: the type of all values so far.
         value: the next value.
         depth: how many lists or objects the value is nested in.
 
@@ -65,23 +65,23 @@ def merge_type(before: ColumnType, value: Any, depth: int = 0) -> ColumnType:
     """
     if depth > MAX_NESTING:
         raise ColumnTypeError(f"more than {MAX_NESTING} levels of lists or objects")
-    found = _type_of(value, before, depth)
-    if found is None:
-        return before
-    if before is None or found == before:
-        return found
-    if isinstance(before, str) and isinstance(found, str):
-        common = COMMON_TYPES.get(frozenset((before, found)))
+    value_type = _type_of(value, seen_type, depth)
+    if value_type is None:
+        return seen_type
+    if seen_type is None or value_type == seen_type:
+        return value_type
+    if isinstance(seen_type, str) and isinstance(value_type, str):
+        common = COMMON_TYPES.get(frozenset((seen_type, value_type)))
         if common is not None:
             return common
-    elif type(before) is type(found):
+    elif type(seen_type) is type(value_type):
         # A list or an object: `_type_of` has merged it with the values before it.
-        return found
-    raise ColumnTypeError(name_in_message(found), name_in_message(before))
+        return value_type
+    raise ColumnTypeError(name_in_message(value_type), name_in_message(seen_type))
 
 
-def _type_of(value: Any, before: ColumnType, depth: int = 0) -> ColumnType:
-    """Find the type of a value; a list or an object is merged with `before`."""
+def _type_of(value: Any, seen_type: ColumnType, depth: int = 0) -> ColumnType:
+    """Find the type of a value; a list or an object is merged with `seen_type`."""
     if value is None:
         return None
     if isinstance(value, bool):
@@ -94,11 +94,11 @@ def _type_of(value: Any, before: ColumnType, depth: int = 0) -> ColumnType:
         check_text(value)
         return "text"
     if isinstance(value, list):
-        item_type = before[1] if isinstance(before, tuple) else None
+        item_type = seen_type[1] if isinstance(seen_type, tuple) else None
         for item in value:
             item_type = merge_type(item_type, item, depth + 1)
         return ("list", item_type)
-    return _object_type(value, before, depth)
+    return _object_type(value, seen_type, depth)
 
 
 def _integer_type(value: int) -> str:
@@ -109,8 +109,8 @@ def _integer_type(value: int) -> str:
     return "wide"
 
 
-def _object_type(value: dict[str, Any], before: ColumnType, depth: int) -> dict[str, ColumnType]:
-    fields: dict[str, ColumnType] = dict(before) if isinstance(before, dict) else {}
+def _object_type(value: dict[str, Any], seen_type: ColumnType, depth: int) -> dict[str, ColumnType]:
+    fields: dict[str, ColumnType] = dict(seen_type) if isinstance(seen_type, dict) else {}
     for name, item in value.items():
         check_text(name)
         fields[name] = merge_type(fields.get(name), item, depth + 1)

@@ -8,10 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from peftcls.data.text_files import open_text
+from peftcls.data.text_files import Row, open_text
 from peftcls.errors import RowError
-
-Row = dict[str, Any]
 
 MAX_FIELD_CHARACTERS = 16 * 1024 * 1024
 # Spreadsheets use them in csv files of languages that write numbers with a comma.

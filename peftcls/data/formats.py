@@ -7,10 +7,9 @@ from typing import Any, TypeAlias
 
 from peftcls.data.csv_format import read_csv, read_tsv
 from peftcls.data.squad_format import json_type_name, read_squad
-from peftcls.data.text_files import open_text
+from peftcls.data.text_files import Row, open_text
 from peftcls.errors import RowError
 
-Row: TypeAlias = dict[str, Any]
 # A path, an encoding, and names of columns for a file without a header line.
 Parser: TypeAlias = Callable[[Path, str, Sequence[str] | None], Iterator[Row]]
 

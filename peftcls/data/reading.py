@@ -19,8 +19,8 @@ from peftcls.data.column_types import (
     datasets_feature,
     merge_type,
 )
-from peftcls.data.formats import PARSERS, Row
-from peftcls.data.text_files import utf_8_with_mark
+from peftcls.data.formats import PARSERS
+from peftcls.data.text_files import Row, utf_8_with_mark
 from peftcls.errors import RowError
 
 SUFFIXES = (*PARSERS, ".parquet")
@@ -240,13 +240,13 @@ def _find_column_types(path: Path, rows: Iterator[Row]) -> dict[str, ColumnType]
                 _check_column_name(name, path)
                 column_types[name] = merge_type(column_types.get(name), value)
             except ColumnTypeError as error:
-                before = ""
-                if error.before:
+                conflict = ""
+                if error.seen_type:
                     first_row = first_row_with_value.get(name, number)
-                    before = f", where row {first_row} has {error.before}"
+                    conflict = f", where row {first_row} has {error.seen_type}"
                 raise RowError(
-                    f"row {number} of {path.name} has {error.found} in column {name!r}{before}; "
-                    "use one type of value in a column."
+                    f"row {number} of {path.name} has {error.value_type} in column {name!r}"
+                    f"{conflict}; use one type of value in a column."
                 ) from None
             if value is not None:
                 first_row_with_value.setdefault(name, number)

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from peftcls.data.text_files import Row
 from peftcls.errors import RowError
-
-Row = dict[str, Any]
 
 
 def read_squad(articles: list[Row], path: Path) -> Iterator[Row]:

@@ -4,8 +4,11 @@ import codecs
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from peftcls.errors import RowError
+
+Row: TypeAlias = dict[str, Any]
 
 # The first bytes of xlsx (zip) and xls files.
 WORKBOOK_SIGNATURES = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")

@@ -104,22 +104,34 @@ def head_reads_first_token(model: torch.nn.Module) -> bool:
 
 
 def describe_capabilities(model: torch.nn.Module) -> str:
-    """One line: the fast paths that a model uses, and why it does not use others.
-
-    A path is named without being tried: what has not been asked yet counts as used.
-    """
-    state = state_of(model)
-    used, unused = [], []
-    for name in ("packing", "last_layer", "prefix", "frozen_cache", "kernels", "cuda_graphs"):
-        able = getattr(state.capabilities, name, None)
-        if not getattr(state.fast_paths, name):
-            unused.append(f"{name} (switched off)")
-        elif able is False:
-            unused.append(f"{name} ({state.capabilities.reasons[name]})")
-        else:
-            used.append(name)
+    """One line: the fast paths that a model uses on its device, and why it does not use others."""
+    inner = unwrapped(model)
+    state = state_of(inner)
+    able = {
+        "packing": can_pack(inner),
+        "last_layer": can_subset_last_layer(inner),
+        "frozen_cache": state.fast_paths.frozen_cache,
+        "kernels": state.fast_paths.kernels,
+    }
+    if state.base is not None and state.base.causal:
+        able["prefix"] = can_share_prefix(inner)
+    if next(inner.parameters()).device.type == "cuda":
+        able["cuda_graphs"] = state.fast_paths.cuda_graphs
+    used = [name for name, is_used in able.items() if is_used]
+    unused = [f"{name} ({_why_not(inner, name)})" for name, is_used in able.items() if not is_used]
     line = f"fast paths: {', '.join(used) or 'none'}"
     return f"{line}; without {', '.join(unused)}" if unused else line
+
+
+def _why_not(inner: torch.nn.Module, name: str) -> str:
+    state = state_of(inner)
+    if not getattr(state.fast_paths, name):
+        return "switched off"
+    if name in state.capabilities.reasons:
+        return state.capabilities.reasons[name]
+    if uses_gradient_checkpointing(inner):
+        return "gradient checkpointing computes layers again"
+    return "it needs packing" if name == "last_layer" else "frozen layers are cached"
 
 
 def uses_gradient_checkpointing(model: torch.nn.Module) -> bool:

@@ -3,18 +3,16 @@
 Nothing of such a folder is ever run.
 """
 
-import dataclasses
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError, safe_open
 from transformers.utils import find_adapter_config_file
+
+from peftcls.models.peft_settings import check_peft_settings, is_list_of_texts
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """The name that PEFT looks for."""
@@ -40,31 +38,6 @@ READ_FILES = frozenset(
 """Names that a library would read in an adapter folder, whether or not its manifest lists them."""
 PICKLED_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
 MAX_JSON_BYTES = 16 * 1024 * 1024
-PEFT_TYPES = ("LORA", "ADALORA", "IA3")
-"""The kinds of adapter that `attach_lora` makes."""
-PEFT_HEADS = frozenset(("classifier", "score", "qa_outputs"))
-"""Head names that PEFT adds to those it is given."""
-TEXT_SETTINGS = frozenset(
-    ("base_model_name_or_path", "revision", "task_type", "peft_type", "peft_version")
-)
-"""PEFT's settings that may be any text, since nothing is done with them."""
-NUMBER_SETTINGS = frozenset(
-    (
-        "r",
-        "target_r",
-        "init_r",
-        "lora_alpha",
-        "lora_dropout",
-        "total_step",
-        "tinit",
-        "tfinal",
-        "deltaT",
-    )
-)
-RANK_SETTINGS = ("r", "target_r", "init_r")
-SWITCH_SETTINGS = frozenset(("fan_in_fan_out", "inference_mode", "use_dora", "use_rslora"))
-EMPTY_SETTINGS = frozenset(("feedforward_modules", "target_parameters"))
-"""PEFT's settings that may be an empty list, where the default is None."""
 SIZE_SETTINGS = (
     "vocab_size",
     "hidden_size",
@@ -293,7 +266,10 @@ def check_adapter_folder(directory: Path, manifest: Mapping[str, Any]) -> None:
     check_tokenizer_config(directory)
     if weights == ADAPTER_WEIGHTS:
         widest = _widest_side(directory / ADAPTER_WEIGHTS)
-        _check_adapter_config(directory / ADAPTER_CONFIG, manifest["base"]["heads"], widest)
+        config_file = directory / ADAPTER_CONFIG
+        check_peft_settings(
+            config_file, read_object(config_file), manifest["base"]["heads"], widest
+        )
 
 
 def _wrong_types(manifest: Mapping[str, Any]) -> Iterator[str]:
@@ -303,7 +279,7 @@ def _wrong_types(manifest: Mapping[str, Any]) -> Iterator[str]:
         is_missing = name not in base and name != OPTIONAL_IN_BASE
         if is_missing or not isinstance(base.get(name), types):
             yield f"base {name}={base.get(name)!r}"
-    if not _is_list_of_texts(base["heads"]):
+    if not is_list_of_texts(base["heads"]):
         yield f"base heads={base['heads']!r}"
     task_name = manifest["task"].get("name")
     if not isinstance(task_name, str):
@@ -312,15 +288,11 @@ def _wrong_types(manifest: Mapping[str, Any]) -> Iterator[str]:
     if not _is_lineage(lineage):
         yield f"lineage {lineage!r}"
     versions = manifest.get("versions", {})
-    if not isinstance(versions, dict) or not _is_list_of_texts(list(versions.values())):
+    if not isinstance(versions, dict) or not is_list_of_texts(list(versions.values())):
         yield "versions"
     method = manifest.get("method")
     if not isinstance(method, str | None):
         yield f"method {method!r}"
-
-
-def _is_list_of_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _is_lineage(value: Any) -> bool:
@@ -347,73 +319,6 @@ def _listed_weights(directory: Path, listed: set[str]) -> str:
         f"{directory} has no one file of weights, expected {ADAPTER_WEIGHTS} or {PART_WEIGHTS}, "
         f"found {found}."
     )
-
-
-def _check_adapter_config(file: Path, heads: Iterable[str], widest: int) -> None:
-    """Raise ValueError for PEFT settings that `attach_lora` does not make.
-
-    Settings that `attach_lora` leaves alone must have PEFT's own defaults.
-    """
-    settings = read_object(file)
-    peft_type = settings.get("peft_type")
-    if peft_type not in PEFT_TYPES:
-        raise ValueError(
-            f"{file} has the peft_type {peft_type!r}, expected one of {list(PEFT_TYPES)}."
-        )
-    defaults = _default_settings(PEFT_TYPE_TO_CONFIG_MAPPING[peft_type])
-    for name, value in settings.items():
-        if not _is_own_setting(name, value, heads, defaults):
-            shown = json.dumps(value)[:SHOWN_CHARACTERS]
-            raise ValueError(
-                f"{file} has {name}={shown}, which is no setting of an adapter that peftcls wrote."
-            )
-    for name in RANK_SETTINGS:
-        if name in settings and not 1 <= settings[name] <= widest:
-            raise ValueError(
-                f"{file} has {name}={settings[name]}, expected a rank of at least 1 and at most "
-                f"{widest}, the widest of its tensors."
-            )
-
-
-def _default_settings(config_class: type[PeftConfig]) -> dict[str, Any]:
-    defaults = {}
-    for field in dataclasses.fields(config_class):
-        if field.default_factory is dataclasses.MISSING:
-            defaults[field.name] = field.default
-        else:
-            defaults[field.name] = field.default_factory()
-    return defaults
-
-
-def _is_own_setting(
-    name: str, value: Any, heads: Iterable[str], defaults: Mapping[str, Any]
-) -> bool:
-    """Whether a PEFT setting has a value that `attach_lora` can give it."""
-    if name in TEXT_SETTINGS:
-        return isinstance(value, str | None)
-    if name in SWITCH_SETTINGS:
-        return isinstance(value, bool)
-    if name in NUMBER_SETTINGS:
-        return _is_count_or_share(value)
-    match name:
-        case "target_modules":
-            # As a text it would be a pattern, and matching a pattern can take forever.
-            return _is_list_of_texts(value)
-        case "modules_to_save":
-            allowed = PEFT_HEADS.union(heads)
-            return value is None or (isinstance(value, list) and set(map(str, value)) <= allowed)
-        case "init_lora_weights":
-            return value in (True, "pissa")
-    # A setting of another version of PEFT must be switched off.
-    if name not in defaults:
-        return not value
-    return value == defaults[name] or (name in EMPTY_SETTINGS and value == [])
-
-
-def _is_count_or_share(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return math.isfinite(value) and value >= 0
 
 
 # Tensors

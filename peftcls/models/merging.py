@@ -149,7 +149,7 @@ def _check_reloaded(
         )
     model.eval()
     failure = (
-        f"{folder.directory} cannot be merged: transformers alone reads other logits from the "
+        f"{folder.directory} cannot be merged: plain transformers computes other logits from the "
         "merged model"
     )
     row_by_row: list[torch.Tensor] = []
@@ -199,12 +199,14 @@ def _plain_logits(
     return task.plain_logits(model(**inputs), batch)
 
 
-def _compare(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor], failure: str) -> None:
+def _compare(
+    expected: Sequence[torch.Tensor], actual: Sequence[torch.Tensor], failure: str
+) -> None:
     """Raise ValueError where logits differ by more than the tolerance, or in shape."""
-    for number, (one, other) in enumerate(zip(expected, found, strict=True), 1):
+    for number, (right, logits) in enumerate(zip(expected, actual, strict=True), 1):
         difference = float("inf")
-        if one.shape == other.shape:
-            difference = float((one - other).abs().max())
+        if right.shape == logits.shape:
+            difference = float((right - logits).abs().max())
         # A difference of nan is no match either.
         if not difference <= TOLERANCE:
             raise ValueError(

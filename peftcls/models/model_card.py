@@ -218,7 +218,7 @@ def _limits(task: Task, facts: Mapping[str, Any]) -> Iterator[str]:
         yield from _label_limits(task)
     if task.answer_kind == "number" and "deviation" in fields:
         yield (
-            f"Its numbers were learnt around {fields['mean']:.4g} with a deviation of "
+            f"It was trained on numbers around {fields['mean']:.4g} with a deviation of "
             f"{fields['deviation']:.4g}; far from there it guesses."
         )
     if task.answer_kind == "span" and "max_answer_tokens" in fields:
@@ -241,8 +241,8 @@ def _limits(task: Task, facts: Mapping[str, Any]) -> Iterator[str]:
             "may move a little."
         )
     yield (
-        "It inherits what its base has learnt, and what is one-sided in the rows it was trained "
-        "on. Texts of another kind, time or language than these rows were not tested."
+        "It inherits the biases of its base model and of the rows it was trained on. Texts of "
+        "another kind, time or language than these rows were not tested."
     )
 
 

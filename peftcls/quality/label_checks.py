@@ -130,14 +130,13 @@ def _other_labels(train: SplitScan, scan: SplitScan) -> Iterator[Finding]:
     absent = [label for label in train.labels if label not in scan.labels]
     if not absent:
         return
-    if len(absent) == 1:
-        label, pronoun = "label", "it"
-    else:
-        label, pronoun = "labels", "them"
+    is_one = len(absent) == 1
+    subject = "label" if is_one else "labels"
+    pronoun = "it" if is_one else "them"
     yield Finding(
         "note",
         "absent-label",
-        f"no row has the {label} {_list_labels(absent)} of the training rows; the scores say "
+        f"no row has the {subject} {_list_labels(absent)} of the training rows; the scores say "
         f"nothing about {pronoun}.",
         scan.name,
     )

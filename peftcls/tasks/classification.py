@@ -35,6 +35,7 @@ from peftcls.tasks.text_encoding import (
     merge_text_remarks,
     pooling_problem,
     rows_from_texts,
+    select_texts,
     text_problem,
     text_setting_problems,
 )
@@ -282,9 +283,11 @@ class Classification(Task):
     def encode_many(
         self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, with_target: bool
     ) -> Iterator[Feature]:
-        texts = [[row[column] for column in self.text_columns()] for row in rows]
         encoded = encode_texts(
-            texts, tokenizer, max_length=self.max_length, long_text=self.long_text
+            select_texts(rows, self.text_columns()),
+            tokenizer,
+            max_length=self.max_length,
+            long_text=self.long_text,
         )
         for row, feature in zip(rows, encoded, strict=True):
             if with_target:

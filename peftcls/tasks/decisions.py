@@ -158,12 +158,20 @@ def fit_decisions(
             have several labels; all rows have the same labels; or there are no rows.
     """
     _check_calibration(gold, several=several, min_accuracy=min_accuracy)
-    table = [[(answer.probabilities or {})[label] for label in labels] for answer in answers]
+    table = []
+    for answer in answers:
+        by_label = answer.probabilities or {}
+        table.append([by_label[label] for label in labels])
     probabilities = np.array(table, dtype=np.float64)
-    truth = np.array([[label in row for label in labels] for row in gold])
+    truth = np.array([_contains(row, labels) for row in gold])
     if several:
         return _fit_label_sets(probabilities, truth, labels, before)
     return _fit_single_labels(probabilities, truth, labels, before, min_accuracy)
+
+
+def _contains(row: Sequence[str], labels: Sequence[str]) -> list[bool]:
+    """Which of the labels a row has."""
+    return [label in row for label in labels]
 
 
 def _check_calibration(

@@ -1,6 +1,5 @@
 """Tokenize whole tables of rows; every error message names the row."""
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -104,20 +103,6 @@ def _rows_of_columns(columns: dict[str, list[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(columns, values, strict=True)) for values in rows]
 
 
-# One cache for each `encoding_cache()` that is open; the innermost is used.
-_caches: list[dict[str, EncodedTable]] = []
-
-
-@contextlib.contextmanager
-def encoding_cache() -> Iterator[None]:
-    """Inside this context, `encode_table` encodes each table once, for several trainings."""
-    _caches.append({})
-    try:
-        yield
-    finally:
-        _caches.pop()
-
-
 def content_sum(rows: datasets.Dataset) -> str:
     """A short SHA-256 checksum of a table's content, the same for every copy of the table."""
     names = sorted(rows.column_names)
@@ -154,8 +139,6 @@ def encode_table(
     fingerprint = _fingerprint(task, rows, tokenizer, base_fingerprint)
     if not with_target:
         fingerprint = f"{fingerprint}-inputs"
-    if _caches and fingerprint in _caches[-1]:
-        return _caches[-1][fingerprint]
     source = source_name(rows)
     columns = task.columns(with_target=with_target)
 
@@ -181,10 +164,7 @@ def encode_table(
             remove_columns=columns,
             new_fingerprint=fingerprint,
         )
-    table = _summarise(features, fingerprint, with_target=with_target)
-    if _caches:
-        _caches[-1][fingerprint] = table
-    return table
+    return _summarise(features, fingerprint, with_target=with_target)
 
 
 def _fingerprint(

@@ -85,6 +85,14 @@ def rows_from_texts(texts: Sequence[Any], columns: Sequence[str]) -> list[Row]:
     return rows
 
 
+def select_texts(rows: Sequence[Row], columns: Sequence[str]) -> list[list[str]]:
+    """The one or two texts of each row."""
+    texts = []
+    for row in rows:
+        texts.append([row[column] for column in columns])
+    return texts
+
+
 def encode_texts(
     rows: Sequence[Sequence[str]],
     tokenizer: PreTrainedTokenizerBase,

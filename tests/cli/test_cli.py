@@ -1,4 +1,4 @@
-"""The command line: from a file to a file without Python, what is guessed is said, and a mistake is one sentence."""
+"""The command line: from file to file without Python; guesses are said, a mistake is one sentence."""
 
 import csv
 import io
@@ -108,12 +108,12 @@ def test_a_file_becomes_an_adapter_with_scores_and_a_card(messages, bert, tmp_pa
     )
     assert code == 0, err
     assert (
-        "task: classification; text column: 'message', label column: 'category' (2 labels: 'no', 'yes')\n"
-        in out
+        "task: classification; text column: 'message', label column: 'category' (2 labels: 'no', "
+        "'yes')\n" in out
     )
     assert (
-        f"put 7 rows of {messages} aside for --test (seed 0, the same share of every label, the same text never on both sides)"
-        in out
+        f"put 7 rows of {messages} aside for --test (seed 0, the same share of every label, the "
+        "same text never on both sides)" in out
     )
     assert f"put 7 rows of {messages} aside for --valid" in out
     assert "7 rows of messages.csv, test rows\n" in out
@@ -288,8 +288,8 @@ def test_a_prompt_and_labels_make_a_chooser(messages, llama, tmp_path, capsys):
     )
     assert code == 0, err
     assert (
-        "task: instruction; text column: 'message', label column: 'category' (2 labels: 'no', 'yes')"
-        in out
+        "task: instruction; text column: 'message', label column: 'category' (2 labels: 'no', "
+        "'yes')" in out
     )
 
 
@@ -397,24 +397,28 @@ def test_a_column_without_a_known_name_is_guessed_from_what_it_holds():
         (
             ["text", "class", "topic"],
             ("a long enough text {n}", "{m}", "{m}"),
-            "t.csv has several columns that could be the label ('class', 'topic'); it has ['text', 'class', 'topic']. Say which one with "
+            "t.csv has several columns that could be the label ('class', 'topic'); it has "
+            "['text', 'class', 'topic']. Say which one with "
             "--label.",
         ),
         (
             ["one", "two", "label"],
             ("a long enough text {n}", "another long enough text {n}", "{m}"),
-            "t.csv has several columns that could be the text ('one', 'two'); it has ['one', 'two', 'label']. Say which one with --text.",
+            "t.csv has several columns that could be the text ('one', 'two'); it has ['one', "
+            "'two', 'label']. Say which one with --text.",
         ),
         (
             ["one", "two"],
             ("a long enough text {n}", "another long enough text {n}"),
-            "t.csv has no column that looks like the label; it has ['one', 'two']. Say which one with --label.",
+            "t.csv has no column that looks like the label; it has ['one', 'two']. Say which one "
+            "with --label.",
         ),
         (
             ["text", "label"],
             ("a long enough text {n}", "an answer {n}"),
             "column 'label' of t.csv has 60 different values in 60 rows, too many for labels; "
-            "choose another column with --label, or --task instruction or keywords for free answers.",
+            "choose another column with --label, or --task instruction or keywords for free "
+            "answers.",
         ),
     ],
 )
@@ -439,7 +443,8 @@ def test_all_columns_are_kept_and_the_answers_added(classifier, tmp_path, capsys
     )
     assert (code, err) == (0, "")
     assert out == (
-        f"2 rows answered in {tmp_path / 'answers.csv'}; new columns: 'label', 'probability', 'probability_no', "
+        f"2 rows answered in {tmp_path / 'answers.csv'}; new columns: 'label', 'probability', "
+        "'probability_no', "
         "'probability_yes'\n"
     )
     found = read_rows(tmp_path / "answers.csv").to_list()
@@ -471,7 +476,8 @@ def test_answers_that_are_replaced_and_a_resume_of_nothing_are_told(classifier, 
     assert run(capsys, "predict", classifier, file, "--out", out, "--resume") == (0, told, "")
     assert run(capsys, "predict", classifier, file, "--out", out) == (
         0,
-        f"1 rows answered in {out}, which was there and is replaced; new columns: 'label', 'probability'\n",
+        f"1 rows answered in {out}, which was there and is replaced; new columns: 'label', "
+        "'probability'\n",
         "",
     )
 
@@ -493,7 +499,8 @@ def test_texts_that_are_shortened_are_told(command, classifier, tmp_path, capsys
     most = peftcls.load_predictor(classifier).task.max_length
     assert (code, err) == (
         0,
-        f"longer than {most} tokens, and shortened at their end: 1 of the rows of new.csv that were read now.\n",
+        f"longer than {most} tokens, and shortened at their end: 1 of the rows of new.csv that "
+        "were read now.\n",
     )
 
 
@@ -516,7 +523,8 @@ def test_the_ending_says_the_form_and_what_is_written_is_read_again(
     ) == (
         1,
         "",
-        f"{tmp_path / f'a{ending}'} has a column 'predicted_label' already; rename it, so that there is room for the answers.\n",
+        f"{tmp_path / f'a{ending}'} has a column 'predicted_label' already; rename it, so that "
+        "there is room for the answers.\n",
     )
 
 
@@ -562,7 +570,8 @@ def test_a_prediction_gone_on_with_equals_the_uninterrupted_one(
     code, _, err = run(capsys, "predict", classifier, file, "--out", out)
     assert (code, err) == (
         1,
-        f"{part} holds answers of a run that was not finished; go on with --resume, or remove it.\n",
+        f"{part} holds answers of a run that was not finished; go on with --resume, or remove "
+        "it.\n",
     )
     assert run(capsys, "predict", classifier, file, "--out", out, "--resume")[0] == 0
     assert out.read_bytes() == (tmp_path / f"whole{ending}").read_bytes()
@@ -575,7 +584,8 @@ def test_a_part_of_other_rows_is_not_gone_on_with(classifier, tmp_path, capsys):
     code, _, err = run(capsys, "predict", classifier, file, "--out", tmp_path / "a.csv", "--resume")
     assert (code, err) == (
         1,
-        f"{tmp_path / 'a.csv.part'} belongs to other rows, another adapter or other settings; remove it, or choose "
+        f"{tmp_path / 'a.csv.part'} belongs to other rows, another adapter or other settings; "
+        "remove it, or choose "
         "another output.\n",
     )
 
@@ -654,7 +664,8 @@ def test_a_pair_is_typed_in_two_lines_or_in_one_with_a_tab(bert, tmp_path, capsy
         code, _, err = run(capsys, "try", folder)
         assert (code, err) == (
             1,
-            "the last row has 'a' and no 'b'; give each of ['a', 'b'] a line of its own, or all of them in one line "
+            "the last row has 'a' and no 'b'; give each of ['a', 'b'] a line of its own, or all "
+            "of them in one line "
             "with tabs between them.\n",
         )
 
@@ -746,11 +757,13 @@ def test_a_mistyped_command_is_told_what_was_meant(arguments, said, capsys):
         ),
         (
             ["train", "{rows}", "--out", "{tmp}/a", "--text", "mesage"],
-            "messages.csv has no column 'mesage'; it has ['message', 'category']. Did you mean 'message'?",
+            "messages.csv has no column 'mesage'; it has ['message', 'category']. Did you mean "
+            "'message'?",
         ),
         (
             ["train", "{rows}", "--out", "{tmp}/a", "--task", "instruction", "--text", "message"],
-            "--task instruction without a column 'instruction' needs a prompt, for example --prompt \"Is this message spam or ham? {{input}} "
+            "--task instruction without a column 'instruction' needs a prompt, for example "
+            '--prompt "Is this message spam or ham? {{input}} '
             'Answer: ".',
         ),
         (
@@ -762,13 +775,16 @@ def test_a_mistyped_command_is_told_what_was_meant(arguments, said, capsys):
             "--labels cannot be used with --task regression.",
         ),
         (
-            ["train", "{rows}", "--out", "{tmp}/a", "--class-weight", "balanced"]
-            + ["--task", "multi-label"],
+            [
+                *("train", "{rows}", "--out", "{tmp}/a"),
+                *("--class-weight", "balanced", "--task", "multi-label"),
+            ],
             "--class-weight cannot be used with --task multi-label.",
         ),
         (
             ["train", "{tmp}/few.csv", "--out", "{tmp}/a"],
-            "few.csv has 4 different texts, too few to put 15% of them aside for test; give a file of rows for test, or more rows.",
+            "few.csv has 4 different texts, too few to put 15% of them aside for test; give a "
+            "file of rows for test, or more rows.",
         ),
         (
             ["predict", "{folder}", "{rows}", "--out", "{tmp}/a.xlsx"],
@@ -784,15 +800,18 @@ def test_a_mistyped_command_is_told_what_was_meant(arguments, said, capsys):
         ),
         (
             ["predict", "{folder}", "{rows}", "--out", "{tmp}/a.csv"],
-            "row 1 of messages.csv has no column 'text'; it has ['message', 'category']. Classification needs ['text'].",
+            "row 1 of messages.csv has no column 'text'; it has ['message', 'category']. "
+            "Classification needs ['text'].",
         ),
         (
             ["train", "{rows}", "--out", "{tmp}/a", "--labels", ""],
-            "--labels '': expected different names with commas between them, none of them empty: --labels yes,no.",
+            "--labels '': expected different names with commas between them, none of them empty: "
+            "--labels yes,no.",
         ),
         (
             ["check", "{rows}", "--labels", "yes,,no"],
-            "--labels 'yes,,no': expected different names with commas between them, none of them empty: --labels yes,no.",
+            "--labels 'yes,,no': expected different names with commas between them, none of them "
+            "empty: --labels yes,no.",
         ),
         (
             ["train", "{rows}", "--out", "{tmp}/a", "--max-length", "4"],
@@ -800,7 +819,8 @@ def test_a_mistyped_command_is_told_what_was_meant(arguments, said, capsys):
         ),
         (
             ["train", "{rows}", "--out", "{base}"],
-            "{base} holds a model of its own (config.json), expected a new folder or one of an adapter; choose another.",
+            "{base} holds a model of its own (config.json), expected a new folder or one of an "
+            "adapter; choose another.",
         ),
         (
             ["show", "{tmp}/none"],
@@ -829,9 +849,9 @@ def test_files_of_somebody_else_are_not_replaced_by_a_report(name, messages, tmp
     (out / "figures").mkdir() if name == "figures" else (out / name).write_text('{"accuracy": 1}')
     code, _, err = run(capsys, "train", messages, "--out", out)
     assert code == 1
-    assert (
-        err
-        == f"{name} in {out} belongs to no report of peftcls and would be replaced; move it, or choose another folder.\n"
+    assert err == (
+        f"{name} in {out} belongs to no report of peftcls and would be replaced; move it, or "
+        "choose another folder.\n"
     )
     assert [path.name for path in out.iterdir()] == [name]
 

@@ -297,7 +297,7 @@ FILES: list[tuple[str, str | bytes, str]] = [
 
 
 @pytest.mark.parametrize(("name", "content", "sentence"), FILES)
-def test_a_malformed_file_is_told_with_its_place(write, name, content, sentence):
+def test_a_malformed_file_is_reported_with_its_place(write, name, content, sentence):
     with pytest.raises(RowError) as told:
         read_rows(write(name, content))
     assert any(str(told.value).startswith(part) for part in sentence.split("|"))
@@ -373,7 +373,7 @@ PARQUET: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", PARQUET)
-def test_a_malformed_parquet_file_is_told(tmp_path, name):
+def test_a_malformed_parquet_file_is_reported(tmp_path, name):
     make, sentence = PARQUET[name]
     make(tmp_path / "t.parquet")
     with pytest.raises(RowError) as told:
@@ -413,7 +413,7 @@ def nested(depth: int) -> Any:
         [None],
     ],
 )
-def test_a_list_that_is_no_table_is_an_error_of_the_rows(rows):
+def test_a_list_that_is_not_a_table_is_a_row_error(rows):
     with pytest.raises(
         RowError,
         match=r"^mine cannot be made into a table: |^expected a datasets\.Dataset or a list of "
@@ -598,7 +598,7 @@ ROWS: list[tuple[Any, dict, str]] = [
 
 
 @pytest.mark.parametrize(("task", "row", "sentence"), ROWS)
-def test_a_row_that_makes_no_sense_to_its_task_is_told(task, row, sentence):
+def test_a_row_that_makes_no_sense_to_its_task_is_reported(task, row, sentence):
     with pytest.raises(RowError) as told:
         peftcls.check_rows(task, as_dataset([row], "mine"))
     assert any(str(told.value).startswith(f"row 1 of mine {part}") for part in sentence.split("|"))
@@ -777,9 +777,7 @@ def table_bytes(path: Path) -> bytes:
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_a_parquet_file_with_changed_bytes_is_a_table_or_an_error_of_the_rows(
-    fuzz_folder, place, new, cut
-):
+def test_a_parquet_file_with_changed_bytes_is_a_table_or_a_row_error(fuzz_folder, place, new, cut):
     whole = table_bytes(fuzz_folder / "whole.parquet")
     at = place % len(whole)
     path = fuzz_folder / "any.parquet"
@@ -858,7 +856,7 @@ paragraph_forms = st.fixed_dictionaries(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-def test_anything_like_a_squad_file_is_a_table_or_an_error_of_the_rows(fuzz_folder, paragraphs):
+def test_anything_like_a_squad_file_is_a_table_or_a_row_error(fuzz_folder, paragraphs):
     path = fuzz_folder / "any.json"
     path.write_text(json.dumps({"data": [{"title": "T", "paragraphs": paragraphs}]}))
     outcome(path)
@@ -882,7 +880,7 @@ TASKS = [
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-def test_any_values_are_learnt_checked_and_examined_or_an_error_of_the_rows(task, values):
+def test_any_values_are_learnt_checked_and_examined_or_a_row_error(task, values):
     columns = task.columns(with_target=True)
     rows = [dict(zip(columns, row, strict=False)) | {columns[-1]: row[-1]} for row in values]
     try:

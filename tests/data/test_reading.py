@@ -93,9 +93,7 @@ def test_a_path_may_be_given_as_text(write):
         "text\tlabel\nthe patient recovered\tyes\nstock prices fell\tno\n",
     ],
 )
-def test_a_csv_file_of_a_spreadsheet_that_parts_fields_otherwise_gives_the_same_rows(
-    write, content
-):
+def test_a_csv_file_with_another_separator_gives_the_same_rows(write, content):
     assert read_rows(write("a.csv", content)).to_list() == ROWS
 
 
@@ -111,11 +109,11 @@ def test_a_csv_file_of_a_spreadsheet_that_parts_fields_otherwise_gives_the_same_
         (",text,label\n0,a,b\n", {"": "0", "text": "a", "label": "b"}),
     ],
 )
-def test_the_first_line_alone_says_what_parts_the_fields_of_a_csv_file(write, content, row):
+def test_only_the_first_line_decides_the_separator_of_a_csv_file(write, content, row):
     assert read_rows(write("a.csv", content)).to_list() == [row]
 
 
-def test_columns_that_are_named_may_be_parted_by_semicolons(write):
+def test_a_file_without_a_header_may_be_separated_by_semicolons(write):
     rows = read_rows(write("a.csv", "a;b\nc;d\n"), columns=["text", "label"])
     assert rows.to_list() == [{"text": "a", "label": "b"}, {"text": "c", "label": "d"}]
 
@@ -421,7 +419,7 @@ def test_a_large_squad_file_whose_first_thousand_questions_have_no_answer_is_rea
         ],
     ],
 )
-def test_a_broken_squad_file_is_an_error_of_the_rows_that_says_so(write, found):
+def test_a_broken_squad_file_is_a_row_error_that_says_so(write, found):
     with pytest.raises(RowError, match=r"a\.json"):
         read_rows(write("a.json", json.dumps({"data": found})))
 
@@ -505,7 +503,7 @@ def test_a_data_set_is_taken_as_it_is():
 
 
 @pytest.mark.parametrize("rows", ["text", {"text": "x"}, [], ["x"], [{"text": "x"}, "y"]])
-def test_what_is_no_list_of_mappings_is_refused(rows):
+def test_a_value_that_is_not_a_list_of_mappings_is_refused(rows):
     with pytest.raises(
         RowError,
         match=r"^expected a datasets\.Dataset or a list of mappings such as \{'text': '\.\.\.'\}, "

@@ -43,11 +43,17 @@ def test_a_model_is_asked_once(model, monkeypatch):
 
 
 def test_what_is_switched_off_is_said(model):
-    use_fast_paths(model, FastPaths(prefix=False))
+    use_fast_paths(model, FastPaths(packing=False, frozen_cache=False))
     assert describe_capabilities(model) == (
-        "fast paths: packing, last_layer, frozen_cache, kernels, cuda_graphs; "
-        "without prefix (switched off)"
+        "fast paths: kernels; without packing (switched off), last_layer (it needs packing), "
+        "frozen_cache (switched off)"
     )
+
+
+def test_gradient_checkpointing_is_a_reason(model):
+    model.encoder.layer[0].gradient_checkpointing = True
+    line = describe_capabilities(model)
+    assert "packing (gradient checkpointing computes layers again)" in line
 
 
 def test_a_misspelled_name_in_the_engine_ends_the_program(model, monkeypatch):

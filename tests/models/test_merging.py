@@ -201,7 +201,7 @@ def test_a_tokenizer_that_ends_every_text_with_its_padding_token_is_refused(tmp_
     folder = saved(str(base), tmp_path / "adapter", LABELS)
     with pytest.raises(
         ValueError,
-        match="transformers alone reads other logits from the merged model: probe 1 differs by",
+        match="plain transformers computes other logits from the merged model: probe 1 differs by",
     ):
         peftcls.merge_adapter(folder, tmp_path / "merged")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"], (

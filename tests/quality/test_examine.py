@@ -81,7 +81,7 @@ def test_a_label_that_training_never_saw_is_an_error_in_the_split_that_has_it():
     assert "these have 'yes', 'no'" in finding.sentence
 
 
-def test_a_label_that_is_none_of_the_tasks_is_an_error_and_one_without_rows_a_warning():
+def test_a_label_that_the_task_does_not_have_is_an_error_and_one_without_rows_a_warning():
     table = [*rows(), *[{"text": t, "label": "maybe"} for t in texts(6, 3)]]
     examination = examine_rows(Classification(labels=("no", "yes", "perhaps")), table)
     assert one(examination, "unknown-label").rows == (61, 62, 63, 64, 65)
@@ -112,7 +112,7 @@ def test_a_rare_label_is_a_warning_and_one_that_validation_lacks_a_note():
     )
 
 
-def test_many_labels_that_are_alike_at_fault_are_one_finding():
+def test_many_labels_with_the_same_problem_are_one_finding():
     table = [*rows(), *[{"text": t, "label": f"topic {n % 8}"} for n, t in enumerate(texts(16, 3))]]
     finding = one(examine_rows(Classification(), table), "rare-label")
     assert (finding.rows, finding.count) == ((61, 62, 63, 64, 65), 16)
@@ -126,7 +126,7 @@ def test_many_labels_that_are_alike_at_fault_are_one_finding():
     assert one(examine_rows(Classification(), rows(), table), "unseen-label").count == 16
 
 
-def test_a_column_in_which_every_row_has_its_own_value_is_no_column_of_labels():
+def test_a_column_with_a_different_value_in_every_row_is_not_a_column_of_labels():
     own = [{"text": t, "label": 0.37 * n} for n, t in enumerate(texts(20))]
     finding = one(examine_rows(Classification(), own), "own-label")
     assert finding.sentence == (
@@ -145,7 +145,7 @@ def test_a_column_in_which_every_row_has_its_own_value_is_no_column_of_labels():
         Instruction(template="{input}: ", input="text", output="label", labels=("no", "yes")),
     ],
 )
-def test_one_label_alone_is_an_error(task):
+def test_only_one_label_is_an_error(task):
     finding = one(examine_rows(task, rows(labels=("yes",))), "one-label")
     assert (finding.severity, finding.count) == ("error", 60)
 
@@ -221,7 +221,7 @@ def test_two_spellings_of_a_label_that_are_equally_frequent_are_both_named():
     "labels",
     [("label 1", "label 2"), ("cat", "car"), ("important", "unimportant"), ("0", "1"), ("+", "-")],
 )
-def test_labels_that_are_alike_but_frequent_or_numbered_are_left_in_peace(labels):
+def test_similar_labels_that_are_frequent_or_numbered_give_no_finding(labels):
     assert not found(examine_rows(Classification(), rows(100, labels=labels)), "label-spelling")
 
 
@@ -254,7 +254,7 @@ def test_the_labels_of_rows_with_several_are_examined_too():
 # Rows that say the same
 
 
-def test_repeated_and_contradicting_rows_are_told_apart():
+def test_repeated_and_contradicting_rows_are_different_findings():
     added = [
         ("The  Same text", "no"),
         ("the same Text ", "no"),
@@ -281,7 +281,7 @@ def test_a_pair_is_the_same_only_where_both_of_its_texts_are():
 
 
 @pytest.mark.parametrize("shared", [1, 3, 20])
-def test_texts_that_stand_in_two_splits_are_counted(shared):
+def test_texts_that_are_in_two_splits_are_counted(shared):
     train = rows()
     valid = [
         *[{**row, "text": row["text"].upper() + " "} for row in train[:shared]],
@@ -406,11 +406,11 @@ def test_the_score_of_a_rule_is_that_of_held_out_rows():
         ("42!", []),
     ],
 )
-def test_damage_in_a_text_is_seen_and_good_texts_are_not_accused(text, codes):
+def test_damage_in_a_text_is_found_and_good_texts_have_no_faults(text, codes):
     assert text_faults(text) == codes
 
 
-def test_damaged_texts_are_told_by_column_and_row():
+def test_damaged_texts_are_reported_by_column_and_row():
     table = [
         *rows(),
         {"text": "caf\u00c3\u00a9 &amp; bar", "label": "no"},
@@ -442,7 +442,7 @@ def test_rows_that_the_task_cannot_read_are_errors_grouped_by_kind():
     )
 
 
-def test_what_is_no_table_or_lacks_a_column_is_an_error_and_not_an_exception():
+def test_a_bad_table_or_a_missing_column_is_an_error_and_not_an_exception():
     mixed = [{"text": "a", "label": 1}, {"text": "b", "label": "x"}]
     examination = examine_rows(Classification(), mixed, [{"text": "a"}], 5)
     assert [(f.what, f.split) for f in examination.errors] == [
@@ -455,7 +455,7 @@ def test_what_is_no_table_or_lacks_a_column_is_an_error_and_not_an_exception():
 # Lengths
 
 
-def test_lengths_in_tokens_are_told_and_shortened_rows_counted(bert):
+def test_lengths_in_tokens_are_reported_and_shortened_rows_counted(bert):
     task = Classification(max_length=16)
     tokenizer = peftcls.load_base(bert, Classification(labels=("no", "yes")))[1]
     short, long = (
@@ -573,7 +573,7 @@ def test_a_prompt_that_no_shortening_can_fit_is_an_error(llama):
 # Instructions, numbers, questions
 
 
-def test_an_answer_parted_by_other_marks_than_the_tasks_is_a_warning():
+def test_an_answer_with_another_list_separator_is_a_warning():
     task = Instruction(template="{input}: ", input="text", output="keywords", separator=";")
     table = [
         {"text": t, "keywords": "alpha, beta, gamma" if n == 4 else "alpha; beta, so called; gamma"}
@@ -598,7 +598,7 @@ def test_targets_that_are_no_numbers_all_one_number_or_far_off_are_found():
     ] == [(51,), (52,)]
 
 
-def test_numbers_in_other_units_than_were_learnt_first_are_a_warning():
+def test_numbers_in_other_units_than_in_the_first_training_are_a_warning():
     first = [{"text": t, "score": float(n % 7)} for n, t in enumerate(texts(50))]
     task = Regression().learn(first)
     assert not examine_rows(task, first).findings

@@ -141,7 +141,7 @@ class TitledClassification(peftcls.Classification):
         return (self.title, "body")
 
     def text_of(self, row: Row) -> str:
-        return f"{row[self.title].upper()} | {row['body']}"
+        return f"{row[self.title]} | {row['body']}"
 
     def encode_many(
         self, rows: Sequence[Row], tokenizer: Any, *, with_target: bool
@@ -246,6 +246,17 @@ def test_it_gets_a_model_card(trained):
     assert f"# {type(trained.task).__name__} on " in card
     assert "pipeline_tag: text-classification" in card
     assert "`1`, `2`, `3`" in card
+
+
+def test_it_is_merged_into_a_plain_model(trained, tmp_path):
+    out = peftcls.merge_adapter(trained.folder, tmp_path / "merged", tasks=[type(trained.task)])
+    plain = AutoModelForSequenceClassification.from_pretrained(out)
+    assert plain.config.num_labels == trained.task.model_settings()["num_labels"]
+
+
+def test_training_continues_from_its_folder(trained):
+    _, task, _ = peftcls.learn_on(trained.folder, trained.test, tasks=[type(trained.task)])
+    assert task == trained.task
 
 
 def test_it_gets_a_report(trained, tmp_path):

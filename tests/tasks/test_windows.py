@@ -142,7 +142,7 @@ def test_the_token_types_of_a_pair_are_those_of_its_windows():
     tokenizer = TOKENIZERS["word pieces"]
     feature = in_windows(["the patient", FILLER], tokenizer, 20)
     assert len(feature["windows"]) > 1
-    lines = peftcls.tasks.texts.collate_texts([feature, feature], tokenizer)
+    lines = peftcls.tasks.text_encoding.collate_texts([feature, feature], tokenizer)
     assert lines["windows"].tolist() == [len(feature["windows"])] * 2
     first = len(ids_of("the patient", tokenizer)) + 2
     for types, mask in zip(

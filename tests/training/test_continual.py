@@ -1,4 +1,4 @@
-"""Continual training from a saved folder: the head grows, old rows are replayed, forgetting is shown."""
+"""Continual training: the head grows, old rows are replayed, and forgetting is shown."""
 
 import json
 import logging
@@ -41,6 +41,10 @@ def first_run(
     return trainer
 
 
+def head_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    return {name: p for name, p in trained_parameters(model).items() if "classifier" in name}
+
+
 @pytest.mark.parametrize("base", ["bert", "gpt2"])
 @pytest.mark.parametrize("part", [None, "head", "last_block"])
 def test_the_start_of_a_new_run_answers_as_the_folder_does(
@@ -61,10 +65,8 @@ def test_the_head_grows_behind_its_old_rows(bert, text_rows, tmp_path):
     trainer = first_run(bert, tmp_path, text_rows)
     model, task, tokenizer = learn_on(tmp_path, NEW)
     assert task.labels == ("no", "yes", "spam")
-    old, new = (
-        {name: p for name, p in trained_parameters(m).items() if "classifier" in name}
-        for m in (trainer.model, model)
-    )
+    old = head_parameters(trainer.model)
+    new = head_parameters(model)
     assert old.keys() == new.keys()
     for name in old:
         assert torch.equal(new[name][:2], old[name])
@@ -138,7 +140,7 @@ def test_labels_of_an_instruction_grow_without_a_head(llama, tmp_path):
     }
 
 
-def test_fitted_decisions_are_forgotten_and_the_lineage_is_kept(bert, text_rows, tmp_path):
+def test_fitted_decisions_are_dropped_and_the_lineage_is_kept(bert, text_rows, tmp_path):
     trainer = first_run(bert, tmp_path / "one", text_rows)
     trainer.calibrate(text_rows)
     model, task, tokenizer = learn_on(tmp_path / "one", NEW)
@@ -163,7 +165,7 @@ def test_fitted_decisions_are_forgotten_and_the_lineage_is_kept(bert, text_rows,
     ]
 
 
-def test_a_method_is_taken_up_with_its_folder(bert, text_rows, tmp_path):
+def test_the_method_of_a_folder_is_kept(bert, text_rows, tmp_path):
     task = Classification(max_length=32).learn(text_rows)
     model, tokenizer = load_base(bert, task)
     trainer = Trainer(
@@ -180,7 +182,7 @@ def test_a_method_is_taken_up_with_its_folder(bert, text_rows, tmp_path):
     )
 
 
-def test_replay_mixes_in_the_share_that_was_asked_for(text_rows):
+def test_replay_adds_the_given_share_of_old_rows(text_rows):
     mixed = peftcls.with_replay(NEW, text_rows, share=0.4, seed=1)
     assert len(mixed) == 10
     assert sum(row["label"] == "spam" for row in mixed) == 6
@@ -191,7 +193,7 @@ def test_replay_mixes_in_the_share_that_was_asked_for(text_rows):
         peftcls.with_replay(NEW, text_rows, share=1)
     with pytest.raises(
         RowError,
-        match="new_rows has the columns \\['a'\\] and old_rows \\['text', 'label'\\]; expected some in common",
+        match=r"new_rows has the columns \['a'\] and old_rows \['text', 'label'\]; expected some",
     ):
         peftcls.with_replay([{"a": "x"}], text_rows)
     with pytest.raises(
@@ -313,15 +315,15 @@ def test_gradient_checkpointing_really_computes_layers_again(llama, text_rows, t
     assert counts[1] > counts[0]
 
 
-# What an attacker found
+# Found by attempts to break it
 
 
-def test_the_folder_that_a_run_begins_with_is_not_replaced(bert, text_rows, tmp_path):
+def test_the_folder_that_a_run_continues_from_is_not_replaced(bert, text_rows, tmp_path):
     first_run(bert, tmp_path, text_rows)
     model, task, tokenizer = learn_on(tmp_path, text_rows)
     with pytest.raises(
         ValueError,
-        match=r"^output_dir='.*' holds the folder that this run continues from, or a copy of it, and would",
+        match=r"^output_dir='.*' holds the folder that this run continues from, or a copy of it",
     ):
         Trainer(model, task, tokenizer, TrainConfig(tmp_path))
     Trainer(model, task, tokenizer, TrainConfig(tmp_path / "next", epochs=1, batch_size=8)).fit(
@@ -333,7 +335,7 @@ def test_the_folder_that_a_run_begins_with_is_not_replaced(bert, text_rows, tmp_
     )  # which is another folder than the start
 
 
-def test_a_run_is_not_taken_up_from_another_start(bert, text_rows, tmp_path):
+def test_a_run_from_another_start_is_not_resumed(bert, text_rows, tmp_path):
     for name in ("a", "b"):
         first_run(bert, tmp_path / name, text_rows)
     config = TrainConfig(tmp_path / "next", epochs=2, batch_size=8, eval_every=1)
@@ -356,7 +358,7 @@ def test_a_run_is_not_taken_up_from_another_start(bert, text_rows, tmp_path):
         Trainer(model, task, tokenizer, config).fit(text_rows, resume=True)
 
 
-def test_replay_takes_files_that_count_alike_and_write_otherwise():
+def test_replay_accepts_files_with_the_same_ids_and_other_types():
     new = [{"id": "1", "label": "1", "answers": {"text": [], "answer_start": []}}]
     old = [{"id": "1", "label": 0, "answers": {"text": ["x"], "answer_start": [0]}}]
     mixed = peftcls.with_replay(new, old, share=0.5)

@@ -1,4 +1,4 @@
-"""Cross-validation: a row is answered by a fold that has not learnt from it, and the model is as it was."""
+"""Cross-validation: a row is answered by a fold not trained on it, and the model is unchanged."""
 
 from collections import Counter
 
@@ -31,12 +31,15 @@ EASY = [
     for texts, label in ((MEDICAL, "med"), (OTHER, "other"))
     for text in texts
 ]
-FLIPPED = 5  # a row of EASY, from 0
+FLIPPED = 5  # the index of the row of EASY that gets a wrong label
 
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
-    """A base whose vocabulary is written down: a trained one differs from run to run, and with it what so few steps learn."""
+    """A base with a fixed vocabulary.
+
+    A trained one differs from run to run, and with it what a model learns in so few steps.
+    """
     words = [word for row in EASY for word in row["text"].split()]
     pieces = [
         f"{mark}{letter}"
@@ -60,7 +63,7 @@ def bert(tmp_path_factory):
     return save_base(tmp_path_factory.mktemp("bert"), transformers.BertModel, config, tokenizer)
 
 
-def prepared(base, task, method="lora"):
+def load_with_adapter(base, task, method="lora"):
     model, tokenizer = peftcls.load_base(base, task)
     return peftcls.attach_lora(model, task, rank=4, targets="all-linear", method=method), tokenizer
 
@@ -75,27 +78,28 @@ def validated(bert, tmp_path_factory):
     rows = [{**row, "label": "med"} if n == FLIPPED else row for n, row in enumerate(EASY)]
     assert rows != EASY
     task = Classification(max_length=32).learn(rows)
-    model, tokenizer = prepared(bert, task)
-    learnt = []
+    model, tokenizer = load_with_adapter(bert, task)
+    trained_texts = []
     fit = peftcls.Trainer.fit
 
-    def noted(trainer, prepared, **settings):
-        learnt.append(list(prepared.train_rows["text"]))
+    def fit_and_note(trainer, prepared, **settings):
+        trained_texts.append(list(prepared.train_rows["text"]))
         return fit(trainer, prepared, **settings)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(peftcls.Trainer, "fit", noted)
+        patched.setattr(peftcls.Trainer, "fit", fit_and_note)
         start = {name: p.detach().clone() for name, p in trained_parameters(model).items()}
         found = cross_validate(model, task, tokenizer, config(folder), rows, folds=4)
-    return found, rows, folder, learnt, (model, start)
+    return found, rows, folder, trained_texts, (model, start)
 
 
-def test_every_row_is_answered_once_by_the_fold_that_did_not_learn_it(validated):
-    found, rows, folder, learnt, _ = validated
+def test_every_row_is_answered_once_by_the_fold_not_trained_on_it(validated):
+    found, rows, folder, trained_texts, _ = validated
     assert len(found.answers) == len(found.fold_of) == len(rows)
     assert Counter(found.fold_of) == {0: 6, 1: 6, 2: 6, 3: 6}
-    for fold, texts in enumerate(learnt):
-        held = {row["text"] for row, own in zip(rows, found.fold_of, strict=True) if own == fold}
+    for fold, texts in enumerate(trained_texts):
+        folds_of_rows = zip(rows, found.fold_of, strict=True)
+        held = {row["text"] for row, fold_of_row in folds_of_rows if fold_of_row == fold}
         assert held.isdisjoint(texts)
         assert held | set(texts) == {row["text"] for row in rows}
         predictor = peftcls.load_predictor(folder / f"fold-{fold}")
@@ -107,7 +111,7 @@ def test_every_row_is_answered_once_by_the_fold_that_did_not_learn_it(validated)
     assert sorted(path.name for path in folder.iterdir()) == [f"fold-{fold}" for fold in range(4)]
 
 
-def test_labels_are_spread_over_the_folds_alike(validated):
+def test_labels_are_spread_evenly_over_the_folds(validated):
     found, rows, *_ = validated
     for label in ("med", "other"):
         counts = Counter(
@@ -116,15 +120,15 @@ def test_labels_are_spread_over_the_folds_alike(validated):
         assert max(counts.values()) - min(counts.values()) <= 1
 
 
-def test_the_model_is_as_it_was(validated):
+def test_the_model_is_unchanged(validated):
     *_, (model, start) = validated
     assert all(torch.equal(p, start[name]) for name, p in trained_parameters(model).items())
 
 
-def test_the_last_fold_knows_nothing_of_the_folds_before_it(validated, bert, tmp_path):
+def test_a_fold_does_not_depend_on_the_folds_before_it(validated, bert, tmp_path):
     found, rows, folder, *_ = validated
     task = Classification(max_length=32).learn(rows)
-    model, tokenizer = prepared(bert, task)
+    model, tokenizer = load_with_adapter(bert, task)
     peftcls.Trainer(model, task, tokenizer, config(tmp_path)).fit(
         [r for r, fold in zip(rows, found.fold_of, strict=True) if fold != 3]
     )
@@ -163,7 +167,7 @@ def test_a_wrong_label_is_among_the_first_doubts(validated):
 @pytest.mark.parametrize("method", ["pissa", "adalora"])
 def test_the_same_folds_twice_give_the_same_answers(method, bert, tmp_path, text_rows):
     task = Classification(max_length=32).learn(text_rows)
-    model, tokenizer = prepared(bert, task, method)
+    model, tokenizer = load_with_adapter(bert, task, method)
     every = {name: p.detach().clone() for name, p in model.named_parameters()}
     one, other = (
         cross_validate(
@@ -182,7 +186,7 @@ def test_the_same_folds_twice_give_the_same_answers(method, bert, tmp_path, text
 def test_numbers_are_cross_validated_without_doubts(bert, tmp_path):
     rows = [{"text": row["text"], "score": len(row["text"])} for row in EASY]
     task = Regression(max_length=32).learn(rows)
-    model, tokenizer = prepared(bert, task)
+    model, tokenizer = load_with_adapter(bert, task)
     found = cross_validate(model, task, tokenizer, config(tmp_path, epochs=1), rows, folds=2)
     assert found.doubts == []
     assert set(found.scores) == set(task.score_names)
@@ -191,7 +195,7 @@ def test_numbers_are_cross_validated_without_doubts(bert, tmp_path):
 
 def test_the_weights_are_put_back_after_a_failure_too(bert, tmp_path, text_rows, monkeypatch):
     task = Classification(max_length=32).learn(text_rows)
-    model, tokenizer = prepared(bert, task)
+    model, tokenizer = load_with_adapter(bert, task)
     start = {name: p.detach().clone() for name, p in trained_parameters(model).items()}
 
     def failing(trainer, rows):
@@ -204,9 +208,9 @@ def test_the_weights_are_put_back_after_a_failure_too(bert, tmp_path, text_rows,
 
 
 @pytest.mark.parametrize("folds", [0, 1, 17])
-def test_folds_that_cannot_be_are_told(folds, bert, tmp_path, text_rows):
+def test_impossible_numbers_of_folds_are_refused(folds, bert, tmp_path, text_rows):
     task = Classification(max_length=32).learn(text_rows)
-    model, tokenizer = prepared(bert, task)
+    model, tokenizer = load_with_adapter(bert, task)
     with pytest.raises(
         ValueError,
         match=rf"^folds={folds}: expected a whole number of at least 2 and at most the 16 rows\.$",

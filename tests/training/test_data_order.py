@@ -1,4 +1,4 @@
-"""The plan: every row once an epoch, the same rows on any number of processes, micro-batches within their limits."""
+"""The order of training rows, the same on any number of processes, and their micro-batches."""
 
 from itertools import chain
 
@@ -106,7 +106,7 @@ def test_the_shares_hold_about_the_same_number_of_tokens(lengths, processes):
 
 @given(lengths_of_rows, limits, token_limits)
 @settings(max_examples=300, deadline=None)
-def test_micro_batches_keep_their_limits_save_for_one_long_row(lengths, rows, tokens):
+def test_micro_batches_keep_their_limits_except_for_a_single_long_row(lengths, rows, tokens):
     found = micro_batches(range(len(lengths)), lengths, rows=rows, tokens=tokens)
     assert sorted(chain(*found)) == list(range(len(lengths)))
     for batch in found:
@@ -121,7 +121,7 @@ def test_micro_batches_keep_their_limits_save_for_one_long_row(lengths, rows, to
 
 @given(lengths_of_rows, limits, token_limits)
 @settings(max_examples=300, deadline=None)
-def test_padding_that_is_left_out_counts_nothing_but_is_no_more_than_half(lengths, rows, tokens):
+def test_padding_that_is_left_out_does_not_count_but_is_at_most_half(lengths, rows, tokens):
     found = micro_batches(range(len(lengths)), lengths, rows=rows, tokens=tokens, packed=True)
     assert sorted(chain(*found)) == list(range(len(lengths)))
     for batch in found:
@@ -158,10 +158,12 @@ def test_no_rows_make_no_micro_batch():
 
 @given(lengths_of_rows, st.randoms(use_true_random=False), st.integers(1, 9), limits, token_limits)
 @settings(max_examples=150, deadline=None)
-def test_a_plan_is_a_pure_function_of_its_arguments(lengths, random, processes, rows, tokens):
+def test_shares_and_micro_batches_are_pure_functions_of_their_arguments(
+    lengths, random, processes, rows, tokens
+):
     indices = list(range(len(lengths)))
     mixed = random.sample(indices, len(indices))
-    kept = list(mixed), list(lengths)
+    arguments = list(mixed), list(lengths)
     plans = [
         (
             micro_batches(i, of, rows=rows, tokens=tokens),
@@ -171,10 +173,10 @@ def test_a_plan_is_a_pure_function_of_its_arguments(lengths, random, processes, 
         for of in (lengths, np.array(lengths))
     ]
     assert all(plan == plans[0] for plan in plans)
-    assert (mixed, lengths) == kept
+    assert (mixed, lengths) == arguments
 
 
-def test_the_shared_random_state_of_numpy_is_left_alone():
+def test_the_global_random_state_of_numpy_stays_as_it_was():
     np.random.seed(5)
     before = np.random.get_state()[1].copy()
     step_rows(10, 3, 0, 1)

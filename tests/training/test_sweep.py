@@ -1,4 +1,4 @@
-"""A sweep gives the results of single trainings, with one base in memory and one frozen-layer cache."""
+"""A sweep gives the results of single trainings, with one base and one frozen-layer cache."""
 
 import pytest
 import torch
@@ -59,7 +59,7 @@ def weights(folder):
 
 
 @pytest.mark.parametrize("how", ["head", (4, [-1]), (4, None), "last_block"], ids=str)
-def test_each_training_of_a_sweep_is_bit_for_bit_the_one_alone(base, how, tmp_path, text_rows):
+def test_each_training_of_a_sweep_equals_a_single_one_bit_for_bit(base, how, tmp_path, text_rows):
     task = TASK.learn(text_rows)
     model, tokenizer = make_model(base, task, how)
     start = {name: p.detach().clone() for name, p in trained_parameters(model).items()}
@@ -72,7 +72,7 @@ def test_each_training_of_a_sweep_is_bit_for_bit_the_one_alone(base, how, tmp_pa
         text_rows[::3],
     )
     assert all(torch.equal(p, start[name]) for name, p in trained_parameters(model).items()), (
-        "the model is as it was"
+        "the model is unchanged"
     )
     assert not state_of(model).uses_frozen_cache
     assert {one.name for one in found} == set(RATES)
@@ -94,20 +94,23 @@ def test_each_training_of_a_sweep_is_bit_for_bit_the_one_alone(base, how, tmp_pa
         ), "it learnt"
 
 
-def test_ranks_on_one_base_are_trained_as_alone_and_share_its_memory(base, tmp_path, text_rows):
-    task, shapes = (
-        TASK.learn(text_rows),
-        {"rank 2": (2, [-1]), "rank 8": (8, [-1]), "two layers": (4, [-2, -1]), "head": "head"},
-    )
+def test_adapters_of_several_ranks_share_one_base_in_memory(base, tmp_path, text_rows):
+    task = TASK.learn(text_rows)
+    shapes = {
+        "rank 2": (2, [-1]),
+        "rank 8": (8, [-1]),
+        "two layers": (4, [-2, -1]),
+        "head": "head",
+    }
     loaded, tokenizer = load_base(base, task, dtype=torch.float32)
     models = {
         name: make_model(base, task, how, share_base(loaded))[0] for name, how in shapes.items()
     }
-    places = [
+    addresses = [
         {p.data_ptr() for name, p in model.named_parameters() if ".layer.0." in name}
         for model in models.values()
     ]
-    assert all(own == places[0] for own in places)
+    assert all(others == addresses[0] for others in addresses)
     calls = [count_calls(model) for model in models.values()]
     found = sweep(
         models,
@@ -129,14 +132,12 @@ def test_ranks_on_one_base_are_trained_as_alone_and_share_its_memory(base, tmp_p
         assert all(torch.allclose(own[name], other[name], rtol=0, atol=1e-9) for name in other)
 
 
-def test_what_a_model_trains_of_a_shared_base_is_a_copy_of_its_own(base, text_rows):
+def test_trained_parts_of_a_shared_base_are_copies(base, text_rows):
     task = TASK.learn(text_rows)
     model, _ = load_base(base, task, dtype=torch.float32)
     kept = {name: p.detach().clone() for name, p in model.named_parameters()}
-    block, pissa = (
-        train_only(share_base(model), task, "last_block"),
-        attach_lora(share_base(model), task, method="pissa"),
-    )
+    block = train_only(share_base(model), task, "last_block")
+    pissa = attach_lora(share_base(model), task, method="pissa")
     with torch.no_grad():
         for p in (*trained_parameters(block).values(), *trained_parameters(pissa).values()):
             p.add_(1.0)
@@ -148,12 +149,12 @@ def test_what_a_model_trains_of_a_shared_base_is_a_copy_of_its_own(base, text_ro
     assert not any(p.requires_grad for p in model.parameters())
 
 
-def test_a_model_that_is_trained_is_not_shared(base, text_rows):
+def test_a_model_with_trained_parts_is_not_shared(base, text_rows):
     task = TASK.learn(text_rows)
     for open_it in (attach_lora, lambda model, task: train_only(model, task, "head")):
         with pytest.raises(
             ValueError,
-            match=r"expected a frozen one from load_base; call it before attach_lora or train_only\.",
+            match=r"expected a frozen one from load_base; call it before attach_lora or",
         ):
             share_base(open_it(load_base(base, task)[0], task))
 
@@ -192,7 +193,7 @@ def test_a_sweep_over_the_head_computes_the_base_once_for_all(base, tmp_path, te
     assert "the states of each sequence's first token, the only one used above them" in caplog.text
 
 
-def test_folds_share_what_is_frozen_too(base, tmp_path, text_rows):
+def test_folds_share_the_frozen_layer_cache_too(base, tmp_path, text_rows):
     task = TASK.learn(text_rows)
     model, tokenizer = make_model(base, task, "head")
     calls, counts = count_calls(model), []
@@ -241,7 +242,7 @@ def test_the_best_comes_first_with_intervals_and_a_paired_comparison(base, tmp_p
             )
 
 
-def test_trainings_that_do_not_go_together_are_refused_before_any_begins(base, tmp_path, text_rows):
+def test_trainings_that_do_not_fit_together_are_refused(base, tmp_path, text_rows):
     task = TASK.learn(text_rows)
     model, tokenizer = make_model(base, task, "head")
     same = {"a": config(tmp_path / "x"), "b": config(tmp_path / "x")}
@@ -265,7 +266,7 @@ def test_trainings_that_do_not_go_together_are_refused_before_any_begins(base, t
 
 
 @pytest.mark.parametrize("quantize", ["8bit", "4bit"])
-def test_a_base_in_few_bits_is_shared_too(base, quantize, tmp_path, text_rows):
+def test_a_quantized_base_is_shared_too(base, quantize, tmp_path, text_rows):
     task = TASK.learn(text_rows)
     loaded, tokenizer = load_base(base, task, quantize=quantize)
     other = attach_lora(share_base(loaded), task, rank=2)

@@ -30,7 +30,7 @@ def test_the_size_of_a_micro_batch_does_not_change_the_weights(
 ):
     if base == "bert" and instruction:
         pytest.skip("an encoder does not generate")
-    found = []
+    trained = []
     for name, micro in {
         "one": {"micro_batch_size": 1},
         "four": {"micro_batch_size": 4},
@@ -45,11 +45,12 @@ def test_the_size_of_a_micro_batch_does_not_change_the_weights(
             **micro,
         )
         trainer.fit(text_rows)
-        found.append({name: p.detach().clone() for name, p in trainer.parameters.items()})
-    for other in found[1:]:
-        assert max(float((found[0][name] - other[name]).abs().max()) for name in found[0]) < 1e-7
+        trained.append({name: p.detach().clone() for name, p in trainer.parameters.items()})
+    first = trained[0]
+    for other in trained[1:]:
+        assert max(float((first[name] - other[name]).abs().max()) for name in first) < 1e-7
     assert any(
-        "lora_B" in name and float(tensor.abs().max()) > 1e-4 for name, tensor in found[0].items()
+        "lora_B" in name and float(tensor.abs().max()) > 1e-4 for name, tensor in first.items()
     ), "nothing was trained"
 
 
@@ -174,8 +175,9 @@ def test_patience_and_the_best_step_are_resumed_after_a_kill_in_the_middle_of_a_
         again = make(f"cut{cut_step}")
         assert again.fit(text_rows, text_rows, resume=True) == best
         assert again.progress == whole.progress
-        expected, found = weights(tmp_path / "whole"), weights(tmp_path / f"cut{cut_step}")
-        assert all(torch.equal(expected[name], found[name]) for name in expected)
+        expected = weights(tmp_path / "whole")
+        resumed = weights(tmp_path / f"cut{cut_step}")
+        assert all(torch.equal(expected[name], resumed[name]) for name in expected)
 
 
 def test_a_checkpoint_holds_no_weight_of_the_base(bert, tmp_path, text_rows, monkeypatch):
@@ -260,14 +262,15 @@ def test_weights_that_the_loaded_and_the_trained_model_have_in_common_are_in_mem
 ):
     trainer = build(bert, tmp_path, text_rows)
     trainer.fit(text_rows)
-    loaded, own = peftcls.load_predictor(tmp_path).model, dict(trainer.model.named_parameters())
-    other = next(name for name in own if name.endswith("word_embeddings.weight"))
+    loaded = peftcls.load_predictor(tmp_path).model
+    trained = dict(trainer.model.named_parameters())
+    other = next(name for name in trained if name.endswith("word_embeddings.weight"))
     loaded.get_parameter(other).data[0, 0] += 1.0
     share_weights(loaded, trainer.model)
     assert {
-        name for name, p in loaded.named_parameters() if p.data_ptr() != own[name].data_ptr()
+        name for name, p in loaded.named_parameters() if p.data_ptr() != trained[name].data_ptr()
     } == {other}
-    assert loaded.get_parameter(other)[0, 0] == own[other][0, 0] + 1.0
+    assert loaded.get_parameter(other)[0, 0] == trained[other][0, 0] + 1.0
 
 
 def test_the_folder_holds_the_trained_tensors_and_nothing_of_the_base(bert, tmp_path, text_rows):
@@ -487,14 +490,14 @@ def test_some_of_the_prepared_rows_are_as_if_they_were_prepared_by_themselves(
     table = as_dataset(text_rows)
     indices = [0, 3, 4, 9, 12]
     part = prepare(trainer.task, table, table, trainer.tokenizer, base).select(indices)
-    own = prepare(trainer.task, table.select(indices), None, trainer.tokenizer, base)
-    assert part.train_sum == own.train_sum
+    alone = prepare(trainer.task, table.select(indices), None, trainer.tokenizer, base)
+    assert part.train_sum == alone.train_sum
     assert part.valid is None
-    assert part.train.features.to_list() == own.train.features.to_list()
-    assert (part.train.lengths == own.train.lengths).all()
-    assert (part.train.weights == own.train.weights).all()
-    assert part.train.shortened_rows == own.train.shortened_rows
-    assert part.train.sequences == own.train.sequences
+    assert part.train.features.to_list() == alone.train.features.to_list()
+    assert (part.train.lengths == alone.train.lengths).all()
+    assert (part.train.weights == alone.train.weights).all()
+    assert part.train.shortened_rows == alone.train.shortened_rows
+    assert part.train.sequences == alone.train.sequences
 
 
 def test_rows_that_the_task_cannot_read_are_named_before_other_errors(bert, tmp_path, text_rows):
@@ -510,7 +513,7 @@ def test_rows_that_the_task_cannot_read_are_named_before_other_errors(bert, tmp_
 
 
 class Shouting(peftcls.Classification):
-    """A task of a user's own, known to nobody else."""
+    """A task that only its user knows."""
 
 
 def test_a_custom_task_is_trained_saved_and_loaded_again(bert, tmp_path, text_rows):

@@ -1,0 +1,118 @@
+"""The PEFT settings that an adapter folder may have; others could import modules or never end."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+PEFT_TYPES = ("LORA", "ADALORA", "IA3")
+"""The kinds of adapter that `attach_lora` makes."""
+PEFT_HEADS = frozenset(("classifier", "score", "qa_outputs"))
+"""Head names that PEFT adds to those it is given."""
+TEXT_SETTINGS = frozenset(
+    ("base_model_name_or_path", "revision", "task_type", "peft_type", "peft_version")
+)
+"""PEFT's settings that may be any text, since nothing is done with them."""
+NUMBER_SETTINGS = frozenset(
+    (
+        "r",
+        "target_r",
+        "init_r",
+        "lora_alpha",
+        "lora_dropout",
+        "total_step",
+        "tinit",
+        "tfinal",
+        "deltaT",
+    )
+)
+RANK_SETTINGS = ("r", "target_r", "init_r")
+SWITCH_SETTINGS = frozenset(("fan_in_fan_out", "inference_mode", "use_dora", "use_rslora"))
+EMPTY_SETTINGS = frozenset(("feedforward_modules", "target_parameters"))
+"""PEFT's settings that may be an empty list, where the default is None."""
+SHOWN_CHARACTERS = 200
+"""Of a value in a message."""
+
+
+def check_peft_settings(
+    file: Path, settings: Mapping[str, Any], heads: Iterable[str], widest: int
+) -> None:
+    """Raise ValueError for PEFT settings that `attach_lora` does not make.
+
+    Settings that `attach_lora` does not use must have PEFT's defaults.
+
+    Args:
+        file: the settings' file, for messages.
+        settings: as they were read.
+        heads: names of the base model's heads.
+        widest: the largest side of the adapter's tensors; no rank can be larger.
+    """
+    peft_type = settings.get("peft_type")
+    if peft_type not in PEFT_TYPES:
+        raise ValueError(
+            f"{file} has the peft_type {peft_type!r}, expected one of {list(PEFT_TYPES)}."
+        )
+    defaults = _default_settings(PEFT_TYPE_TO_CONFIG_MAPPING[peft_type])
+    for name, value in settings.items():
+        if not _is_own_setting(name, value, heads, defaults):
+            shown = json.dumps(value)[:SHOWN_CHARACTERS]
+            raise ValueError(
+                f"{file} has {name}={shown}, which is no setting of an adapter that peftcls wrote."
+            )
+    for name in RANK_SETTINGS:
+        if name in settings and not 1 <= settings[name] <= widest:
+            raise ValueError(
+                f"{file} has {name}={settings[name]}, expected a rank of at least 1 and at most "
+                f"{widest}, the widest of its tensors."
+            )
+
+
+def _default_settings(config_class: type[PeftConfig]) -> dict[str, Any]:
+    defaults = {}
+    for field in dataclasses.fields(config_class):
+        if field.default_factory is dataclasses.MISSING:
+            defaults[field.name] = field.default
+        else:
+            defaults[field.name] = field.default_factory()
+    return defaults
+
+
+def _is_own_setting(
+    name: str, value: Any, heads: Iterable[str], defaults: Mapping[str, Any]
+) -> bool:
+    """Whether a PEFT setting has a value that `attach_lora` can give it."""
+    if name in TEXT_SETTINGS:
+        return isinstance(value, str | None)
+    if name in SWITCH_SETTINGS:
+        return isinstance(value, bool)
+    if name in NUMBER_SETTINGS:
+        return _is_count_or_share(value)
+    match name:
+        case "target_modules":
+            # As a text it would be a pattern, and matching a pattern can take forever.
+            return is_list_of_texts(value)
+        case "modules_to_save":
+            allowed = PEFT_HEADS.union(heads)
+            return value is None or (isinstance(value, list) and set(map(str, value)) <= allowed)
+        case "init_lora_weights":
+            return value in (True, "pissa")
+    # A setting of another version of PEFT must be switched off.
+    if name not in defaults:
+        return not value
+    return value == defaults[name] or (name in EMPTY_SETTINGS and value == [])
+
+
+def _is_count_or_share(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) and value >= 0
+
+
+def is_list_of_texts(value: Any) -> bool:
+    """Whether a value from a JSON file is a list that holds texts only."""
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
