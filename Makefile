@@ -1,10 +1,11 @@
-# `make demo` trains the medical-paper adapter on the sample papers; `make test` runs the tests.
+# `make demo` trains the medical-paper adapter on the sample papers; `make test` runs the tests,
+# `make test-fast` all but the slow ones.
 # Both set up a virtual environment first, and neither needs a model hub. `make docs` builds the documentation into site/.
 PYTHON ?= python3
 BIN := .venv/bin
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test test-fast lint docs clean
 
 demo: .venv/ready
 	$(OFFLINE) $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -12,6 +13,9 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(OFFLINE) $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-fast: .venv/ready
+	$(OFFLINE) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: .venv/ready
 	$(BIN)/ruff check .

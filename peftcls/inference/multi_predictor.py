@@ -24,7 +24,7 @@ from peftcls.tasks.text_encoding import split_windows
 
 # What a table that is a list is called in messages.
 LIST_NAME = "rows"
-# The lengths, in tokens, of the sequences that are computed together and alone before rows are.
+# The lengths of the sequences that show whether several adapters can share a batch.
 PROBE_TOKENS = (23, 9, 4)
 Rows: TypeAlias = datasets.Dataset | Iterable[Mapping[str, Any] | str | Sequence[str]]
 logger = logging.getLogger("peftcls")

@@ -309,14 +309,15 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             "the version of peftcls that wrote it."
         )
     for name, expected in sums.items():
+        shown = _one_line(name)
         if Path(name).name != name or not (directory / name).is_file():
             raise ValueError(
-                f"{directory} has no file {name}, which its {MANIFEST} lists; copy the folder "
+                f"{directory} has no file {shown}, which its {MANIFEST} lists; copy the folder "
                 "again."
             )
         if file_sum(directory / name) != expected:
             raise ValueError(
-                f"{name} in {directory} is damaged: its SHA-256 is not the one in {MANIFEST}; "
+                f"{shown} in {directory} is damaged: its SHA-256 is not the one in {MANIFEST}; "
                 "copy the folder again."
             )
     return manifest
@@ -337,9 +338,13 @@ def _read_sums(file: Path, manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _damaged(file: Path, error: Exception) -> ValueError:
-    return ValueError(
-        f"{file} is damaged ({type(error).__name__}: {error}); copy the folder again."
-    )
+    reason = f"{type(error).__name__}: {_one_line(str(error))}"
+    return ValueError(f"{file} is damaged ({reason}); copy the folder again.")
+
+
+def _one_line(text: str) -> str:
+    """A text from a manifest, for a message: names can hold line breaks."""
+    return " ".join(text.split())
 
 
 def write_manifest(file: Path, manifest: dict[str, Any]) -> None:

@@ -8,10 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from peftcls.models.adapter_folder import MANIFEST, Folder, open_folder
-from peftcls.models.folder_safety import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PART_WEIGHTS
+from peftcls.models.folder_safety import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    PART_WEIGHTS,
+    tensor_shapes,
+)
 from peftcls.tasks.base import Task
 
 ADAPTER_SETTINGS = ("r", "target_r", "lora_alpha", "lora_dropout")
@@ -44,7 +47,7 @@ def describe_folder(
         "base": manifest["base"],
         "adapter": _adapter_settings(folder) if has_adapter else None,
         "weights": weights,
-        "tensors": _tensor_shapes(directory / weights),
+        "tensors": tensor_shapes(directory / weights),
         "lineage": manifest.get("lineage", []),
         "versions": manifest.get("versions", {}),
         "sum": manifest["sum"],
@@ -61,11 +64,6 @@ def _adapter_settings(folder: Folder) -> dict[str, Any]:
             settings[name] = config[name]
     settings["targets"] = sorted(config.get("target_modules") or ())
     return settings
-
-
-def _tensor_shapes(file: Path) -> dict[str, list[int]]:
-    with safe_open(file, framework="pt") as opened:
-        return {name: list(opened.get_slice(name).get_shape()) for name in sorted(opened.keys())}
 
 
 # As text

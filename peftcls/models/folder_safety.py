@@ -324,18 +324,26 @@ def _listed_weights(directory: Path, listed: set[str]) -> str:
 # Tensors
 
 
-def _widest_side(file: Path) -> int:
-    """The largest side of all tensors of a safetensors file; only its header is read."""
-    widest = 0
+def tensor_shapes(file: Path) -> dict[str, list[int]]:
+    """The shapes of all tensors of a safetensors file, sorted by name; only its header is read.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     try:
         with safe_open(str(file), framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118
-                widest = max(widest, *opened.get_slice(name).get_shape(), 0)
+            names = sorted(opened.keys())
+            return {name: list(opened.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{file} is not a whole safetensors file ({error}); copy the folder again."
         ) from None
-    return widest
+
+
+def _widest_side(file: Path) -> int:
+    """The largest side of all tensors of a safetensors file; 0 where it holds none."""
+    shapes = tensor_shapes(file).values()
+    return max((max(shape, default=0) for shape in shapes), default=0)
 
 
 def check_finite(source: str | Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:

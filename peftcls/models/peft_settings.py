@@ -60,9 +60,10 @@ def check_peft_settings(
     defaults = _default_settings(PEFT_TYPE_TO_CONFIG_MAPPING[peft_type])
     for name, value in settings.items():
         if not _is_own_setting(name, value, heads, defaults):
-            shown = json.dumps(value)[:SHOWN_CHARACTERS]
+            # A name can hold line breaks.
+            setting = f"{' '.join(name.split())}={json.dumps(value)[:SHOWN_CHARACTERS]}"
             raise ValueError(
-                f"{file} has {name}={shown}, which is no setting of an adapter that peftcls wrote."
+                f"{file} has {setting}, which is no setting of an adapter that peftcls wrote."
             )
     for name in RANK_SETTINGS:
         if name in settings and not 1 <= settings[name] <= widest:

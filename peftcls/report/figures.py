@@ -69,6 +69,19 @@ class Drawing:
     png: bytes
 
 
+class SystemLook(NamedTuple):
+    """How a system is drawn beside others."""
+
+    colour: str
+    line_width: float
+    marker_size: float
+    font_weight: str
+
+
+OWN_LOOK = SystemLook(OWN, 5, 8, "bold")
+OTHER_LOOK = SystemLook(INK, 3, 6, "normal")
+
+
 class Plot(NamedTuple):
     """A figure that is drawn but not yet written."""
 
@@ -191,23 +204,24 @@ def _plot_systems(numbers: Numbers) -> Plot:
 def _draw_system(
     axes: Axes, y: float, name: str, interval: Sequence[float], score: str, *, is_own: bool
 ) -> None:
+    """Draw the score and interval of one system; the run's own in colour, and larger."""
     value, low, high = interval
     factor = _axis_factor(score)
-    colour = OWN if is_own else INK
+    look = OWN_LOOK if is_own else OTHER_LOOK
     axes.plot(
         [factor * low, factor * high],
         [y, y],
-        color=colour,
-        linewidth=5 if is_own else 3,
+        color=look.colour,
+        linewidth=look.line_width,
         alpha=0.45,
         solid_capstyle="round",
     )
-    axes.plot([factor * value], [y], "o", color=colour, markersize=8 if is_own else 6)
+    axes.plot([factor * value], [y], "o", color=look.colour, markersize=look.marker_size)
     style: dict[str, Any] = {
         "transform": axes.get_yaxis_transform(),
         "va": "bottom",
-        "color": colour,
-        "weight": "bold" if is_own else "normal",
+        "color": look.colour,
+        "weight": look.font_weight,
     }
     axes.text(0, y + 0.24, _short_name(name), **style)
     axes.text(1, y + 0.24, write_score(value, score), ha="right", **style)
@@ -297,15 +311,10 @@ def _plot_confusion(numbers: Numbers) -> Plot | None:
     # Cells are transparent: white digits need a rim on a light page.
     rim = [withStroke(linewidth=2.5, foreground=RIM)]
     for (down, across), count in np.ndenumerate(counts):
-        axes.text(
-            across,
-            down,
-            str(count),
-            ha="center",
-            va="center",
-            color="white" if count else INK,
-            path_effects=rim if count else None,
-        )
+        style: dict[str, Any] = {"color": INK}
+        if count:
+            style = {"color": "white", "path_effects": rim}
+        axes.text(across, down, str(count), ha="center", va="center", **style)
     right = [_short_name(name, MAX_TICK_CHARACTERS) for name in confusion["right"]]
     given = [_short_name(name, MAX_TICK_CHARACTERS) for name in confusion["given"]]
     axes.set_xticks(range(len(given)), given, rotation=35, ha="right")

@@ -173,6 +173,9 @@ def _calibration(
     """The bins of a reliability diagram; None where the task has no calibration error."""
     if "ece" not in evaluation.scores:
         return None
+    counted = "answers"
+    if task.answer_kind == "label_set":
+        counted = "yes-or-no questions"
     confidence: list[float] = []
     is_right: list[bool] = []
     for answer, right in zip(answers, gold, strict=True):
@@ -189,7 +192,7 @@ def _calibration(
     return {
         "ece": evaluation.scores["ece"],
         "bins": calibration_bins(confidence, is_right),
-        "of": "yes-or-no questions" if task.answer_kind == "label_set" else "answers",
+        "of": counted,
     }
 
 
@@ -197,7 +200,13 @@ def _lengths(
     task: Task, tables: Mapping[str, datasets.Dataset], count_tokens: CountTokens | None
 ) -> Numbers:
     """A histogram of text lengths for training and test rows; of many rows, an even sample."""
-    count = count_tokens or _count_words
+    count: CountTokens = _count_words
+    unit = "words"
+    limit = None
+    if count_tokens is not None:
+        count = count_tokens
+        unit = "tokens"
+        limit = task.max_length or None
     lengths: dict[str, list[int]] = {}
     for part, rows in tables.items():
         if part != "validation":
@@ -207,9 +216,8 @@ def _lengths(
     longest = max(max(of_part) for of_part in lengths.values())
     width = max(1, math.ceil((longest - shortest + 1) / LENGTH_BINS))
     edges = list(range(shortest // width * width, longest + width + 1, width))
-    limit = (task.max_length or None) if count_tokens else None
     return {
-        "unit": "tokens" if count_tokens else "words",
+        "unit": unit,
         "limit": limit,
         "edges": edges,
         "parts": {
@@ -219,7 +227,9 @@ def _lengths(
 
 
 def _describe_lengths(lengths: Sequence[int], edges: Sequence[int], limit: int | None) -> Numbers:
-    over_limit = sum(length > limit for length in lengths) if limit else None
+    over_limit = None
+    if limit is not None:
+        over_limit = sum(length > limit for length in lengths)
     return {
         "median": float(np.median(lengths)),
         "longest": max(lengths),

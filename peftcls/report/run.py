@@ -92,7 +92,9 @@ class Meter:
 
 
 def _gpu_count() -> int:
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not torch.cuda.is_available():
+        return 0
+    return torch.cuda.device_count()
 
 
 def _read_counters(folder: Path) -> dict[str, tuple[int, int]]:

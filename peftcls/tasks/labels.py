@@ -116,4 +116,6 @@ def _is_share(share: Any, *, several: bool) -> bool:
     """Whether a value can be a share, or a number of votes."""
     if not isinstance(share, int | float) or isinstance(share, bool):
         return False
-    return 0 <= share <= 1 if several else 0 <= share < float("inf")
+    if several:
+        return 0 <= share <= 1
+    return 0 <= share < float("inf")

@@ -22,7 +22,9 @@ def render(template: str, values: Mapping[str, Any]) -> str:
 
     def value_of(match: re.Match[str]) -> str:
         value = values.get(match[1])
-        return "" if value is None else str(value)
+        if value is None:
+            return ""
+        return str(value)
 
     return PLACEHOLDER.sub(value_of, template)
 

@@ -13,8 +13,8 @@ from peftcls.tasks.base import Feature, pad_inputs, token_limit
 TextColumns = str | tuple[str, str]
 LongText = Literal["truncate", "windows"]
 POOLINGS = (None, "cls", "first", "last", "mean")
-# A window repeats a quarter of the one before, so that every sentence is whole in some window.
-WINDOW_OVERLAP = 4
+# A window repeats a quarter of the one before, so that a sentence is rarely cut in every window.
+OVERLAP_DIVISOR = 4
 MIN_TEXT_TOKENS = 8
 
 
@@ -141,7 +141,7 @@ def _encode_windows(
         *texts,
         truncation=truncation,
         max_length=max_length,
-        stride=max(room // WINDOW_OVERLAP, 0),
+        stride=max(room // OVERLAP_DIVISOR, 0),
         return_overflowing_tokens=True,
     )
     windows = encoded["input_ids"]
@@ -169,7 +169,9 @@ def _window_of_pair(
             f"has two long texts: beside the {shorter} tokens of the shorter one a window of "
             f"{max_length} has no room for the other; raise max_length or use long_text='truncate'"
         )
-    return ("only_first" if first > second else "only_second"), room
+    if first > second:
+        return "only_first", room
+    return "only_second", room
 
 
 def _concatenate(windows: Sequence[Sequence[int]]) -> list[int]:

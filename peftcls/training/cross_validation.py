@@ -11,8 +11,9 @@ import torch
 from sklearn.model_selection import KFold, StratifiedKFold
 from transformers import PreTrainedTokenizerBase
 
-from peftcls.data.reading import as_dataset
+from peftcls.data.reading import as_dataset, source_name
 from peftcls.engine.model_state import base_facts
+from peftcls.errors import RowError
 from peftcls.models.trainable import copy_tensors, put_tensors, trained_parameters
 from peftcls.tasks.answers import Answer
 from peftcls.tasks.base import Task
@@ -96,6 +97,7 @@ def cross_validate(
         )
     prepared = prepare(task, table, None, tokenizer, base_facts(model))
     held_out = _assign_rows(task, table, folds, config.seed)
+    _check_folds(task, table, held_out)
     parameters = trained_parameters(model)
     start = copy_tensors(parameters)
     trainers = [
@@ -118,8 +120,7 @@ def cross_validate(
         ):
             for trainer, held in zip(trainers, held_out, strict=True):
                 put_tensors(parameters, start)
-                trained = sorted(set(range(len(table))) - set(held))
-                trainer.fit(prepared.select(trained), resume=resume)
+                trainer.fit(prepared.select(_others(table, held)), resume=resume)
                 held_rows = table.select(held)
                 fold_answers = trainer.predict(held_rows)
                 answers |= zip(held, fold_answers, strict=True)
@@ -161,6 +162,19 @@ def _check_label_counts(labels: Sequence[str], folds: int) -> None:
             f"folds={folds}: only {counts[rarest]} rows have the label {rarest!r}, expected one "
             "for each fold at least; use fewer folds, or leave the label out."
         )
+
+
+def _others(table: datasets.Dataset, held: Sequence[int]) -> list[int]:
+    """The rows that are trained on while these are held out, by index."""
+    return sorted(set(range(len(table))) - set(held))
+
+
+def _check_folds(task: Task, table: datasets.Dataset, held_out: Sequence[Sequence[int]]) -> None:
+    """Raise RowError if the rows left for a fold cannot be trained on as a table of their own."""
+    for fold, held in enumerate(held_out):
+        problem = task.table_problem(table.select(_others(table, held)))
+        if problem:
+            raise RowError(f"without the rows of fold {fold}, {source_name(table)} {problem}.")
 
 
 def _fold_of(held_out: Sequence[Sequence[int]]) -> list[int]:

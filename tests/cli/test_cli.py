@@ -1,4 +1,4 @@
-"""The command line: from file to file without Python; guesses are said, a mistake is one sentence."""
+"""The command line: file to file without Python; guesses are said, a mistake is one sentence."""
 
 import csv
 import io

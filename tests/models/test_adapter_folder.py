@@ -72,6 +72,16 @@ def test_a_saved_folder_is_used_without_hashing_its_files_again(bert, tmp_path, 
     assert describe_folder(folder) == describe_folder(tmp_path / "a")
 
 
+def test_a_damaged_part_is_described_in_one_sentence(bert, tmp_path):
+    model, tokenizer = peftcls.load_base(bert, TASK)
+    model = peftcls.train_only(model, TASK, "head")
+    folder = save_adapter(tmp_path / "a", model, TASK, tokenizer)
+    file = tmp_path / "a" / "trained_part.safetensors"
+    file.write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match=r"part\.safetensors is not a whole safetensors file"):
+        describe_folder(folder)
+
+
 @pytest.mark.parametrize("bars", [True, False])
 def test_loading_leaves_verbosity_and_progress_bars_as_they_were(bars, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)

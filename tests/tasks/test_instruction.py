@@ -450,9 +450,9 @@ def test_the_trie_of_any_answers_gives_probabilities_that_sum_to_one(answers, se
     table = trie.log_probabilities(logits).exp()
     assert table.shape == (2, len(answers))
     assert torch.allclose(table.sum(1), torch.ones(2, dtype=torch.float64))
-    assert all(
-        any(run[: len(prefix)] == prefix for run in trie.runs) for prefix in trie.forks
-    ), "every fork lies on a run"
+    assert all(any(run[: len(prefix)] == prefix for run in trie.runs) for prefix in trie.forks), (
+        "every fork lies on a run"
+    )
 
 
 def test_an_answer_is_not_at_a_disadvantage_for_being_long():

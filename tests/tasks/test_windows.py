@@ -11,7 +11,7 @@ import peftcls
 from peftcls import Classification, Regression, RowError
 from peftcls.data.reading import as_dataset
 from peftcls.tasks.encoding import encode_table
-from peftcls.tasks.text_encoding import MIN_TEXT_TOKENS, WINDOW_OVERLAP, encode_texts
+from peftcls.tasks.text_encoding import MIN_TEXT_TOKENS, OVERLAP_DIVISOR, encode_texts
 
 TOKENIZERS = {"word pieces": word_piece_tokenizer(), "bytes": byte_level_tokenizer()}
 FILLER = "stock prices fell after the bank raised rates and a galaxy far away emits radio waves"
@@ -49,7 +49,7 @@ def test_windows_hold_every_token_and_repeat_a_quarter(kind, text, max_length):
     feature = in_windows([text], tokenizer, max_length)
     windows = [bare(window, tokenizer) for window in windows_of(feature)]
     room = max_length - tokenizer.num_special_tokens_to_add()
-    overlap = room // WINDOW_OVERLAP
+    overlap = room // OVERLAP_DIVISOR
     assert all(len(window) == room for window in windows[:-1])
     assert len(windows) == 1 or overlap < len(windows[-1]) <= room
     assert all(a[-overlap:] == b[:overlap] for a, b in itertools.pairwise(windows) if overlap)
@@ -85,7 +85,7 @@ def test_the_shorter_text_of_a_pair_is_whole_in_every_window_of_the_longer(
     else:
         assert all(window[: len(short)] == short for window in windows)
         parts = [window[len(short) :] for window in windows]
-    overlap = max(room // WINDOW_OVERLAP, 0)
+    overlap = max(room // OVERLAP_DIVISOR, 0)
     assert parts[0] + [token for part in parts[1:] for token in part[overlap:]] == long
 
 

@@ -217,3 +217,18 @@ def test_impossible_numbers_of_folds_are_refused(folds, bert, tmp_path, text_row
     ):
         cross_validate(model, task, tokenizer, config(tmp_path), text_rows, folds=folds)
     assert not any(tmp_path.iterdir())
+
+
+def test_rows_that_cannot_be_trained_on_without_a_fold_are_refused_before_any_training(
+    bert, tmp_path
+):
+    rows = [{"text": text, "label": ["med"] if text == MEDICAL[0] else []} for text in MEDICAL]
+    task = Classification(labels=("med", "other"), multi_label=True)
+    model, tokenizer = peftcls.load_base(bert, task)
+    model = peftcls.attach_lora(model, task, rank=2)
+    config = TrainConfig(tmp_path, epochs=1, batch_size=4)
+    with pytest.raises(
+        peftcls.RowError, match=r"^without the rows of fold \d, the rows has only the label \[\]"
+    ):
+        cross_validate(model, task, tokenizer, config, rows, folds=4)
+    assert not list(tmp_path.iterdir())

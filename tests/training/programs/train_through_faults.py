@@ -113,8 +113,14 @@ if end == "dies":
 lost_processes.STALL_SECONDS, lost_processes.STALL_FACTOR = 2.0, 1.0
 lost = build("lost")
 if end == "stalls in an evaluation":
-    evaluate = lost.predict
-    lost.predict = lambda given: (stall() if rank == 1 else None, evaluate(given))[1]
+    predict_encoded = lost.predict_encoded
+
+    def predict_or_stall(inputs):
+        if rank == 1:
+            stall()
+        return predict_encoded(inputs)
+
+    lost.predict_encoded = predict_or_stall
 else:
     at_step(lost, 3, (lambda: os.kill(os.getpid(), signal.SIGKILL)) if end == "dies" else stall)
 try:
