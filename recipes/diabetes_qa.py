@@ -68,12 +68,9 @@ def train(options) -> None:
     rows = new if old is None else peftcls.with_replay(new, old, seed=options.seed)
     model, task, tokenizer = make_model(options, rows)
     check_first(task, options, test)
+    rate, seed = options.learning_rate, options.seed
     config = peftcls.TrainConfig(
-        options.out,
-        epochs=options.epochs,
-        batch_size=16,
-        learning_rate=options.learning_rate,
-        seed=options.seed,
+        options.out, epochs=options.epochs, batch_size=16, learning_rate=rate, seed=seed
     )
     with peftcls.Trainer(model, task, tokenizer, config) as trainer:
         if only_dry_run(trainer, options, new):
@@ -93,7 +90,10 @@ def train(options) -> None:
 def make_model(options, rows):
     """A new adapter on --model, or the saved one in --start."""
     if options.start is not None:
-        return peftcls.learn_on(options.start, rows, quantize=options.quantize)
+        model, task, tokenizer = peftcls.learn_on(options.start, rows, quantize=options.quantize)
+        if not isinstance(task, peftcls.ExtractiveQA):
+            raise ValueError(f"--start {options.start} does not hold an ExtractiveQA.")
+        return model, task, tokenizer
     if options.replay:
         raise ValueError(f"--replay {options.replay} needs --start; without it, use --train.")
     task = peftcls.ExtractiveQA(max_length=320, stride=96).learn(rows)

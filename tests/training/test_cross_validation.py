@@ -228,7 +228,7 @@ def test_rows_that_cannot_be_trained_on_without_a_fold_are_refused_before_any_tr
     model = peftcls.attach_lora(model, task, rank=2)
     config = TrainConfig(tmp_path, epochs=1, batch_size=4)
     with pytest.raises(
-        peftcls.RowError, match=r"^without the rows of fold \d, the rows has only the label \[\]"
+        peftcls.RowError, match=r"^without the rows of fold \d, rows has only the label \[\]"
     ):
         cross_validate(model, task, tokenizer, config, rows, folds=4)
     assert not list(tmp_path.iterdir())
