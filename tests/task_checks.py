@@ -1,4 +1,4 @@
-"""What every task must do, whatever it means: one call checks a task against its contract (as scikit-learn's check_estimator)."""
+"""What every task must do: one call checks its contract (as scikit-learn's check_estimator)."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ SIDES = ("right", "left")
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A task that has learnt its rows, and a model of it in float64 whose trained parameters are not as they were drawn."""
+    """A task that has learnt its rows; its float64 model, trained parameters not as drawn."""
 
     task: Task
     rows: list[Row]
@@ -226,7 +226,7 @@ def check_losses(case: Case, sides: Sequence[str]) -> None:
 
 
 def check_answers(case: Case, sides: Sequence[str]) -> None:
-    """An answer depends on its row alone: not on batch mates, their order, or padding; nor on the target."""
+    """An answer depends on its row alone: not on batch mates, order, padding, or the target."""
     case.tokenizer.padding_side = sides[0]
     alone = case.answers(case.rows, batch_size=1)
     inputs = case.task.columns(with_target=False)

@@ -94,6 +94,7 @@ def test_a_wrong_setting_of_an_experiment_is_one_sentence(changed, sentence):
         Experiment.of({"kind": "heads", "base": "tiny", **changed})
 
 
+@pytest.mark.slow
 def test_every_fast_path_has_a_switch_that_finds_what_it_switches():
     from experiment import FAST_PATHS
     from switches import BFLOAT16, PATCHES
@@ -193,6 +194,7 @@ def test_a_cost_that_grows_as_its_size_has_slope_one():
     assert slope([(size, 0.3 * size**2) for size in (10, 100, 1000)]) == pytest.approx(2)
 
 
+@pytest.mark.slow
 def test_an_experiment_runs_from_its_file_to_its_report(data, tmp_path):
     from report import read_results, write_report
 
@@ -269,6 +271,7 @@ def test_an_experiment_runs_from_its_file_to_its_report(data, tmp_path):
     assert (out / "losses.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_contenders_crash_is_a_result_and_one_of_ours_is_not(tmp_path):
     from experiment import Experiment, Job
     from run import start

@@ -118,6 +118,7 @@ def folder(tmp_path_factory):
         yield path, codes, names
 
 
+@pytest.mark.slow
 def test_the_start_page_leads_from_a_table_to_answers(folder):
     path, codes, names = folder
     assert codes == [0, 0, 0, 0]
@@ -141,6 +142,7 @@ def run_commands(block: str, capsys) -> None:
             assert run_command(line) == 0, capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(PEFT_ASKS)
 @pytest.mark.parametrize(
     "page",

@@ -37,6 +37,7 @@ def test_the_notebook_is_kept_without_outputs():
     assert all(not cell.outputs and cell.execution_count is None for cell in cells)
 
 
+@pytest.mark.slow
 def test_the_notebook_leads_from_a_table_to_an_adapter_scores_and_predictions(tmp_path):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     client = nbclient.NotebookClient(

@@ -80,6 +80,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_python_blocks_print_what_the_readme_shows(folder, capsys, caplog):
     caplog.set_level(logging.WARNING, logger="peftcls")  # as in a script that shows no messages
     run_python(README)
@@ -90,6 +91,7 @@ def test_the_python_blocks_print_what_the_readme_shows(folder, capsys, caplog):
     assert (folder / "runs" / "papers" / "peftcls.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("commands", command_groups(), ids=lambda commands: commands[0])
 def test_a_command_runs(commands, folder):
     for command in commands:

@@ -25,6 +25,7 @@ def run(recipe: str, *arguments: object) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "data", "answer"),
     [
@@ -82,6 +83,7 @@ def test_a_recipe_trains_prints_its_table_and_answers_a_file(recipe, data, answe
     assert sum(file.stat().st_size for file in out.rglob("*")) < min(3_000_000, base_bytes)
 
 
+@pytest.mark.slow
 def test_the_help_desk_is_trained_asked_and_taught_new_pages(tmp_path):
     out = tmp_path / "desk"
     data = sample("diabetes_new_pages.json")
@@ -136,6 +138,7 @@ def test_the_help_desk_is_trained_asked_and_taught_new_pages(tmp_path):
     assert all(name in ended.stdout for name in ("old rows", "new rows", "before", "after"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -172,6 +175,7 @@ def test_what_would_fail_after_the_training_is_refused_before_it(arguments, sent
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_replay_without_a_start_is_refused(tmp_path):
     ended = run("diabetes_qa", "--replay", sample("diabetes_train.json"), "--out", tmp_path / "out")
     assert ended.returncode == 1
@@ -179,6 +183,7 @@ def test_replay_without_a_start_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_recipe_tells_what_it_takes():
     ended = run("medical_paper_head", "--help")
     assert ended.returncode == 0

@@ -205,6 +205,7 @@ TABLES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TABLES)
 def test_every_kind_of_table_is_recognised_learnt_and_answered(kind, bert, llama, tmp_path, capsys):
     file = table(tmp_path / "rows.csv", *TABLES[kind])
@@ -293,6 +294,7 @@ def test_a_prompt_and_labels_make_a_chooser(messages, llama, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_is_gone_on_with_and_ends_as_the_uninterrupted_one(
     messages, bert, tmp_path, capsys
 ):
@@ -539,6 +541,7 @@ def test_a_row_without_a_sure_label_has_an_empty_one(other_classifier, tmp_path,
         assert all(0.5 <= float(p) < 0.999 for p in rows["probability"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [0, 1, 40, 100])
 @pytest.mark.parametrize("ending", [".csv", ".parquet"])
 def test_a_prediction_gone_on_with_equals_the_uninterrupted_one(

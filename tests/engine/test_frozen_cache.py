@@ -29,6 +29,7 @@ def test_states_are_kept_of_a_model_that_has_read_nothing_yet(base, request, tmp
         assert "are cached" in remark
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("base", "how", "height"),
     [

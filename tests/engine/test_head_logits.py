@@ -114,6 +114,7 @@ def same_alone_and_padded(predictor: peftcls.Predictor) -> None:
         assert torch.allclose(alone, yes(predictor, TEXTS), rtol=0, atol=1e-5), side
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own_padding", [False, True])
 @pytest.mark.parametrize(
     ("pooling", "causal"),

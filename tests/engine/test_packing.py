@@ -22,6 +22,7 @@ from peftcls.engine.packing import Packing, current_packing
 from peftcls.engine.probes import can_pack, can_subset_last_layer, head_reads_first_token
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["label", "windows", "span"])
 @pytest.mark.parametrize("name", [*ENCODERS, "gpt2", "llama", "qwen3", "looking ahead"])
 def test_without_padding_the_loss_and_gradients_are_the_same(name, kind, tmp_path, text_rows):

@@ -111,6 +111,7 @@ def check_in_threads(predict_functions, calls, expected, *, times=CALLS):
         raise problems[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_threads_share_one_predictor(case, request, tmp_path):
     base, task, rows = CASES[case]
@@ -131,6 +132,7 @@ def test_the_first_calls_may_come_from_several_threads(bert, tmp_path):
         check_in_threads([predictor.predict] * 2, [calls[:1]] * 2, [expected[:1]] * 2, times=2)
 
 
+@pytest.mark.slow
 def test_threads_use_predictors_of_their_own(bert, gpt2, tmp_path):
     folders = [
         saved(bert, tmp_path / "encoder", head(3)),

@@ -1,4 +1,4 @@
-"""Every method of adapters: it trains its own tensors, leaves the base as it is, and answers alike when it is loaded again."""
+"""Every method of adapters: it trains its own tensors only, and answers alike when loaded again."""
 
 from typing import get_args
 
@@ -59,6 +59,7 @@ def kinds_of(names):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["bert", "llama"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_trains_its_tensors_beside_a_frozen_base_and_is_loaded_as_it_was(
@@ -182,6 +183,7 @@ class Killed(Exception):
     """Stands for a process that ends."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "killed_at"), [("adalora", 6), ("adalora", 9), ("adalora", 17), ("ia3", 9)]
 )
@@ -252,6 +254,7 @@ def test_a_method_that_there_is_not_is_told_with_the_nearest(bert):
     model, _ = peftcls.load_base(bert, task)
     with pytest.raises(
         ValueError,
-        match=r"^method='adlora': expected one of \['adalora', .*'rslora'\]; did you mean 'adalora'\?$",
+        match=r"^method='adlora': expected one of \['adalora', .*'rslora'\]; "
+        r"did you mean 'adalora'\?$",
     ):
         peftcls.attach_lora(model, task, method="adlora")

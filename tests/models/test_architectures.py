@@ -1,4 +1,4 @@
-"""Every architecture: what is trained is saved, what is saved is loaded, and nothing of the base is in the folder."""
+"""Every architecture: what is trained is saved and loaded, and nothing of the base is saved."""
 
 import dataclasses
 from collections.abc import Callable
@@ -115,6 +115,7 @@ def probabilities(predictor: peftcls.Predictor, texts: list[str]) -> torch.Tenso
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "targets", "multi"), KINDS)
 def test_a_fresh_base_with_the_saved_folder_answers_the_same(name, targets, multi, train):
     made = train(name, targets, multi)
@@ -156,6 +157,7 @@ def prefix(made: Trained) -> str:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:.*is_gradient_checkpointing:FutureWarning"
 )  # PEFT asks by the old name
@@ -195,6 +197,7 @@ def test_an_architecture_without_attention_linears_says_so_before_anything_is_ch
     assert not trained_parameters(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_neighbours_and_the_side_of_the_padding_change_no_answer(name, train):
     predictor = peftcls.load_predictor(train(name, "all-linear", False).folder)
@@ -234,6 +237,7 @@ def test_a_base_whose_weights_do_not_fit_its_configuration_is_refused(base_of, t
     t.BertConfig(**{**PIECES, **SIZES, "intermediate_size": 512}).save_pretrained(tmp_path)
     with pytest.raises(
         ValueError,
-        match=r"intermediate\.dense\.bias has another shape in its safetensors than by its config\.json",
+        match=r"intermediate\.dense\.bias has another shape in its safetensors "
+        r"than by its config\.json",
     ):
         peftcls.load_base(tmp_path, peftcls.Classification(labels=LABELS))

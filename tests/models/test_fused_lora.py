@@ -1,4 +1,4 @@
-"""The update of a linear layer computed together with it: the same numbers and gradients as PEFT's layer gives."""
+"""A linear layer computed together with its update: the numbers and gradients of PEFT's layer."""
 
 import pytest
 import torch
@@ -50,7 +50,9 @@ def test_a_layer_with_its_update_gives_what_the_two_give_one_after_another(kind,
     plain, together, x = adapted(kind, bias=bias)
     calls = []
     monkeypatch.setattr(
-        _FusedUpdate, "apply", lambda *given, own=_FusedUpdate.apply: calls.append(given) or own(*given)
+        _FusedUpdate,
+        "apply",
+        lambda *given, own=_FusedUpdate.apply: calls.append(given) or own(*given),
     )
     for expected, found in zip(results(plain, x), results(together, x), strict=True):
         assert torch.allclose(found, expected, atol=1e-12)
@@ -110,7 +112,9 @@ def test_without_training_dropout_leaves_the_layer_as_it_is(monkeypatch):
     plain, together, x = adapted("linear", lora_dropout=0.5)
     calls = []
     monkeypatch.setattr(
-        _FusedUpdate, "apply", lambda *given, own=_FusedUpdate.apply: calls.append(given) or own(*given)
+        _FusedUpdate,
+        "apply",
+        lambda *given, own=_FusedUpdate.apply: calls.append(given) or own(*given),
     )
     assert torch.allclose(together.eval()(x), plain.eval()(x))
     assert calls

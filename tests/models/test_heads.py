@@ -1,4 +1,4 @@
-"""What a classification head learns from: weights, shares, smoothing and focus by their formulas; rare labels drawn more often."""
+"""What a classification head learns from: weights, shares, smoothing, focus, rare labels."""
 
 import json
 from collections import Counter
@@ -172,7 +172,10 @@ def test_a_share_that_cannot_be_is_told_with_its_row(multi, share, bound):
         [{"text": "a", "label": {"ham": 1.0}}, {"text": "b", "label": {"ham": 0.5, "spam": share}}]
     )
     task = Classification(labels=LABELS, multi_label=multi)
-    sentence = rf"^row 2 of rows has the share {share} for the label 'spam', expected a number of at least 0{bound} in column 'label'\.$"
+    sentence = (
+        rf"^row 2 of rows has the share {share} for the label 'spam', "
+        rf"expected a number of at least 0{bound} in column 'label'\.$"
+    )
     with pytest.raises(RowError, match=sentence):
         peftcls.check_rows(task, rows)
     with pytest.raises(RowError, match=r"row 2 of rows has the share"):

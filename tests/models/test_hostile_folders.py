@@ -1,4 +1,4 @@
-"""Folders that somebody else made, damaged or hostile: nothing of them is run, fetched or believed, and a sentence says why."""
+"""Damaged or hostile folders: nothing in them is run, fetched or believed; a sentence says why."""
 
 import json
 import pickle
@@ -29,7 +29,7 @@ Change = Callable[[Path], Any]
 
 @pytest.fixture(scope="module")
 def saved(bert, tmp_path_factory) -> Path:
-    """A good adapter folder, with the base beside it under a name that does not lead anywhere else."""
+    """A good adapter folder, with the base beside it under a name that leads nowhere else."""
     home = tmp_path_factory.mktemp("saved")
     shutil.copytree(bert, home / "base")
     model, tokenizer = peftcls.load_base(home / "base", TASK)
@@ -45,7 +45,7 @@ def home(saved, tmp_path) -> Path:
 
 @pytest.fixture(autouse=True)
 def canary(tmp_path, monkeypatch):
-    """Whatever a test loads: no file is written by a folder's code, none of its modules imported, no connection attempted."""
+    """Whatever a test loads: a folder's code is not imported, writes no file, connects nowhere."""
     file, before, asked = tmp_path / "canary", set(sys.modules), []
     monkeypatch.setattr(socket.socket, "connect", lambda self, address: asked.append(address))
     monkeypatch.setattr(
@@ -155,7 +155,8 @@ NEVER_WRITTEN = "which is no setting of an adapter that peftcls wrote"
 ADAPTERS: dict[str, tuple[Change, str]] = {
     "pickled weights alone": (
         only_pickled,
-        r"has no one file of weights, expected .*, found only adapter_model\.bin, which can run code",
+        r"has no one file of weights, expected .*, "
+        r"found only adapter_model\.bin, which can run code",
     ),
     "no weights": (
         lambda f: ((f / "adapter_model.safetensors").unlink(), reseal(f)),
@@ -838,6 +839,7 @@ def loads_or_says_why(load: Callable[[], Any], named: str) -> None:
         assert "\n" not in str(error)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:Unexpected keyword arguments"
 )  # PEFT's, for a setting of another version that is switched off

@@ -1,4 +1,4 @@
-"""A merged folder is a plain model: the same logits, the same label names, nothing of peftcls needed."""
+"""A merged folder is a plain model: the same logits and label names, nothing of peftcls needed."""
 
 import dataclasses
 import warnings
@@ -57,6 +57,7 @@ def own_logits(folder, texts):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["bert", "llama", "gpt2"])
 @pytest.mark.parametrize(
     "settings",
@@ -166,11 +167,13 @@ def test_a_merged_regression_says_how_its_output_is_read(bert, tmp_path):
     [
         (
             {"pooling": "mean"},
-            "its head reads 'mean' of the tokens (pooling='mean'), and that of transformers would read the last one",
+            "its head reads 'mean' of the tokens (pooling='mean'), "
+            "and that of transformers would read the last one",
         ),
         (
             {"causal": False},
-            "its tokens see the whole text (causal=False), and those of transformers would see only what precedes them",
+            "its tokens see the whole text (causal=False), "
+            "and those of transformers would see only what precedes them",
         ),
     ],
 )
@@ -180,9 +183,9 @@ def test_what_a_plain_decoder_cannot_say_is_refused_and_nothing_is_written(
     folder = saved(llama, tmp_path / "adapter", dataclasses.replace(LABELS, **settings))
     with pytest.raises(ValueError, match="cannot be merged") as refused:
         peftcls.merge_adapter(folder, tmp_path / "merged")
-    assert (
-        str(refused.value)
-        == f"{folder} cannot be merged: {sentence}; keep the adapter folder and load it with load_predictor."
+    assert str(refused.value) == (
+        f"{folder} cannot be merged: {sentence}; "
+        "keep the adapter folder and load it with load_predictor."
     )
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
@@ -217,8 +220,14 @@ def test_what_transformers_leaves_out_is_said(llama, tmp_path):
         peftcls.merge_adapter(saved(llama, tmp_path / "adapter", task), tmp_path / "merged")
     assert [str(one.message) for one in told] == [
         "A text of more than 64 tokens is cut (with truncation=True), not read in windows.",
-        "This tokenizer sets nothing between two texts; begin the second one with a new line, as in training.",
-        "Temperature, thresholds and abstention, which were fitted, are not applied; the likeliest label is given.",
+        (
+            "This tokenizer sets nothing between two texts; "
+            "begin the second one with a new line, as in training."
+        ),
+        (
+            "Temperature, thresholds and abstention, which were fitted, are not applied; "
+            "the likeliest label is given."
+        ),
     ]
 
 
@@ -231,7 +240,8 @@ def test_a_quantized_base_is_merged_in_full(base, quantize, tmp_path, request):
         folder = saved(base, tmp_path / "adapter", LABELS, quantize=quantize)
     with pytest.warns(
         UserWarning,
-        match=f"^The adapter was trained on a base in {quantize}, and is merged into the same base in full",
+        match=f"^The adapter was trained on a base in {quantize}, "
+        "and is merged into the same base in full",
     ):
         peftcls.merge_adapter(folder, tmp_path / "merged")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
@@ -250,7 +260,8 @@ def test_a_folder_that_holds_something_is_never_merged_into(bert, tmp_path):
     folder = saved(bert, tmp_path / "adapter", LABELS)
     with pytest.raises(
         ValueError,
-        match=r"adapter holds something already, expected a new or an empty folder; choose another\.$",
+        match=r"adapter holds something already, "
+        r"expected a new or an empty folder; choose another\.$",
     ):
         peftcls.merge_adapter(folder, folder)
     (tmp_path / "empty").mkdir()

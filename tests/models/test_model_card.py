@@ -110,9 +110,9 @@ def test_a_card_tells_limits_in_plain_words(bert, llama, tmp_path):
     )
     text = peftcls.write_card(saved(bert, tmp_path / "a", unsure)).read_text()
     assert (
-        "a text that belongs to none of them gets one of them, or none where the model is too unsure."
-        in text
-    )
+        "a text that belongs to none of them gets one of them, "
+        "or none where the model is too unsure."
+    ) in text
     assert "- decisions: temperature 1.5; no label below the probability 0.8" in text
     assert "calibrated" not in text
     assert "It reads at most 64 tokens at once" in text

@@ -1,4 +1,4 @@
-"""A part of the model itself, and a base with random weights: the folder holds what is trained and no more, and is loaded again."""
+"""A part of the model, or a random base: the folder holds only what is trained, and loads again."""
 
 import json
 
@@ -46,6 +46,7 @@ def same_answers(trainer, rows):
     return kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["head", "last_block", "last_two_blocks", "all"])
 @pytest.mark.parametrize("base", ["bert", "gpt2", "llama"])
 def test_a_part_is_trained_and_saved_alone(base, part, request, tmp_path, text_rows):
@@ -158,8 +159,8 @@ def test_drawing_a_base_leaves_the_random_numbers_of_the_program_alone(bert):
 def test_random_weights_are_not_quantized(bert, quantize):
     with pytest.raises(
         ValueError,
-        match=rf"^quantize='{quantize}' with pretrained=False: random weights are a control, in full "
-        r"precision\.$",
+        match=rf"^quantize='{quantize}' with pretrained=False: random weights are a control, "
+        r"in full precision\.$",
     ):
         peftcls.load_base(
             bert, Classification(labels=("no", "yes")), quantize=quantize, pretrained=False

@@ -1,4 +1,4 @@
-"""A base in 8 or 4 bits: the base alone is quantized, the folder holds none of it, and it answers the same again."""
+"""A base in 8 or 4 bits: it alone is quantized, is not in the folder, and answers the same."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A head on a base in 8 or 4 bits, whatever the architecture: one step is trained, saved, and answers the same again."""
+"""A head on any base in 8 or 4 bits: one step is trained and saved, and answers the same again."""
 
 from pathlib import Path
 
@@ -56,6 +56,7 @@ def base_of(tmp_path_factory):
     return base
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantize", LINEAR)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_head_on_a_quantized_base_is_trained_saved_and_loaded(name, quantize, base_of, tmp_path):

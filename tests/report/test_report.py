@@ -248,6 +248,7 @@ def flat(value):
 # Each task's page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_every_number_of_the_page_is_in_metrics_json(case, report):
     _, _, page, found = report(case)

@@ -1,4 +1,4 @@
-"""From probabilities to decisions: temperature, thresholds and abstention, fitted on rows that were not learnt from."""
+"""From probabilities to decisions: temperature, thresholds and abstention, fitted on new rows."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ def answers_of(task, logits):
 
 
 def made_set(rows, *, seed, heat=HEATED):
-    """Logits of three labels, `heat` times as large as the truth that the rows' labels are drawn from, and these labels."""
+    """Logits of three labels, `heat` times the truth the labels are drawn from, and the labels."""
     random = np.random.default_rng(seed)
     truth = random.normal(size=(rows, 3)) * 1.5
     shares = np.exp(truth) / np.exp(truth).sum(1, keepdims=True)
@@ -39,7 +39,7 @@ def made_set(rows, *, seed, heat=HEATED):
 
 
 def made_sets(rows, *, seed):
-    """As `made_set` for label sets; the labels are rare in different degrees, and the logits know nothing of it."""
+    """As `made_set` for label sets; some labels are rarer, and the logits know nothing of it."""
     random = np.random.default_rng(seed)
     truth = random.normal(size=(rows, 3)) * 1.5
     present = random.random((rows, 3)) < 1 / (1 + np.exp(-(truth - np.array([3.0, 0.0, 4.0]))))
@@ -213,7 +213,10 @@ def test_an_accuracy_that_cannot_be_reached_is_told_with_the_best_there_is():
         Answer(label="a", probabilities={"a": 0.6, "b": 0.3, "c": 0.1})
     ]
     rows = [{"text": "x", "label": label} for label in "abba"]
-    sentence = r"^min_accuracy=0\.9: the 4 rows make 0\.500 likely at most, however few are answered; ask for less, or give more rows\.$"
+    sentence = (
+        r"^min_accuracy=0\.9: the 4 rows make 0\.500 likely at most, however few are answered; "
+        r"ask for less, or give more rows\.$"
+    )
     with pytest.raises(ValueError, match=sentence):
         task.calibrated(answers, rows, min_accuracy=0.9)
 
@@ -373,7 +376,8 @@ def test_free_answers_have_nothing_to_calibrate(llama, tmp_path, text_rows):
     trainer = trainer_of("free", llama, tmp_path, text_rows)
     with pytest.raises(
         ValueError,
-        match=r"^Instruction gives no probabilities of labels here, so there is nothing to calibrate\.$",
+        match=r"^Instruction gives no probabilities of labels here, "
+        r"so there is nothing to calibrate\.$",
     ):
         trainer.calibrate(text_rows)
     assert trainer.task == peftcls.load_predictor(tmp_path).task == TASKS["free"]

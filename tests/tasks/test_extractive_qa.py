@@ -1,4 +1,4 @@
-"""Extractive question answering: spans in the user's own text, windows, no answer, and what is wrong with a table."""
+"""Extractive question answering: spans in the user's own text, windows, no answer, wrong tables."""
 
 import json
 import re
@@ -34,7 +34,10 @@ from peftcls.quality.examine import examine_rows
 from peftcls.tasks.span_search import best_spans
 from peftcls.tasks.spans import find_answers, gold_answers, occurrences
 
-CONTEXT = "the patient was given a new drug and recovered. a galaxy far away emits radio waves. stock prices fell."
+CONTEXT = (
+    "the patient was given a new drug and recovered. "
+    "a galaxy far away emits radio waves. stock prices fell."
+)
 
 
 def row(
@@ -67,6 +70,7 @@ def base(request: pytest.FixtureRequest) -> str:
     return request.getfixturevalue(request.param)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unanswerable", [False, True])
 def test_it_keeps_the_contract_of_tasks(base, unanswerable):
     longer = [
@@ -89,6 +93,7 @@ def test_it_keeps_the_contract_of_tasks(base, unanswerable):
 # Training
 
 
+@pytest.mark.slow
 def test_it_learns_where_the_answers_are_and_another_program_finds_the_same(base, tmp_path):
     task = ExtractiveQA(max_length=64, stride=16).learn(ROWS)
     assert task.unanswerable is False
@@ -128,7 +133,7 @@ def test_both_ends_are_trained(bert):
 
 
 def test_the_backbone_of_a_decoder_is_the_pretrained_one(llama):
-    """Its class for question answering looks for the backbone under a name that no causal model's file has."""
+    """Its question answering class wants the backbone under a name no causal model's file has."""
     model, _ = load_base(llama, ExtractiveQA())
     plain, _ = load_base(llama, peftcls.Instruction())
     assert base_facts(model).heads == ("qa_outputs",)
@@ -355,32 +360,36 @@ def test_a_start_that_is_wrong_is_put_right_where_the_answer_occurs_once():
     [
         (
             {"text": ["four"], "answer_start": [0]},
-            "row 1 of rows has the answer 'four' at character 0, where 'one two one' stands; it occurs "
-            "nowhere in the context; correct its answer_start (column 'answers').",
+            "row 1 of rows has the answer 'four' at character 0, where 'one two one' stands; "
+            "it occurs nowhere in the context; correct its answer_start (column 'answers').",
         ),
         (
             {"text": ["one"], "answer_start": [3]},
-            "row 1 of rows has the answer 'one' at character 3, where ' two one' stands; it occurs 2 "
-            "times in the context; correct its answer_start (column 'answers').",
+            "row 1 of rows has the answer 'one' at character 3, where ' two one' stands; "
+            "it occurs 2 times in the context; correct its answer_start (column 'answers').",
         ),
         (
             "one",
-            'row 1 of rows has the answer \'one\'; it occurs 2 times in the context; say where: {"text": [...], "answer_start": [0]} '
+            "row 1 of rows has the answer 'one'; it occurs 2 times in the context; "
+            'say where: {"text": [...], "answer_start": [0]} '
             "(column 'answers').",
         ),
         (
             "four",
-            "row 1 of rows has the answer 'four'; it occurs nowhere in the context; correct it (column 'answers').",
+            "row 1 of rows has the answer 'four'; it occurs nowhere in the context; "
+            "correct it (column 'answers').",
         ),
         (
             {"text": [], "answer_start": []},
-            "row 1 of rows has no answer in column 'answers', while all training rows have one; add "
-            "some without one to them (in Python, task.learn(rows) or unanswerable=True), or leave the row out.",
+            "row 1 of rows has no answer in column 'answers', while all training rows have one; "
+            "add some without one to them (in Python, task.learn(rows) or unanswerable=True), "
+            "or leave the row out.",
         ),
         (
             None,
-            "row 1 of rows has nothing in column 'answers'; give the answer, or an empty list (in a SQuAD file is_impossible) where the "
-            "context has none, or leave the row out.",
+            "row 1 of rows has nothing in column 'answers'; give the answer, "
+            "or an empty list (in a SQuAD file is_impossible) where the context has none, "
+            "or leave the row out.",
         ),
         (
             {"text": ["one", "two"], "answer_start": [0]},
@@ -389,8 +398,8 @@ def test_a_start_that_is_wrong_is_put_right_where_the_answer_occurs_once():
         ),
         (
             [{"answer": "one"}],
-            "row 1 of rows has the answers \"[{'answer': 'one'}]\", expected a text or objects with text and answer_start "
-            "(column 'answers').",
+            "row 1 of rows has the answers \"[{'answer': 'one'}]\", "
+            "expected a text or objects with text and answer_start (column 'answers').",
         ),
     ],
 )
@@ -427,7 +436,8 @@ def test_a_message_about_a_squad_file_names_article_paragraph_and_question(write
     rows = peftcls.read_rows(write("feet.json", json.dumps(content)))
     with pytest.raises(
         RowError,
-        match=r"^row 1 of feet.json \(title 'Feet', paragraph 2, id 'f-1'\) has the answer 'dry' at character 1",
+        match=r"^row 1 of feet.json \(title 'Feet', paragraph 2, id 'f-1'\) "
+        r"has the answer 'dry' at character 1",
     ):
         check_rows(ExtractiveQA(), rows)
 
@@ -471,7 +481,8 @@ def test_an_empty_cell_is_no_answer_that_there_is_none(kind, write):
 def test_an_empty_list_in_a_table_is_that_there_is_no_answer(kind, write):
     content = {
         "csv": "question,context,answers\nq?,one two,one\nq?,one two,[]\n",
-        "jsonl": '{"question": "q?", "context": "one two", "answers": [{"text": "one", "answer_start": 0}]}\n'
+        "jsonl": '{"question": "q?", "context": "one two", '
+        '"answers": [{"text": "one", "answer_start": 0}]}\n'
         '{"question": "q?", "context": "one two", "answers": []}\n',
     }[kind]
     rows = read_rows(write(f"asked.{kind}", content))
@@ -515,7 +526,10 @@ def test_answers_and_questions_that_fit_no_window_are_refused(bert):
 
 
 def test_doubtful_places_are_counted():
-    context = "In 1911 a clinic opened. The hospital in Lindau closed in 1911 after the flood destroyed it."
+    context = (
+        "In 1911 a clinic opened. "
+        "The hospital in Lindau closed in 1911 after the flood destroyed it."
+    )
     rows = as_dataset(
         [
             row("When did the flood destroyed hospital in Lindau close?", "1911", context, start=3),
@@ -618,7 +632,8 @@ def test_a_start_that_is_no_place_is_refused_with_its_row(start):
     ]
     with pytest.raises(
         RowError,
-        match=r"^row 1 of .* has the answer_start .*, expected a whole number of characters \(column 'answers'\)",
+        match=r"^row 1 of .* has the answer_start .*, "
+        r"expected a whole number of characters \(column 'answers'\)",
     ):
         ExtractiveQA().learn(rows)
 

@@ -390,7 +390,7 @@ def test_tokenizing_in_one_go_loses_no_token(tokenizer):
 
 
 def brute_force(model, prompt, answers, end) -> list[float]:
-    """Each answer's probability, token by token: the model's, among the tokens that some answer still goes on with."""
+    """Each answer's probability: the model's, among the tokens that some answer goes on with."""
     closed_answers = [(*answer, end) for answer in answers]
     found = []
     for answer in closed_answers:
@@ -622,8 +622,8 @@ def test_a_long_prompt_without_an_input_is_refused(tokenizer):
     task = Instruction(template="{instruction}\nAnswer: ", max_length=30, max_new_tokens=8)
     with pytest.raises(
         RowError,
-        match=r"^has a prompt of \d+ tokens without 'input', expected fewer than 22; shorten its other columns or "
-        "raise max_length$",
+        match=r"^has a prompt of \d+ tokens without 'input', expected fewer than 22; "
+        "shorten its other columns or raise max_length$",
     ):
         task.encode({"instruction": "a drug " * 40}, tokenizer, with_target=False)
 

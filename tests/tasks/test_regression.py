@@ -44,6 +44,7 @@ def trained(request, tmp_path_factory):
     return trainer, trainer.fit(ROWS, ROWS)
 
 
+@pytest.mark.slow
 def test_a_plain_relation_is_learnt_in_the_units_of_the_table(trained):
     trainer, scores = trained
     assert scores["pearson"] > 0.99
@@ -86,7 +87,8 @@ def test_there_is_nothing_to_calibrate(trained):
     trainer, _ = trained
     with pytest.raises(
         ValueError,
-        match=r"^Regression gives no probabilities of labels here, so there is nothing to calibrate\.$",
+        match=r"^Regression gives no probabilities of labels here, "
+        r"so there is nothing to calibrate\.$",
     ):
         trainer.calibrate(ROWS)
 
@@ -126,7 +128,8 @@ def test_the_same_number_in_every_row_is_nothing_to_learn():
     rows = as_dataset([{"text": "a", "score": "2"}, {"text": "b", "score": "2.0"}])
     with pytest.raises(
         RowError,
-        match=r"^rows has the same number in column 'score' of every row; there is nothing to learn\.$",
+        match=r"^rows has the same number in column 'score' of every row; "
+        r"there is nothing to learn\.$",
     ):
         peftcls.check_rows(Regression().learn(rows), rows, training=True)
 
@@ -161,7 +164,8 @@ def test_settings_that_cannot_be_are_told(settings, sentence):
 def test_a_task_that_has_not_learnt_is_told(bert):
     with pytest.raises(
         ValueError,
-        match=r"^the mean and deviation of the numbers are not known yet: use task = task\.learn\(rows\)\.$",
+        match=r"^the mean and deviation of the numbers are not known yet: "
+        r"use task = task\.learn\(rows\)\.$",
     ):
         peftcls.load_base(bert, Regression())
 

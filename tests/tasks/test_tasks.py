@@ -131,6 +131,7 @@ INSTRUCTION = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CLASSIFICATION | REGRESSION)
 def test_a_task_with_a_head_keeps_the_contract_on_an_encoder(kind, bert):
     task, targets, texts, right = (CLASSIFICATION | REGRESSION)[kind]
@@ -146,6 +147,7 @@ def test_a_task_with_a_head_keeps_the_contract_on_a_decoder(kind, request):
     check_task(task, base, rows_of(targets, texts), right=right, may_be_empty=kind == "label sets")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["gpt2", "llama"])
 @pytest.mark.parametrize("kind", INSTRUCTION)
 def test_an_instruction_keeps_the_contract(kind, base, request):

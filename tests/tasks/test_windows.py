@@ -1,4 +1,4 @@
-"""Long texts: in windows every token is read, once or with its neighbours, and a short text is read as ever."""
+"""Long texts: windows read every token, alone or with neighbours; a short text is read as ever."""
 
 import itertools
 
@@ -159,8 +159,9 @@ def test_two_long_texts_that_leave_a_window_no_room_are_told_with_their_row():
     tokens = len(ids_of(FILLER, TOKENIZERS["word pieces"]))
     with pytest.raises(
         RowError,
-        match=rf"^row 2 of rows has two long texts: beside the {tokens} tokens of the shorter one a window of 16 "
-        r"has no room for the other; raise max_length or use long_text='truncate'\.$",
+        match=rf"^row 2 of rows has two long texts: beside the {tokens} tokens of the shorter one "
+        r"a window of 16 has no room for the other; "
+        r"raise max_length or use long_text='truncate'\.$",
     ):
         encode_table(task, rows, TOKENIZERS["word pieces"], "base")
 

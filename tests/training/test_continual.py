@@ -45,6 +45,7 @@ def head_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in trained_parameters(model).items() if "classifier" in name}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["bert", "gpt2"])
 @pytest.mark.parametrize("part", [None, "head", "last_block"])
 def test_the_start_of_a_new_run_answers_as_the_folder_does(

@@ -93,6 +93,7 @@ def validated(bert, tmp_path_factory):
     return found, rows, folder, trained_texts, (model, start)
 
 
+@pytest.mark.slow
 def test_every_row_is_answered_once_by_the_fold_not_trained_on_it(validated):
     found, rows, folder, trained_texts, _ = validated
     assert len(found.answers) == len(found.fold_of) == len(rows)
@@ -164,6 +165,7 @@ def test_a_wrong_label_is_among_the_first_doubts(validated):
         assert (doubt.given, doubt.probability) == (answer.label, answer.probabilities[doubt.label])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["pissa", "adalora"])
 def test_the_same_folds_twice_give_the_same_answers(method, bert, tmp_path, text_rows):
     task = Classification(max_length=32).learn(text_rows)

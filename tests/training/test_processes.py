@@ -1,4 +1,4 @@
-"""Real processes: one, two and three give the same weights and scores, and a killed run is taken up exactly."""
+"""Real processes: one to three give the same weights and scores; a killed run resumes exactly."""
 
 import json
 import subprocess
@@ -55,6 +55,7 @@ def same_run(one, other):
     assert other_scores == pytest.approx(scores)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["head", "instruction"])
 def test_one_two_and_three_processes_train_the_same_weights(kind, gpt2, tmp_path, rows_file):
     found = [
@@ -65,6 +66,7 @@ def test_one_two_and_three_processes_train_the_same_weights(kind, gpt2, tmp_path
         same_run(found[0], other)
 
 
+@pytest.mark.slow
 def test_two_processes_draw_the_same_rows_for_rare_labels_and_deal_out_the_same_ranks(
     bert, tmp_path, text_rows, rows_file
 ):
@@ -79,6 +81,7 @@ def test_two_processes_draw_the_same_rows_for_rare_labels_and_deal_out_the_same_
     assert sum(int((tensor != 0).sum()) for tensor in kept) == 4 * len(kept)
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_taken_up_bit_for_bit(bert, tmp_path, rows_file):
     program = PROGRAMS / "train_until_killed.py"
     assert run(sys.executable, program, bert, tmp_path / "whole", rows_file, -1).returncode == 0

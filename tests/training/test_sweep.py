@@ -58,6 +58,7 @@ def weights(folder):
     return load_file(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["head", (4, [-1]), (4, None), "last_block"], ids=str)
 def test_each_training_of_a_sweep_equals_a_single_one_bit_for_bit(base, how, tmp_path, text_rows):
     task = TASK.learn(text_rows)
@@ -94,6 +95,7 @@ def test_each_training_of_a_sweep_equals_a_single_one_bit_for_bit(base, how, tmp
         ), "it learnt"
 
 
+@pytest.mark.slow
 def test_adapters_of_several_ranks_share_one_base_in_memory(base, tmp_path, text_rows):
     task = TASK.learn(text_rows)
     shapes = {
@@ -213,6 +215,7 @@ def test_folds_share_the_frozen_layer_cache_too(base, tmp_path, text_rows):
         assert answer.probabilities == pytest.approx(found.answers[number].probabilities, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_the_best_comes_first_with_intervals_and_a_paired_comparison(base, tmp_path, text_rows):
     task = TASK.learn(text_rows)
     model, tokenizer = make_model(base, task, (4, None))

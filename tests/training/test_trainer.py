@@ -23,6 +23,7 @@ from peftcls.training.prepare import prepare
 from peftcls.training.save_check import share_weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["bert", "gpt2", "llama"])
 @pytest.mark.parametrize("instruction", [False, True])
 def test_the_size_of_a_micro_batch_does_not_change_the_weights(
@@ -54,6 +55,7 @@ def test_the_size_of_a_micro_batch_does_not_change_the_weights(
     ), "nothing was trained"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_at", [1, 2, 4, 5])
 def test_interrupted_equals_uninterrupted_bit_for_bit_with_dropout(
     bert, tmp_path, text_rows, killed_at, monkeypatch
@@ -356,6 +358,7 @@ def test_a_tracker_that_does_not_start_is_named(bert, tmp_path, text_rows, monke
         build(bert, tmp_path, text_rows, trackers=("tensorboard",)).fit(text_rows)
 
 
+@pytest.mark.slow
 def test_two_programs_do_not_train_into_one_folder(bert, tmp_path, text_rows):
     out = tmp_path / "runs" / "one"
     hold = """

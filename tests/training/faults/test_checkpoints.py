@@ -241,6 +241,7 @@ def test_a_whole_checkpoint_is_not_written_again(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_trainings_killed_at_random_moments_and_file_operations_give_the_same_weights(tmp_path):
     ended = subprocess.run(
         [

@@ -1,4 +1,4 @@
-"""Signals, memory and numbers that run out, in one process: the step is finished, redone or refused, and nothing is lost."""
+"""Signals, lack of memory and nan in one process: the step is ended, redone or refused."""
 
 import os
 import re
@@ -68,6 +68,7 @@ def signalled(trainer, rows, number, during, at, monkeypatch):
     assert code is None or ended.value.code == code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "during", "at", "step"),
     [
@@ -165,9 +166,9 @@ with signals.captured():
     )
     assert (ended.returncode, ended.stdout) == (143, "still here\n")
     assert (
-        "SIGTERM: this step is finished and a checkpoint written; once more ends the program at once."
-        in ended.stderr
-    )
+        "SIGTERM: this step is finished and a checkpoint written; "
+        "once more ends the program at once."
+    ) in ended.stderr
 
 
 def test_a_signal_that_is_ignored_stays_ignored_and_threads_are_left_alone():
@@ -197,7 +198,7 @@ def test_a_signal_before_the_first_step_ends_the_program_where_it_stands():
 
 
 def bounded(trainer, tokens, kind=torch.OutOfMemoryError):
-    """Let the task raise what an accelerator, or the machine, raises above a number of real tokens. Returns the sizes that were tried."""
+    """Let the task run out of memory above a number of real tokens. Returns the sizes tried."""
     sizes, task = [], trainer.gradients.task
     plain = task.loss_sum
 
@@ -209,7 +210,8 @@ def bounded(trainer, tokens, kind=torch.OutOfMemoryError):
                 raise kind(
                     "CUDA out of memory. Tried to allocate 2 GiB."
                     if kind is torch.OutOfMemoryError
-                    else "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"
+                    else "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: "
+                    "can't allocate memory: you tried to allocate 9"
                 )
         return loss
 
@@ -283,7 +285,8 @@ def test_another_error_is_not_taken_for_want_of_memory(bert, tmp_path, text_rows
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert is_lost_process(
         RuntimeError(
-            "[third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1"
+            "[third_party/gloo/gloo/transport/tcp/pair.cc:534] "
+            "Connection closed by peer [127.0.0.1]:1"
         )
     )
     assert not is_lost_process(RunStoppedError("/data/gloo/checkpoint-1 cannot be written"))
@@ -308,8 +311,9 @@ def test_rows_that_are_not_finite_are_named_one_by_one_and_the_checkpoint_before
     object.__setattr__(task, "loss_sum", loss_sum)
     with pytest.raises(
         FloatingPointError,
-        match=rf"step {at + 1}: the loss is nan .*The step was not taken\. Its rows: \[.*\]; not finite "
-        rf"when alone: {re.escape(str(expected))}\. Lower the learning rate \(now 0\.01\)",
+        match=rf"step {at + 1}: the loss is nan .*The step was not taken\. Its rows: \[.*\]; "
+        rf"not finite when alone: {re.escape(str(expected))}\. "
+        r"Lower the learning rate \(now 0\.01\)",
     ):
         trainer.fit(text_rows, text_rows)
     newest = find_checkpoints(tmp_path)[0]
@@ -343,8 +347,8 @@ def test_a_step_that_is_not_finite_is_skipped_if_that_is_allowed(whole, bert, tm
         entry["loss"] == entry["loss"] for entry in trainer.progress.history if "loss" in entry
     )
     assert re.search(
-        r"step 3: the loss is nan .* The step was not taken\. Its rows: \[.*\]; not finite when alone: \[.*\]\. It is "
-        r"skipped, as 1 of at most 2\.",
+        r"step 3: the loss is nan .* The step was not taken\. Its rows: \[.*\]; "
+        r"not finite when alone: \[.*\]\. It is skipped, as 1 of at most 2\.",
         caplog.text,
     )
 
@@ -359,8 +363,8 @@ def test_one_step_too_many_ends_the_run_and_leaves_a_finite_checkpoint_to_go_on_
     trainer = spoil(build(bert, tmp_path / "cut", rows, **SETTINGS, max_skipped_steps=1), {2, 4})
     with pytest.raises(
         FloatingPointError,
-        match=r"^step 5: .*, look at these rows, or go on without such steps: max_skipped_steps=2 and "
-        r"resume=True\.$",
+        match=r"^step 5: .*, look at these rows, or go on without such steps: "
+        r"max_skipped_steps=2 and resume=True\.$",
     ):
         trainer.fit(rows, rows)
     newest = find_checkpoints(tmp_path / "cut")[0]

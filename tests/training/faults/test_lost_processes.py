@@ -32,6 +32,7 @@ def largest_difference(one, other):
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
+@pytest.mark.slow
 def test_two_processes_share_their_faults_and_the_run_is_resumed_by_one(
     bert, tmp_path, rows_file, monkeypatch
 ):
@@ -123,6 +124,7 @@ def test_two_processes_share_their_faults_and_the_run_is_resumed_by_one(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("end", "where", "checkpoints"),
     [("stalls", "step 4", 1), ("stalls in an evaluation", "an evaluation", 0)],

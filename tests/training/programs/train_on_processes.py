@@ -1,4 +1,4 @@
-"""Started by torchrun: train in float64 without dropout, and write the trained tensors and the scores."""
+"""Started by torchrun: train in float64 without dropout; write the trained tensors and scores."""
 
 import json
 import os

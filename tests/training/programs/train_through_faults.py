@@ -1,4 +1,4 @@
-"""One of two processes: the other one is short of memory, finds a nan, gets a signal, and ends or stalls in the end.
+"""One of two processes: the other lacks memory, finds a nan, gets a signal, then ends or stalls.
 
 A training that one process began is gone on with, too.
 """
