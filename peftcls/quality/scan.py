@@ -142,9 +142,7 @@ def scan_rows(
         if task.answer_kind == "span" and "id" in row:
             scan.ids.append(row["id"])
         is_known = not task.labels or all(label in task.labels for label in labels)
-        problem = task.problem(row, with_target=False)
-        if problem is None and is_known:
-            problem = task.problem(row, with_target=True)
+        problem = task.problem(row, with_target=is_known)
         if problem is not None:
             scan.add_problem(problem, number)
             continue
