@@ -7,10 +7,11 @@ from peftcls.inference.loading import load_predictor
 from peftcls.inference.multi_predictor import ManyPredictor
 from peftcls.inference.predictor import Predictor
 from peftcls.models.base_model import load_base
+from peftcls.models.lora_injection import attach_lora
 from peftcls.models.merging import merge_adapter
 from peftcls.models.model_card import write_card
 from peftcls.models.structure import attention_projections, head_modules
-from peftcls.models.trainable import attach_lora, train_only
+from peftcls.models.trainable import train_only
 from peftcls.models.weight_sharing import share_base
 from peftcls.quality.examine import examine_rows
 from peftcls.quality.findings import Examination, Finding

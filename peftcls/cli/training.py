@@ -16,8 +16,9 @@ from peftcls.data.reading import name_source, read_rows, source_name
 from peftcls.engine.model_state import Quantize, base_facts
 from peftcls.models.adapter_methods import Method
 from peftcls.models.base_model import load_base
+from peftcls.models.lora_injection import attach_lora
 from peftcls.models.model_card import is_own_card, write_card
-from peftcls.models.trainable import Part, attach_lora, train_only
+from peftcls.models.trainable import Part, train_only
 from peftcls.quality.examine import refuse_errors
 from peftcls.quality.findings import Examination
 from peftcls.recipe import report_scores

@@ -97,10 +97,12 @@ def as_dataset(
     row_list: list[Any] = []
     if isinstance(rows, Iterable) and not isinstance(rows, str | Mapping):
         row_list = list(rows)
+    if isinstance(rows, list | tuple) and not rows:
+        raise RowError(f"{name} has no rows.")
     if not row_list or not all(isinstance(row, Mapping) for row in row_list):
         raise RowError(
-            "expected a datasets.Dataset or a list of mappings such as {'text': '...'}, "
-            f"found {str(rows)[:MAX_SHOWN_CHARACTERS]!r}."
+            f"{name}: expected a datasets.Dataset or a list of mappings such as "
+            f"{{'text': '...'}}, found {repr(rows)[:MAX_SHOWN_CHARACTERS]}."
         )
     # A dict keeps the order of the columns.
     columns: dict[Any, list[Any]] = {}

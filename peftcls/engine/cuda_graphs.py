@@ -136,9 +136,9 @@ class CudaGraphRunner:
             torch.rand((), device=self.device)
         except RuntimeError:
             raise RunStoppedError(
-                f"a CUDA graph cannot be captured ({why}), and what is left of the capture is in "
-                "this process's way. Start again with fast_paths=FastPaths(cuda_graphs=False), and "
-                "resume=True."
+                f"a CUDA graph cannot be captured ({why}), and the failed capture left "
+                "the random number generator unusable. Start again with "
+                "fast_paths=FastPaths(cuda_graphs=False), and resume=True."
             ) from error
         logger.warning("CUDA graphs are disabled for the rest of this run: %s", why)
 

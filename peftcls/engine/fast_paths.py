@@ -4,6 +4,8 @@ import dataclasses
 import os
 from typing import Self
 
+from peftcls.argument_checks import check_argument_types
+
 VARIABLE = "PEFTCLS_FAST_PATHS"
 
 
@@ -28,11 +30,15 @@ class FastPaths:
     kernels: bool = True
     cuda_graphs: bool = True
 
+    def __post_init__(self) -> None:
+        check_argument_types(vars(self), FastPaths)
+
     @classmethod
     def from_environment(cls) -> Self:
         """What the environment variable `PEFTCLS_FAST_PATHS` allows: all where it is not set.
 
-        "0" switches all off, "1" all on; a list such as "packing,prefix" leaves on what it names.
+        "0" switches all off, "1" (or nothing) leaves all on; a list such as "packing,prefix" leaves
+        on what it names.
 
         Raises:
             ValueError: it names a fast path that does not exist.
@@ -41,7 +47,8 @@ class FastPaths:
         names = [field.name for field in dataclasses.fields(cls)]
         if text in ("", "1"):
             return cls()
-        chosen = [] if text == "0" else [name.strip() for name in text.split(",")]
+        parts = [part.strip() for part in text.split(",")]
+        chosen = [] if text == "0" else [part for part in parts if part]
         unknown = [name for name in chosen if name not in names]
         if unknown:
             raise ValueError(

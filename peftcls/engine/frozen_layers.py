@@ -59,7 +59,7 @@ def caching_frozen_layers(
 
     Where all layers are frozen and one token of a sequence is used above them, as by most heads,
     only that token's state is cached: the training is then one of a head on a vector a sequence.
-    Which token it is, the gradient says.
+    The gradient shows which token it is.
 
     Args:
         model: with its adapter, or with a part of it trained.

@@ -137,7 +137,15 @@ def base_facts(model: torch.nn.Module) -> BaseFacts:
 
 
 def use_fast_paths(model: torch.nn.Module, fast_paths: FastPaths) -> None:
-    """Use these fast paths for a model from now on, as far as the environment allows them."""
+    """Use these fast paths for a model from now on, as far as the environment allows them.
+
+    Raises:
+        ValueError: they are no `FastPaths`.
+    """
+    if not isinstance(fast_paths, FastPaths):
+        raise ValueError(
+            f"fast_paths={fast_paths!r}: expected a FastPaths, such as FastPaths(packing=False)."
+        )
     state = state_of(model)
     state.fast_paths = fast_paths & FastPaths.from_environment()
     if state.fast_paths.kernels == state.has_fast_kernels:

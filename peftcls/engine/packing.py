@@ -1,7 +1,7 @@
 """Padding-free forward: layers see only real tokens, the last layer only used positions.
 
-Attention alone sees rows. Of the last layer, keys and values are computed for every token, all else
-for the tokens whose states are used afterwards.
+Only attention knows which row a token belongs to. The last layer computes keys and values for every
+token, and everything else only for the tokens whose states are used.
 
 The last layer is entered twice when it is computed for some tokens only:
 
@@ -242,7 +242,7 @@ class Packing:
         return torch.where(same_row, visible, torch.finfo(visible.dtype).min)
 
     def last_layer_subset(self, whole_layer: Callable[..., Any]) -> Callable[..., Any]:
-        """The last layer computed for the needed tokens only, in the two passes drawn above."""
+        """The last layer computed for the needed tokens only, in the two passes named above."""
 
         def layer(states: torch.Tensor, *inputs: Any, **more: Any) -> Any:
             self._subset_pass = True

@@ -6,6 +6,7 @@ from typing import overload
 
 import torch
 
+from peftcls.argument_checks import check_argument_types
 from peftcls.engine.fast_paths import FastPaths
 from peftcls.engine.model_state import Quantize, use_fast_paths
 from peftcls.inference.multi_loading import load_on_one_base, move_to_device
@@ -60,9 +61,11 @@ def load_predictor(
         fast_paths: which fast paths may be used; all of them unless given.
 
     Raises:
-        ValueError: the folder is incomplete or damaged, or the base is not the one it was trained
-            on; of several folders, two cannot share a base, or have the same name.
+        ValueError: an argument has a wrong type, the folder is incomplete or damaged, or the base
+            is not the one it was trained on; of several folders, two cannot share a base, or have
+            the same name.
     """
+    check_argument_types({"directory": directory, "base": base}, load_predictor)
     if not isinstance(directory, str | Path):
         return load_many(
             directory,

@@ -23,7 +23,7 @@ from peftcls.inference.multi_adapter_layers import (
 )
 from peftcls.models.adapter_folder import Folder, load_own_base, load_own_tokenizer, open_folder
 from peftcls.models.folder_safety import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PART_WEIGHTS, check_finite
-from peftcls.models.trainable import keep_in_float32
+from peftcls.models.mixed_precision import keep_in_float32
 from peftcls.tasks.base import Task
 
 # What PEFT writes before the names of a model's modules.

@@ -17,6 +17,7 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from peftcls.engine.fast_paths import FastPaths
 from peftcls.engine.model_state import BaseFacts, Quantize, base_facts, state_of
 from peftcls.models.adapter_weights import load_weights, trained_tensors
 from peftcls.models.base_model import load_base
@@ -227,6 +228,7 @@ def load_own_base(
     Arguments and errors as of `load_adapter`.
     """
     facts = folder.base
+    FastPaths.from_environment()  # a wrong value there is no fault of the base
     precision = facts.quantize if quantize is None else quantize
     try:
         model, base_tokenizer = load_base(
@@ -260,6 +262,23 @@ def load_own_tokenizer(folder: Folder, *, like: PreTrainedTokenizerBase) -> PreT
 # The manifest
 
 
+def _named_classes(tasks: Iterable[type[Task]]) -> dict[str, type[Task]]:
+    """Task classes of the caller's own by name.
+
+    Raises:
+        ValueError: they are no list of subclasses of `Task`, or two have the same name.
+    """
+    if isinstance(tasks, type | str) or not isinstance(tasks, Iterable):
+        raise ValueError(f"tasks={tasks!r}: expected a list of task classes, such as [MyTask].")
+    classes: dict[str, type[Task]] = {}
+    for task in tasks:
+        if not isinstance(task, type) or not issubclass(task, Task):
+            raise ValueError(f"tasks has {task!r}, expected a subclass of Task, not an instance.")
+        if classes.setdefault(task.__name__, task) is not task:
+            raise ValueError(f"tasks has two classes called {task.__name__!r}; rename one of them.")
+    return classes
+
+
 def read_task(
     directory: Path, manifest: dict[str, Any], *, tasks: Iterable[type[Task]] = ()
 ) -> Task:
@@ -273,7 +292,7 @@ def read_task(
     Raises:
         ValueError: no class has the task's name, or its fields are not valid.
     """
-    classes = {task_class.__name__: task_class for task_class in (*BUILT_IN_TASKS, *tasks)}
+    classes = {task.__name__: task for task in BUILT_IN_TASKS} | _named_classes(tasks)
     file = directory / MANIFEST
     name = manifest["task"].get("name")
     if name not in classes:

@@ -10,14 +10,10 @@ from safetensors.torch import load_file
 
 from peftcls.engine.model_state import base_facts, unwrapped
 from peftcls.models.folder_safety import ADAPTER_WEIGHTS, PART_WEIGHTS, check_finite
+from peftcls.models.lora_injection import set_head_dropout, wrap_adapter
+from peftcls.models.mixed_precision import widen_trained
 from peftcls.models.pretrained_io import reraise_as_value_error
-from peftcls.models.trainable import (
-    Tensors,
-    set_head_dropout,
-    trained_parameters,
-    widen_trained,
-    wrap_adapter,
-)
+from peftcls.models.trainable import Tensors, trained_parameters
 
 
 def trained_tensors(model: torch.nn.Module) -> Tensors:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
+from peftcls.argument_checks import check_argument_types
 from peftcls.engine.kernels import choose_kernels, fast_dtype
 from peftcls.engine.model_state import BaseFacts, Quantize, state_of
 from peftcls.models.fingerprint import fingerprint_base, fingerprint_tensors
@@ -88,6 +89,9 @@ def load_base(
         ValueError: the model does not exist, is damaged or has no safetensors, or cannot do the
             task.
     """
+    check_argument_types({"name": name, "revision": revision, "seed": seed}, load_base)
+    if not isinstance(task, Task):
+        raise ValueError(f"task={task!r}: expected a task, such as Classification(...).")
     source = resolve_source(name)
     _validate_arguments(source, quantize)
     settings = task.model_settings()

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from peftcls.engine.model_state import base_facts
 from peftcls.models.adapter_folder import READABLE, Folder, load_adapter, open_folder
 from peftcls.models.folder_info import describe_folder
+from peftcls.models.mixed_precision import widen_all
 from peftcls.models.model_card import write_merged_card
 from peftcls.models.pretrained_io import quiet
-from peftcls.models.trainable import widen_all
 from peftcls.tasks.base import Feature, Task, token_limit
 
 TOLERANCE = 1e-4

@@ -1,202 +1,20 @@
-"""What is trained: an adapter beside the frozen base, or a part of the model itself."""
+"""What is trained of a model: a part of it without an adapter, and its trained tensors by name."""
 
-import warnings
-from collections import deque
-from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.pytorch_utils import Conv1D
 
-from peftcls.argument_checks import check_argument_types
-from peftcls.engine.model_state import base_facts, state_of, unwrapped
-from peftcls.models.adapter_methods import Method, method_config
-from peftcls.models.fused_lora import fuse_lora_layers
-from peftcls.models.target_modules import target_modules
+from peftcls.engine.model_state import base_facts, unwrapped
+from peftcls.models.mixed_precision import _is_trained, widen_trained
 from peftcls.models.weight_sharing import own_weights
 from peftcls.tasks.base import Task
 
 Part = Literal["head", "last_block", "last_two_blocks", "all"]
 Tensors = dict[str, torch.Tensor]
-
-
-def attach_lora(
-    model: PreTrainedModel,
-    task: Task,
-    *,
-    rank: int = 8,
-    alpha: float = 16,
-    dropout: float = 0.0,
-    targets: Literal["attention", "all-linear"] | Sequence[str] | None = None,
-    layers: Sequence[int] | None = None,
-    method: Method = "lora",
-    seed: int = 0,
-) -> PeftModel:
-    """Put LoRA adapters into the attention projections; only they and the head are trained.
-
-    Args:
-        model: from `load_base`.
-        task: the one given to `load_base`.
-        rank: of the update matrices (r in Hu et al. 2021, section 4.1); the average rank for
-            "adalora"; "ia3" has none.
-        alpha: the update is scaled by alpha / rank, or alpha / sqrt(rank) for "rslora".
-        dropout: on the input of the update, and of the head; the frozen base has none.
-        targets: "attention" (the default), "all-linear" for all linear layers of the backbone, or
-            endings of module names.
-        layers: numbers of the layers that get adapters, from 0; negative numbers count from the
-            top.
-        method: "lora", "lora+" (Hayou et al. 2024), "dora" (Liu et al. 2024), "rslora"
-            (Kalajdzievski 2023), "pissa" (Meng et al. 2024), "adalora" (Zhang et al. 2023) or
-            "ia3" (Liu et al. 2022; it scales the outputs of the targets).
-        seed: for the new weights.
-
-    Raises:
-        ValueError: no module fits, or the method is not known.
-    """
-    arguments = {
-        "rank": rank,
-        "alpha": alpha,
-        "dropout": dropout,
-        "targets": targets,
-        "layers": layers,
-        "method": method,
-        "seed": seed,
-    }
-    check_argument_types(arguments, attach_lora)
-    if rank < 1 or not 0 < alpha < float("inf") or not 0 <= dropout < 1:
-        raise ValueError(
-            f"rank={rank!r}, alpha={alpha!r}, dropout={dropout!r}: expected a whole number of at "
-            "least 1, a number above 0, and a share of at least 0 and below 1."
-        )
-    facts = base_facts(model)
-    if method == "pissa" and facts.quantize:
-        raise ValueError(
-            f"method='pissa' on a base in {facts.quantize}: it splits the base's own weights, "
-            "which must be in full precision; use another method."
-        )
-    names = target_modules(model, targets, layers)
-    target_layers = [model.get_submodule(name) for name in names]
-    config = method_config(
-        method,
-        names,
-        rank=rank,
-        alpha=alpha,
-        dropout=dropout,
-        task_type=task.peft_type,
-        modules_to_save=list(facts.heads) or None,
-        base_model_name_or_path=model.name_or_path,
-        revision=facts.revision,
-        fan_in_fan_out=all(isinstance(layer, Conv1D) for layer in target_layers),
-    )
-    set_head_dropout(model, dropout)
-    # PiSSA subtracts from the base's weights what the adapter starts with.
-    if method == "pissa":
-        own_weights(model, target_layers)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        wrapped = wrap_adapter(model, config)
-    state_of(wrapped).method = method
-    return wrapped
-
-
-def set_head_dropout(model: PreTrainedModel, dropout: float) -> None:
-    """Set the head's dropout to the adapter's, whatever the base was pretrained with."""
-    for child in _above_backbone(model):
-        for module in child.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = dropout
-
-
-def wrap_adapter(model: Any, config: PeftConfig) -> PeftModel:
-    """Put an adapter and copies of the heads on a base; the heads run in float32."""
-    with warnings.catch_warnings():
-        # PEFT uses the old name of a method of transformers.
-        warnings.filterwarnings(
-            "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
-        )
-        wrapped = get_peft_model(model, config)
-    fuse_lora_layers(wrapped)
-    for head in base_facts(wrapped).heads:
-        keep_in_float32(unwrapped(wrapped).get_submodule(head))
-    return wrapped.eval()
-
-
-def keep_in_float32(module: torch.nn.Module, *, inside: bool = False) -> None:
-    """Run a trained module in float32: its inputs are upcast.
-
-    Args:
-        module: trained; nothing happens where it is in float32 or wider already.
-        inside: it stands inside the base, so its outputs are cast back to the base's dtype.
-    """
-    half_precision = (torch.bfloat16, torch.float16)
-    dtypes = [parameter.dtype for parameter in module.parameters()]
-    base_dtype = next((dtype for dtype in dtypes if dtype in half_precision), None)
-    if base_dtype is None:
-        return
-
-    module.float()
-    module.register_forward_pre_hook(_upcast_inputs, with_kwargs=True)
-    if inside:
-        module.register_forward_hook(_CastOutputs(base_dtype))
-
-
-def _upcast_inputs(_: torch.nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    return _cast(args, torch.float32), _cast(kwargs, torch.float32)
-
-
-class _CastOutputs:
-    """A forward hook that casts a module's outputs to the dtype of the base around it."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-
-    def __call__(self, _: torch.nn.Module, args: Any, output: Any) -> Any:
-        return _cast(output, self.dtype)
-
-
-def widen_all(model: torch.nn.Module) -> None:
-    """Run a whole model in float32, its frozen base too."""
-    model.float()
-    for module in model.modules():
-        for hook in module._forward_hooks.values():
-            if isinstance(hook, _CastOutputs):
-                hook.dtype = torch.float32
-
-
-def widen_trained(model: PreTrainedModel) -> None:
-    """Run the trained parts of a plain model in float32, each as the largest module it fills."""
-    outside_the_base = ("", *base_facts(model).heads)
-    waiting = deque[tuple[str, torch.nn.Module]]([("", model)])
-    while waiting:
-        name, module = waiting.popleft()
-        # A list of modules has no forward pass of its own, so it can have no hooks.
-        if _is_trained(module) and not isinstance(module, torch.nn.ModuleList):
-            keep_in_float32(module, inside=name not in outside_the_base)
-            continue
-        for child_name, child in module.named_children():
-            waiting.append((f"{name}.{child_name}".lstrip("."), child))
-
-
-def _is_trained(module: torch.nn.Module) -> bool:
-    """Whether a module has parameters and all of them are trained."""
-    parameters = list(module.parameters())
-    return bool(parameters) and all(parameter.requires_grad for parameter in parameters)
-
-
-def _cast(values: Any, dtype: torch.dtype) -> Any:
-    """Cast the floating-point tensors in a layer's arguments or results, however nested."""
-    if isinstance(values, tuple | list):
-        return type(values)(_cast(value, dtype) for value in values)
-    # A dict, or an output class of transformers, whose fields are keyword arguments.
-    if isinstance(values, dict):
-        return type(values)(**{name: _cast(value, dtype) for name, value in values.items()})
-    if isinstance(values, torch.Tensor) and values.is_floating_point():
-        return values.to(dtype)
-    return values
 
 
 def train_only(model: PreTrainedModel, task: Task, part: Part) -> PreTrainedModel:

@@ -73,14 +73,16 @@ class TrainConfig:
         if problems:
             raise ValueError("TrainConfig: " + "; ".join(problems) + ".")
         if cuda_graphs is not None:
+            if not isinstance(cuda_graphs, bool):
+                raise ValueError(f"cuda_graphs={cuda_graphs!r}: expected True or False.")
             warnings.warn(
                 "TrainConfig(cuda_graphs=...) is deprecated; use "
                 f"fast_paths=FastPaths(cuda_graphs={cuda_graphs}).",
                 DeprecationWarning,
                 stacklevel=3,
             )
-            fast_paths = dataclasses.replace(self.fast_paths, cuda_graphs=cuda_graphs)
-            object.__setattr__(self, "fast_paths", fast_paths)
+            both = self.fast_paths & FastPaths(cuda_graphs=cuda_graphs)
+            object.__setattr__(self, "fast_paths", both)
 
     def _problems(self) -> list[str]:
         """A sentence for each setting that is not allowed."""

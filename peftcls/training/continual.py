@@ -171,6 +171,8 @@ def compare_scores(before: Scores, after: Scores, *, scores: Sequence[str] | Non
         ValueError: no table has a score of that name.
     """
     check_argument_types({"scores": scores}, compare_scores)
+    for argument, tables in (("before", before), ("after", after)):
+        _check_tables(argument, tables)
     names = _score_names(before, after)
     unknown = [score for score in scores or () if score not in names]
     if unknown:
@@ -183,6 +185,16 @@ def compare_scores(before: Scores, after: Scores, *, scores: Sequence[str] | Non
         for score in shown:
             lines.append(_score_line(rows, score, old_scores.get(score), new_scores.get(score)))
     return pd.DataFrame(lines).to_string(index=False)
+
+
+def _check_tables(argument: str, tables: Scores) -> None:
+    """Raise ValueError if an argument of `compare_scores` holds no tables of scores."""
+    if isinstance(tables, Mapping) and all(isinstance(own, Mapping) for own in tables.values()):
+        return
+    raise ValueError(
+        f"{argument}={tables!r}: expected scores by the name of their rows, such as "
+        "{'new': trainer.evaluate(rows)}."
+    )
 
 
 def _score_names(*tables: Scores) -> list[str]:

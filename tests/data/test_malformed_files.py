@@ -416,8 +416,8 @@ def nested(depth: int) -> Any:
 def test_a_list_that_is_not_a_table_is_a_row_error(rows):
     with pytest.raises(
         RowError,
-        match=r"^mine cannot be made into a table: |^expected a datasets\.Dataset or a list of "
-        r"mappings",
+        match=r"^mine cannot be made into a table: |^mine has no rows\.$|"
+        r"^mine: expected a datasets\.Dataset or a list of mappings",
     ):
         as_dataset(rows, "mine")
 

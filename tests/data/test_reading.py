@@ -502,12 +502,17 @@ def test_a_data_set_is_taken_as_it_is():
     assert as_dataset(rows) is rows
 
 
-@pytest.mark.parametrize("rows", ["text", {"text": "x"}, [], ["x"], [{"text": "x"}, "y"]])
+def test_an_empty_list_has_no_rows():
+    with pytest.raises(RowError, match=r"^train_rows has no rows\.$"):
+        as_dataset([], "train_rows")
+
+
+@pytest.mark.parametrize("rows", ["text", {"text": "x"}, ["x"], [{"text": "x"}, "y"]])
 def test_a_value_that_is_not_a_list_of_mappings_is_refused(rows):
     with pytest.raises(
         RowError,
-        match=r"^expected a datasets\.Dataset or a list of mappings such as \{'text': '\.\.\.'\}, "
-        r"found ",
+        match=r"^rows: expected a datasets\.Dataset or a list of mappings such as "
+        r"\{'text': '\.\.\.'\}, found ",
     ):
         as_dataset(rows)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_models import ASKED, gradients
 
-from peftcls import Classification, FastPaths, attach_lora, load_base, load_predictor
+from peftcls import Classification, FastPaths, TrainConfig, attach_lora, load_base, load_predictor
 from peftcls.engine.fast_paths import VARIABLE
 from peftcls.engine.frozen_layers import caching_frozen_layers
 from peftcls.engine.kernels import CPU_ATTENTION
@@ -38,6 +38,24 @@ def test_an_unknown_fast_path_is_refused_with_those_that_exist(monkeypatch):
         r"or a list of packing, prefix, last_layer, frozen_cache, kernels, cuda_graphs\.$",
     ):
         FastPaths.from_environment()
+
+
+def test_a_fast_path_is_on_or_off(bert, monkeypatch):
+    with pytest.raises(ValueError, match=r"^packing='no': expected True or False\.$"):
+        FastPaths(packing="no")
+    model, _ = load_base(bert, Classification(labels=("no", "yes")))
+    with pytest.raises(ValueError, match=r"^fast_paths='packing': expected a FastPaths, such as "):
+        use_fast_paths(model, "packing")
+    monkeypatch.setenv(VARIABLE, "packing,,prefix,")
+    assert FastPaths.from_environment() == dataclasses.replace(NONE, packing=True, prefix=True)
+
+
+def test_the_old_setting_cannot_switch_on_what_the_new_one_switches_off(tmp_path):
+    with pytest.warns(DeprecationWarning, match="use fast_paths=FastPaths"):
+        config = TrainConfig(tmp_path, cuda_graphs=True, fast_paths=FastPaths(cuda_graphs=False))
+    assert not config.fast_paths.cuda_graphs
+    with pytest.raises(ValueError, match=r"^cuda_graphs='no': expected True or False\.$"):
+        TrainConfig(tmp_path, cuda_graphs="no")
 
 
 def test_a_setting_cannot_switch_on_what_the_environment_switches_off(bert, monkeypatch):

@@ -165,3 +165,9 @@ def test_random_weights_are_not_quantized(bert, quantize):
         peftcls.load_base(
             bert, Classification(labels=("no", "yes")), quantize=quantize, pretrained=False
         )
+
+
+@pytest.mark.parametrize("task", [None, peftcls.Classification])
+def test_a_base_is_loaded_for_a_task_and_nothing_else(bert, task):
+    with pytest.raises(ValueError, match=r"^task=.*: expected a task, such as Classification"):
+        peftcls.load_base(bert, task)

@@ -262,6 +262,12 @@ def test_scores_before_and_after_a_run_show_forgetting():
         peftcls.compare_scores({}, {"old": {"accuracy": 0.9}}, scores="accuracy")
 
 
+@pytest.mark.parametrize("tables", [1, {"accuracy": 0.9}])
+def test_scores_without_the_name_of_their_rows_are_refused(tables):
+    with pytest.raises(ValueError, match=r"^before=.*: expected scores by the name of their rows"):
+        peftcls.compare_scores(tables, tables)
+
+
 def test_side_by_side_is_the_deprecated_name_of_compare_scores():
     before = {"old": {"accuracy": 0.9}}
     after = {"old": {"accuracy": 0.8}}

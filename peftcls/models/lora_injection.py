@@ -1,0 +1,121 @@
+"""LoRA injection: adapters are put into the attention projections of a frozen base."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from peftcls.argument_checks import check_argument_types
+from peftcls.engine.model_state import base_facts, state_of, unwrapped
+from peftcls.models.adapter_methods import Method, method_config
+from peftcls.models.fused_lora import fuse_lora_layers
+from peftcls.models.mixed_precision import keep_in_float32
+from peftcls.models.target_modules import target_modules
+from peftcls.models.trainable import _above_backbone
+from peftcls.models.weight_sharing import own_weights
+from peftcls.tasks.base import Task
+
+
+def attach_lora(
+    model: PreTrainedModel,
+    task: Task,
+    *,
+    rank: int = 8,
+    alpha: float = 16,
+    dropout: float = 0.0,
+    targets: Literal["attention", "all-linear"] | Sequence[str] | None = None,
+    layers: Sequence[int] | None = None,
+    method: Method = "lora",
+    seed: int = 0,
+) -> PeftModel:
+    """Put LoRA adapters into the attention projections; only they and the head are trained.
+
+    Args:
+        model: from `load_base`.
+        task: the one given to `load_base`.
+        rank: of the update matrices (r in Hu et al. 2021, section 4.1); the average rank for
+            "adalora"; "ia3" has none.
+        alpha: the update is scaled by alpha / rank, or alpha / sqrt(rank) for "rslora".
+        dropout: on the input of the update, and of the head; the frozen base has none.
+        targets: "attention" (the default), "all-linear" for all linear layers of the backbone, or
+            endings of module names.
+        layers: numbers of the layers that get adapters, from 0; negative numbers count from the
+            top.
+        method: "lora", "lora+" (Hayou et al. 2024), "dora" (Liu et al. 2024), "rslora"
+            (Kalajdzievski 2023), "pissa" (Meng et al. 2024), "adalora" (Zhang et al. 2023) or
+            "ia3" (Liu et al. 2022; it scales the outputs of the targets).
+        seed: for the new weights.
+
+    Raises:
+        ValueError: no module fits, or the method is not known.
+    """
+    arguments = {
+        "rank": rank,
+        "alpha": alpha,
+        "dropout": dropout,
+        "targets": targets,
+        "layers": layers,
+        "method": method,
+        "seed": seed,
+    }
+    check_argument_types(arguments, attach_lora)
+    if rank < 1 or not 0 < alpha < float("inf") or not 0 <= dropout < 1:
+        raise ValueError(
+            f"rank={rank!r}, alpha={alpha!r}, dropout={dropout!r}: expected a whole number of at "
+            "least 1, a number above 0, and a share of at least 0 and below 1."
+        )
+    facts = base_facts(model)
+    if method == "pissa" and facts.quantize:
+        raise ValueError(
+            f"method='pissa' on a base in {facts.quantize}: it splits the base's own weights, "
+            "which must be in full precision; use another method."
+        )
+    names = target_modules(model, targets, layers)
+    target_layers = [model.get_submodule(name) for name in names]
+    config = method_config(
+        method,
+        names,
+        rank=rank,
+        alpha=alpha,
+        dropout=dropout,
+        task_type=task.peft_type,
+        modules_to_save=list(facts.heads) or None,
+        base_model_name_or_path=model.name_or_path,
+        revision=facts.revision,
+        fan_in_fan_out=all(isinstance(layer, Conv1D) for layer in target_layers),
+    )
+    set_head_dropout(model, dropout)
+    # PiSSA subtracts from the base's weights what the adapter starts with.
+    if method == "pissa":
+        own_weights(model, target_layers)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        wrapped = wrap_adapter(model, config)
+    state_of(wrapped).method = method
+    return wrapped
+
+
+def set_head_dropout(model: PreTrainedModel, dropout: float) -> None:
+    """Set the head's dropout to the adapter's, whatever the base was pretrained with."""
+    for child in _above_backbone(model):
+        for module in child.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = dropout
+
+
+def wrap_adapter(model: Any, config: PeftConfig) -> PeftModel:
+    """Put an adapter and copies of the heads on a base; the heads run in float32."""
+    with warnings.catch_warnings():
+        # PEFT uses the old name of a method of transformers.
+        warnings.filterwarnings(
+            "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
+        )
+        wrapped = get_peft_model(model, config)
+    fuse_lora_layers(wrapped)
+    for head in base_facts(wrapped).heads:
+        keep_in_float32(unwrapped(wrapped).get_submodule(head))
+    return wrapped.eval()
