@@ -91,11 +91,15 @@ def refuse_errors(
         RowError: the examination found an error.
     """
     examination = examine_rows(task, train, valid, test)
-    if examination.errors:
-        raise RowError(
-            "\n".join(f"{error.split} rows: {error.sentence}" for error in examination.errors)
-        )
+    raise_errors(examination)
     return examination
+
+
+def raise_errors(examination: Examination) -> None:
+    """Raise one RowError for all errors that an examination found."""
+    sentences = [f"{error.split} rows: {error.sentence}" for error in examination.errors]
+    if sentences:
+        raise RowError("\n".join(sentences))
 
 
 def _missing_columns(task: Task, name: str, table: datasets.Dataset) -> list[Finding]:

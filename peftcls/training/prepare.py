@@ -8,7 +8,7 @@ import datasets
 from transformers import PreTrainedTokenizerBase
 
 from peftcls.engine.model_state import BaseFacts
-from peftcls.quality.examine import examine_rows, refuse_errors
+from peftcls.quality.examine import examine_rows, raise_errors
 from peftcls.quality.findings import Examination
 from peftcls.tasks.base import Task
 from peftcls.tasks.encoding import EncodedTable, content_sum, encode_table
@@ -106,8 +106,7 @@ def prepare(
     if valid is not None:
         valid_table = encode_table(task, valid, tokenizer, base.fingerprint)
         valid_inputs = encode_table(task, valid, tokenizer, base.fingerprint, with_target=False)
-    if has_errors:
-        refuse_errors(task, train, valid)
+    raise_errors(examination)
     train_table = encode_table(task, train, tokenizer, base.fingerprint)
     valid_sum = None
     if valid is not None:
