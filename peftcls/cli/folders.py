@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError
 
-from peftcls.models.adapter_folder import MANIFEST, read_manifest, seal
+from peftcls.models.adapter_folder import MANIFEST, read_manifest, write_manifest
 from peftcls.models.folder_info import describe_folder, tell_folder
 from peftcls.models.merging import merge_adapter
 from peftcls.models.model_card import CARD, hub_name
@@ -83,6 +83,5 @@ def copy_for_others(directory: Path, out: Path) -> Path:
     base = manifest["base"]
     if base["revision"] is None:
         manifest["base"] = {**base, "name": Path(base["name"]).name}
-    text = json.dumps(seal(manifest), indent=1, ensure_ascii=False)
-    (out / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    write_manifest(out / MANIFEST, manifest)
     return out

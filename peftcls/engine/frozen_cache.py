@@ -15,11 +15,10 @@ from typing import Any, Literal
 
 import torch
 
-from peftcls.engine.batch import Batch
+from peftcls.engine.batch import INPUTS, Batch
 from peftcls.engine.packing import current_packing, replaced_forward
 
 IN_MEMORY_BYTES = 1 << 30  # a larger cache is a memory-mapped file
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 Part = Literal["all", "first", "last"]
 Span = tuple[int, int]  # first token and number of tokens in the store
 

@@ -5,14 +5,13 @@ from typing import Any, Literal
 
 import torch
 
-from peftcls.engine.batch import Batch
+from peftcls.engine.batch import INPUTS, Batch
 from peftcls.engine.model_state import base_facts, unwrapped
 from peftcls.engine.padding_free import padding_free
 from peftcls.engine.precision import in_float32
 from peftcls.engine.probes import head_reads_first_token
 
 Pooling = Literal["cls", "first", "last", "mean"]
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 PROBE_TOKENS = 6
 
 

@@ -15,6 +15,7 @@ from peftcls.engine.batching import micro_batches
 from peftcls.engine.head_logits import Pooling, class_logits
 from peftcls.engine.kernels import batch_tokens, call_tokens
 from peftcls.engine.model_state import base_facts, state_of
+from peftcls.engine.precision import tolerance
 from peftcls.engine.probes import can_pack
 from peftcls.inference.multi_adapter_layers import Routes
 from peftcls.inference.predictor import CHUNK_ROWS, list_rows, tokenize_rows
@@ -327,13 +328,13 @@ class ManyPredictor:
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
             logger.debug("adapters cannot share a batch: %s: %s", type(error).__name__, error)
             return False
-        tolerance = 0.1 if self.model.dtype in (torch.bfloat16, torch.float16) else 1e-3
+        allowed = tolerance(self.model.dtype, narrow=0.1, wide=1e-3)
         for place, adapter in enumerate(adapters):
             row = {name: tensor[place : place + 1] for name, tensor in batch.items()}
             alone = self._logits_alone(row, adapter, head_input)[0]
             difference = float((together[place, : len(alone)] - alone).abs().max())
             # Written so that a difference of nan is too large.
-            if not difference <= tolerance * max(float(alone.abs().max()), tolerance):
+            if not difference <= allowed * max(float(alone.abs().max()), allowed):
                 logger.debug("adapters cannot share a batch: logits differ by %g", difference)
                 return False
         return True

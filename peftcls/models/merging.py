@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from peftcls.engine.batch import INPUTS
 from peftcls.engine.model_state import base_facts
 from peftcls.models.adapter_folder import READABLE, Folder, load_adapter, open_folder
 from peftcls.models.folder_info import describe_folder
@@ -30,7 +31,6 @@ PROBE_TEXTS = (
     "and few would say so in public.",
     "See you at lunch? Call me when you are there!",
 )
-MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 USE_THE_FOLDER = "keep the adapter folder and load it with load_predictor"
 
 
@@ -195,7 +195,7 @@ def _plain_logits(
 ) -> list[torch.Tensor]:
     """The logits of probes, padded together, from a model that knows nothing of peftcls."""
     batch = task.collate(probes, tokenizer)
-    inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+    inputs = {name: batch[name] for name in INPUTS if name in batch}
     return task.plain_logits(model(**inputs), batch)
 
 

@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from peftcls.engine.model_state import base_facts
+from peftcls.engine.precision import NARROW_DTYPES
 
 
 def keep_in_float32(module: torch.nn.Module, *, inside: bool = False) -> None:
@@ -16,9 +17,8 @@ def keep_in_float32(module: torch.nn.Module, *, inside: bool = False) -> None:
         module: trained; nothing happens where it is in float32 or wider already.
         inside: it stands inside the base, so its outputs are cast back to the base's dtype.
     """
-    half_precision = (torch.bfloat16, torch.float16)
     dtypes = [parameter.dtype for parameter in module.parameters()]
-    base_dtype = next((dtype for dtype in dtypes if dtype in half_precision), None)
+    base_dtype = next((dtype for dtype in dtypes if dtype in NARROW_DTYPES), None)
     if base_dtype is None:
         return
 
