@@ -202,7 +202,7 @@ def trained(request, bert, tmp_path_factory) -> TrainedTask:
     folder = tmp_path_factory.mktemp("custom") / "adapter"
     model, tokenizer = peftcls.load_base(bert, task)
     model = peftcls.attach_lora(model, task, rank=4)
-    config = peftcls.TrainConfig(folder, epochs=8, batch_size=6, learning_rate=1e-2)
+    config = peftcls.TrainConfig(folder, epochs=24, batch_size=6, learning_rate=5e-3)
     trainer = peftcls.Trainer(model, task, tokenizer, config)
     trainer.fit(train, test)
     answers = trainer.predict(test)
