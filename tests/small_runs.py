@@ -22,7 +22,10 @@ def build(
     instruction: bool = False,
     **config,
 ):
-    """A trainer of a small LoRA adapter for rows with the columns `text` and `label`."""
+    """A trainer of a small LoRA adapter for rows with the columns `text` and `label`.
+
+    Its head starts at random unless told otherwise: a probe of rows so easy would be the best step.
+    """
     if instruction:
         task = peftcls.Instruction(
             template=TEMPLATE,
@@ -38,7 +41,8 @@ def build(
     model = peftcls.attach_lora(model, task, rank=4, dropout=dropout)
     if double:
         model.double()
-    settings = {"epochs": 2, "batch_size": 6, "learning_rate": 1e-2, **config}
+    settings = {"epochs": 2, "batch_size": 6, "learning_rate": 1e-2, "head_init": "random"}
+    settings |= config
     return peftcls.Trainer(model, task, tokenizer, peftcls.TrainConfig(out, **settings))
 
 

@@ -1,17 +1,16 @@
 """The logits of heads, read at the tokens that the attention mask says are right."""
 
 import inspect
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from peftcls.engine.batch import INPUTS, Batch
-from peftcls.engine.model_state import base_facts, unwrapped
+from peftcls.engine.model_state import Pooling, base_facts, unwrapped
 from peftcls.engine.padding_free import padding_free
 from peftcls.engine.precision import in_float32
 from peftcls.engine.probes import head_reads_first_token
 
-Pooling = Literal["cls", "first", "last", "mean"]
 PROBE_TOKENS = 6
 
 
@@ -21,9 +20,10 @@ def class_logits(
     """Logits of shape (rows, labels), the same for a row alone, in a batch, left- or right-padded.
 
     An encoder's own head knows which token it reads where the padding is on the side it expects, so
-    it is put there. A decoder's stock head guesses the last token from the padding id, which fails
-    where padding and end of text share one; here the mask decides, and the head gets that state
-    only. Of a row in several windows the logits are averaged.
+    it is put there; a linear head reads the mean of its tokens. A decoder's stock head guesses the
+    last token from the padding id, which fails where padding and end of text share one; here the
+    mask decides, and the head gets that state only. Of a row in several windows the logits are
+    averaged.
     """
     logits = _sequence_logits(model, batch, pooling, causal=causal)
     if "windows" not in batch:
@@ -75,14 +75,21 @@ def _sequence_logits(
 
 def _encoder_logits(model: torch.nn.Module, inputs: Batch) -> torch.Tensor:
     inner = unwrapped(model)
+    reads_mean = base_facts(inner).pooling == "mean"
     # XLNet's head reads the last token there is, so its padding goes to the left.
     text_first = getattr(inner.config, "summary_type", "first") != "last"
     order = inputs["attention_mask"].argsort(dim=1, descending=text_first, stable=True)
     moved = {name: values.gather(1, order) for name, values in inputs.items()}
+    mask = moved["attention_mask"]
+    if reads_mean:
+        with padding_free(inner, mask):
+            states = inner.base_model(**moved).last_hidden_state
+        pooled_logits: torch.Tensor = _head_of(inner)(pool(states, mask, "mean"))
+        return pooled_logits
     needed = None
     if head_reads_first_token(inner):
-        needed = _marks(moved["attention_mask"], "first")
-    with padding_free(inner, moved["attention_mask"], needed=needed):
+        needed = _marks(mask, "first")
+    with padding_free(inner, mask, needed=needed):
         logits: torch.Tensor = model(**moved).logits
     return logits
 

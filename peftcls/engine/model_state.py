@@ -13,12 +13,17 @@ from peftcls.engine.layers import layers_of
 from peftcls.engine.prefix_cache import SharedPrefix
 
 Quantize = Literal["8bit", "4bit"]
+Pooling = Literal["cls", "first", "last", "mean"]
 SLOT = "peftcls_state"  # the one attribute that is put on a transformers model
 
 
 @dataclasses.dataclass(frozen=True)
 class BaseFacts:
-    """What has to be known about a base model to load the same one again."""
+    """What has to be known about a base model to load the same one again.
+
+    `pooling` is "mean" where a linear head reads the mean of an encoder's tokens, and None where
+    an encoder's head is its own, or where the task says what a decoder's head reads.
+    """
 
     name: str
     revision: str | None
@@ -28,6 +33,7 @@ class BaseFacts:
     heads: tuple[str, ...]
     causal: bool
     random_seed: int | None = None
+    pooling: Pooling | None = None
 
 
 @dataclasses.dataclass
@@ -53,6 +59,7 @@ class ModelState:
         base: which base model it is; None where it does not come from `load_base`.
         method: how its adapter learns ("lora", "dora", ...); None without an adapter.
         lineage: the folders that it was continued from, oldest first.
+        head_is_new: its head's weights are random so far, and no file has them.
         shares_base: another model has the same base weights in memory.
         fast_paths: what may be used.
         has_fast_kernels: its attention and norms are those of `choose_kernels`.
@@ -70,6 +77,7 @@ class ModelState:
     base: BaseFacts | None = None
     method: str | None = None
     lineage: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    head_is_new: bool = False
     shares_base: bool = False
     fast_paths: FastPaths = dataclasses.field(default_factory=FastPaths.from_environment)
     has_fast_kernels: bool = False
@@ -88,7 +96,15 @@ class ModelState:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy of the model has too: facts and settings, no caches and no lock."""
-        kept = ("base", "method", "lineage", "shares_base", "fast_paths", "has_fast_kernels")
+        kept = (
+            "base",
+            "method",
+            "lineage",
+            "head_is_new",
+            "shares_base",
+            "fast_paths",
+            "has_fast_kernels",
+        )
         return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, kept: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from peftcls.inference.multi_adapter_layers import (
 from peftcls.models.adapter_folder import Folder, load_own_base, load_own_tokenizer, open_folder
 from peftcls.models.folder_safety import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PART_WEIGHTS, check_finite
 from peftcls.models.mixed_precision import keep_in_float32
+from peftcls.models.structure import read_mean_of_tokens
 from peftcls.tasks.base import Task
 
 # What PEFT writes before the names of a model's modules.
@@ -136,7 +137,11 @@ def _difference(first: Folder, other: Folder, quantize: Quantize | None) -> str 
             f"one was trained on it in {first_quantize}, the other in {other_quantize} "
             "(quantize='8bit' or '4bit' loads it in the same way for both)"
         )
-    if first.task.auto_model is not other.task.auto_model or first.base.heads != other.base.heads:
+    if (
+        first.task.auto_model is not other.task.auto_model
+        or first.base.heads != other.base.heads
+        or first.base.pooling != other.base.pooling
+    ):
         return (
             f"{type(first.task).__name__} and {type(other.task).__name__} have heads of "
             "different kinds"
@@ -242,13 +247,15 @@ def _take_heads(structure: Any, names: Sequence[str], tensors: Tensors) -> Heads
 
 def _take_updates(model: PreTrainedModel, settings: dict[str, Any], tensors: Tensors) -> Updates:
     """Make the updates of an adapter's layers, and remove their weights from its tensors."""
-    rank = int(settings["r"])
-    # With rsLoRA the update is divided by the square root of the rank (Kalajdzievski 2023).
-    divisor = rank**0.5 if settings.get("use_rslora") else rank
-    scale = settings["lora_alpha"] / divisor
+    own_ranks = settings.get("rank_pattern") or {}
+    own_alphas = settings.get("alpha_pattern") or {}
     layers = [name.removesuffix(DOWN) for name in tensors if name.endswith(DOWN)]
     updates: Updates = {}
     for layer in layers:
+        rank = int(own_ranks.get(layer, settings["r"]))
+        # With rsLoRA the update is divided by the square root of the rank (Kalajdzievski 2023).
+        divisor = rank**0.5 if settings.get("use_rslora") else rank
+        scale = own_alphas.get(layer, settings["lora_alpha"]) / divisor
         down = tensors.pop(layer + DOWN)
         up = tensors.pop(layer + UP)
         inputs, outputs = _layer_size(model.get_submodule(layer))
@@ -275,4 +282,7 @@ def _model_without_weights(folder: Folder, model: PreTrainedModel) -> Any:
     for name, value in folder.task.model_settings().items():
         setattr(config, name, value)
     with torch.device("meta"):
-        return folder.task.auto_model.from_config(config, dtype=folder.dtype)
+        structure = folder.task.auto_model.from_config(config, dtype=folder.dtype)
+        if folder.base.pooling == "mean":
+            read_mean_of_tokens(structure)
+    return structure

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from peftcls.engine.fast_paths import FastPaths
 from peftcls.engine.model_state import BaseFacts, Quantize, base_facts, state_of
 from peftcls.models.adapter_weights import load_weights, trained_tensors
-from peftcls.models.base_model import load_base
+from peftcls.models.base_model import load_same_base
 from peftcls.models.folder_safety import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -183,6 +183,7 @@ def load_adapter(
     }
     state = state_of(loaded)
     state.method = folder.manifest.get("method")
+    state.head_is_new = False
     state.lineage = [*folder.manifest.get("lineage", []), continued_from]
     return loaded, task, tokenizer
 
@@ -231,14 +232,12 @@ def load_own_base(
     FastPaths.from_environment()  # a wrong value there is no fault of the base
     precision = facts.quantize if quantize is None else quantize
     try:
-        model, base_tokenizer = load_base(
-            base or facts.name,
+        model, base_tokenizer = load_same_base(
+            facts,
             task,
+            moved_to=base,
             quantize=None if precision == "none" else precision,
             dtype=folder.dtype,
-            revision=None if base else facts.revision,
-            pretrained=facts.random_seed is None,
-            seed=facts.random_seed or 0,
         )
     except ValueError as error:
         raise ValueError(f"{folder.directory} cannot be loaded without its base: {error}") from None

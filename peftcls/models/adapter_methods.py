@@ -46,9 +46,21 @@ def method_config(
     rank: int,
     alpha: float,
     dropout: float,
+    label_layer: str | None = None,
+    labels: int = 0,
     **common: Any,
 ) -> PeftConfig:
     """PEFT's configuration of a method on the given modules.
+
+    Args:
+        method: how the adapter learns.
+        targets: full names of modules.
+        rank: as of `attach_lora`.
+        alpha: as of `attach_lora`.
+        dropout: as of `attach_lora`.
+        label_layer: the target whose rank is the number of labels, at a scale of 1, if any.
+        labels: their number.
+        common: settings that all methods have.
 
     Raises:
         ValueError: no method has this name.
@@ -68,11 +80,16 @@ def method_config(
             total_step=1,
             **common,
         )
+    patterns: dict[str, Any] = {}
+    if label_layer is not None:
+        patterns["rank_pattern"] = {label_layer: labels}
+        patterns["alpha_pattern"] = {label_layer: labels}
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]
         lora_dropout=dropout,
         target_modules=names,
+        **patterns,
         **LORA_VARIANTS.get(method, {}),
         **common,
     )

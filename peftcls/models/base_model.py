@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from peftcls.argument_checks import check_argument_types
+from peftcls.engine.head_inputs import head_layer_name
 from peftcls.engine.kernels import choose_kernels, fast_dtype
 from peftcls.engine.model_state import BaseFacts, Quantize, state_of
 from peftcls.models.fingerprint import fingerprint_base, fingerprint_tensors
@@ -23,7 +24,13 @@ from peftcls.models.quantization import (
     own_device,
     quantization_config_for,
 )
-from peftcls.models.structure import QUANTIZED_LAYERS, head_modules, needs_own_pooling
+from peftcls.models.sentence_pooling import was_trained_on_means
+from peftcls.models.structure import (
+    QUANTIZED_LAYERS,
+    head_modules,
+    needs_own_pooling,
+    read_mean_of_tokens,
+)
 from peftcls.models.tokenizers import load_tokenizer, position_limit
 from peftcls.tasks.base import Task
 
@@ -40,6 +47,7 @@ class _Request:
     revision: str | None
     seed: int
     pretrained: bool
+    reads_mean: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +102,72 @@ def load_base(
         raise ValueError(f"task={task!r}: expected a task, such as Classification(...).")
     source = resolve_source(name)
     _validate_arguments(source, quantize)
-    settings = task.model_settings()
     validate_base_folder(source)
+    reads_mean = task.pooling == "mean"
+    if task.pooling is None and task.peft_type == "SEQ_CLS":
+        reads_mean = was_trained_on_means(source, revision)
+    return _load(
+        name,
+        task,
+        quantize=quantize,
+        dtype=dtype,
+        revision=revision,
+        seed=seed,
+        pretrained=pretrained,
+        reads_mean=reads_mean,
+    )
+
+
+def load_same_base(
+    facts: BaseFacts,
+    task: Task,
+    *,
+    moved_to: str | Path | None,
+    quantize: Quantize | None,
+    dtype: torch.dtype,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the base that an adapter was trained on, with a head of the same kind.
+
+    Args:
+        facts: of that base.
+        task: as for `load_base`.
+        moved_to: where the base is now; None for where it was.
+        quantize: as for `load_base`, whatever it was at training.
+        dtype: as for `load_base`.
+
+    Raises:
+        ValueError: as `load_base`.
+    """
+    name = moved_to or facts.name
+    source = resolve_source(name)
+    _validate_arguments(source, quantize)
+    validate_base_folder(source)
+    return _load(
+        name,
+        task,
+        quantize=quantize,
+        dtype=dtype,
+        revision=None if moved_to else facts.revision,
+        seed=facts.random_seed or 0,
+        pretrained=facts.random_seed is None,
+        reads_mean=facts.pooling == "mean",
+    )
+
+
+def _load(
+    name: str | Path,
+    task: Task,
+    *,
+    quantize: Quantize | None,
+    dtype: torch.dtype | None,
+    revision: str | None,
+    seed: int,
+    pretrained: bool,
+    reads_mean: bool,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a base whose arguments are valid; `reads_mean` is about the head of an encoder."""
+    source = resolve_source(name)
+    settings = task.model_settings()
     config = _read_config(source, settings, revision)
     tokenizer = load_tokenizer(name, revision=revision)
     config.pad_token_id = tokenizer.pad_token_id
@@ -106,19 +178,27 @@ def load_base(
             f"quantize={quantize!r} with pretrained=False: random weights are a control, in full "
             "precision."
         )
-    request = _Request(source, task, config, quantize, dtype, revision, seed, pretrained)
+    request = _Request(
+        source, task, config, quantize, dtype, revision, seed, pretrained, reads_mean
+    )
     loaded = _load_or_draw(request)
     model = loaded.model
     _freeze(request, model)
+    causal = needs_own_pooling(model, task)
+    if causal or model.config.is_encoder_decoder:
+        request = dataclasses.replace(request, reads_mean=False)
     heads = _find_heads(request, loaded)
+    if request.reads_mean:
+        heads = _put_linear_head(request, model, heads)
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     tokenizer.model_max_length = position_limit(model)
-    causal = needs_own_pooling(model, task)
     # On the right, every model counts positions from the first token.
     if causal or not task.new_head:
         tokenizer.padding_side = "right"
-    state_of(model).base = _collect_facts(str(name), request, model, heads, causal=causal)
+    state = state_of(model)
+    state.base = _collect_facts(str(name), request, model, heads, causal=causal)
+    state.head_is_new = request.reads_mean or _is_new(loaded, head_layer_name(model))
     return model, tokenizer
 
 
@@ -262,6 +342,27 @@ def _find_heads(request: _Request, loaded: _Loaded) -> list[str]:
     return heads
 
 
+def _is_new(loaded: _Loaded, module: str | None) -> bool:
+    """Whether the weights of a module were drawn, since no file has them in its shape."""
+    drawn = {*loaded.missing, *loaded.mismatched}
+    return module is not None and f"{module}.weight" in drawn
+
+
+def _put_linear_head(request: _Request, model: Any, heads: list[str]) -> list[str]:
+    """Give an encoder a head that reads the mean of its tokens; return the heads' names now."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(request.seed)
+        linear = read_mean_of_tokens(model)
+    names = {name for name, _ in model.named_modules()}
+    # What fed the former head is gone, or passes its input on.
+    kept = [
+        name
+        for name in heads
+        if name in names and any(True for _ in model.get_submodule(name).parameters())
+    ]
+    return [linear, *[name for name in kept if name != linear]]
+
+
 def _is_below(name: str, modules: list[str]) -> bool:
     """Whether a tensor or a module is inside one of the modules."""
     return any(name.startswith(f"{module}.") for module in modules)
@@ -283,4 +384,5 @@ def _collect_facts(
         heads=tuple(heads),
         causal=causal,
         random_seed=None if request.pretrained else request.seed,
+        pooling="mean" if request.reads_mean else None,
     )

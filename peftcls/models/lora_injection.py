@@ -13,6 +13,7 @@ from peftcls.argument_checks import check_argument_types
 from peftcls.engine.model_state import base_facts, state_of, unwrapped
 from peftcls.models.adapter_methods import Method, method_config
 from peftcls.models.fused_lora import fuse_lora_layers
+from peftcls.models.label_layer import label_layer_name
 from peftcls.models.mixed_precision import keep_in_float32
 from peftcls.models.target_modules import target_modules
 from peftcls.models.trainable import _above_backbone
@@ -33,6 +34,10 @@ def attach_lora(
     seed: int = 0,
 ) -> PeftModel:
     """Put LoRA adapters into the attention projections; only they and the head are trained.
+
+    An instruction with a closed set of labels has no head: a language model's output layer gets an
+    adapter of its own instead, of rank = labels, which can start from a linear probe as a head can
+    (methods "lora" and "lora+", at most 64 labels).
 
     Args:
         model: from `load_base`.
@@ -76,12 +81,17 @@ def attach_lora(
         )
     names = target_modules(model, targets, layers)
     target_layers = [model.get_submodule(name) for name in names]
+    label_layer = label_layer_name(model, task, method)
+    if label_layer is not None:
+        names = [*names, label_layer]
     config = method_config(
         method,
         names,
         rank=rank,
         alpha=alpha,
         dropout=dropout,
+        label_layer=label_layer,
+        labels=len(task.labels or ()),
         task_type=task.peft_type,
         modules_to_save=list(facts.heads) or None,
         base_model_name_or_path=model.name_or_path,
@@ -114,6 +124,8 @@ def wrap_adapter(model: Any, config: PeftConfig) -> PeftModel:
         warnings.filterwarnings(
             "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
         )
+        # The labels' adapter changes the output layer alone; merging unties it first.
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings", category=UserWarning)
         wrapped = get_peft_model(model, config)
     fuse_lora_layers(wrapped)
     for head in base_facts(wrapped).heads:

@@ -31,6 +31,10 @@ PROBE_TEXTS = (
     "and few would say so in public.",
     "See you at lunch? Call me when you are there!",
 )
+ENCODER_MEAN = (
+    "its head reads the mean of all tokens, and that of transformers would read the first one "
+    "(an adapter that is trained with pooling='cls' can be merged)"
+)
 USE_THE_FOLDER = "keep the adapter folder and load it with load_predictor"
 
 
@@ -65,7 +69,10 @@ def merge_adapter(
     loaded, task, tokenizer = load_adapter(folder, base=base, quantize="none")
     widen_all(loaded)
     model: Any = loaded.eval()
-    obstacle = task.merge_obstacle(base_facts(model).causal)
+    facts = base_facts(model)
+    obstacle = task.merge_obstacle(facts.causal)
+    if facts.pooling == "mean":
+        obstacle = ENCODER_MEAN
     if obstacle:
         raise ValueError(f"{directory} cannot be merged: {obstacle}; {USE_THE_FOLDER}.")
     remarks = task.merge_remarks(tokenizer)
@@ -98,10 +105,21 @@ def _check_out(out: Path) -> None:
 def _merge_weights(model: Any) -> Any:
     if not isinstance(model, PeftModel):
         return model
+    _untie_output_layer(model.get_base_model())
     with warnings.catch_warnings():
         # PEFT says again which layers share weights.
         warnings.filterwarnings("ignore", category=UserWarning)
         return model.merge_and_unload(safe_merge=True)
+
+
+def _untie_output_layer(model: Any) -> None:
+    """Give an output layer with an adapter weights of its own: the embeddings have no adapter."""
+    layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if layer is None or not hasattr(layer, "lora_A"):
+        return
+    plain = layer.get_base_layer()
+    plain.weight = torch.nn.Parameter(plain.weight.detach().clone(), requires_grad=False)
+    model.config.tie_word_embeddings = False
 
 
 def _write_checked(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ NUMBER_SETTINGS = frozenset(
     )
 )
 RANK_SETTINGS = ("r", "target_r", "init_r")
+PATTERN_SETTINGS = ("rank_pattern", "alpha_pattern")
+"""Numbers by module name. PEFT reads a name as a pattern, so only plain names are allowed."""
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
 SWITCH_SETTINGS = frozenset(("fan_in_fan_out", "inference_mode", "use_dora", "use_rslora"))
 EMPTY_SETTINGS = frozenset(("feedforward_modules", "target_parameters"))
 """PEFT's settings that may be an empty list, where the default is None."""
@@ -65,10 +69,12 @@ def check_peft_settings(
             raise ValueError(
                 f"{file} has {setting}, which is no setting of an adapter that peftcls wrote."
             )
-    for name in RANK_SETTINGS:
-        if name in settings and not 1 <= settings[name] <= widest:
+    ranks = {name: settings[name] for name in RANK_SETTINGS if name in settings}
+    ranks |= settings.get("rank_pattern") or {}
+    for name, rank in ranks.items():
+        if not 1 <= rank <= widest:
             raise ValueError(
-                f"{file} has {name}={settings[name]}, expected a rank of at least 1 and at most "
+                f"{file} has {name}={rank}, expected a rank of at least 1 and at most "
                 f"{widest}, the widest of its tensors."
             )
 
@@ -93,6 +99,8 @@ def _is_own_setting(
         return isinstance(value, bool)
     if name in NUMBER_SETTINGS:
         return _is_count_or_share(value)
+    if name in PATTERN_SETTINGS:
+        return _is_number_by_name(value)
     match name:
         case "target_modules":
             # As a text it would be a pattern, and matching a pattern can take forever.
@@ -106,6 +114,17 @@ def _is_own_setting(
     if name not in defaults:
         return not value
     return value == defaults[name] or (name in EMPTY_SETTINGS and value == [])
+
+
+def _is_number_by_name(value: Any) -> bool:
+    if value is None:
+        return True
+    if not isinstance(value, dict):
+        return False
+    return all(
+        PLAIN_NAME.fullmatch(name) is not None and type(number) is int and number >= 1
+        for name, number in value.items()
+    )
 
 
 def _is_count_or_share(value: Any) -> bool:

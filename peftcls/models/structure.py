@@ -1,5 +1,7 @@
 """The parts of a base model, found by structure: heads, attention projections, linear layers."""
 
+from typing import Any
+
 import bitsandbytes as bnb
 import torch
 from transformers import PreTrainedModel
@@ -33,10 +35,16 @@ def _check_pooling(model: PreTrainedModel, task: Task, *, is_decoder: bool) -> N
             f"pooling='cls' with {type(model).__name__}: a decoder's first token has seen nothing; "
             "use 'last' or 'mean'."
         )
-    if not is_decoder and (task.pooling not in (None, "cls") or not task.causal):
+    if not is_decoder and (task.pooling in ("first", "last") or not task.causal):
         raise ValueError(
-            f"pooling={task.pooling!r}, causal={task.causal} with {type(model).__name__}: its head "
-            "reads its own token and has no causal mask; leave both out."
+            f"pooling={task.pooling!r}, causal={task.causal} with {type(model).__name__}: an "
+            "encoder's head reads its own token ('cls') or the mean of all ('mean'), and has no "
+            "causal mask; leave causal out."
+        )
+    if model.config.is_encoder_decoder and task.pooling == "mean":
+        raise ValueError(
+            f"pooling='mean' with {type(model).__name__}: the head of an encoder with a decoder "
+            "reads the decoder's last token; leave it out."
         )
     if not task.causal and not _can_lift_causal_mask(model):
         raise ValueError(
@@ -72,6 +80,31 @@ def head_modules(model: PreTrainedModel) -> list[str]:
         if name != prefix and has_weights:
             names.append(name)
     return names
+
+
+def read_mean_of_tokens(model: PreTrainedModel) -> str:
+    """Put one linear layer in the place of an encoder's head, to read the mean of its tokens.
+
+    What the former head read, such as a pooler, is removed: nothing would train it.
+
+    Returns:
+        The name of the layer.
+    """
+    *others, name = head_modules(model)
+    for other in others:
+        model.set_submodule(other, torch.nn.Identity())
+    backbone: Any = model.base_model
+    if getattr(backbone, "pooler", None) is not None:
+        backbone.pooler = None
+    parameter = next(p for p in model.get_submodule(name).parameters())
+    config: Any = model.config
+    head = torch.nn.Linear(
+        config.hidden_size, config.num_labels, dtype=parameter.dtype, device=parameter.device
+    )
+    torch.nn.init.normal_(head.weight, std=getattr(config, "initializer_range", 0.02))
+    torch.nn.init.zeros_(head.bias)
+    model.set_submodule(name, head.requires_grad_(False))
+    return name
 
 
 def attention_projections(model: torch.nn.Module) -> list[str]:

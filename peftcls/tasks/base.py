@@ -161,6 +161,17 @@ class Task(ABC):
     def loss_sum(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """The sum (not the mean) of the losses of a batch's targets, in float32 or wider."""
 
+    def loss_of_logits(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The same sum from the logits of a linear head, of shape (rows, outputs).
+
+        A task that has it can start from a linear probe; see `TrainConfig.head_init`.
+        """
+        raise NotImplementedError
+
+    def label_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, ...]]:
+        """The tokens of each label, where a language model answers with one of them."""
+        raise NotImplementedError
+
     @abstractmethod
     def decode(
         self,

@@ -63,8 +63,10 @@ class Classification(Task):
             instead of each row once; not together with `class_weight`.
         label_smoothing: the share of the target that is spread evenly over all labels; only for
             "cross_entropy".
-        pooling: the token that a decoder's head reads: "last" (default), "first" or "mean" of the
-            real tokens. Encoders read the token that their own head was made for ("cls").
+        pooling: what the head reads. Of a decoder "last" (the default), "first" or "mean" of the
+            real tokens. Of an encoder "cls", the token that its own head was made for, or "mean",
+            which a linear head reads; the default is "mean" where the base was trained on means
+            (its folder has sentence-transformers' `1_Pooling/config.json`), and "cls" elsewhere.
         causal: False removes a decoder's causal mask, so that every token sees the whole text.
         max_length: tokens of one sequence.
         long_text: what happens to a longer text: with "truncate" it loses its end, and of a pair
@@ -326,6 +328,9 @@ class Classification(Task):
 
     def loss_sum(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         logits = in_float32(class_logits(model, batch, self.pooling, causal=self.causal))
+        return self.loss_of_logits(logits, batch)
+
+    def loss_of_logits(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         row_losses = self._row_losses(logits, batch["target"].to(logits.dtype))
         return (row_losses * batch["weight"].to(logits.dtype)).sum()
 

@@ -259,7 +259,7 @@ class Instruction(Task):
 
     def _answer_limit(self, tokenizer: PreTrainedTokenizerBase) -> int:
         """Tokens that are left free for an answer and its end mark."""
-        label_tokens = self._label_tokens(tokenizer)
+        label_tokens = self.label_tokens(tokenizer)
         if not label_tokens:
             return self.max_new_tokens
         return max(len(tokens) for tokens in label_tokens) + 1
@@ -287,7 +287,7 @@ class Instruction(Task):
         """Raise a RowError for an answer that is too long or not the tokens of its label."""
         if self.labels:
             label = self._target_text(row)
-            expected = self._label_tokens(tokenizer)[self.labels.index(label)]
+            expected = self.label_tokens(tokenizer)[self.labels.index(label)]
             if tuple(answer_ids) != expected:
                 raise RowError(
                     f"has the label {label!r}, which is tokenized differently after its prompt; "
@@ -300,7 +300,8 @@ class Instruction(Task):
                 f"shorten it or raise max_new_tokens (now {self.max_new_tokens})"
             )
 
-    def _label_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
+    def label_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
+        """The tokens of each label, as they follow the prompt."""
         return tokenize_labels(self.template, self.labels or (), tokenizer, len(tokenizer))
 
     def collate(self, features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> Batch:
@@ -351,7 +352,7 @@ class Instruction(Task):
         tokenizer: PreTrainedTokenizerBase,
     ) -> list[Answer]:
         """Answers out of the closed set of labels, with their probabilities."""
-        trie = LabelTrie.build(self._label_tokens(tokenizer), int(tokenizer.eos_token_id))
+        trie = LabelTrie.build(self.label_tokens(tokenizer), int(tokenizer.eos_token_id))
         marks = [[0] * (len(prompt) - 1) + [1] for prompt in prompts]
         last = pad(marks, 0, tokenizer.padding_side).bool().to(batch["input_ids"].device)
         needs_continuation = trie.runs != ((),)

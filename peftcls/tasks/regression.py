@@ -183,7 +183,10 @@ class Regression(Task):
 
     def loss_sum(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         logits = class_logits(model, batch, self.pooling, causal=self.causal)
-        predicted = in_float32(logits)[:, 0]
+        return self.loss_of_logits(in_float32(logits), batch)
+
+    def loss_of_logits(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        predicted = logits[:, 0]
         return ((predicted - batch["target"].to(predicted.dtype)) ** 2).sum()
 
     def decode(

@@ -155,8 +155,10 @@ def _character_bounds(context: str) -> tuple[np.ndarray, np.ndarray]:
     if context.isascii():
         return begin_of, end_of
     for match in regex.finditer(r"\X", context):
-        # No span begins with white space, even where an accent follows it.
-        if not match[0][0].isspace():
-            begin_of[match.start() : match.end()] = match.start()
-            end_of[match.start() + 1 : match.end()] = match.end()
+        first = match.start()
+        if match[0][0].isspace():
+            # No span begins with white space, even where an accent follows it.
+            first += 1
+        begin_of[first : match.end()] = first
+        end_of[first + 1 : match.end()] = match.end()
     return begin_of, end_of

@@ -5,12 +5,14 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from peftcls.argument_checks import check_argument_types
 from peftcls.engine.fast_paths import FastPaths
 from peftcls.training.data_order import steps_per_epoch
 from peftcls.training.lr_schedule import Schedule
+
+HeadInit = Literal["probe", "random"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +22,10 @@ class TrainConfig:
     Args:
         output_dir: the adapter folder; during the run it holds checkpoints too.
         epochs: passes over the training rows.
+        head_init: how a new head begins: as the "probe", the best linear head on the states of the
+            frozen base (linear probing, then fine-tuning: Kumar et al. 2022, section 3), or with
+            "random" weights. With validation rows the probe is the first candidate for the best
+            step. Heads that are not new, and heads that read every token, ignore it.
         batch_size: rows of an optimizer step, over all processes.
         micro_batch_size: at most this many rows in memory at once, in each process.
         micro_batch_tokens: at most this many tokens in memory at once, including padding that is
@@ -48,6 +54,7 @@ class TrainConfig:
 
     output_dir: str | Path
     epochs: int = 3
+    head_init: HeadInit = "probe"
     batch_size: int = 16
     micro_batch_size: int | None = None
     micro_batch_tokens: int | None = None
@@ -114,6 +121,8 @@ class TrainConfig:
             problems.append(
                 f"schedule={self.schedule!r}: expected 'linear', 'cosine' or 'constant'"
             )
+        if self.head_init not in get_args(HeadInit):
+            problems.append(f"head_init={self.head_init!r}: expected 'probe' or 'random'")
         if not isinstance(self.fast_paths, FastPaths):
             problems.append(f"fast_paths={self.fast_paths!r}: expected a FastPaths")
         return problems

@@ -26,19 +26,20 @@ from peftcls.models.trainable import (
     train_mode,
     trained_parameters,
 )
-from peftcls.quality.split_checks import MIN_EVALUATION_ROWS
 from peftcls.tasks.base import Answer, Task, token_limit
 from peftcls.tasks.encoding import EncodedTable
 from peftcls.tasks.row_checks import check_rows
 from peftcls.training import checkpoint as checkpoints
 from peftcls.training import data_order, lost_processes
 from peftcls.training.accelerator import make_accelerator
+from peftcls.training.calibration import calibrated_task
 from peftcls.training.checkpoint import Progress
 from peftcls.training.config import TrainConfig
 from peftcls.training.distributed_prediction import predict_encoded, predict_rows
 from peftcls.training.dry_run import DryRun, longest_rows, take_dry_run
 from peftcls.training.frozen_tables import caching_tables
 from peftcls.training.gradient_accumulation import GradientAccumulator
+from peftcls.training.head_start import start_from_probe
 from peftcls.training.lr_schedule import learning_rate_factor
 from peftcls.training.preflight import check_output_dir, lock_output_dir, start_trackers
 from peftcls.training.prepare import Prepared, log_warnings, prepare
@@ -158,8 +159,12 @@ class Trainer:
             ):
                 self._begin(prepared, resume=resume)
                 with self._caching_frozen_layers(prepared):
+                    starts_anew = self.config.head_init == "probe" and self.progress.step == 0
+                    is_probe = starts_anew and start_from_probe(
+                        self.model, self.task, self.tokenizer, prepared.train, self.config.seed
+                    )
                     self.run.signals.is_deferred = True
-                    self._loop(prepared)
+                    self._loop(prepared, judges_start=is_probe)
                 self._finish()
         except RuntimeError as error:
             if self.accelerator.num_processes > 1 and lost_processes.is_lost_process(error):
@@ -261,8 +266,11 @@ class Trainer:
     def _total_steps(self, prepared: Prepared) -> int:
         return self.config.total_steps(len(prepared.train_rows))
 
-    def _loop(self, prepared: Prepared) -> None:
-        """Take the steps, evaluating and writing checkpoints in between."""
+    def _loop(self, prepared: Prepared, *, judges_start: bool) -> None:
+        """Take the steps, evaluating and writing checkpoints in between.
+
+        With `judges_start` the weights before the first step are a candidate for the best.
+        """
         steps = self._total_steps(prepared)
         log = RunLog(
             self.progress,
@@ -273,6 +281,8 @@ class Trainer:
             track=self.accelerator.log if self.config.trackers else None,
         )
         train_mode(self.model)
+        if judges_start:
+            self._judge(prepared, 0, log)
         # At the top of the loop, `step` steps are done.
         for step in range(self.progress.step, steps + 1):
             if self._is_examination_due(step, prepared):
@@ -303,14 +313,19 @@ class Trainer:
 
     def _examine(self, prepared: Prepared, step: int, log: RunLog) -> None:
         """Evaluate on the validation rows, if any, and write a checkpoint."""
-        if prepared.valid_rows is not None and prepared.valid_inputs is not None:
-            with self.run.keeping_progress(), self.run.signals.not_deferred():
-                scores = self._evaluate(prepared.valid_rows, prepared.valid_inputs)
-            self.run.keep_if_best(scores, step, self._monitor)
-            log.add({"step": step, **{f"valid_{name}": value for name, value in scores.items()}})
-            train_mode(self.model)
+        self._judge(prepared, step, log)
         self.progress.examined_step = step
         self.run.write_checkpoint()
+
+    def _judge(self, prepared: Prepared, step: int, log: RunLog) -> None:
+        """Evaluate on the validation rows, if any, and keep the weights if they are the best."""
+        if prepared.valid_rows is None or prepared.valid_inputs is None:
+            return
+        with self.run.keeping_progress(), self.run.signals.not_deferred():
+            scores = self._evaluate(prepared.valid_rows, prepared.valid_inputs)
+        self.run.keep_if_best(scores, step, self._monitor)
+        log.add({"step": step, **{f"valid_{name}": value for name, value in scores.items()}})
+        train_mode(self.model)
 
     def _train_step(self, table: EncodedTable, step: int, steps: int, log: RunLog) -> None:
         """Take one step and log its loss."""
@@ -453,12 +468,7 @@ class Trainer:
         check_rows(self.task, rows)
         answers = self.predict(rows)
         former_task = self.task
-        self.task = former_task.calibrated(answers, rows, min_accuracy=min_accuracy)
-        if len(rows) < MIN_EVALUATION_ROWS:
-            log_warning(
-                f"{len(rows)} rows to calibrate on, expected at least {MIN_EVALUATION_ROWS}; what "
-                "is fitted to so few may not suit other rows."
-            )
+        self.task = calibrated_task(former_task, answers, rows, min_accuracy)
         try:
             self.save(self.output_dir)
         except BaseException:

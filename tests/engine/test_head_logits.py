@@ -181,11 +181,11 @@ def test_a_decoder_refuses_the_first_token_as_a_summary(name, base_of):
         peftcls.load_base(base_of(name), peftcls.Classification(labels=LABELS, pooling="cls"))
 
 
-@pytest.mark.parametrize("settings", [{"pooling": "mean"}, {"pooling": "last"}, {"causal": False}])
+@pytest.mark.parametrize("settings", [{"pooling": "first"}, {"pooling": "last"}, {"causal": False}])
 @pytest.mark.parametrize("name", ENCODERS)
 def test_an_encoder_refuses_the_settings_of_decoders(name, settings, base_of):
     with pytest.raises(
-        ValueError, match=r"its head reads its own token and has no causal mask; leave both out\."
+        ValueError, match=r"reads its own token \('cls'\) or the mean of all \('mean'\), and has no"
     ):
         peftcls.load_base(base_of(name), peftcls.Classification(labels=LABELS, **settings))
 

@@ -115,6 +115,7 @@ def test_lora_plus_steps_b_sixteen_times_as_far(bert, tmp_path, text_rows):
             weight_decay=0.0,
             warmup=0.0,
             schedule="constant",
+            head_init="random",
         )
         with torch.no_grad():  # as drawn B is zero, and no gradient reaches A
             for number, (name, p) in enumerate(trainer.parameters.items()):

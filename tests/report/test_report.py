@@ -672,7 +672,7 @@ def test_an_adapter_folder_holds_its_report_and_loads_as_before(bert, tmp_path, 
     assert parts["adapter"]["parameters"] == sum(
         p.numel() for n, p in model.named_parameters() if ".lora_" in n
     )
-    assert [e["step"] for e in found["run"]["history"]] == [1, 2, 2]
+    assert [e["step"] for e in found["run"]["history"]] == [0, 1, 2, 2]
     assert (
         found["run"]["method"],
         found["run"]["adapter"]["r"],

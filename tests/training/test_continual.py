@@ -293,6 +293,7 @@ def test_gradient_checkpointing_trains_the_same_weights(base, text_rows, tmp_pat
             epochs=2,
             batch_size=8,
             learning_rate=1e-2,
+            head_init="random",
             gradient_checkpointing=wanted,
         )
         trainer = Trainer(model, task, tokenizer, config)

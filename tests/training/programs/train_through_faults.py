@@ -26,7 +26,13 @@ def build(name, **settings):
     model, tokenizer = peftcls.load_base(base, task)
     model = peftcls.attach_lora(model, task, rank=4).double()
     config = peftcls.TrainConfig(
-        out / name, epochs=2, batch_size=6, eval_every=2, learning_rate=1e-2, **settings
+        out / name,
+        epochs=2,
+        batch_size=6,
+        eval_every=2,
+        learning_rate=1e-2,
+        head_init="random",
+        **settings,
     )
     return peftcls.Trainer(model, task, tokenizer, config)
 

@@ -24,7 +24,13 @@ task = peftcls.Classification(max_length=64).learn(rows)
 model, tokenizer = peftcls.load_base(base, task)
 model = peftcls.attach_lora(model, task, rank=4, dropout=0.3)
 config = peftcls.TrainConfig(
-    out, epochs=2, batch_size=4, micro_batch_size=2, eval_every=3, learning_rate=1e-2
+    out,
+    epochs=2,
+    batch_size=4,
+    micro_batch_size=2,
+    eval_every=3,
+    learning_rate=1e-2,
+    head_init="random",
 )
 with peftcls.Trainer(model, task, tokenizer, config) as trainer:
     trainer.gradients.__class__ = MortalGradients

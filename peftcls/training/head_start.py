@@ -1,0 +1,227 @@
+"""The start of a new head, or of a label's row in the output layer: a linear probe of the base.
+
+Linear probing, then fine-tuning: Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features
+and Underperform Out-of-Distribution", section 3.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast, gather_object
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from peftcls.engine.batch import INPUTS, Batch
+from peftcls.engine.batching import micro_batches
+from peftcls.engine.frozen_layers import using_cached_states
+from peftcls.engine.head_inputs import Recorded, head_layer, recording
+from peftcls.engine.head_logits import mean_of_windows
+from peftcls.engine.kernels import batch_tokens
+from peftcls.engine.layers import evaluation_mode
+from peftcls.engine.model_state import state_of
+from peftcls.engine.probes import can_pack
+from peftcls.models.label_layer import LabelLayer, find_label_layer
+from peftcls.tasks.base import Task
+from peftcls.tasks.encoding import EncodedTable
+from peftcls.training.linear_probe import Examples, fit_probe
+
+Read = Callable[[Recorded, Batch], tuple[torch.Tensor, Batch]]
+
+
+def start_from_probe(
+    model: torch.nn.Module,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    table: EncodedTable,
+    seed: int,
+) -> bool:
+    """Give what is new in a model the weights of a linear probe of the model as it is.
+
+    That is a new head, or the labels' rows of a `LabelLayer`. Every process fits the same states;
+    the weights of the main process are used, so that rounding cannot part them.
+
+    Args:
+        model: with its adapter, or with a part of it trained.
+        task: what the rows mean.
+        tokenizer: pads them.
+        table: the training rows, with their targets.
+        seed: of the folds that choose the penalty.
+
+    Returns:
+        Whether it has them. If not, nothing is new, or the head is no single linear layer, or the
+        states of the base are not finite.
+    """
+    labels = find_label_layer(model, task, tokenizer)
+    if labels is not None:
+        return _start_label_layer(model, task, tokenizer, table, labels, seed)
+    layer = head_layer(model)
+    has_loss = type(task).loss_of_logits is not Task.loss_of_logits
+    if layer is None or not has_loss or not state_of(model).head_is_new:
+        return False
+    return _start_head(model, task, tokenizer, table, layer, seed)
+
+
+# Heads
+
+
+def _start_head(
+    model: torch.nn.Module,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    table: EncodedTable,
+    layer: torch.nn.Linear,
+    seed: int,
+) -> bool:
+    examples = _read_examples(
+        model,
+        task,
+        tokenizer,
+        table,
+        layer,
+        forward=lambda batch: task.raw_logits(model, batch),
+        read=_head_examples,
+    )
+    if not bool(examples.states.isfinite().all()):
+        return False
+    has_bias = layer.bias is not None
+    probe = fit_probe(
+        examples, task.loss_of_logits, layer.out_features, has_bias=has_bias, seed=seed
+    )
+    with torch.no_grad():
+        layer.weight.copy_(probe.weight)
+        if probe.bias is not None:
+            layer.bias.copy_(probe.bias)
+        for parameter in layer.parameters():
+            broadcast(parameter.data)
+    return True
+
+
+def _head_examples(recorded: Recorded, batch: Batch) -> tuple[torch.Tensor, Batch]:
+    """States of shape (rows, width): those of a row's windows are averaged, as its logits are."""
+    assert recorded.inputs is not None, "the head has computed"
+    states = recorded.inputs.double().cpu()
+    if "windows" in batch:
+        states = mean_of_windows(states, batch["windows"].cpu())
+    targets = {
+        name: tensor.cpu() for name, tensor in batch.items() if name not in (*INPUTS, "windows")
+    }
+    return states, targets
+
+
+# Labels in the output layer of a language model
+
+
+def _start_label_layer(
+    model: torch.nn.Module,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    table: EncodedTable,
+    labels: LabelLayer,
+    seed: int,
+) -> bool:
+    """Fit what is added to the logits of the labels' tokens, and put it into the adapter.
+
+    The logits of all other tokens stay as they are, so that the loss is convex in what is added.
+    """
+    token_ids = torch.tensor(labels.token_ids)
+
+    def read(recorded: Recorded, batch: Batch) -> tuple[torch.Tensor, Batch]:
+        return _label_examples(recorded, batch, token_ids, labels.depth)
+
+    examples = _read_examples(
+        model,
+        task,
+        tokenizer,
+        table,
+        labels.layer,
+        forward=lambda batch: task.loss_sum(model, batch),
+        read=read,
+    )
+    if not bool(examples.states.isfinite().all()):
+        return False
+    probe = fit_probe(examples, _label_loss, len(token_ids), has_bias=False, seed=seed)
+    labels.set_rows(probe.weight)
+    for parameter in labels.parameters():
+        broadcast(parameter.data)
+    return True
+
+
+def _label_examples(
+    recorded: Recorded, batch: Batch, token_ids: torch.Tensor, depth: int
+) -> tuple[torch.Tensor, Batch]:
+    """What the output layer reads where each row's label is decided, and the logits it gives there.
+
+    The layer computes the positions of all answers, row by row; the label is decided at the one
+    that is `depth` tokens behind the first.
+    """
+    assert recorded.inputs is not None, "the output layer has computed"
+    assert recorded.outputs is not None, "the output layer has computed"
+    supervised = batch["supervised"]
+    counts = supervised.sum(1)
+    places = (counts.cumsum(0) - counts).cpu() + depth
+    states = recorded.inputs.flatten(0, -2)[places].double().cpu()
+    logits = recorded.outputs.flatten(0, -2)[places].double().cpu()
+    next_ids = batch["input_ids"].roll(-1, dims=1)[supervised].cpu()[places]
+    others = logits.clone()
+    others[:, token_ids] = -torch.inf
+    targets = {
+        "given": logits[:, token_ids],
+        "others": others.logsumexp(1, keepdim=True),
+        "target": (next_ids.unsqueeze(1) == token_ids).long().argmax(1),
+    }
+    return states, targets
+
+
+def _label_loss(added: torch.Tensor, targets: Batch) -> torch.Tensor:
+    logits = torch.cat([targets["given"] + added, targets["others"]], 1)
+    return F.cross_entropy(logits, targets["target"], reduction="sum")
+
+
+# Reading
+
+
+@torch.no_grad()
+def _read_examples(
+    model: torch.nn.Module,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    table: EncodedTable,
+    layer: torch.nn.Module,
+    *,
+    forward: Callable[[Batch], Any],
+    read: Read,
+) -> Examples:
+    """Run a table through a model, and read what a layer got of each row, in the rows' order.
+
+    Each process computes its share of the micro-batches; all get the whole.
+    """
+    processes = PartialState()
+    device = next(model.parameters()).device
+    plan = micro_batches(
+        range(len(table.lengths)),
+        table.lengths,
+        tokens=batch_tokens(device),
+        packed=can_pack(model),
+    )
+    parts: list[tuple[list[int], torch.Tensor, Batch]] = []
+    with evaluation_mode(model):
+        for indices in plan[processes.process_index :: processes.num_processes]:
+            collated = task.collate(table.take(indices), tokenizer)
+            batch = {name: tensor.to(device) for name, tensor in collated.items()}
+            with using_cached_states(model, batch) as used, recording(layer) as recorded:
+                forward(used)
+            parts.append((indices, *read(recorded, used)))
+    if processes.num_processes > 1:
+        parts = gather_object(parts)
+    order = torch.tensor([row for indices, _, _ in parts for row in indices]).argsort()
+    states = torch.cat([part for _, part, _ in parts])[order]
+    targets = {name: torch.cat([part[name] for _, _, part in parts])[order] for name in parts[0][2]}
+    target = targets["target"]
+    classes = None
+    if target.dim() == 2:
+        classes = target.argmax(1)
+    elif not target.is_floating_point():
+        classes = target
+    return Examples(states, targets, classes)
