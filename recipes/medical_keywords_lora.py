@@ -9,14 +9,16 @@ r"""Write the keywords of a paper: LoRA instruction tuning on title and abstract
 The files need the columns title, abstract and Keywords, the keywords with ';' between them.
 """
 
-from peftcls import Instruction, TrainConfig, Trainer, attach_lora, load_base
+from peftcls import Instruction, Trainer, attach_lora, load_base
 from peftcls.recipe import (
+    adapter_layers,
     check_first,
     finish_recipe,
     only_dry_run,
     read_tables,
     recipe_options,
     run_recipe,
+    train_config,
 )
 
 TEMPLATE = (
@@ -26,9 +28,7 @@ TEMPLATE = (
 
 
 def main() -> None:
-    options = recipe_options(
-        __doc__, data="papers", out="runs/medical_keywords_lora", epochs=10, learning_rate=3e-3
-    )
+    options = recipe_options(__doc__, data="papers", out="runs/medical_keywords_lora")
     train, valid, test = read_tables(options)
 
     task = Instruction(
@@ -41,15 +41,9 @@ def main() -> None:
     )
     check_first(task, options, test)
     model, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
-    model = attach_lora(model, task, rank=16, alpha=32, dropout=0.05, seed=options.seed)
+    model = attach_lora(model, task, layers=adapter_layers(options), seed=options.seed)
 
-    config = TrainConfig(
-        options.out,
-        epochs=options.epochs,
-        batch_size=16,
-        learning_rate=options.learning_rate,
-        seed=options.seed,
-    )
+    config = train_config(options, task, train)
     with Trainer(model, task, tokenizer, config) as trainer:
         if only_dry_run(trainer, options, train):
             return

@@ -13,12 +13,12 @@ The model is an encoder or a decoder.
 from peftcls import (
     Classification,
     Instruction,
-    TrainConfig,
     Trainer,
     attach_lora,
     load_base,
 )
 from peftcls.recipe import (
+    adapter_layers,
     ask_untrained,
     check_first,
     finish_recipe,
@@ -26,6 +26,7 @@ from peftcls.recipe import (
     read_tables,
     recipe_options,
     run_recipe,
+    train_config,
 )
 
 QUESTION = (
@@ -39,8 +40,6 @@ def main() -> None:
         __doc__,
         data="papers",
         out="runs/medical_paper_head",
-        epochs=8,
-        learning_rate=1e-3,
         loss=["cross_entropy", "bce"],
     )
     train, valid, test = read_tables(options)
@@ -50,15 +49,9 @@ def main() -> None:
     ).learn(train)
     check_first(task, options, test)
     model, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
-    model = attach_lora(model, task, rank=8, alpha=16, dropout=0.05, seed=options.seed)
+    model = attach_lora(model, task, layers=adapter_layers(options), seed=options.seed)
 
-    config = TrainConfig(
-        options.out,
-        epochs=options.epochs,
-        batch_size=16,
-        learning_rate=options.learning_rate,
-        seed=options.seed,
-    )
+    config = train_config(options, task, train)
     with Trainer(model, task, tokenizer, config) as trainer:
         if only_dry_run(trainer, options, train):
             return

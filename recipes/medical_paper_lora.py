@@ -9,26 +9,26 @@ r"""Judge whether a paper is medical (1) or not (0): LoRA instruction tuning on 
 The files need the columns title, abstract and label.
 """
 
-from peftcls import Instruction, TrainConfig, Trainer, attach_lora, load_base
+from peftcls import Instruction, Trainer, attach_lora, load_base
 from peftcls.recipe import (
+    adapter_layers,
     check_first,
     finish_recipe,
     only_dry_run,
     read_tables,
     recipe_options,
     run_recipe,
+    train_config,
 )
 
 TEMPLATE = (
-    "Is this a medical paper? Answer 1 for yes and 0 for no.\n"
-    "Title: {title}\nAbstract: {input}\nAnswer: "
+    "Title: {title}\nAbstract: {input}\n"
+    "Question: Is this a paper about medicine or health? Answer 1 for yes and 0 for no.\nAnswer: "
 )
 
 
 def main() -> None:
-    options = recipe_options(
-        __doc__, data="papers", out="runs/medical_paper_lora", epochs=8, learning_rate=2e-3
-    )
+    options = recipe_options(__doc__, data="papers", out="runs/medical_paper_lora")
     train, valid, test = read_tables(options)
 
     task = Instruction(
@@ -36,15 +36,9 @@ def main() -> None:
     )
     check_first(task, options, test)
     model, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
-    model = attach_lora(model, task, rank=16, alpha=32, dropout=0.05, seed=options.seed)
+    model = attach_lora(model, task, layers=adapter_layers(options), seed=options.seed)
 
-    config = TrainConfig(
-        options.out,
-        epochs=options.epochs,
-        batch_size=8,
-        learning_rate=options.learning_rate,
-        seed=options.seed,
-    )
+    config = train_config(options, task, train)
     with Trainer(model, task, tokenizer, config) as trainer:
         if only_dry_run(trainer, options, train):
             return

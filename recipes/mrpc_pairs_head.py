@@ -14,13 +14,13 @@ few, and the model that ships with peftcls is too small for the task.
 from peftcls import (
     Classification,
     Instruction,
-    TrainConfig,
     Trainer,
     attach_lora,
     load_base,
 )
 from peftcls.baselines import pair_similarity
 from peftcls.recipe import (
+    adapter_layers,
     ask_untrained,
     check_first,
     finish_recipe,
@@ -28,6 +28,7 @@ from peftcls.recipe import (
     read_tables,
     recipe_options,
     run_recipe,
+    train_config,
 )
 
 PAIR = ("sentence1", "sentence2")
@@ -38,23 +39,15 @@ QUESTION = (
 
 
 def main() -> None:
-    options = recipe_options(
-        __doc__, data="pairs", out="runs/mrpc_pairs_head", epochs=4, learning_rate=1e-3
-    )
+    options = recipe_options(__doc__, data="pairs", out="runs/mrpc_pairs_head")
     train, valid, test = read_tables(options)
 
     task = Classification(text=PAIR, label="label", max_length=160).learn(train)
     check_first(task, options, test)
     model, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
-    model = attach_lora(model, task, rank=8, alpha=16, dropout=0.05, seed=options.seed)
+    model = attach_lora(model, task, layers=adapter_layers(options), seed=options.seed)
 
-    config = TrainConfig(
-        options.out,
-        epochs=options.epochs,
-        batch_size=16,
-        learning_rate=options.learning_rate,
-        seed=options.seed,
-    )
+    config = train_config(options, task, train)
     with Trainer(model, task, tokenizer, config) as trainer:
         if only_dry_run(trainer, options, train):
             return

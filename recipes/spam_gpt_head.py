@@ -12,13 +12,13 @@ The files need the columns text and label, in upper or lower case. An encoder wo
 from peftcls import (
     Classification,
     Instruction,
-    TrainConfig,
     Trainer,
     attach_lora,
     load_base,
     train_only,
 )
 from peftcls.recipe import (
+    adapter_layers,
     ask_untrained,
     check_first,
     find_columns,
@@ -27,6 +27,7 @@ from peftcls.recipe import (
     read_tables,
     recipe_options,
     run_recipe,
+    train_config,
 )
 
 QUESTION = "Message: {input}\nIs this message spam or ham? It is "
@@ -37,8 +38,6 @@ def main() -> None:
         __doc__,
         data="messages",
         out="runs/spam_gpt_head",
-        epochs=6,
-        learning_rate=1e-3,
         part=["lora", "head", "last_block", "last_two_blocks", "all"],
     )
     train, valid, test = read_tables(options)
@@ -48,17 +47,11 @@ def main() -> None:
     check_first(task, options, test)
     model, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
     if options.part == "lora":
-        model = attach_lora(model, task, rank=16, alpha=32, dropout=0.05, seed=options.seed)
+        model = attach_lora(model, task, layers=adapter_layers(options), seed=options.seed)
     else:
         model = train_only(model, task, options.part)
 
-    config = TrainConfig(
-        options.out,
-        epochs=options.epochs,
-        batch_size=16,
-        learning_rate=options.learning_rate,
-        seed=options.seed,
-    )
+    config = train_config(options, task, train)
     with Trainer(model, task, tokenizer, config) as trainer:
         if only_dry_run(trainer, options, train):
             return

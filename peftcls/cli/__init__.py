@@ -166,7 +166,7 @@ def commands() -> None:
     "--model",
     default="demo",
     show_default=True,
-    help="Base model: demo, a folder, or a name on the hub.",
+    help="Base model: demo, minilm, smollm2, a folder, or a name on the hub.",
 )
 @click.option("--quantize", type=click.Choice(QUANTIZE), help="Hold the base in 8 or 4 bits.")
 @click.option(
@@ -188,21 +188,17 @@ def commands() -> None:
 @click.option(
     "--epochs",
     type=click.IntRange(min=1),
-    default=6,
-    show_default=True,
-    help="Passes over the training rows.",
+    help="Passes over the training rows.  [default: 4; more for a small table]",
 )
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
-    default=16,
-    show_default=True,
-    help="Rows of a step, over all processes.",
+    help="Rows of a step, over all processes.  [default: 16; 8 with labels after a prompt]",
 )
 @click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
-    help="Its peak.  [default: 1e-3; 5e-5 with --part all]",
+    help="Its peak.  [default: 1e-3; 2e-3 for texts; 5e-5 with --part all]",
 )
 @max_length_option
 @click.option(

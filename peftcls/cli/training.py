@@ -16,7 +16,7 @@ from peftcls.data.reading import name_source, read_rows, source_name
 from peftcls.engine.model_state import Quantize, base_facts
 from peftcls.models.adapter_methods import Method
 from peftcls.models.base_model import load_base
-from peftcls.models.lora_injection import attach_lora
+from peftcls.models.lora_injection import DEFAULT_RANK, attach_lora
 from peftcls.models.model_card import is_own_card, write_card
 from peftcls.models.trainable import Part, train_only
 from peftcls.quality.examine import refuse_errors
@@ -36,9 +36,6 @@ from peftcls.training.trainer import Trainer
 
 # The share of all rows that is put aside for validation, and for the test.
 HELD_OUT_SHARE = 0.15
-RANK = 16
-DROPOUT = 0.05
-LEARNING_RATE = 1e-3
 # A whole pretrained model needs smaller steps than a new adapter.
 LEARNING_RATE_OF_ALL = 5e-5
 
@@ -63,8 +60,8 @@ class TrainOptions:
     rank: int | None
     targets: str | None
     part: Part | None
-    epochs: int
-    batch_size: int
+    epochs: int | None
+    batch_size: int | None
     learning_rate: float | None
     max_length: int | None
     seed: int
@@ -99,7 +96,8 @@ def train_file(options: TrainOptions) -> None:
     rows = prepare(
         task, tables.train, tables.valid, tokenizer, base_facts(model), examination=examination
     )
-    with Trainer(model, task, tokenizer, _train_config(options)) as trainer:
+    config = _train_config(options, task, len(tables.train))
+    with Trainer(model, task, tokenizer, config) as trainer:
         if options.dry_run:
             _print_once(f"{describe_model(model, task)}\n{trainer.dry_run(rows)}")
             return
@@ -219,13 +217,10 @@ def _build_model(options: TrainOptions, task: Task) -> tuple[Any, PreTrainedToke
     base, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
     if options.part:
         return train_only(base, task, options.part), tokenizer
-    rank = options.rank or RANK
     model = attach_lora(
         base,
         task,
-        rank=rank,
-        alpha=2 * rank,
-        dropout=DROPOUT,
+        rank=options.rank or DEFAULT_RANK,
         targets=_adapter_targets(options.targets),
         method=options.method or "lora",
         seed=options.seed,
@@ -240,13 +235,17 @@ def _adapter_targets(targets: str | None) -> Any:
     return targets.split(",")
 
 
-def _train_config(options: TrainOptions) -> TrainConfig:
-    default_rate = LEARNING_RATE_OF_ALL if options.part == "all" else LEARNING_RATE
-    return TrainConfig(
+def _train_config(options: TrainOptions, task: Task, rows: int) -> TrainConfig:
+    rate = options.learning_rate
+    if rate is None and options.part == "all":
+        rate = LEARNING_RATE_OF_ALL
+    return TrainConfig.for_task(
         options.out,
+        task,
+        rows=rows,
         epochs=options.epochs,
         batch_size=options.batch_size,
-        learning_rate=options.learning_rate or default_rate,
+        learning_rate=rate,
         seed=options.seed,
         trackers=options.trackers,
     )

@@ -20,13 +20,15 @@ from peftcls.models.trainable import _above_backbone
 from peftcls.models.weight_sharing import own_weights
 from peftcls.tasks.base import Task
 
+DEFAULT_RANK = 16
+
 
 def attach_lora(
     model: PreTrainedModel,
     task: Task,
     *,
-    rank: int = 8,
-    alpha: float = 16,
+    rank: int = DEFAULT_RANK,
+    alpha: float | None = None,
     dropout: float = 0.0,
     targets: Literal["attention", "all-linear"] | Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
@@ -44,7 +46,8 @@ def attach_lora(
         task: the one given to `load_base`.
         rank: of the update matrices (r in Hu et al. 2021, section 4.1); the average rank for
             "adalora"; "ia3" has none.
-        alpha: the update is scaled by alpha / rank, or alpha / sqrt(rank) for "rslora".
+        alpha: the update is scaled by alpha / rank, or alpha / sqrt(rank) for "rslora"; twice the
+            rank unless given.
         dropout: on the input of the update, and of the head; the frozen base has none.
         targets: "attention" (the default), "all-linear" for all linear layers of the backbone, or
             endings of module names.
@@ -58,6 +61,8 @@ def attach_lora(
     Raises:
         ValueError: no module fits, or the method is not known.
     """
+    if alpha is None:
+        alpha = 2.0 * rank if isinstance(rank, int) else 1.0
     arguments = {
         "rank": rank,
         "alpha": alpha,
@@ -126,7 +131,12 @@ def wrap_adapter(model: Any, config: PeftConfig) -> PeftModel:
         )
         # The labels' adapter changes the output layer alone; merging unties it first.
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings", category=UserWarning)
+        # It is a Linear in models whose other layers are Conv1D; PEFT sets the switch itself.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        fan_in_fan_out = getattr(config, "fan_in_fan_out", None)
         wrapped = get_peft_model(model, config)
+    if fan_in_fan_out is not None:
+        config.fan_in_fan_out = fan_in_fan_out  # type: ignore[attr-defined]
     fuse_lora_layers(wrapped)
     for head in base_facts(wrapped).heads:
         keep_in_float32(unwrapped(wrapped).get_submodule(head))

@@ -10,12 +10,24 @@ from transformers.utils import logging as transformers_logging
 
 from peftcls.demo import BASE_FOLDER
 from peftcls.models.folder_safety import check_base_folder
+from peftcls.models.named_bases import NAMED_BASES, find_named_base
 
 
 def resolve_source(name: str | Path) -> str:
-    """The folder or hub name that a base model is loaded from; "demo" ships with the package."""
+    """The folder or hub name that a base model is loaded from.
+
+    Args:
+        name: "demo" (it ships with peftcls), a short name ("minilm", "smollm2"), a folder, or the
+            name of a model on the hub.
+
+    Raises:
+        ValueError: a base with a short name is neither installed nor on a hub in reach.
+    """
     if str(name) == "demo":
         return str(BASE_FOLDER)
+    if str(name) in NAMED_BASES:
+        with quiet():
+            return find_named_base(str(name))
     return str(name)
 
 
@@ -26,7 +38,7 @@ def validate_base_folder(source: str) -> None:
         if _is_path(source):
             raise ValueError(
                 f"there is no folder {source}, expected one with a base model, the name of a model "
-                "on the hub, or 'demo'."
+                "on the hub, or 'demo', 'minilm' or 'smollm2'."
             )
         return
     if not (folder / "config.json").is_file():

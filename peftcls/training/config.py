@@ -9,7 +9,9 @@ from typing import Any, Literal, get_args
 
 from peftcls.argument_checks import check_argument_types
 from peftcls.engine.fast_paths import FastPaths
+from peftcls.tasks.base import Task
 from peftcls.training.data_order import steps_per_epoch
+from peftcls.training.defaults import defaults_for
 from peftcls.training.lr_schedule import Schedule
 
 HeadInit = Literal["probe", "random"]
@@ -18,6 +20,9 @@ HeadInit = Literal["probe", "random"]
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """How to optimize. `batch_size` decides what is learnt; micro-batches only decide the memory.
+
+    `TrainConfig.for_task` chooses epochs, batch size and learning rate by the kind of work and the
+    size of the table.
 
     Args:
         output_dir: the adapter folder; during the run it holds checkpoints too.
@@ -53,12 +58,12 @@ class TrainConfig:
     """
 
     output_dir: str | Path
-    epochs: int = 3
+    epochs: int = 4
     head_init: HeadInit = "probe"
     batch_size: int = 16
     micro_batch_size: int | None = None
     micro_batch_tokens: int | None = None
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup: float = 0.06
     schedule: Schedule = "linear"
@@ -90,6 +95,37 @@ class TrainConfig:
             )
             both = self.fast_paths & FastPaths(cuda_graphs=cuda_graphs)
             object.__setattr__(self, "fast_paths", both)
+
+    @classmethod
+    def for_task(
+        cls, output_dir: str | Path, task: Task, *, rows: int, **settings: Any
+    ) -> "TrainConfig":
+        """The settings that suit a kind of work and a size of table: epochs, batch size, rate.
+
+        They are those of the recipes and of the command.
+
+        Args:
+            output_dir: as of the class.
+            task: decides the kind of work: a head, spans, a closed set of labels, or a text.
+            rows: of the training table; a small one is passed over more often.
+            settings: any others of the class, and those to set otherwise; None counts as not given.
+
+        Raises:
+            ValueError: as the class.
+        """
+        if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
+            raise ValueError(f"rows={rows!r}: expected the number of training rows.")
+        defaults = defaults_for(task)
+        given = {name: value for name, value in settings.items() if value is not None}
+        chosen: dict[str, Any] = {
+            "batch_size": defaults.batch_size,
+            "learning_rate": defaults.learning_rate,
+            **given,
+        }
+        batch_size = chosen["batch_size"]
+        if "epochs" not in chosen and isinstance(batch_size, int) and batch_size > 0:
+            chosen["epochs"] = defaults.epochs_for(rows, batch_size)
+        return cls(output_dir, **chosen)
 
     def _problems(self) -> list[str]:
         """A sentence for each setting that is not allowed."""
@@ -134,6 +170,14 @@ class TrainConfig:
             rows: of the training table.
         """
         return steps_per_epoch(rows, self.batch_size) * self.epochs
+
+    def evaluation_interval(self, rows: int) -> int:
+        """The number of steps between two evaluations.
+
+        Args:
+            rows: of the training table.
+        """
+        return self.eval_every or steps_per_epoch(rows, self.batch_size)
 
     def check_scores(self, names: Sequence[str], *, has_valid: bool) -> None:
         """Check that the run can be judged as the settings ask.

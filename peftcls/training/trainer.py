@@ -21,7 +21,9 @@ from peftcls.inference.predictor import Predictor
 from peftcls.models import adapter_methods
 from peftcls.models.adapter_folder import check_not_start
 from peftcls.models.trainable import (
+    Tensors,
     checkpoint_layers,
+    copy_tensors,
     put_tensors,
     train_mode,
     trained_parameters,
@@ -99,6 +101,8 @@ class Trainer:
         )
         self.run = RunState(self.output_dir, self.gradients, self.optimizer)
         self._probe: list[Row] = []
+        self.start: Tensors | None = None
+        """The trained tensors before the first step, if they are those of a linear probe."""
 
     def __enter__(self) -> Self:
         return self
@@ -163,8 +167,9 @@ class Trainer:
                     is_probe = starts_anew and start_from_probe(
                         self.model, self.task, self.tokenizer, prepared.train, self.config.seed
                     )
+                    self.start = copy_tensors(self.parameters) if is_probe else None
                     self.run.signals.is_deferred = True
-                    self._loop(prepared, judges_start=is_probe)
+                    self._loop(prepared)
                 self._finish()
         except RuntimeError as error:
             if self.accelerator.num_processes > 1 and lost_processes.is_lost_process(error):
@@ -266,11 +271,8 @@ class Trainer:
     def _total_steps(self, prepared: Prepared) -> int:
         return self.config.total_steps(len(prepared.train_rows))
 
-    def _loop(self, prepared: Prepared, *, judges_start: bool) -> None:
-        """Take the steps, evaluating and writing checkpoints in between.
-
-        With `judges_start` the weights before the first step are a candidate for the best.
-        """
+    def _loop(self, prepared: Prepared) -> None:
+        """Take the steps, evaluating and writing checkpoints in between."""
         steps = self._total_steps(prepared)
         log = RunLog(
             self.progress,
@@ -281,7 +283,7 @@ class Trainer:
             track=self.accelerator.log if self.config.trackers else None,
         )
         train_mode(self.model)
-        if judges_start:
+        if self.start is not None:
             self._judge(prepared, 0, log)
         # At the top of the loop, `step` steps are done.
         for step in range(self.progress.step, steps + 1):
@@ -302,10 +304,8 @@ class Trainer:
         if step == 0 or self.progress.examined_step >= step:
             return False
         rows = len(prepared.train_rows)
-        eval_every = self.config.eval_every
-        if eval_every is None:
-            eval_every = data_order.steps_per_epoch(rows, self.config.batch_size)
-        return step % eval_every == 0 or step == self._total_steps(prepared)
+        is_last = step == self._total_steps(prepared)
+        return is_last or step % self.config.evaluation_interval(rows) == 0
 
     def _is_out_of_patience(self) -> bool:
         patience = self.config.patience
