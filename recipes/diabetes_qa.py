@@ -97,13 +97,8 @@ def make_model(options, rows):
     model, tokenizer = peftcls.load_base(
         options.model, task, quantize=options.quantize, seed=options.seed
     )
-    model = peftcls.attach_lora(
-        model,
-        task,
-        targets="all-linear",
-        layers=adapter_layers(options),
-        seed=options.seed,
-    )
+    layers = adapter_layers(options)
+    model = peftcls.attach_lora(model, task, targets="all-linear", layers=layers, seed=options.seed)
     return model, task, tokenizer
 
 

@@ -61,8 +61,6 @@ def attach_lora(
     Raises:
         ValueError: no module fits, or the method is not known.
     """
-    if alpha is None:
-        alpha = 2.0 * rank if isinstance(rank, int) else 1.0
     arguments = {
         "rank": rank,
         "alpha": alpha,
@@ -73,7 +71,8 @@ def attach_lora(
         "seed": seed,
     }
     check_argument_types(arguments, attach_lora)
-    if rank < 1 or not 0 < alpha < float("inf") or not 0 <= dropout < 1:
+    alpha_is_wrong = alpha is not None and not 0 < alpha < float("inf")
+    if rank < 1 or alpha_is_wrong or not 0 <= dropout < 1:
         raise ValueError(
             f"rank={rank!r}, alpha={alpha!r}, dropout={dropout!r}: expected a whole number of at "
             "least 1, a number above 0, and a share of at least 0 and below 1."
@@ -93,7 +92,7 @@ def attach_lora(
         method,
         names,
         rank=rank,
-        alpha=alpha,
+        alpha=2 * rank if alpha is None else alpha,
         dropout=dropout,
         label_layer=label_layer,
         labels=len(task.labels or ()),

@@ -630,7 +630,7 @@ def test_a_folder_is_shown_without_its_base(other_classifier, bert, tmp_path, ca
     assert code == 0
     assert "labels     'no', 'yes'" in out
     assert "decisions  no label below the probability 0.999" in out
-    assert "adapter    lora, rank 2, alpha 16, on dense, key, query, value" in out
+    assert "adapter    lora, rank 2, alpha 4, on dense, key, query, value" in out
     assert "attention.self.query.lora_A.weight 2x128, in 2 layers" in out
     facts = json.loads(run(capsys, "show", other_classifier, "--json")[1])
     assert facts["base"]["name"] == bert

@@ -55,7 +55,9 @@ def train(
             )
             model = peftcls.attach_lora(model, task, rank=4)
             folder = tmp_path_factory.mktemp("quantized")
-            config = peftcls.TrainConfig(folder, epochs=1, batch_size=4, learning_rate=1e-2)
+            config = peftcls.TrainConfig(
+                folder, epochs=1, batch_size=4, learning_rate=1e-2, head_init="random"
+            )
             trainer = peftcls.Trainer(model, task, tokenizer, config)
             trainer.fit(rows)
             made[kind, quantize] = folder, trainer, rows
