@@ -27,6 +27,7 @@ from peftcls.training.config import TrainConfig
 from peftcls.training.continual import compare_scores, learn_on, with_replay
 from peftcls.training.continual import side_by_side as side_by_side  # deprecated
 from peftcls.training.cross_validation import cross_validate
+from peftcls.training.search import search
 from peftcls.training.sweep import Trained, sweep
 from peftcls.training.trainer import Trainer
 
@@ -61,6 +62,7 @@ __all__ = [
     "load_predictor",
     "merge_adapter",
     "read_rows",
+    "search",
     "share_base",
     "sweep",
     "train_only",

@@ -200,6 +200,12 @@ def commands() -> None:
     type=click.FloatRange(min=0, min_open=True),
     help="Its peak.  [default: 1e-3; 2e-3 for texts; 5e-5 with --part all]",
 )
+@click.option(
+    "--search",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Try N settings on the validation rows first, and train with the best ones.",
+)
 @max_length_option
 @click.option(
     "--seed",

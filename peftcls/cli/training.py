@@ -32,6 +32,7 @@ from peftcls.tasks.splitting import split_off
 from peftcls.training.config import TrainConfig
 from peftcls.training.prepare import Prepared, log_warnings, prepare
 from peftcls.training.run_info import describe_model, first_labels
+from peftcls.training.search import Candidate, search
 from peftcls.training.trainer import Trainer
 
 # The share of all rows that is put aside for validation, and for the test.
@@ -63,6 +64,7 @@ class TrainOptions:
     epochs: int | None
     batch_size: int | None
     learning_rate: float | None
+    search: int | None
     max_length: int | None
     seed: int
     resume: bool
@@ -92,11 +94,18 @@ def train_file(options: TrainOptions) -> None:
     meter = Meter()
     task, tables = _read_rows(options)
     examination = _examine(task, tables)
-    model, tokenizer = _build_model(options, task)
+    base, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
     rows = prepare(
-        task, tables.train, tables.valid, tokenizer, base_facts(model), examination=examination
+        task, tables.train, tables.valid, tokenizer, base_facts(base), examination=examination
     )
     config = _train_config(options, task, len(tables.train))
+    candidate = Candidate(
+        config.learning_rate, options.rank or DEFAULT_RANK, _adapter_targets(options.targets)
+    )
+    if options.search and not options.dry_run:
+        candidate = _search(base, task, tokenizer, config, rows, options.search)
+        config = dataclasses.replace(config, learning_rate=candidate.learning_rate)
+    model = _build_model(options, task, base, candidate)
     with Trainer(model, task, tokenizer, config) as trainer:
         if options.dry_run:
             _print_once(f"{describe_model(model, task)}\n{trainer.dry_run(rows)}")
@@ -110,6 +119,11 @@ def _check_options(options: TrainOptions) -> None:
         raise ValueError(
             "--part trains the model itself; it cannot be used with --method, --rank or "
             "--targets, which are options of an adapter."
+        )
+    if options.search and (options.part or options.method or options.rank or options.targets):
+        raise ValueError(
+            "--search tries ranks and targets of a LoRA adapter; it cannot be used with --part, "
+            "--method, --rank or --targets."
         )
     check_out_folder(options.out)
 
@@ -212,20 +226,34 @@ def _stratification_remark(task: Task) -> str:
 # Step 2: model
 
 
-def _build_model(options: TrainOptions, task: Task) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The base model with an adapter, or with a part of its own to train, and its tokenizer."""
-    base, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
+def _search(
+    base: Any,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    config: TrainConfig,
+    rows: Prepared,
+    trials: int,
+) -> Candidate:
+    """The best of so many settings, by the validation rows; all of them are printed."""
+    found = search(base, task, tokenizer, config, rows, trials=trials)
+    _print_once(
+        f"{found}\nchosen on {len(rows.valid_rows or ())} validation rows: {found.best.name}"
+    )
+    return found.best
+
+
+def _build_model(options: TrainOptions, task: Task, base: Any, candidate: Candidate) -> Any:
+    """The base model with an adapter, or with a part of its own to train."""
     if options.part:
-        return train_only(base, task, options.part), tokenizer
-    model = attach_lora(
+        return train_only(base, task, options.part)
+    return attach_lora(
         base,
         task,
-        rank=options.rank or DEFAULT_RANK,
-        targets=_adapter_targets(options.targets),
+        rank=candidate.rank,
+        targets=candidate.targets,
         method=options.method or "lora",
         seed=options.seed,
     )
-    return model, tokenizer
 
 
 def _adapter_targets(targets: str | None) -> Any:

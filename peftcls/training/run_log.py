@@ -13,6 +13,11 @@ from peftcls.training.config import TrainConfig
 
 logger = logging.getLogger("peftcls")
 
+SMALL_LOSS = 0.05
+"""A loss that begins below this, as that of a linear probe may, has no room to fall."""
+LEAST_FALL = 0.02
+"""The share by which the loss of the last quarter should be below that of the first."""
+
 
 def log_info(message: str) -> None:
     """Log a fact, in the main process only."""
@@ -74,5 +79,17 @@ class RunLog:
             self.track(values, step=int(entry["step"]))
 
     def close(self) -> None:
-        """Finish the progress bar."""
+        """Finish the progress bar, and warn if the loss is as it was at the beginning."""
         self.bar.close()
+        losses = [entry["loss"] for entry in self.progress.history if "loss" in entry]
+        quarter = len(losses) // 4
+        if quarter == 0:
+            return
+        first = sum(losses[:quarter]) / quarter
+        last = sum(losses[-quarter:]) / quarter
+        if first > SMALL_LOSS and last > (1 - LEAST_FALL) * first:
+            log_warning(
+                f"the training loss has hardly moved: {first:.3g} at the beginning, {last:.3g} at "
+                "the end. Raise the learning rate or the epochs; if that does not help, look "
+                "whether the text alone can tell the answer."
+            )

@@ -57,8 +57,8 @@ def sweep(
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
     configs: Mapping[str, TrainConfig],
-    train_rows: datasets.Dataset | Iterable[Mapping[str, Any]],
-    valid_rows: datasets.Dataset | Iterable[Mapping[str, Any]],
+    train_rows: datasets.Dataset | Iterable[Mapping[str, Any]] | Prepared,
+    valid_rows: datasets.Dataset | Iterable[Mapping[str, Any]] | None = None,
     *,
     resume: bool = False,
 ) -> list[Trained]:
@@ -76,7 +76,7 @@ def sweep(
         task: with its labels learnt.
         tokenizer: from `load_base`.
         configs: of each training, by name; each with an `output_dir` of its own.
-        train_rows: as for `Trainer.fit`.
+        train_rows: as for `Trainer.fit`; or what `prepare` made of these and valid_rows.
         valid_rows: they choose each training's best step, and the order of the results. So the
             score of the best training is a little optimistic, the more so the more trainings are
             compared; use other rows for a score to report.
@@ -92,8 +92,6 @@ def sweep(
     models = dict(model) if isinstance(model, Mapping) else dict.fromkeys(configs, model)
     _check_configs(models, configs)
     monitor = _common_monitor(task, configs)
-    train = as_dataset(train_rows, "train_rows")
-    valid = as_dataset(valid_rows, "valid_rows")
     starts = {name: copy_tensors(trained_parameters(models[name])) for name in configs}
     trainers = {
         name: Trainer(models[name], task, tokenizer, config) for name, config in configs.items()
@@ -101,9 +99,11 @@ def sweep(
     is_main_process = next(iter(trainers.values())).accelerator.is_main_process
     # How rows are encoded depends on the tokenizer, not on the base: once is enough for all.
     first_model = next(iter(models.values()))
-    prepared = prepare(task, train, valid, tokenizer, base_facts(first_model))
-    if is_main_process:
+    prepared = _prepare(train_rows, valid_rows, task, tokenizer, first_model)
+    if prepared is not train_rows and is_main_process:
         log_warnings(prepared.examination)
+    valid = prepared.valid_rows
+    assert valid is not None, "a sweep has validation rows"
     results: dict[str, Trained] = {}
     try:
         for names in _groups_by_frozen_layers(models, configs):
@@ -126,6 +126,27 @@ def sweep(
         for name, start in starts.items():
             put_tensors(trainers[name].parameters, start)
     return _best_first([results[name] for name in configs], task, valid, monitor)
+
+
+def _prepare(
+    train_rows: Any,
+    valid_rows: Any,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    model: torch.nn.Module,
+) -> Prepared:
+    """Check, examine and encode the rows, unless that was done before."""
+    if isinstance(train_rows, Prepared):
+        prepared = train_rows
+    elif valid_rows is None:
+        raise ValueError("valid_rows is None, expected rows that choose the best training.")
+    else:
+        train = as_dataset(train_rows, "train_rows")
+        valid = as_dataset(valid_rows, "valid_rows")
+        prepared = prepare(task, train, valid, tokenizer, base_facts(model))
+    if prepared.valid_rows is None:
+        raise ValueError("the prepared rows have no validation rows, which choose the best one.")
+    return prepared
 
 
 def _check_configs(

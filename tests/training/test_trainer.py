@@ -529,3 +529,12 @@ def test_a_custom_task_is_trained_saved_and_loaded_again(bert, tmp_path, text_ro
     assert type(loaded.task) is Shouting
     expected = [answer.label for answer in trainer.predict(text_rows)]
     assert [answer.label for answer in loaded.predict(text_rows)] == expected
+
+
+@pytest.mark.parametrize(("rate", "warns"), [(1e-9, True), (1e-2, False)])
+def test_a_loss_that_has_hardly_moved_is_a_warning(bert, tmp_path, text_rows, caplog, rate, warns):
+    trainer = build(
+        bert, tmp_path, text_rows, epochs=6, learning_rate=rate, log_every=1, schedule="constant"
+    )
+    trainer.fit(text_rows)
+    assert ("the training loss has hardly moved: 0." in caplog.text) == warns
