@@ -20,6 +20,7 @@ TASKS = ("classification", "pair", "multi-label", "regression", "qa", "instructi
 METHODS = ("lora", "lora+", "dora", "rslora", "pissa", "adalora", "ia3")
 PARTS = ("head", "last_block", "last_two_blocks", "all")
 QUANTIZE = ("8bit", "4bit")
+POOLINGS = ("cls", "first", "last", "mean")
 
 # Exit codes.
 FAILED = 1
@@ -199,6 +200,11 @@ def commands() -> None:
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
     help="Its peak.  [default: 1e-3; 2e-3 for texts; 5e-5 with --part all]",
+)
+@click.option(
+    "--pooling",
+    type=click.Choice(POOLINGS),
+    help="What a head reads of a text.  [default: chosen by the base]",
 )
 @click.option(
     "--search",

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from peftcls.cli.column_guessing import Columns
+from peftcls.engine.model_state import Pooling
 from peftcls.tasks.base import Task
 from peftcls.tasks.classification import Classification
 from peftcls.tasks.extractive_qa import ExtractiveQA
@@ -19,6 +20,7 @@ TEMPLATE_WITHOUT_INPUT = "### Instruction:\n{instruction}\n\n### Response:\n"
 HAVE_PROMPT = ("instruction", "keywords")
 HAVE_LABELS = ("classification", "pair", "multi-label", "instruction")
 HAVE_CLASS_WEIGHT = ("classification", "pair")
+HAVE_POOLING = ("classification", "pair", "multi-label", "regression")
 
 
 def task_for(
@@ -28,6 +30,7 @@ def task_for(
     prompt: str | None = None,
     max_length: int | None = None,
     class_weight: str | None = None,
+    pooling: Pooling | None = None,
 ) -> Task:
     """The task on these columns, before it has learnt from rows.
 
@@ -41,6 +44,9 @@ def task_for(
         raise ValueError(f"--labels cannot be used with --task {kind}.")
     if class_weight is not None and kind not in HAVE_CLASS_WEIGHT:
         raise ValueError(f"--class-weight cannot be used with --task {kind}.")
+
+    if pooling is not None and kind not in HAVE_POOLING:
+        raise ValueError(f"--pooling cannot be used with --task {kind}.")
 
     label_names = tuple(labels) if labels else None
     options: dict[str, Any] = {}
@@ -62,6 +68,7 @@ def task_for(
             **options,
         )
     text = _text_argument(columns)
+    options["pooling"] = pooling
     if kind == "regression":
         return Regression(text=text, target=columns.label, **options)
     return Classification(

@@ -13,7 +13,7 @@ from peftcls.cli.column_guessing import guess_columns
 from peftcls.cli.folders import push_folder
 from peftcls.cli.task_building import parse_labels, task_for
 from peftcls.data.reading import name_source, read_rows, source_name
-from peftcls.engine.model_state import Quantize, base_facts
+from peftcls.engine.model_state import Pooling, Quantize, base_facts
 from peftcls.models.adapter_methods import Method
 from peftcls.models.base_model import load_base
 from peftcls.models.lora_injection import DEFAULT_RANK, attach_lora
@@ -65,6 +65,7 @@ class TrainOptions:
     batch_size: int | None
     learning_rate: float | None
     search: int | None
+    pooling: Pooling | None
     max_length: int | None
     seed: int
     resume: bool
@@ -141,6 +142,7 @@ def _read_rows(options: TrainOptions) -> tuple[Task, Tables]:
         prompt=options.prompt,
         max_length=options.max_length,
         class_weight=options.class_weight,
+        pooling=options.pooling,
     )
     task = unlearnt_task.learn(rows)
     _print_once(f"{columns}{_labels_remark(task)}")

@@ -137,15 +137,13 @@ def _difference(first: Folder, other: Folder, quantize: Quantize | None) -> str 
             f"one was trained on it in {first_quantize}, the other in {other_quantize} "
             "(quantize='8bit' or '4bit' loads it in the same way for both)"
         )
-    if (
-        first.task.auto_model is not other.task.auto_model
-        or first.base.heads != other.base.heads
-        or first.base.pooling != other.base.pooling
-    ):
+    if first.task.auto_model is not other.task.auto_model or first.base.heads != other.base.heads:
         return (
             f"{type(first.task).__name__} and {type(other.task).__name__} have heads of "
             "different kinds"
         )
+    if first.base.pooling != other.base.pooling:
+        return "the head of one reads the mean of all tokens, that of the other the first token"
     return None
 
 

@@ -14,6 +14,7 @@ from peftcls.engine.model_state import BaseFacts, Quantize, state_of
 from peftcls.models.fingerprint import fingerprint_base, fingerprint_tensors
 from peftcls.models.folder_safety import check_base_config, check_finite
 from peftcls.models.pretrained_io import (
+    base_name,
     quiet,
     reraise_as_value_error,
     resolve_source,
@@ -81,8 +82,8 @@ def load_base(
     Every weight is frozen. Only safetensors are read, and no code that comes with a model is run.
 
     Args:
-        name: "demo" (the model that ships with peftcls), a local folder, or the name of a model on
-            the hub.
+        name: "demo" (the tiny model that ships with peftcls), "minilm" or "smollm2" (real ones from
+            Python packages), a local folder, or the name of a model on the hub.
         task: decides the kind of model, its head and its labels.
         quantize: load the base in 8 or 4 bits through bitsandbytes; a new head stays in full
             precision.
@@ -197,7 +198,7 @@ def _load(
     if causal or not task.new_head:
         tokenizer.padding_side = "right"
     state = state_of(model)
-    state.base = _collect_facts(str(name), request, model, heads, causal=causal)
+    state.base = _collect_facts(base_name(name), request, model, heads, causal=causal)
     state.head_is_new = request.reads_mean or _is_new(loaded, head_layer_name(model))
     return model, tokenizer
 

@@ -21,6 +21,7 @@ from peftcls.models.folder_info import (
     tell_versions,
 )
 from peftcls.models.folder_safety import ADAPTER_WEIGHTS
+from peftcls.models.named_bases import NAMED_BASES
 from peftcls.tasks.base import Task
 
 CARD = "README.md"
@@ -193,6 +194,9 @@ def tell_base(facts: Mapping[str, Any]) -> str:
         text = f"`{name}` at revision `{base['revision']}`"
     elif base["name"] == "demo":
         text = "the model that ships with peftcls (`demo`)"
+    elif base["name"] in NAMED_BASES:
+        named = NAMED_BASES[base["name"]]
+        text = f"`{base['name']}`, which is `{named.hub}` from the package `{named.package}`"
     else:
         text = f"a local folder called `{Path(base['name']).name}`"
     if base["quantize"]:
@@ -278,8 +282,11 @@ def _base_in_code(base: Mapping[str, Any]) -> dict[str, Any]:
     """How the code of a card names the base, and what is special about it."""
     name = hub_name(base)
     is_demo = base["name"] == "demo" and not name
+    named = NAMED_BASES.get(base["name"])
     if name:
         in_code = f'"{name}", revision="{base["revision"]}"'
+    elif named:
+        in_code = f'"{named.hub}"'
     elif is_demo:
         in_code = "peftcls.demo.BASE_FOLDER"
     else:
@@ -287,7 +294,8 @@ def _base_in_code(base: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "in_code": in_code,
         "is_demo": is_demo,
-        "is_elsewhere": not name and not is_demo,
+        "is_elsewhere": not name and not is_demo and not named,
+        "reads_mean": base.get("pooling") == "mean",
         "is_narrow": base["dtype"] not in WIDE_DTYPES,
         "dtype": base["dtype"],
     }

@@ -140,13 +140,12 @@ def _convert(name: str, file: Path, folder: Path) -> None:
         sums = {path.name: _file_sum(path) for path in sorted(temporary.iterdir())}
         (temporary / SUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
         temporary.chmod(0o755)
-        # What is there is damaged, or another process has just written the same.
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
+        for path in temporary.iterdir():
+            path.chmod(0o644)
+        # Another process may have written the same by now; what is not whole is damaged.
+        if not _is_whole(folder):
+            shutil.rmtree(folder, ignore_errors=True)
             os.replace(temporary, folder)
-        except OSError:
-            if not _is_whole(folder):
-                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -23,11 +23,19 @@ def resolve_source(name: str | Path) -> str:
     Raises:
         ValueError: a base with a short name is neither installed nor on a hub in reach.
     """
-    if str(name) == "demo":
+    if name == "demo":
         return str(BASE_FOLDER)
-    if str(name) in NAMED_BASES:
+    if isinstance(name, str) and name in NAMED_BASES:
         with quiet():
-            return find_named_base(str(name))
+            return find_named_base(name)
+    return base_name(name)
+
+
+def base_name(name: str | Path) -> str:
+    """A base's name as a text; a path that reads like a short name stays a path."""
+    is_path = not isinstance(name, str)
+    if is_path and str(name) in ("demo", *NAMED_BASES):
+        return f"./{name}"
     return str(name)
 
 

@@ -19,14 +19,18 @@ def was_trained_on_means(source: str, revision: str | None) -> bool:
     """
     file = Path(source) / POOLING_FILE
     if not Path(source).is_dir():
-        found = cached_file(
-            source,
-            POOLING_FILE,
-            revision=revision,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
+        try:
+            found = cached_file(
+                source,
+                POOLING_FILE,
+                revision=revision,
+                _raise_exceptions_for_gated_repo=False,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+            )
+        except (OSError, ValueError):
+            # No such model: reading its configuration says so.
+            return False
         if found is None:
             return False
         file = Path(found)

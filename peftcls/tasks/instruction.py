@@ -95,7 +95,10 @@ class Instruction(Task):
     def _setting_checks(self) -> list[tuple[bool, str]]:
         """Pairs of (is wrong, sentence) for settings whose types are right."""
         documents = self.template.count("{input}")
-        too_short = self.max_new_tokens < MIN_NEW_TOKENS or self.max_length <= self.max_new_tokens
+        too_short = self.max_new_tokens < MIN_NEW_TOKENS or self.max_length <= MIN_NEW_TOKENS
+        if self.labels is None:
+            # One of a closed set of labels is not generated.
+            too_short |= self.max_length <= self.max_new_tokens
         return [
             (
                 self.labels is not None and len(self.labels) < 2,

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Number
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -113,8 +114,11 @@ class TrainConfig:
         Raises:
             ValueError: as the class.
         """
-        if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
-            raise ValueError(f"rows={rows!r}: expected the number of training rows.")
+        if not isinstance(task, Task):
+            raise ValueError(f"task={task!r}: expected a task, such as Classification(...).")
+        if not isinstance(rows, Integral) or isinstance(rows, bool) or rows < 1:
+            shown = rows if isinstance(rows, Number) else type(rows).__name__
+            raise ValueError(f"rows={shown}: expected the number of training rows, len(train).")
         defaults = defaults_for(task)
         given = {name: value for name, value in settings.items() if value is not None}
         chosen: dict[str, Any] = {
@@ -124,7 +128,7 @@ class TrainConfig:
         }
         batch_size = chosen["batch_size"]
         if "epochs" not in chosen and isinstance(batch_size, int) and batch_size > 0:
-            chosen["epochs"] = defaults.epochs_for(rows, batch_size)
+            chosen["epochs"] = defaults.epochs_for(int(rows), batch_size)
         return cls(output_dir, **chosen)
 
     def _problems(self) -> list[str]:

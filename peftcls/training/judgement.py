@@ -1,6 +1,7 @@
 """What a finished run is worth beside what needs no training: the probe, and counting words."""
 
 import datasets
+from peft import PeftModel
 
 from peftcls import metrics
 from peftcls.baselines import baselines
@@ -11,9 +12,10 @@ from peftcls.training.trainer import Trainer
 
 PROBE = "linear probe of the frozen base"
 WHAT_TO_TRY = (
-    "Try another base (--model minilm or smollm2), more rows, or other settings: a learning rate "
-    "three times as high or as low, more epochs, targets='all-linear'."
+    "Try another base, more rows, or other settings: a learning rate three times as high or as "
+    "low, more epochs, adapters in all linear layers."
 )
+NEARLY_PERFECT = 0.995
 
 
 def answers_at_start(trainer: Trainer, rows: datasets.Dataset) -> list[Answer] | None:
@@ -49,18 +51,23 @@ def weaknesses(
     if valid is None or not progress.best_scores:
         return []
     sentences = []
-    if progress.best_step == 0:
+    monitor = trainer.config.monitor or trainer.task.monitor
+    own = progress.best_scores[monitor]
+    has_room = monitor in metrics.LOWER_IS_BETTER or own < NEARLY_PERFECT
+    if progress.best_step == 0 and has_room and isinstance(trainer.model, PeftModel):
         sentences.append(
             "No step of the training was better on the validation rows than the linear probe that "
             f"it began with, so the probe is what was saved. {WHAT_TO_TRY}"
         )
     if len(valid) < MIN_EVALUATION_ROWS:
         return sentences
-    monitor = trainer.config.monitor or trainer.task.monitor
-    own = progress.best_scores[monitor]
+    if monitor in metrics.LOWER_IS_BETTER:
+        return sentences
+    one_row = 1 / len(valid)
     for name, answers in baselines(trainer.task, train, valid).items():
         score = trainer.task.score(answers, valid).get(monitor)
-        if score is not None and score > own and monitor not in metrics.LOWER_IS_BETTER:
+        # One row more or less says nothing.
+        if score is not None and score > own + 1.5 * one_row:
             sentences.append(
                 f"On the validation rows {name} has {monitor} {100 * score:.1f}, this run "
                 f"{100 * own:.1f}: it is no good yet. {WHAT_TO_TRY}"

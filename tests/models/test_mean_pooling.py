@@ -125,7 +125,7 @@ def test_folders_on_one_base_read_the_mean_too(sentence_bert, text_rows, tmp_pat
         for one, other in zip(many[folder.name], expected, strict=True):
             assert one.probabilities == pytest.approx(other.probabilities, abs=1e-4)
     trained(sentence_bert, tmp_path / "third", text_rows, pooling="cls")
-    with pytest.raises(ValueError, match="heads of different kinds"):
+    with pytest.raises(ValueError, match="the head of one reads the mean of all tokens"):
         peftcls.load_predictor([folders[0], tmp_path / "third"])
 
 
@@ -144,3 +144,12 @@ def test_training_continues_from_it(sentence_bert, text_rows, tmp_path):
     assert base_facts(model).pooling == "mean"
     assert task.labels == ("no", "yes")
     assert unwrapped(model).config.num_labels == 2
+
+
+def test_the_card_of_the_folder_does_not_offer_plain_peft(sentence_bert, text_rows, tmp_path):
+    trained(sentence_bert, tmp_path / "mean", text_rows)
+    card = (tmp_path / "mean" / "README.md").read_text(encoding="utf-8")
+    assert "Plain PEFT cannot use it: the head reads the mean of all tokens" in card
+    assert "PeftModel" not in card
+    trained(sentence_bert, tmp_path / "cls", text_rows, pooling="cls")
+    assert "PeftModel" in (tmp_path / "cls" / "README.md").read_text(encoding="utf-8")

