@@ -112,6 +112,8 @@ def _train(
     e = job.experiment
     config = peftcls.TrainConfig(
         tempfile.mkdtemp(),
+        # The other programs have no probe to start from.
+        head_init="random",
         epochs=e.epochs,
         batch_size=e.batch_size,
         learning_rate=e.rate,
@@ -181,7 +183,12 @@ def gate(job: Job) -> dict[str, Any]:
     task, model, tokenizer = _build(job, torch.bfloat16 if job.bf16 else torch.float32)
     begin_with(model, job.adapter)
     config = peftcls.TrainConfig(
-        tempfile.mkdtemp(), epochs=1, batch_size=len(rows), max_grad_norm=NO_CLIPPING, log_every=1
+        tempfile.mkdtemp(),
+        head_init="random",
+        epochs=1,
+        batch_size=len(rows),
+        max_grad_norm=NO_CLIPPING,
+        log_every=1,
     )
     trainer = peftcls.Trainer(model, task, tokenizer, config)
     _keep_gradient(trainer, job)

@@ -46,6 +46,8 @@ def recipe_options(
     *,
     data: str,
     out: str,
+    epochs: int | None = None,
+    learning_rate: float | None = None,
     kind: str = "csv",
     **more: list[str] | str,
 ) -> argparse.Namespace:
@@ -55,6 +57,8 @@ def recipe_options(
         description: the recipe's docstring.
         data: the name of the sample data that are used if no file is given, for example "papers".
         out: the default adapter folder.
+        epochs: the default number of epochs; by `TrainConfig.for_task` unless given.
+        learning_rate: the default learning rate; by `TrainConfig.for_task` unless given.
         kind: the ending of the sample files.
         more: further options: a list of choices, of which the first is the default, or the help
             of a free text.
@@ -66,7 +70,7 @@ def recipe_options(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     _add_data_options(parser)
-    _add_training_options(parser, out=out)
+    _add_training_options(parser, out=out, epochs=epochs, learning_rate=learning_rate)
     parser.add_argument("--predict", help="a file of rows without labels to answer when trained")
     parser.add_argument(
         "--predictions", default="predictions.csv", help="where the answers go (predictions.csv)"
@@ -98,7 +102,9 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_training_options(parser: argparse.ArgumentParser, *, out: str) -> None:
+def _add_training_options(
+    parser: argparse.ArgumentParser, *, out: str, epochs: int | None, learning_rate: float | None
+) -> None:
     parser.add_argument(
         "--model",
         default="demo",
@@ -114,10 +120,14 @@ def _add_training_options(parser: argparse.ArgumentParser, *, out: str) -> None:
     parser.add_argument(
         "--epochs",
         type=int,
+        default=epochs,
         help="passes over the training rows; chosen by the kind of work and the rows unless given",
     )
     parser.add_argument(
-        "--learning-rate", type=float, help="peak learning rate; chosen by the kind of work"
+        "--learning-rate",
+        type=float,
+        default=learning_rate,
+        help="peak learning rate; chosen by the kind of work",
     )
     parser.add_argument("--seed", type=int, default=0, help="of new weights, order and dropout (0)")
     parser.add_argument(

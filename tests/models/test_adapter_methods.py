@@ -28,7 +28,8 @@ def build(base, folder, rows, method, *, rank=4, dropout=0.0, **config):
     model, tokenizer = peftcls.load_base(base, task)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     model = peftcls.attach_lora(model, task, rank=rank, method=method, dropout=dropout)
-    settings = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-2, **config}
+    settings = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-2, "head_init": "random"}
+    settings |= config
     return Trainer(model, task, tokenizer, TrainConfig(folder, **settings)), before
 
 
@@ -115,7 +116,6 @@ def test_lora_plus_steps_b_sixteen_times_as_far(bert, tmp_path, text_rows):
             weight_decay=0.0,
             warmup=0.0,
             schedule="constant",
-            head_init="random",
         )
         with torch.no_grad():  # as drawn B is zero, and no gradient reaches A
             for number, (name, p) in enumerate(trainer.parameters.items()):

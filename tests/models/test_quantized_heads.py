@@ -72,7 +72,9 @@ def test_a_head_on_a_quantized_base_is_trained_saved_and_loaded(name, quantize, 
     assert kinds == {LINEAR[quantize]}
 
     model = peftcls.attach_lora(model, task, rank=4)
-    config = peftcls.TrainConfig(tmp_path, epochs=1, batch_size=4, learning_rate=1e-2)
+    config = peftcls.TrainConfig(
+        tmp_path, epochs=1, batch_size=4, learning_rate=1e-2, head_init="random"
+    )
     trainer = peftcls.Trainer(model, task, tokenizer, config)
     start = {parameter: p.detach().clone() for parameter, p in trainer.parameters.items()}
     trainer.fit(ROWS)

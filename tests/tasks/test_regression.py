@@ -39,7 +39,9 @@ def trained(request, tmp_path_factory):
         model,
         task,
         tokenizer,
-        peftcls.TrainConfig(folder, epochs=40, batch_size=8, learning_rate=5e-3),
+        peftcls.TrainConfig(
+            folder, epochs=40, batch_size=8, learning_rate=5e-3, head_init="random"
+        ),
     )
     return trainer, trainer.fit(ROWS, ROWS)
 
