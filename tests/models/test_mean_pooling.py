@@ -43,7 +43,7 @@ def trained(base, folder, rows, **settings):
     task = peftcls.Classification(max_length=32, **settings).learn(rows)
     model, tokenizer = peftcls.load_base(base, task)
     model = peftcls.attach_lora(model, task, rank=4, targets="all-linear")
-    config = peftcls.TrainConfig(folder, epochs=1, batch_size=8, learning_rate=5e-3)
+    config = peftcls.TrainConfig(folder, epochs=1, batch_size=8, learning_rate=1e-3)
     trainer = peftcls.Trainer(model, task, tokenizer, config)
     trainer.fit(rows)
     return trainer

@@ -42,7 +42,9 @@ def make_model(base, task, how, model=None):
 
 
 def config(folder, **changes):
-    return TrainConfig(folder, **{"epochs": 2, "batch_size": 4, "seed": 3, **changes})
+    return TrainConfig(
+        folder, **{"epochs": 2, "batch_size": 4, "seed": 3, "head_init": "random", **changes}
+    )
 
 
 def count_calls(model):
