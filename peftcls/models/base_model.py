@@ -101,12 +101,6 @@ def load_base(
     check_argument_types({"name": name, "revision": revision, "seed": seed}, load_base)
     if not isinstance(task, Task):
         raise ValueError(f"task={task!r}: expected a task, such as Classification(...).")
-    source = resolve_source(name)
-    _validate_arguments(source, quantize)
-    validate_base_folder(source)
-    reads_mean = task.pooling == "mean"
-    if task.pooling is None and task.peft_type == "SEQ_CLS":
-        reads_mean = was_trained_on_means(source, revision)
     return _load(
         name,
         task,
@@ -115,7 +109,6 @@ def load_base(
         revision=revision,
         seed=seed,
         pretrained=pretrained,
-        reads_mean=reads_mean,
     )
 
 
@@ -139,12 +132,8 @@ def load_same_base(
     Raises:
         ValueError: as `load_base`.
     """
-    name = moved_to or facts.name
-    source = resolve_source(name)
-    _validate_arguments(source, quantize)
-    validate_base_folder(source)
     return _load(
-        name,
+        moved_to or facts.name,
         task,
         quantize=quantize,
         dtype=dtype,
@@ -164,10 +153,16 @@ def _load(
     revision: str | None,
     seed: int,
     pretrained: bool,
-    reads_mean: bool,
+    reads_mean: bool | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a base whose arguments are valid; `reads_mean` is about the head of an encoder."""
+    """Load a base; whether an encoder's head reads the mean, task and folder say unless given."""
     source = resolve_source(name)
+    _validate_arguments(source, quantize)
+    validate_base_folder(source)
+    if reads_mean is None:
+        reads_mean = task.pooling == "mean"
+        if task.pooling is None and task.peft_type == "SEQ_CLS":
+            reads_mean = was_trained_on_means(source, revision)
     settings = task.model_settings()
     config = _read_config(source, settings, revision)
     tokenizer = load_tokenizer(name, revision=revision)

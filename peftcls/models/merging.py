@@ -22,7 +22,7 @@ from peftcls.models.pretrained_io import quiet
 from peftcls.tasks.base import Feature, Task, token_limit
 
 TOLERANCE = 1e-4
-"""The largest difference of a logit in float32; of logits above 1, as a share of the largest."""
+"""The largest difference of a logit, in float32."""
 SHORT_TEXT = "Yes."
 PROBE_TEXTS = (
     "The patient was given a new drug and recovered within a week.",
@@ -223,13 +223,11 @@ def _compare(
     """Raise ValueError where logits differ by more than the tolerance, or in shape."""
     for number, (right, logits) in enumerate(zip(expected, actual, strict=True), 1):
         difference = float("inf")
-        # Rounding grows with the logits.
-        allowed = TOLERANCE * max(1.0, float(right.abs().max()))
         if right.shape == logits.shape:
             difference = float((right - logits).abs().max())
         # A difference of nan is no match either.
-        if not difference <= allowed:
+        if not difference <= TOLERANCE:
             raise ValueError(
                 f"{failure}: probe {number} differs by {difference:.2g}, expected at most "
-                f"{allowed:.2g}; {USE_THE_FOLDER}."
+                f"{TOLERANCE:g}; {USE_THE_FOLDER}."
             )
