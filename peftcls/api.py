@@ -5,6 +5,7 @@ from peftcls.engine.fast_paths import FastPaths
 from peftcls.evaluation import compare_answers, evaluate_answers
 from peftcls.inference.loading import load_predictor
 from peftcls.inference.multi_predictor import ManyPredictor
+from peftcls.inference.passages import PassageAnswer, Passages
 from peftcls.inference.predictor import Predictor
 from peftcls.models.base_model import load_base
 from peftcls.models.lora_injection import attach_lora
@@ -41,6 +42,8 @@ __all__ = [
     "Finding",
     "Instruction",
     "ManyPredictor",
+    "PassageAnswer",
+    "Passages",
     "Predictor",
     "Regression",
     "RowError",

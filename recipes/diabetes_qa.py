@@ -7,8 +7,8 @@ r"""Find the answers to patients' questions in a clinic's document: extractive Q
         --train new_pages.json --start runs/diabetes_qa --replay your.json --out runs/next
 
 The files are in the SQuAD form (1.1 or 2.0), as annotation tools export it, or tables with the
-columns question, context and answers. `--ask` answers from every page of --train with the adapter
-in --out, without training. `--start` continues training from a saved folder, with a share of the
+columns question, context and answers. `--ask` finds the pages of --train that fit the question, and
+answers from them with the adapter in --out, without training. `--start` continues training from a saved folder, with a share of the
 rows of `--replay` so that the old pages are not forgotten.
 """
 
@@ -24,6 +24,7 @@ from peftcls.recipe import (
     train_config,
 )
 
+PAGES_READ = 5
 MAX_PAGES_SHOWN = 3
 CHARACTERS_SHOWN = 60  # on both sides of an answer
 
@@ -47,17 +48,15 @@ def main() -> None:
 def ask(options) -> None:
     if not options.ask.strip():
         raise ValueError(f"--ask {options.ask!r}: expected a question.")
-    pages = list(dict.fromkeys(peftcls.read_rows(options.train)["context"]))
+    pages = peftcls.Passages(peftcls.read_rows(options.train)["context"])
     predictor = peftcls.load_predictor(options.out)
-    if not isinstance(predictor.task, peftcls.ExtractiveQA):
-        raise ValueError(f"{options.out} does not hold an ExtractiveQA, so it cannot be asked.")
-    answers = predictor.predict([(options.ask, page) for page in pages])
-    found = [(answer, page) for answer, page in zip(answers, pages, strict=True) if answer.text]
-    found.sort(key=lambda pair: -pair[0].probability)
-    for answer, page in found[:MAX_PAGES_SHOWN]:
+    found = pages.ask(predictor, options.ask, read=PAGES_READ)
+    for each in found[:MAX_PAGES_SHOWN]:
+        answer = each.answer
+        page = pages.texts[each.passage]
         before = page[max(answer.start - CHARACTERS_SHOWN, 0) : answer.start]
         after = page[answer.end : answer.end + CHARACTERS_SHOWN]
-        print(f"{answer.probability:.2f}  {answer.text}")
+        print(f"{each.score:.2f}  {answer.text}")
         print(f"      ...{before}[{answer.text}]{after}...")
     print("" if found else "no page answers this question")
 
