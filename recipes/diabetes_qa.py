@@ -8,8 +8,8 @@ r"""Find the answers to patients' questions in a clinic's document: extractive Q
 
 The files are in the SQuAD form (1.1 or 2.0), as annotation tools export it, or tables with the
 columns question, context and answers. `--ask` finds the pages of --train that fit the question, and
-answers from them with the adapter in --out, without training. `--start` continues training from a saved folder, with a share of the
-rows of `--replay` so that the old pages are not forgotten.
+answers from them with the adapter in --out, without training. `--start` continues training from a
+saved folder, with a share of the rows of `--replay` so that the old pages are not forgotten.
 """
 
 import peftcls
