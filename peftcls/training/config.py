@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from peftcls.argument_checks import check_argument_types
 from peftcls.engine.fast_paths import FastPaths
+from peftcls.quality.split_checks import MIN_EVALUATION_ROWS
 from peftcls.tasks.base import Task
 from peftcls.training.data_order import steps_per_epoch
 from peftcls.training.defaults import defaults_for
@@ -48,7 +49,8 @@ class TrainConfig:
         fast_paths: which ways to compute the same in less time may be used.
         eval_every: steps between evaluations and checkpoints; an epoch unless given.
         patience: stop after this many evaluations in a row without a better score.
-        monitor: the score that decides which step is best; the task's own unless given.
+        monitor: the score that decides which step is best; unless given, the task's own, or
+            its loss on fewer than 20 validation rows.
         log_every: steps between two entries of the log.
         seed: of the order of the rows and of dropout.
         trackers: names of Accelerate's trackers, for example ("tensorboard",).
@@ -121,15 +123,16 @@ class TrainConfig:
             raise ValueError(f"rows={shown}: expected the number of training rows, len(train).")
         defaults = defaults_for(task)
         given = {name: value for name, value in settings.items() if value is not None}
+        batch_size = given.get("batch_size", defaults.batch_size)
+        if not isinstance(batch_size, int) or batch_size < 1:
+            # Refused below.
+            return cls(output_dir, **given)
         chosen: dict[str, Any] = {
-            "batch_size": defaults.batch_size,
-            "learning_rate": defaults.learning_rate,
-            **given,
+            "batch_size": batch_size,
+            "learning_rate": defaults.rate_for(int(rows), batch_size),
+            "epochs": defaults.epochs_for(int(rows), batch_size),
         }
-        batch_size = chosen["batch_size"]
-        if "epochs" not in chosen and isinstance(batch_size, int) and batch_size > 0:
-            chosen["epochs"] = defaults.epochs_for(int(rows), batch_size)
-        return cls(output_dir, **chosen)
+        return cls(output_dir, **{**chosen, **given})
 
     def _problems(self) -> list[str]:
         """A sentence for each setting that is not allowed."""
@@ -182,6 +185,21 @@ class TrainConfig:
             rows: of the training table.
         """
         return self.eval_every or steps_per_epoch(rows, self.batch_size)
+
+    def monitor_for(self, task: Task, valid_rows: int) -> str:
+        """The score that decides which step is best.
+
+        On a few rows it is mostly luck how many are right: there the loss decides, if the task has
+        one among its scores.
+
+        Args:
+            task: what the rows mean.
+            valid_rows: how many rows there are to decide by.
+        """
+        if self.monitor is not None:
+            return self.monitor
+        is_coarse = valid_rows < MIN_EVALUATION_ROWS and "loss" in task.score_names
+        return "loss" if is_coarse else task.monitor
 
     def check_scores(self, names: Sequence[str], *, has_valid: bool) -> None:
         """Check that the run can be judged as the settings ask.

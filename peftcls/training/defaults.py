@@ -6,7 +6,7 @@ import math
 from peftcls.tasks.base import Task
 from peftcls.training.data_order import steps_per_epoch
 
-MAX_EPOCHS = 20
+MAX_EPOCHS = 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,24 +18,32 @@ class Defaults:
         learning_rate: the peak.
         epochs: passes over a table that gives enough steps.
         min_steps: a smaller table is passed over more often, until it gives so many steps.
+        small_table_rate: the peak for such a table, whose run is short.
     """
 
     batch_size: int
     learning_rate: float
     epochs: int
     min_steps: int
+    small_table_rate: float
 
     def epochs_for(self, rows: int, batch_size: int) -> int:
-        """Passes over a table of so many rows; at most 20."""
-        enough = math.ceil(self.min_steps / steps_per_epoch(rows, batch_size))
-        return min(max(self.epochs, enough), MAX_EPOCHS)
+        """Passes over a table of so many rows; at most 40."""
+        return min(max(self.epochs, self._enough_epochs(rows, batch_size)), MAX_EPOCHS)
+
+    def rate_for(self, rows: int, batch_size: int) -> float:
+        """The peak learning rate for a table of so many rows."""
+        is_small = self._enough_epochs(rows, batch_size) > self.epochs
+        return self.small_table_rate if is_small else self.learning_rate
+
+    def _enough_epochs(self, rows: int, batch_size: int) -> int:
+        return math.ceil(self.min_steps / steps_per_epoch(rows, batch_size))
 
 
-# A head starts from a linear probe, so that few steps are enough.
-HEAD = Defaults(batch_size=16, learning_rate=1e-3, epochs=4, min_steps=40)
-CLOSED_LABELS = Defaults(batch_size=8, learning_rate=1e-3, epochs=4, min_steps=80)
-TEXT = Defaults(batch_size=16, learning_rate=2e-3, epochs=4, min_steps=160)
-SPANS = Defaults(batch_size=16, learning_rate=1e-3, epochs=2, min_steps=200)
+HEAD = Defaults(16, learning_rate=1e-3, epochs=4, min_steps=80, small_table_rate=2e-3)
+CLOSED_LABELS = Defaults(8, learning_rate=1e-3, epochs=4, min_steps=80, small_table_rate=1e-3)
+TEXT = Defaults(16, learning_rate=2e-3, epochs=4, min_steps=160, small_table_rate=2e-3)
+SPANS = Defaults(16, learning_rate=1e-3, epochs=2, min_steps=200, small_table_rate=1e-3)
 
 
 def defaults_for(task: Task) -> Defaults:

@@ -20,13 +20,16 @@ from peftcls.engine.head_inputs import Recorded, head_layer, recording
 from peftcls.engine.head_logits import mean_of_windows
 from peftcls.engine.kernels import batch_tokens
 from peftcls.engine.layers import evaluation_mode
-from peftcls.engine.model_state import state_of
+from peftcls.engine.model_state import state_of, unwrapped
 from peftcls.engine.probes import can_pack
 from peftcls.models.label_layer import LabelLayer, find_label_layer
 from peftcls.tasks.base import Task
 from peftcls.tasks.encoding import EncodedTable
 from peftcls.training.linear_probe import Examples, fit_probe
 
+# Of the random weights of a new layer, where a config names none.
+USUAL_DEVIATION = 0.02
+SMALLEST_SIZE = 1e-12
 Read = Callable[[Recorded, Batch], tuple[torch.Tensor, Batch]]
 
 
@@ -61,6 +64,33 @@ def start_from_probe(
     if layer is None or not has_loss or not state_of(model).head_is_new:
         return False
     return _start_head(model, task, tokenizer, table, layer, seed)
+
+
+def shrink_head(model: torch.nn.Module) -> None:
+    """Make the weights of a head as small as random ones would be; their direction stays.
+
+    The weights of a probe are ten to a hundred times as large. Each step of the adapter would then
+    change the logits so much that it fits the training rows before the features are any better.
+
+    Args:
+        model: whose head has begun as a probe. One without a head, or that trains nothing else,
+            stays as it is.
+    """
+    layer = head_layer(model)
+    if layer is None or _trains_only(model, layer):
+        return
+    config: Any = unwrapped(model).config
+    random_size = getattr(config, "initializer_range", USUAL_DEVIATION) * layer.in_features**0.5
+    with torch.no_grad():
+        size = layer.weight.norm(dim=1).mean()
+        share = float((random_size / size.clamp(min=SMALLEST_SIZE)).clamp(max=1.0))
+        for parameter in layer.parameters():
+            parameter.mul_(share)
+
+
+def _trains_only(model: torch.nn.Module, layer: torch.nn.Module) -> bool:
+    own = {id(parameter) for parameter in layer.parameters()}
+    return all(id(p) in own for p in model.parameters() if p.requires_grad)
 
 
 # Heads

@@ -51,7 +51,7 @@ def weaknesses(
     if valid is None or not progress.best_scores:
         return []
     sentences = []
-    monitor = trainer.config.monitor or trainer.task.monitor
+    monitor = trainer.config.monitor_for(trainer.task, len(valid))
     own = progress.best_scores[monitor]
     has_room = monitor in metrics.LOWER_IS_BETTER or own < NEARLY_PERFECT
     if progress.best_step == 0 and has_room and isinstance(trainer.model, PeftModel):

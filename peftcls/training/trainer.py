@@ -41,7 +41,7 @@ from peftcls.training.distributed_prediction import predict_encoded, predict_row
 from peftcls.training.dry_run import DryRun, longest_rows, take_dry_run
 from peftcls.training.frozen_tables import caching_tables
 from peftcls.training.gradient_accumulation import GradientAccumulator
-from peftcls.training.head_start import start_from_probe
+from peftcls.training.head_start import shrink_head, start_from_probe
 from peftcls.training.lr_schedule import learning_rate_factor
 from peftcls.training.preflight import check_output_dir, lock_output_dir, start_trackers
 from peftcls.training.prepare import Prepared, log_warnings, prepare
@@ -102,7 +102,7 @@ class Trainer:
         self.run = RunState(self.output_dir, self.gradients, self.optimizer)
         self._probe: list[Row] = []
         self.start: Tensors | None = None
-        """The trained tensors before the first step, if they are those of a linear probe."""
+        """The trained tensors before the first step, if they are a linear probe."""
 
     def __enter__(self) -> Self:
         return self
@@ -278,13 +278,14 @@ class Trainer:
             self.progress,
             self.config,
             rows=len(prepared.train_rows),
-            monitor=self._monitor,
+            monitor=self._monitor(prepared),
             shows_bar=self.accelerator.is_main_process,
             track=self.accelerator.log if self.config.trackers else None,
         )
         train_mode(self.model)
         if self.start is not None:
             self._judge(prepared, 0, log)
+            shrink_head(self.model)
         # At the top of the loop, `step` steps are done.
         for step in range(self.progress.step, steps + 1):
             if self._is_examination_due(step, prepared):
@@ -323,7 +324,7 @@ class Trainer:
             return
         with self.run.keeping_progress(), self.run.signals.not_deferred():
             scores = self._evaluate(prepared.valid_rows, prepared.valid_inputs)
-        self.run.keep_if_best(scores, step, self._monitor)
+        self.run.keep_if_best(scores, step, self._monitor(prepared))
         log.add({"step": step, **{f"valid_{name}": value for name, value in scores.items()}})
         train_mode(self.model)
 
@@ -452,8 +453,7 @@ class Trainer:
         """Fit temperature and thresholds on rows not trained on, and save the folder with them.
 
         Args:
-            valid_rows: never the training rows, of which a model is too sure, and never the test
-                rows.
+            valid_rows: neither training rows, of which a model is too sure, nor test rows.
             min_accuracy: give no label to rows that are as unsure as rows whose labels are right
                 less often than this, by an estimate; see `fit_decisions`.
 
@@ -494,7 +494,6 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
-    @property
-    def _monitor(self) -> str:
+    def _monitor(self, prepared: Prepared) -> str:
         """The score that decides which step is best."""
-        return self.config.monitor or self.task.monitor
+        return self.config.monitor_for(self.task, len(prepared.valid_rows or ()))

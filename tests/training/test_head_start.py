@@ -11,6 +11,8 @@ from small_runs import build, interrupt, weights
 from torch.nn import functional as F
 
 import peftcls
+from peftcls.engine.head_inputs import head_layer
+from peftcls.models.trainable import copy_tensors, put_tensors
 from peftcls.training.linear_probe import Examples, LinearProbe, fit_probe
 
 
@@ -114,6 +116,44 @@ def test_step_0_is_the_probe_and_the_first_candidate(
     assert first["valid_accuracy"] > 0.8
     assert first["valid_loss"] < before
     assert trainer.progress.best_scores["accuracy"] >= first["valid_accuracy"]
+
+
+@pytest.mark.parametrize("base", ["bert", "gpt2"])
+def test_training_begins_in_the_probe_s_direction_with_the_size_of_random_weights(
+    base, text_rows, tmp_path, request
+):
+    folder = request.getfixturevalue(base)
+    trainer = build(folder, tmp_path, text_rows, head_init="probe", learning_rate=1e-9)
+    trainer.fit(text_rows)
+    small = head_layer(trainer.model).weight.detach().clone()
+    put_tensors(trainer.parameters, trainer.start)
+    probe = head_layer(trainer.model).weight.detach()
+    assert probe.norm() > 2 * small.norm()
+    expected = trainer.model.config.initializer_range * probe.shape[1] ** 0.5
+    assert float(small.norm(dim=1).mean()) == pytest.approx(expected, rel=1e-4)
+    assert torch.nn.functional.cosine_similarity(small, probe).min() > 0.9999
+
+
+def test_a_head_that_is_trained_alone_keeps_the_size_of_the_probe(bert, text_rows, tmp_path):
+    task = peftcls.Classification().learn(text_rows)
+    model, tokenizer = peftcls.load_base(bert, task)
+    model = peftcls.train_only(model, task, "head")
+    config = peftcls.TrainConfig(tmp_path, epochs=1, learning_rate=1e-9)
+    trainer = peftcls.Trainer(model, task, tokenizer, config)
+    trainer.fit(text_rows)
+    trained = copy_tensors(trainer.parameters)
+    for name, tensor in trainer.start.items():
+        torch.testing.assert_close(trained[name], tensor, atol=1e-6, rtol=1e-6)
+
+
+def test_few_validation_rows_decide_by_their_loss(text_rows, tmp_path):
+    labels = peftcls.Classification().learn(text_rows)
+    config = peftcls.TrainConfig(tmp_path)
+    assert config.monitor_for(labels, 19) == "loss"
+    assert config.monitor_for(labels, 20) == "f1_macro"
+    assert config.monitor_for(peftcls.Regression(), 5) == "pearson"
+    chosen = peftcls.TrainConfig(tmp_path, monitor="accuracy")
+    assert chosen.monitor_for(labels, 5) == "accuracy"
 
 
 def test_a_random_start_is_judged_after_the_first_epoch(bert, text_rows, tmp_path):
