@@ -4,7 +4,7 @@ Linear probing, then fine-tuning: Kumar et al. 2022, "Fine-Tuning can Distort Pr
 and Underperform Out-of-Distribution", section 3.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,9 @@ from peftcls.engine.probes import can_pack
 from peftcls.models.label_layer import LabelLayer, find_label_layer
 from peftcls.tasks.base import Task
 from peftcls.tasks.encoding import EncodedTable
-from peftcls.training.linear_probe import Examples, fit_probe
+from peftcls.tasks.extractive_qa import ExtractiveQA
+from peftcls.training.linear_probe import ROW, Examples, LossSum, fit_probe
+from peftcls.training.span_start import questions_to_read, span_examples, span_loss
 
 # Of the random weights of a new layer, where a config names none.
 USUAL_DEVIATION = 0.02
@@ -60,24 +62,30 @@ def start_from_probe(
     if labels is not None:
         return _start_label_layer(model, task, tokenizer, table, labels, seed)
     layer = head_layer(model)
-    has_loss = type(task).loss_of_logits is not Task.loss_of_logits
-    if layer is None or not has_loss or not state_of(model).head_is_new:
+    if layer is None or not state_of(model).head_is_new:
+        return False
+    if isinstance(task, ExtractiveQA):
+        return _start_span_head(model, task, tokenizer, table, layer, seed)
+    if type(task).loss_of_logits is Task.loss_of_logits:
         return False
     return _start_head(model, task, tokenizer, table, layer, seed)
 
 
-def shrink_head(model: torch.nn.Module) -> None:
+def shrink_head(model: torch.nn.Module, task: Task) -> None:
     """Make the weights of a head as small as random ones would be; their direction stays.
 
     The weights of a probe are ten to a hundred times as large. Each step of the adapter would then
-    change the logits so much that it fits the training rows before the features are any better.
+    change the logits so much that it fits the training rows before the features are any better. A
+    head that finds answers in texts stays large: each question tells much less than a label does of
+    a whole text, and training begins faster so.
 
     Args:
         model: whose head has begun as a probe. One without a head, or that trains nothing else,
             stays as it is.
+        task: what the rows mean.
     """
     layer = head_layer(model)
-    if layer is None or _trains_only(model, layer):
+    if layer is None or isinstance(task, ExtractiveQA) or _trains_only(model, layer):
         return
     config: Any = unwrapped(model).config
     random_size = getattr(config, "initializer_range", USUAL_DEVIATION) * layer.in_features**0.5
@@ -113,12 +121,15 @@ def _start_head(
         forward=lambda batch: task.raw_logits(model, batch),
         read=_head_examples,
     )
+    return _fit_layer(layer, examples, task.loss_of_logits, seed)
+
+
+def _fit_layer(layer: torch.nn.Linear, examples: Examples, loss_sum: LossSum, seed: int) -> bool:
+    """Fit a layer to examples. Returns False where their states are not finite."""
     if not bool(examples.states.isfinite().all()):
         return False
     has_bias = layer.bias is not None
-    probe = fit_probe(
-        examples, task.loss_of_logits, layer.out_features, has_bias=has_bias, seed=seed
-    )
+    probe = fit_probe(examples, loss_sum, layer.out_features, has_bias=has_bias, seed=seed)
     with torch.no_grad():
         layer.weight.copy_(probe.weight)
         if probe.bias is not None:
@@ -138,6 +149,31 @@ def _head_examples(recorded: Recorded, batch: Batch) -> tuple[torch.Tensor, Batc
         name: tensor.cpu() for name, tensor in batch.items() if name not in (*INPUTS, "windows")
     }
     return states, targets
+
+
+def _start_span_head(
+    model: torch.nn.Module,
+    task: ExtractiveQA,
+    tokenizer: PreTrainedTokenizerBase,
+    table: EncodedTable,
+    layer: torch.nn.Linear,
+    seed: int,
+) -> bool:
+    def read(recorded: Recorded, batch: Batch) -> tuple[torch.Tensor, Batch]:
+        assert recorded.inputs is not None, "the head has computed"
+        return span_examples(recorded.inputs, batch, unanswerable=bool(task.unanswerable))
+
+    examples = _read_examples(
+        model,
+        task,
+        tokenizer,
+        table,
+        layer,
+        forward=lambda batch: task.raw_logits(model, batch),
+        read=read,
+        rows=questions_to_read(table, layer.in_features, seed),
+    )
+    return _fit_layer(layer, examples, span_loss, seed)
 
 
 # Labels in the output layer of a language model
@@ -222,36 +258,47 @@ def _read_examples(
     *,
     forward: Callable[[Batch], Any],
     read: Read,
+    rows: Sequence[int] | None = None,
 ) -> Examples:
-    """Run a table through a model, and read what a layer got of each row, in the rows' order.
+    """Run rows through a model, all unless given; read what a layer got of each, in their order.
 
     Each process computes its share of the micro-batches; all get the whole.
     """
     processes = PartialState()
     device = next(model.parameters()).device
     plan = micro_batches(
-        range(len(table.lengths)),
+        range(len(table.lengths)) if rows is None else rows,
         table.lengths,
         tokens=batch_tokens(device),
         packed=can_pack(model),
     )
-    parts: list[tuple[list[int], torch.Tensor, Batch]] = []
+    parts: list[tuple[torch.Tensor, torch.Tensor, Batch]] = []
     with evaluation_mode(model):
         for indices in plan[processes.process_index :: processes.num_processes]:
             collated = task.collate(table.take(indices), tokenizer)
             batch = {name: tensor.to(device) for name, tensor in collated.items()}
             with using_cached_states(model, batch) as used, recording(layer) as recorded:
                 forward(used)
-            parts.append((indices, *read(recorded, used)))
+            states, targets = read(recorded, used)
+            row_of = torch.tensor(indices)
+            if ROW in targets:
+                row_of = row_of[targets[ROW]]
+            parts.append((row_of, states, targets))
     if processes.num_processes > 1:
         parts = gather_object(parts)
-    order = torch.tensor([row for indices, _, _ in parts for row in indices]).argsort()
+    row_of = torch.cat([part for part, _, _ in parts])
+    order = row_of.argsort(stable=True)
     states = torch.cat([part for _, part, _ in parts])[order]
     targets = {name: torch.cat([part[name] for _, _, part in parts])[order] for name in parts[0][2]}
-    target = targets["target"]
-    classes = None
+    if ROW in targets:
+        targets[ROW] = row_of[order].unique(return_inverse=True)[1]
+    return Examples(states, targets, _classes(targets.get("target")))
+
+
+def _classes(target: torch.Tensor | None) -> torch.Tensor | None:
+    """The class of each row, of its target; None where there are none."""
+    if target is None:
+        return None
     if target.dim() == 2:
-        classes = target.argmax(1)
-    elif not target.is_floating_point():
-        classes = target
-    return Examples(states, targets, classes)
+        return target.argmax(1)
+    return None if target.is_floating_point() else target

@@ -1,7 +1,7 @@
 """Linear probing: the best linear layer on the states of a frozen base, as a convex problem."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from peftcls.engine.batch import Batch
 # that each solution is a good start for the next.
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 FOLDS = 5
+ROW_FOLDS = 2
+"""Where rows have many states each, which take longer."""
 MAX_CHOOSING_ROWS = 2000
 """The penalty is chosen on at most this many rows; the layer is fitted on all."""
 MAX_STEPS = 100
@@ -20,6 +22,10 @@ SMALLEST_SHARE = 0.1
 """Of a state's size: a dimension that varies less counts as varying so much. The weights of a base
 that hardly tells texts apart, as a random one, would be so large that no adapter could follow."""
 SMALLEST_SCALE = 1e-6
+MAX_RISES = 2
+"""Weaker penalties are not tried when the loss has risen so often in a row."""
+ROW = "row"
+"""The target that says which row a state is of, where rows have several; rows count from 0."""
 
 LossSum = Callable[[torch.Tensor, Batch], torch.Tensor]
 
@@ -29,8 +35,8 @@ class Examples:
     """What a layer reads of each row, and what it should give.
 
     Args:
-        states: of shape (rows, width), in float64.
-        targets: what the loss compares the logits with, a row each.
+        states: of shape (states, width); one of each row, or several if targets has `ROW`.
+        targets: what the loss compares the logits with, one value for each state.
         classes: the class of each row, so that every fold has all; None where there are none.
     """
 
@@ -38,11 +44,20 @@ class Examples:
     targets: Batch
     classes: torch.Tensor | None = None
 
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        return int(self.targets[ROW].max()) + 1 if ROW in self.targets else len(self.states)
+
     def select(self, rows: np.ndarray) -> "Examples":
         """Some of the rows."""
         index = torch.from_numpy(rows)
-        targets = {name: values[index] for name, values in self.targets.items()}
         classes = None if self.classes is None else self.classes[index]
+        if ROW in self.targets:
+            index = torch.isin(self.targets[ROW], index)
+        targets = {name: values[index] for name, values in self.targets.items()}
+        if ROW in targets:
+            targets[ROW] = targets[ROW].unique(return_inverse=True)[1]
         return Examples(self.states[index], targets, classes)
 
 
@@ -79,7 +94,7 @@ def fit_probe(
     standardised = dataclasses.replace(examples, states=(examples.states - mean) / deviation)
     problem = _Problem(standardised, loss_sum, outputs, has_bias)
     penalty = _choose_penalty(problem, seed=seed)
-    solution = problem.solve([penalty])[-1]
+    solution = next(problem.solve([penalty]))
     weight = solution.weight / deviation
     bias = None
     if solution.bias is not None:
@@ -103,13 +118,13 @@ class _Problem:
     outputs: int
     has_bias: bool
 
-    def solve(self, penalties: Sequence[float]) -> list[LinearProbe]:
+    def solve(self, penalties: Sequence[float]) -> Iterator[LinearProbe]:
         """A layer for each penalty, by L-BFGS, each from the solution before it."""
-        rows, width = self.examples.states.shape
-        weight = torch.zeros(self.outputs, width, dtype=torch.float64, requires_grad=True)
-        bias = torch.zeros(self.outputs, dtype=torch.float64, requires_grad=self.has_bias)
+        states = self.examples.states
+        weight = torch.zeros(self.outputs, states.shape[1], dtype=states.dtype, requires_grad=True)
+        bias = torch.zeros(self.outputs, dtype=states.dtype, requires_grad=self.has_bias)
         parameters = [weight, bias] if self.has_bias else [weight]
-        solutions = []
+        rows = self.examples.rows
         for penalty in penalties:
             optimizer = torch.optim.LBFGS(
                 parameters,
@@ -123,7 +138,7 @@ class _Problem:
                 penalty: float = penalty, optimizer: torch.optim.LBFGS = optimizer
             ) -> torch.Tensor:
                 optimizer.zero_grad()
-                logits = F.linear(self.examples.states, weight, bias)
+                logits = F.linear(states, weight, bias)
                 loss = self.loss_sum(logits, self.examples.targets) / rows
                 loss = loss + 0.5 * penalty * (weight**2).sum()
                 loss.backward()
@@ -132,25 +147,30 @@ class _Problem:
             with torch.enable_grad():
                 optimizer.step(objective)
             own_bias = bias.detach().clone() if self.has_bias else None
-            solutions.append(LinearProbe(weight.detach().clone(), own_bias, penalty))
-        return solutions
+            yield LinearProbe(weight.detach().clone(), own_bias, penalty)
 
 
 def _choose_penalty(problem: _Problem, *, seed: int) -> float:
     """The penalty with the least loss on rows that were not fitted on."""
     examples = problem.examples
-    order = np.random.default_rng(seed).permutation(len(examples.states))[:MAX_CHOOSING_ROWS]
+    order = np.random.default_rng(seed).permutation(examples.rows)[:MAX_CHOOSING_ROWS]
     if examples.classes is not None:
         order = order[examples.classes.numpy()[order].argsort(kind="stable")]
-    folds = min(FOLDS, len(order) // 2)
+    folds = min(FOLDS if ROW not in examples.targets else ROW_FOLDS, len(order) // 2)
     if folds < 2:
         return PENALTIES[0]
-    losses = np.zeros(len(PENALTIES))
     fold_of = np.arange(len(order)) % folds
+    held_out = [examples.select(order[fold_of == fold]) for fold in range(folds)]
+    solutions = []
     for fold in range(folds):
-        held_out = examples.select(order[fold_of == fold])
-        rest = dataclasses.replace(problem, examples=examples.select(order[fold_of != fold]))
-        for number, solution in enumerate(rest.solve(PENALTIES)):
-            logits = solution.logits(held_out.states)
-            losses[number] += float(problem.loss_sum(logits, held_out.targets))
-    return PENALTIES[int(losses.argmin())]
+        rest = examples.select(order[fold_of != fold])
+        solutions.append(dataclasses.replace(problem, examples=rest).solve(PENALTIES))
+    losses: list[float] = []
+    for each_fold in zip(*solutions, strict=True):
+        total = 0.0
+        for probe, part in zip(each_fold, held_out, strict=True):
+            total += float(problem.loss_sum(probe.logits(part.states), part.targets))
+        losses.append(total)
+        if len(losses) - 1 - int(np.argmin(losses)) >= MAX_RISES:
+            break
+    return PENALTIES[int(np.argmin(losses))]

@@ -285,7 +285,7 @@ class Trainer:
         train_mode(self.model)
         if self.start is not None:
             self._judge(prepared, 0, log)
-            shrink_head(self.model)
+            shrink_head(self.model, self.task)
         # At the top of the loop, `step` steps are done.
         for step in range(self.progress.step, steps + 1):
             if self._is_examination_due(step, prepared):
