@@ -2,15 +2,15 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
-import datasets
 import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from peftcls.data.reading import Row, as_dataset
+from peftcls.data.tables import Rows
 from peftcls.metrics import Interval, interval, label_table
 from peftcls.tasks.answers import Answer
 from peftcls.tasks.base import Task
@@ -21,7 +21,6 @@ RESAMPLES = 1000
 MIN_INTERVAL_ROWS = 20
 NO_ANSWER = "(no answer)"
 
-Rows: TypeAlias = datasets.Dataset | Iterable[Mapping[str, Any]]
 Scorer: TypeAlias = Callable[[tuple[int, ...]], dict[str, float]]
 """From the indices of rows to the scores of the answers to them."""
 

@@ -895,12 +895,9 @@ def predictor(adapter):
     ("rows", "sentence"),
     [
         (
-            "the patient recovered",
-            "expected a list of texts or rows, found one str; put it into a list.",
-        ),
-        (
-            {"text": "the patient recovered"},
-            "expected a list of texts or rows, found one dict; put it into a list.",
+            7,
+            "expected texts, rows or a table (a DataFrame, a datasets.Dataset, a dict of columns), "
+            "found int.",
         ),
         (["a", ""], "row 2 of rows has no text in column 'text'; fill it in or leave the row out."),
         (

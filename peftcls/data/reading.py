@@ -1,6 +1,5 @@
 """Load data: read a table from a file or the hub, with errors that name the row and column."""
 
-import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,22 +19,19 @@ from peftcls.data.column_types import (
     merge_type,
 )
 from peftcls.data.formats import PARSERS
+from peftcls.data.tables import (
+    CONVERSION_ERRORS,
+    not_a_table,
+    table_of,
+    with_class_names,
+    without_progress_bars,
+)
 from peftcls.data.text_files import Row, utf_8_with_mark
 from peftcls.errors import RowError
 
 SUFFIXES = (*PARSERS, ".parquet")
 HASH_BLOCK_BYTES = 1 << 20
 MAX_SHOWN_CHARACTERS = 80
-
-# What `datasets` raises for values that do not make a table.
-CONVERSION_ERRORS = (
-    pa.ArrowException,
-    UnicodeError,
-    OverflowError,
-    TypeError,
-    ValueError,
-    RecursionError,
-)
 
 
 def read_rows(
@@ -80,20 +76,28 @@ def read_rows(
     return name_source(rows, path.name)
 
 
-def as_dataset(
-    rows: datasets.Dataset | Iterable[Mapping[str, Any]], name: str = "rows"
-) -> datasets.Dataset:
-    """Convert a list of mappings to a `datasets.Dataset`; a `Dataset` is returned unchanged.
+def as_dataset(rows: Any, name: str = "rows") -> datasets.Dataset:
+    """Rows as a `datasets.Dataset`.
 
     Args:
-        rows: the rows.
+        rows: a `Dataset`, a `DatasetDict` with one split, a pandas or polars DataFrame, an Arrow
+            table, a mapping of columns to lists of values, or mappings, one a row.
         name: what messages call the rows.
 
     Raises:
         RowError: they are not rows, or a column has values of several types.
     """
     if isinstance(rows, datasets.Dataset):
-        return rows
+        return with_class_names(rows)
+    table = table_of(rows, name)
+    if table is None:
+        table = _from_mappings(rows, name)
+    if len(table) == 0:
+        raise RowError(f"{name} has no rows.")
+    return name_source(table, name)
+
+
+def _from_mappings(rows: Any, name: str) -> datasets.Dataset:
     row_list: list[Any] = []
     if isinstance(rows, Iterable) and not isinstance(rows, str | Mapping):
         row_list = list(rows)
@@ -101,7 +105,8 @@ def as_dataset(
         raise RowError(f"{name} has no rows.")
     if not row_list or not all(isinstance(row, Mapping) for row in row_list):
         raise RowError(
-            f"{name}: expected a datasets.Dataset or a list of mappings such as "
+            f"{name}: expected a table (a DataFrame, a datasets.Dataset, a dict of columns) or a "
+            "list of mappings such as "
             f"{{'text': '...'}}, found {repr(rows)[:MAX_SHOWN_CHARACTERS]}."
         )
     # A dict keeps the order of the columns.
@@ -112,12 +117,9 @@ def as_dataset(
     for column, values in columns.items():
         values.extend(row.get(column) for row in row_list)
     try:
-        table = datasets.Dataset.from_dict(columns)
+        return datasets.Dataset.from_dict(columns)
     except CONVERSION_ERRORS as error:
-        raise RowError(
-            f"{name} cannot be made into a table: {error}; use one type of value in each column."
-        ) from None
-    return name_source(table, name)
+        raise not_a_table(name, error) from None
 
 
 def name_source(rows: datasets.Dataset, name: str) -> datasets.Dataset:
@@ -148,18 +150,6 @@ def require_columns(rows: datasets.Dataset, columns: Iterable[str], reader: str)
             )
 
 
-@contextlib.contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """Hide the progress bars of `datasets`, for steps that take a moment."""
-    were_shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if were_shown:
-            datasets.enable_progress_bars()
-
-
 def _read_from_hub(name: str, split: str | None, path: Path) -> datasets.Dataset:
     _refuse_paths(name, path)
     try:
@@ -173,6 +163,7 @@ def _read_from_hub(name: str, split: str | None, path: Path) -> datasets.Dataset
         raise RowError(
             f"{name} has the splits {sorted(rows)}; choose one: read_rows({name!r}, split=...)."
         )
+    rows = with_class_names(rows)
     if split is None:
         return name_source(rows, name)
     return name_source(rows, f"{name} ({split})")
@@ -281,7 +272,7 @@ def _read_parquet(path: Path) -> datasets.Dataset:
                 raise RowError(
                     f"{path.name} has the column {name!r} {count} times; name each once."
                 )
-        return datasets.Dataset.from_parquet(str(path))
+        return with_class_names(datasets.Dataset.from_parquet(str(path)))
     except RowError:
         raise
     except (

@@ -2,14 +2,15 @@
 
 import difflib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import datasets
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from peftcls.data.reading import Row, RowError, source_name
+from peftcls.data.tables import RowsOrTexts, table_of
 from peftcls.engine.batch import Batch
 from peftcls.engine.batching import micro_batches
 from peftcls.engine.head_logits import Pooling, class_logits
@@ -27,7 +28,6 @@ from peftcls.tasks.text_encoding import split_windows
 LIST_NAME = "rows"
 # The lengths of the sequences that show whether several adapters can share a batch.
 PROBE_TOKENS = (23, 9, 4)
-Rows: TypeAlias = datasets.Dataset | Iterable[Mapping[str, Any] | str | Sequence[str]]
 logger = logging.getLogger("peftcls")
 
 
@@ -82,7 +82,7 @@ class ManyPredictor:
 
     def predict(
         self,
-        rows: Rows,
+        rows: RowsOrTexts,
         adapter: str | Sequence[str] | None = None,
         *,
         batch_size: int | None = None,
@@ -106,8 +106,7 @@ class ManyPredictor:
                 f"adapter={adapter!r}: expected the name of one adapter, or one name a row, "
                 f"of {list(self.names)}; predict_all uses every adapter."
             )
-        if not isinstance(rows, datasets.Dataset):
-            rows = list_rows(rows)
+        rows = self._listed(rows)
         names = [adapter] * len(rows) if isinstance(adapter, str) else list(adapter)
         if len(names) != len(rows):
             raise ValueError(
@@ -117,10 +116,11 @@ class ManyPredictor:
         requests = [Request(row, self._number(name)) for row, name in enumerate(names)]
         return self._predict(rows, requests, batch_size)
 
-    def predict_all(self, rows: Rows, *, batch_size: int | None = None) -> dict[str, list[Answer]]:
+    def predict_all(
+        self, rows: RowsOrTexts, *, batch_size: int | None = None
+    ) -> dict[str, list[Answer]]:
         """Answer every row with every adapter, by the adapter's name; arguments as of `predict`."""
-        if not isinstance(rows, datasets.Dataset):
-            rows = list_rows(rows)
+        rows = self._listed(rows)
         requests = [
             Request(row, adapter) for adapter in range(len(self.names)) for row in range(len(rows))
         ]
@@ -130,6 +130,11 @@ class ManyPredictor:
             start = adapter * len(rows)
             by_name[name] = answers[start : start + len(rows)]
         return by_name
+
+    def _listed(self, rows: Any) -> datasets.Dataset | list[Any]:
+        """A table, or rows or texts as a list."""
+        table = table_of(rows, LIST_NAME)
+        return list_rows(rows, self._task(0)) if table is None else table
 
     def _number(self, name: str) -> int:
         """The number of an adapter. Raises ValueError where no adapter has this name."""

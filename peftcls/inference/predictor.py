@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from peftcls.data.reading import Row, RowError, as_dataset, source_name
+from peftcls.data.tables import RowsOrTexts, table_of
 from peftcls.engine.allocator import trim_heap
 from peftcls.engine.batching import micro_batches
 from peftcls.engine.frozen_layers import using_cached_states
@@ -50,15 +51,16 @@ class Predictor:
 
     def predict(
         self,
-        rows: datasets.Dataset | Iterable[Mapping[str, Any] | str | Sequence[str]],
+        rows: RowsOrTexts,
         *,
         batch_size: int | None = None,
     ) -> list[Answer]:
         """Answer rows: one answer a row, in the rows' order.
 
         Args:
-            rows: a table, mappings with the task's columns, or bare texts (pairs of texts for a
-                pair task).
+            rows: a DataFrame of pandas or polars, a `datasets.Dataset`, a mapping of columns to
+                lists, mappings with the task's columns, or bare texts (pairs of texts for a pair
+                task). One row, text or pair is answered too.
             batch_size: at most this many rows at once. Rows of similar length share a batch either
                 way, and the answers do not depend on it.
 
@@ -72,7 +74,7 @@ class Predictor:
 
     def stream(
         self,
-        rows: datasets.Dataset | Iterable[Mapping[str, Any] | str | Sequence[str]],
+        rows: RowsOrTexts,
         *,
         first: int = 0,
         chunk_rows: int = CHUNK_ROWS,
@@ -89,7 +91,7 @@ class Predictor:
         Raises:
             RowError: as in `predict`.
         """
-        table = self._table(rows)
+        table = rows_to_answer(self.task, rows)
         # Counted here and stored at the end of a chunk: another thread may be counting too.
         shortened = 0
         if len(table) == 0:
@@ -114,16 +116,6 @@ class Predictor:
                 # A request of a few rows does not pay for keeping a long table's memory constant.
                 return
             _free_memory(start, end)
-
-    def _table(self, rows: Any) -> datasets.Dataset:
-        if isinstance(rows, datasets.Dataset):
-            return rows
-        listed = list_rows(rows)
-        if not listed:
-            return datasets.Dataset.from_dict({})
-        if not all(isinstance(row, Mapping) for row in listed):
-            listed = self.task.rows_of(listed)
-        return as_dataset(listed)
 
     @torch.inference_mode()
     def answer(self, features: Sequence[Feature], batch_size: int | None = None) -> list[Answer]:
@@ -153,14 +145,45 @@ class Predictor:
         return [answers[i] for i in range(len(features))]
 
 
-def list_rows(rows: Any) -> list[Any]:
-    """Rows or texts as a list. Raises RowError where one text or one row is given instead."""
+def rows_to_answer(task: Task, rows: Any) -> datasets.Dataset:
+    """Rows as a table with the columns of a task; empty if there are none.
+
+    Args:
+        task: whose columns bare texts get.
+        rows: as `Predictor.predict` takes them.
+
+    Raises:
+        RowError: they are no rows.
+    """
+    table = table_of(rows, "rows")
+    if table is not None:
+        return table
+    listed = list_rows(rows, task)
+    if not listed:
+        return datasets.Dataset.from_dict({})
+    if not all(isinstance(row, Mapping) for row in listed):
+        listed = task.rows_of(listed)
+    return as_dataset(listed)
+
+
+def list_rows(rows: Any, task: Task) -> list[Any]:
+    """Rows or texts as a list; of one row, one text or one pair of texts too.
+
+    Raises:
+        RowError: they are none of these.
+    """
     if isinstance(rows, str | Mapping):
+        return [rows]
+    if not isinstance(rows, Iterable) or isinstance(rows, bytes):
         raise RowError(
-            f"expected a list of texts or rows, found one {type(rows).__name__}; "
-            "put it into a list."
+            "expected texts, rows or a table (a DataFrame, a datasets.Dataset, a dict of columns), "
+            f"found {type(rows).__name__}."
         )
-    return list(rows)
+    listed = list(rows)
+    is_one_text_each = all(isinstance(text, str) for text in listed)
+    if is_one_text_each and len(listed) == len(task.columns(with_target=False)) > 1:
+        return [listed]
+    return listed
 
 
 def tokenize_rows(

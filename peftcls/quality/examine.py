@@ -1,13 +1,12 @@
 """Examine the rows of all splits together, before training: errors, leaks and oddities."""
 
-from collections.abc import Iterable, Mapping
 from itertools import combinations
-from typing import Any, TypeAlias
 
 import datasets
 from transformers import PreTrainedTokenizerBase
 
 from peftcls.data.reading import as_dataset
+from peftcls.data.tables import Rows
 from peftcls.errors import RowError
 from peftcls.quality.column_rules import ColumnProperties
 from peftcls.quality.findings import Examination, Finding
@@ -18,8 +17,6 @@ from peftcls.quality.number_checks import number_findings, scale_findings
 from peftcls.quality.scan import SplitScan, has_closed_labels, scan_rows
 from peftcls.quality.split_checks import few_rows, question_findings, repeated_rows, row_findings
 from peftcls.tasks.base import Task
-
-Rows: TypeAlias = datasets.Dataset | Iterable[Mapping[str, Any]]
 
 
 def examine_rows(

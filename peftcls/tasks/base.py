@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from peftcls.data.reading import Row
+from peftcls.data.tables import Rows
 from peftcls.engine.batch import Batch
 from peftcls.engine.head_logits import Pooling, class_logits
 from peftcls.tasks.answers import Answer, AnswerKind
@@ -71,7 +72,7 @@ class Task(ABC):
         """The columns with the texts that the model reads."""
         return tuple(self.columns(with_target=False))
 
-    def learn(self, rows: datasets.Dataset | Iterable[Mapping[str, Any]]) -> Self:
+    def learn(self, rows: Rows) -> Self:
         """A copy with the settings that the rows determine; itself where none is missing."""
         return self
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from peftcls import metrics
 from peftcls.argument_checks import check_argument_types
 from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
+from peftcls.data.tables import Rows, training_split
 from peftcls.engine.batch import Batch
 from peftcls.engine.head_logits import Pooling, class_logits, in_float32
 from peftcls.tasks.answers import Answer, AnswerKind
@@ -191,8 +192,8 @@ class Classification(Task):
     def text_columns(self) -> tuple[str, ...]:
         return as_columns(self.text)
 
-    def learn(self, rows: datasets.Dataset | Iterable[Mapping[str, Any]]) -> Self:
-        table = as_dataset(rows)
+    def learn(self, rows: Rows) -> Self:
+        table = as_dataset(training_split(rows))
         require_columns(table, self.columns(with_target=True), "Classification")
         counts = self._label_counts(table)
         labels = self.labels or label_order(counts)

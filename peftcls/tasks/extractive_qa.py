@@ -1,7 +1,7 @@
 """Extractive question answering: find the span of a context that answers a question, or none."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Self
 
 import datasets
@@ -11,6 +11,7 @@ from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 from peftcls import metrics
 from peftcls.argument_checks import check_argument_types
 from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
+from peftcls.data.tables import Rows, training_split
 from peftcls.engine.batch import Batch
 from peftcls.engine.head_logits import end_logits, mean_of_windows, row_of_windows
 from peftcls.tasks.answers import Answer, AnswerKind
@@ -106,10 +107,10 @@ class ExtractiveQA(Task):
         texts = [self.question, self.context]
         return [*texts, self.answers] if with_target else texts
 
-    def learn(self, rows: datasets.Dataset | Iterable[Mapping[str, Any]]) -> Self:
+    def learn(self, rows: Rows) -> Self:
         if self.unanswerable is not None:
             return self
-        table = as_dataset(rows)
+        table = as_dataset(training_split(rows))
         require_columns(table, self.columns(with_target=True), "ExtractiveQA")
         answerable = self.answerable(table)
         if not any(answerable):

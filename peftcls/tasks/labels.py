@@ -14,8 +14,8 @@ TOO_FEW_LABELS = (
 
 
 def label_name(value: Any) -> str:
-    """The name of a label: 1, 1.0, True and "1" are the same label."""
-    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
+    """The name of a label: 1, 1.0 and "1" are the same label, and so are True and "True"."""
+    if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value).strip()
 

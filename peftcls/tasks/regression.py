@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Self
 
 import datasets
@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from peftcls import metrics
 from peftcls.argument_checks import check_argument_types
 from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
+from peftcls.data.tables import Rows, training_split
 from peftcls.engine.batch import Batch
 from peftcls.engine.head_logits import Pooling, class_logits, in_float32
 from peftcls.tasks.answers import Answer, AnswerKind
@@ -90,8 +91,8 @@ class Regression(Task):
     def text_columns(self) -> tuple[str, ...]:
         return as_columns(self.text)
 
-    def learn(self, rows: datasets.Dataset | Iterable[Mapping[str, Any]]) -> Self:
-        table = as_dataset(rows)
+    def learn(self, rows: Rows) -> Self:
+        table = as_dataset(training_split(rows))
         require_columns(table, self.columns(with_target=True), "Regression")
         parsed = [_parse_number(value) for value in table[self.target]]
         numbers = [number for number in parsed if number is not None]

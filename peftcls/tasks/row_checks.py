@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import datasets
 
-from peftcls.data.reading import Row, RowError, require_columns, source_name
+from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
 from peftcls.tasks.base import Task
 
 MAX_SHOWN_ROWS = 5
@@ -22,7 +22,7 @@ def check_rows(
 
     Args:
         task: the task, with its labels learnt.
-        rows: the table.
+        rows: the table, or what `as_dataset` makes one of.
         with_target: whether the rows need a label, an answer or a target.
         training: whether the table must also be fit for training (have two labels, for example).
         numbers: the number of each row, from 1, where the rows are a part of a table.
@@ -30,6 +30,7 @@ def check_rows(
     Raises:
         RowError: a column is missing, or some rows or the whole table are wrong.
     """
+    rows = as_dataset(rows)
     columns = task.columns(with_target=with_target)
     require_columns(rows, columns, type(task).__name__)
     source = source_name(rows)

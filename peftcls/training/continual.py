@@ -3,9 +3,8 @@
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -22,6 +21,7 @@ from peftcls.data.reading import (
     source_name,
     without_progress_bars,
 )
+from peftcls.data.tables import Rows
 from peftcls.engine.model_state import Quantize
 from peftcls.metrics import LOWER_IS_BETTER
 from peftcls.models.adapter_folder import load_adapter
@@ -35,7 +35,7 @@ Scores = Mapping[str, Mapping[str, float]]
 
 def learn_on(
     directory: str | Path,
-    rows: datasets.Dataset | Iterable[Mapping[str, Any]],
+    rows: Rows,
     *,
     base: str | Path | None = None,
     quantize: Quantize | None = None,
@@ -72,8 +72,8 @@ def learn_on(
 
 
 def with_replay(
-    new_rows: datasets.Dataset | Iterable[Mapping[str, Any]],
-    old_rows: datasets.Dataset | Iterable[Mapping[str, Any]],
+    new_rows: Rows,
+    old_rows: Rows,
     *,
     share: float = 0.3,
     seed: int = 0,

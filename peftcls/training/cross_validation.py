@@ -2,9 +2,8 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import datasets
 import torch
@@ -12,6 +11,7 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from transformers import PreTrainedTokenizerBase
 
 from peftcls.data.reading import as_dataset, source_name
+from peftcls.data.tables import Rows
 from peftcls.engine.model_state import base_facts
 from peftcls.errors import RowError
 from peftcls.models.trainable import copy_tensors, put_tensors, trained_parameters
@@ -64,7 +64,7 @@ def cross_validate(
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
     config: TrainConfig,
-    rows: datasets.Dataset | Iterable[Mapping[str, Any]],
+    rows: Rows,
     *,
     folds: int = 5,
     resume: bool = False,

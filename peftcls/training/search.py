@@ -3,15 +3,14 @@
 import dataclasses
 import logging
 import shutil
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import datasets
 import numpy as np
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from peftcls.data.tables import Rows
 from peftcls.models.lora_injection import DEFAULT_RANK, attach_lora
 from peftcls.models.weight_sharing import share_base
 from peftcls.tasks.base import Task
@@ -26,8 +25,6 @@ RATE_FACTORS = (0.2, 5.0)
 RANKS = (4, 8, 16, 32)
 FIRST_SHARE = 0.25
 """The share of the epochs that all candidates get in the first round."""
-
-Rows: TypeAlias = datasets.Dataset | Iterable[Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from peftcls.data.reading import as_dataset
+from peftcls.data.tables import Rows
 from peftcls.engine.frozen_layers import find_frozen_layers
 from peftcls.engine.model_state import base_facts
 from peftcls.evaluation import Comparison, compare_with_best
@@ -57,8 +58,8 @@ def sweep(
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
     configs: Mapping[str, TrainConfig],
-    train_rows: datasets.Dataset | Iterable[Mapping[str, Any]] | Prepared,
-    valid_rows: datasets.Dataset | Iterable[Mapping[str, Any]] | None = None,
+    train_rows: Rows | Prepared,
+    valid_rows: Rows | None = None,
     *,
     resume: bool = False,
 ) -> list[Trained]:

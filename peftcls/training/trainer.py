@@ -3,10 +3,9 @@
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Self
 
 import datasets
 import numpy as np
@@ -15,9 +14,10 @@ from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from peftcls.data.reading import Row, as_dataset, source_name
+from peftcls.data.tables import Rows, RowsOrTexts, with_validation_split
 from peftcls.engine.model_state import base_facts, use_fast_paths
 from peftcls.errors import RunStoppedError
-from peftcls.inference.predictor import Predictor
+from peftcls.inference.predictor import Predictor, rows_to_answer
 from peftcls.models import adapter_methods
 from peftcls.models.adapter_folder import check_not_start
 from peftcls.models.trainable import (
@@ -49,8 +49,6 @@ from peftcls.training.run_info import describe_model, identify_run
 from peftcls.training.run_log import RunLog, log_info, log_warning
 from peftcls.training.run_state import RunState
 from peftcls.training.save_check import probe_rows, save_and_check
-
-Rows: TypeAlias = datasets.Dataset | Iterable[Mapping[str, Any]]
 
 
 class Trainer:
@@ -131,7 +129,8 @@ class Trainer:
 
         Args:
             train_rows: the rows to train on; or what `prepare` made of these and valid_rows.
-            valid_rows: the rows that choose the best step; never trained on.
+            valid_rows: the rows that choose the best step; never trained on. By default the split
+                "validation", where train_rows is a `DatasetDict`.
             resume: continue from the newest checkpoint in `output_dir`, if there is one. The result
                 is the same as that of an uninterrupted run.
 
@@ -147,6 +146,7 @@ class Trainer:
             KeyboardInterrupt: after SIGINT, when the step is finished or the evaluation stopped,
                 and a checkpoint is written; after SIGTERM it is SystemExit(143).
         """
+        train_rows, valid_rows = with_validation_split(train_rows, valid_rows)
         prepared_valid = train_rows.valid_rows if isinstance(train_rows, Prepared) else valid_rows
         self.config.check_scores(self.task.score_names, has_valid=prepared_valid is not None)
         prepared = self._prepare(train_rows, valid_rows)
@@ -416,15 +416,13 @@ class Trainer:
 
     # Predicting and evaluating
 
-    def predict(self, rows: Rows) -> list[Answer]:
-        """Answer rows: one answer a row, in the rows' order, on every process.
-
-        Each process answers its share of the rows.
+    def predict(self, rows: RowsOrTexts) -> list[Answer]:
+        """Answer rows as `Predictor.predict` does; each process answers its share, all get all.
 
         Raises:
             RowError: a column is missing or a text is empty.
         """
-        return predict_rows(self._predictor(), as_dataset(rows))
+        return predict_rows(self._predictor(), rows_to_answer(self.task, rows))
 
     def predict_encoded(self, inputs: EncodedTable) -> list[Answer]:
         """Answer rows that were checked and encoded without targets, as `predict` does."""

@@ -511,8 +511,8 @@ def test_an_empty_list_has_no_rows():
 def test_a_value_that_is_not_a_list_of_mappings_is_refused(rows):
     with pytest.raises(
         RowError,
-        match=r"^rows: expected a datasets\.Dataset or a list of mappings such as "
-        r"\{'text': '\.\.\.'\}, found ",
+        match=r"^rows: expected a table \(a DataFrame, a datasets\.Dataset, a dict of columns\) or "
+        r"a list of mappings such as \{'text': '\.\.\.'\}, found ",
     ):
         as_dataset(rows)
 

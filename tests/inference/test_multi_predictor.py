@@ -325,7 +325,7 @@ def test_names_are_checked(bert, tmp_path):
         "adapter=None: expected the name of one adapter, or one name a row, of ['spam', 'topics']"
     ):
         together.predict(TEXTS)
-    with pytest.raises(RowError, match="found one str; put it into a list"):
-        together.predict("a text", "spam")
+    with pytest.raises(RowError, match=r"expected texts, rows or a table .*found int"):
+        together.predict(7, "spam")
     with refused("there is no folder in the list"):
         load_predictor([])

@@ -32,7 +32,11 @@ ROWS = [
         ("what is emitted?", "radio waves", 63),
     ]
 ]
-NO_ANSWER = {"question": "who sang?", "context": CONTEXT, "answers": {"text": [], "answer_start": []}}
+NO_ANSWER = {
+    "question": "who sang?",
+    "context": CONTEXT,
+    "answers": {"text": [], "answer_start": []},
+}
 
 
 def built(base, rows, folder, **settings):

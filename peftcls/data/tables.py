@@ -1,0 +1,173 @@
+"""Tables in memory as users hold them: data frames, columns, data sets with splits."""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from peftcls.errors import RowError
+
+# What makes a table of values that do not fit into one raise.
+CONVERSION_ERRORS = (
+    pa.ArrowException,
+    UnicodeError,
+    OverflowError,
+    TypeError,
+    ValueError,
+    RecursionError,
+)
+# pandas hands its index on as such a column.
+INDEX_PREFIX = "__index_level_"
+
+
+class ArrowStream(Protocol):
+    """A data frame of pandas or polars, or an Arrow table: what hands on its columns to Arrow."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """The columns, by Arrow's C interface."""
+
+
+Rows: TypeAlias = (
+    datasets.Dataset
+    | datasets.DatasetDict
+    | ArrowStream
+    | Mapping[str, Sequence[Any]]
+    | Iterable[Mapping[str, Any]]
+)
+"""A table, a mapping of columns to their values, or rows."""
+RowsOrTexts: TypeAlias = Rows | Mapping[str, Any] | str | Iterable[str] | Iterable[Sequence[str]]
+"""The same, or one row, or bare texts or pairs of texts."""
+
+
+def table_of(rows: Any, name: str) -> datasets.Dataset | None:
+    """What is a table already, or a data frame, or a mapping of columns, as a `datasets.Dataset`.
+
+    Classes of a `datasets.ClassLabel` column are replaced by their names, and so are those of a
+    categorical column.
+
+    Args:
+        rows: a `Dataset`, a `DatasetDict` with one split, a pandas or polars DataFrame, an Arrow
+            table, or a mapping of columns to lists of values.
+        name: what messages call the rows.
+
+    Returns:
+        None for anything else, such as a list of rows, or one row.
+
+    Raises:
+        RowError: a data set has several splits, or the values do not make a table.
+    """
+    if isinstance(rows, datasets.DatasetDict):
+        rows = _only_split(rows, name)
+    if isinstance(rows, datasets.Dataset):
+        return with_class_names(rows)
+    try:
+        if hasattr(rows, "__arrow_c_stream__"):
+            return _from_arrow(pa.table(rows), name)
+        if is_columns(rows):
+            return datasets.Dataset.from_dict({key: list(cells) for key, cells in rows.items()})
+    except CONVERSION_ERRORS as error:
+        raise not_a_table(name, error) from None
+    return None
+
+
+def training_split(rows: Any) -> Any:
+    """The split "train" of a `DatasetDict` that has it; anything else unchanged."""
+    if isinstance(rows, datasets.DatasetDict) and "train" in rows:
+        return rows["train"]
+    return rows
+
+
+def with_validation_split(train: Any, valid: Any) -> tuple[Any, Any]:
+    """The splits "train" and "validation" of a `DatasetDict`, where it is given alone."""
+    if isinstance(train, datasets.DatasetDict) and valid is None:
+        valid = train.get("validation")
+    return training_split(train), valid
+
+
+def is_columns(rows: Any) -> bool:
+    """Whether something is a mapping of columns, and not of the cells of one row."""
+    if not isinstance(rows, Mapping) or not rows:
+        return False
+    return all(
+        isinstance(cells, Sequence | np.ndarray) and not isinstance(cells, str | bytes)
+        for cells in rows.values()
+    )
+
+
+def not_a_table(name: str, error: Exception) -> RowError:
+    """The error for values that do not make a table."""
+    return RowError(
+        f"{name} cannot be made into a table: {error}; use one type of value in each column."
+    )
+
+
+def with_class_names(table: datasets.Dataset) -> datasets.Dataset:
+    """A table whose class numbers are the names of the classes; -1 becomes None."""
+    features = table.features.copy()
+    numbered = {}
+    for column, feature in table.features.items():
+        inner = getattr(feature, "feature", None)
+        if isinstance(feature, datasets.ClassLabel):
+            numbered[column] = feature.names
+            features[column] = datasets.Value("string")
+        elif isinstance(inner, datasets.ClassLabel):
+            numbered[column] = inner.names
+            features[column] = datasets.List(datasets.Value("string"))
+    if not numbered:
+        return table
+
+    def named(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        return {
+            column: [_class_names(cell, names) for cell in batch[column]]
+            for column, names in numbered.items()
+        }
+
+    description = table.info.description
+    with without_progress_bars():
+        renamed = table.map(named, batched=True, features=features, keep_in_memory=True)
+    renamed.info.description = description
+    return renamed
+
+
+@contextlib.contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Hide the progress bars of `datasets`, for steps that take a moment."""
+    were_shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if were_shown:
+            datasets.enable_progress_bars()
+
+
+def _class_names(cell: Any, names: Sequence[str]) -> Any:
+    if isinstance(cell, list):
+        return [_class_names(each, names) for each in cell]
+    return None if cell is None or cell < 0 else names[cell]
+
+
+def _only_split(splits: datasets.DatasetDict, name: str) -> datasets.Dataset:
+    if len(splits) == 1:
+        return next(iter(splits.values()))
+    raise RowError(
+        f"{name} has the splits {list(splits)}; give one of them, such as "
+        f"rows[{next(iter(splits), 'train')!r}]."
+    )
+
+
+def _from_arrow(table: pa.Table, name: str) -> datasets.Dataset:
+    columns: dict[str, pa.ChunkedArray] = {}
+    for column in table.column_names:
+        if column.startswith(INDEX_PREFIX):
+            continue
+        if table.column_names.count(column) > 1:
+            raise RowError(f"{name} has the column {column!r} several times; name each once.")
+        cells = table[column]
+        if pa.types.is_dictionary(cells.type):
+            cells = cells.cast(cells.type.value_type)
+        columns[column] = cells
+    return datasets.Dataset(pa.table(columns))

@@ -1,0 +1,173 @@
+"""Tables in memory, as users hold them: data frames, columns, data sets with splits and classes."""
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from small_runs import build
+
+import peftcls
+from peftcls import Classification, RowError, check_rows
+from peftcls.data.reading import as_dataset, read_rows
+from peftcls.data.tables import table_of
+
+ROWS = [{"text": f"film {n} was {'good' if n % 2 else 'bad'}", "label": n % 2} for n in range(8)]
+COLUMNS = {name: [row[name] for row in ROWS] for name in ("text", "label")}
+
+
+class Frame:
+    """A data frame of another library, which hands on its columns to Arrow."""
+
+    def __arrow_c_stream__(self, requested_schema=None):
+        return pa.table(COLUMNS).__arrow_c_stream__(requested_schema)
+
+
+TABLES = {
+    "pandas": pd.DataFrame(ROWS),
+    "pandas_with_an_index": pd.DataFrame(ROWS, index=[f"row {n}" for n in range(8)]),
+    "arrow": pa.table(COLUMNS),
+    "another_frame": Frame(),
+    "columns": COLUMNS,
+    "numpy_columns": {name: np.array(cells) for name, cells in COLUMNS.items()},
+    "rows": ROWS,
+    "a_generator": (row for row in ROWS),
+    "a_data_set": datasets.Dataset.from_list(ROWS),
+    "a_single_split": datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)),
+}
+
+
+@pytest.mark.parametrize("rows", TABLES.values(), ids=TABLES)
+def test_what_users_hold_is_the_same_table(rows):
+    assert as_dataset(rows).to_list() == ROWS
+
+
+def test_missing_cells_of_a_data_frame_are_missing():
+    frame = pd.DataFrame({"text": ["a", None, np.nan]})
+    assert as_dataset(frame)["text"][:] == ["a", None, None]
+    with pytest.raises(RowError, match="row 2 of rows has no text in column 'text'"):
+        check_rows(Classification(), frame, with_target=False)
+
+
+def test_categories_are_their_names():
+    frame = pd.DataFrame({"text": ["a", "b", "c"], "label": pd.Categorical(["no", "yes", None])})
+    assert as_dataset(frame)["label"][:] == ["no", "yes", None]
+
+
+def test_a_column_of_values_of_several_types_is_refused():
+    with pytest.raises(RowError, match=r"cannot be made into a table: .*one type of value"):
+        as_dataset(pd.DataFrame({"text": ["a", 1, [2]]}))
+
+
+def test_a_column_name_that_occurs_twice_is_refused():
+    frame = pd.DataFrame([["a", "b"]], columns=["text", "text"])
+    with pytest.raises(RowError, match=r"'text'|Duplicate column"):
+        as_dataset(frame)
+
+
+def test_an_empty_frame_has_no_rows():
+    with pytest.raises(RowError, match="train has no rows"):
+        as_dataset(pd.DataFrame({"text": []}), "train")
+
+
+def test_one_row_is_no_mapping_of_columns():
+    assert table_of({"text": "one", "label": "two"}, "rows") is None
+    assert table_of({"text": "one", "labels": ["a", "b"]}, "rows") is None
+
+
+def with_classes():
+    features = datasets.Features(
+        {
+            "text": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["bad", "good"]),
+            "tags": datasets.List(datasets.ClassLabel(names=["x", "y"])),
+        }
+    )
+    rows = [{**row, "tags": [row["label"], 0][: 1 + row["label"]]} for row in ROWS]
+    rows.append({"text": "not labelled", "label": -1, "tags": []})
+    return datasets.Dataset.from_list(rows, features=features)
+
+
+def test_classes_keep_their_names(tmp_path):
+    table = with_classes()
+    assert Classification().learn(table.select(range(8))).labels == ("bad", "good")
+    assert as_dataset(table)["label"][-3:] == ["bad", "good", None]
+    assert as_dataset(table)["tags"][:2] == [["x"], ["y", "x"]]
+    assert as_dataset(table).column_names == table.column_names
+    table.to_parquet(tmp_path / "rows.parquet")
+    assert read_rows(tmp_path / "rows.parquet")["label"][:2] == ["bad", "good"]
+    named = Classification(labels=("bad", "good"))
+    check_rows(named, table.select(range(8)))
+
+
+def test_truth_values_keep_their_names():
+    table = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [True, False]})
+    assert Classification().learn(table).labels == ("False", "True")
+
+
+def test_several_splits_are_refused_where_one_is_meant():
+    splits = datasets.DatasetDict(train=as_dataset(ROWS), test=as_dataset(ROWS))
+    with pytest.raises(
+        RowError, match=r"rows has the splits \['train', 'test'\]; give one of them, such as rows\["
+    ):
+        as_dataset(splits)
+
+
+def test_a_training_uses_the_splits_train_and_validation(bert, text_rows, tmp_path):
+    splits = datasets.DatasetDict(
+        train=as_dataset(text_rows), validation=as_dataset(text_rows[:6]), test=as_dataset(ROWS)
+    )
+    assert Classification().learn(splits).labels == Classification().learn(text_rows).labels
+    trainer = build(bert, tmp_path / "splits", text_rows)
+    scores = trainer.fit(splits)
+    expected = build(bert, tmp_path / "rows", text_rows).fit(text_rows, text_rows[:6])
+    assert scores == pytest.approx(expected)
+
+
+# Answers
+
+
+@pytest.fixture(scope="module")
+def predictor(bert):
+    task = Classification(labels=("no", "yes"))
+    model, tokenizer = peftcls.load_base(bert, task)
+    return peftcls.Predictor(model, task, tokenizer)
+
+
+@pytest.mark.parametrize("rows", [v for k, v in TABLES.items() if k != "a_generator"])
+def test_rows_are_answered_and_not_the_names_of_columns(predictor, rows):
+    expected = predictor.predict([row["text"] for row in ROWS])
+    for found, right in zip(predictor.predict(rows), expected, strict=True):
+        assert found.probabilities == pytest.approx(right.probabilities, abs=1e-6)
+
+
+@pytest.mark.parametrize("one", [ROWS[0]["text"], {"text": ROWS[0]["text"]}, ROWS[0]])
+def test_one_text_and_one_row_are_answered(predictor, one):
+    (found,) = predictor.predict(one)
+    (right,) = predictor.predict([ROWS[0]["text"]])
+    assert found.probabilities == pytest.approx(right.probabilities, abs=1e-6)
+
+
+def test_one_pair_is_answered(bert, tmp_path):
+    task = Classification(text=("a", "b"), labels=("no", "yes"))
+    model, tokenizer = peftcls.load_base(bert, task)
+    predictor = peftcls.Predictor(model, task, tokenizer)
+    (found,) = predictor.predict(("radio waves", "stock prices"))
+    (right,) = predictor.predict([("radio waves", "stock prices")])
+    assert found.probabilities == pytest.approx(right.probabilities, abs=1e-6)
+
+
+@pytest.mark.parametrize("rows", [None, 3, b"text", 1.5])
+def test_what_is_no_table_and_no_text_is_refused(predictor, rows):
+    with pytest.raises(RowError, match=f"found {type(rows).__name__}"):
+        predictor.predict(rows)
+
+
+def test_several_adapters_answer_a_frame(bert, text_rows, tmp_path):
+    for name in ("one", "two"):
+        build(bert, tmp_path / name, text_rows).fit(text_rows)
+    together = peftcls.load_predictor([tmp_path / "one", tmp_path / "two"])
+    expected = together.predict([row["text"] for row in ROWS], "one")
+    for found in (together.predict(TABLES["pandas"], "one"), together.predict(COLUMNS, "one")):
+        assert [a.label for a in found] == [a.label for a in expected]
+    assert len(together.predict_all("radio waves")["two"]) == 1
