@@ -95,11 +95,11 @@ STS_B = ("sts_b/train.csv", "sts_b/validation.csv")
 SQUAD = ("squad/train.json", "squad/validation.json")
 
 WORK = {
-    "sms": Work("labels", SMS, ("Text",), "Label", (896, 149, 300), 128),
-    "medical": Work("labels", ABSTRACTS, PAPERS, "label", (1000, 200, 200), 256),
-    "reviews": Work("labels", REVIEWS, ("text",), "label", (600, 200, 400), 192),
-    "paraphrases": Work("labels", MRPC, PAIRS, "label", (1000, 200, 408), 128),
-    "similarity": Work("numbers", STS_B, PAIRS, "score", (1000, 200, 500), 128, "pearson"),
+    "sms": Work("labels", SMS, ("Text",), "Label", (400, 149, 300), 128),
+    "medical": Work("labels", ABSTRACTS, PAPERS, "label", (400, 200, 200), 160),
+    "reviews": Work("labels", REVIEWS, ("text",), "label", (400, 200, 300), 128),
+    "paraphrases": Work("labels", MRPC, PAIRS, "label", (800, 200, 408), 96),
+    "similarity": Work("numbers", STS_B, PAIRS, "score", (800, 200, 500), 96, "pearson"),
     "squad": Work(
         "spans", SQUAD, ("question", "context"), "answers", (1200, 0, 400), 320, "f1", epochs=2
     ),

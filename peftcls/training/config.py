@@ -32,7 +32,7 @@ class TrainConfig:
         head_init: how a new head begins: as the "probe", the best linear head on the states of the
             frozen base (linear probing, then fine-tuning: Kumar et al. 2022, section 3), or with
             "random" weights. With validation rows the probe is the first candidate for the best
-            step. Heads that are not new, and heads that read every token, ignore it.
+            step. Heads that are not new ignore it.
         batch_size: rows of an optimizer step, over all processes.
         micro_batch_size: at most this many rows in memory at once, in each process.
         micro_batch_tokens: at most this many tokens in memory at once, including padding that is

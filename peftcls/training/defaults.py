@@ -43,7 +43,7 @@ class Defaults:
 HEAD = Defaults(16, learning_rate=1e-3, epochs=4, min_steps=80, small_table_rate=2e-3)
 CLOSED_LABELS = Defaults(8, learning_rate=1e-3, epochs=4, min_steps=80, small_table_rate=1e-3)
 TEXT = Defaults(16, learning_rate=2e-3, epochs=4, min_steps=160, small_table_rate=2e-3)
-SPANS = Defaults(16, learning_rate=1e-3, epochs=2, min_steps=200, small_table_rate=1e-3)
+SPANS = Defaults(16, learning_rate=2e-3, epochs=2, min_steps=200, small_table_rate=2e-3)
 
 
 def defaults_for(task: Task) -> Defaults:
