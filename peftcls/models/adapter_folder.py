@@ -240,7 +240,10 @@ def load_own_base(
             dtype=folder.dtype,
         )
     except ValueError as error:
-        raise ValueError(f"{folder.directory} cannot be loaded without its base: {error}") from None
+        moved = "" if base else " If the base has moved, say where it is: base=... (--base)."
+        raise ValueError(
+            f"{folder.directory} cannot be loaded without its base: {error}{moved}"
+        ) from None
     fingerprint = base_facts(model).fingerprint
     if fingerprint != facts.fingerprint:
         raise ValueError(

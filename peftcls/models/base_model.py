@@ -14,7 +14,7 @@ from peftcls.engine.model_state import BaseFacts, Quantize, state_of
 from peftcls.models.fingerprint import fingerprint_base, fingerprint_tensors
 from peftcls.models.folder_safety import check_base_config, check_finite
 from peftcls.models.pretrained_io import (
-    base_name,
+    lasting_name,
     quiet,
     reraise_as_value_error,
     resolve_source,
@@ -193,7 +193,7 @@ def _load(
     if causal or not task.new_head:
         tokenizer.padding_side = "right"
     state = state_of(model)
-    state.base = _collect_facts(base_name(name), request, model, heads, causal=causal)
+    state.base = _collect_facts(lasting_name(name), request, model, heads, causal=causal)
     state.head_is_new = request.reads_mean or _is_new(loaded, head_layer_name(model))
     return model, tokenizer
 

@@ -39,6 +39,14 @@ def base_name(name: str | Path) -> str:
     return str(name)
 
 
+def lasting_name(name: str | Path) -> str:
+    """What finds the same base from every folder of this machine: of a relative path, the whole."""
+    is_short_name = isinstance(name, str) and name in ("demo", *NAMED_BASES)
+    if not is_short_name and Path(name).is_dir():
+        return str(Path(name).absolute())
+    return base_name(name)
+
+
 def validate_base_folder(source: str) -> None:
     """Raise ValueError for what a local folder lacks, before anything is looked up on a hub."""
     folder = Path(source)

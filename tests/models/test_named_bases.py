@@ -118,7 +118,26 @@ def test_a_path_that_reads_like_a_short_name_is_a_folder(bert, tmp_path, monkeyp
     for name in (Path("minilm"), Path("./minilm"), "./minilm"):
         model, _ = peftcls.load_base(name, task)
         assert model.config.vocab_size == 400
-        assert base_facts(model).name == "./minilm"
+        assert base_facts(model).name == str(tmp_path / "minilm")
+
+
+def test_an_adapter_of_a_relative_base_is_loaded_from_another_folder(
+    bert, tmp_path, monkeypatch, text_rows
+):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    shutil.copytree(bert, tmp_path / "here" / "mybase")
+    monkeypatch.chdir(tmp_path / "here")
+    task = peftcls.Classification().learn(text_rows)
+    model, tokenizer = peftcls.load_base("mybase", task)
+    model = peftcls.attach_lora(model, task)
+    peftcls.Trainer(model, task, tokenizer, peftcls.TrainConfig("run", epochs=1)).fit(text_rows)
+    monkeypatch.chdir(tmp_path / "there")
+    assert peftcls.load_predictor(tmp_path / "here" / "run").predict("radio waves")
+    shutil.move(tmp_path / "here" / "mybase", tmp_path / "there" / "mybase")
+    with pytest.raises(ValueError, match=r"If the base has moved, say where it is: base=\.\.\."):
+        peftcls.load_predictor(tmp_path / "here" / "run")
+    assert peftcls.load_predictor(tmp_path / "here" / "run", base="mybase").predict("radio waves")
 
 
 @needs_minilm
