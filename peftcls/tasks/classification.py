@@ -22,6 +22,7 @@ from peftcls.tasks.decisions import PLAIN, Decisions, decisions_setting, fit_dec
 from peftcls.tasks.labels import (
     TOO_FEW_LABELS,
     Shares,
+    is_blank,
     label_name,
     label_order,
     label_setting_problem,
@@ -237,6 +238,11 @@ class Classification(Task):
             return f"{error} in column {self.label!r}"
         if not names and not self.multi_label:
             return f"has no label in column {self.label!r}; fill it in or leave the row out"
+        if self.multi_label and is_blank(row[self.label]):
+            return (
+                f"has nothing in column {self.label!r}; write an empty list ([] in csv files) where "
+                "a text has none of the labels, or leave the row out"
+            )
         if self.labels:
             for name in names:
                 if name not in self.labels:

@@ -20,6 +20,7 @@ from peftcls.tasks.base import Feature, Task, pad, pad_inputs, token_limit, with
 from peftcls.tasks.decisions import PLAIN, Decisions, decisions_setting, fit_decisions
 from peftcls.tasks.label_trie import LabelTrie, Tokens
 from peftcls.tasks.labels import TOO_FEW_LABELS, label_name, label_order, label_setting_problem
+from peftcls.tasks.list_cells import listed_cell
 from peftcls.tasks.prompts import (
     fit_document,
     placeholders,
@@ -155,7 +156,8 @@ class Instruction(Task):
 
     def problem(self, row: Row, *, with_target: bool) -> str | None:
         inputs = self.columns(with_target=False)
-        if "{input}" in self.template:
+        # An instruction may say all that is to be done.
+        if "{input}" in self.template and "{instruction}" not in self.template:
             inputs = [self.input]
         if inputs and not any(str(row[column] or "").strip() for column in inputs):
             return f"has no text in column {inputs[0]!r}; fill it in or leave the row out"
@@ -222,8 +224,8 @@ class Instruction(Task):
 
     def _split(self, answer: Any) -> tuple[str, ...]:
         """The parts of a list-like answer, each once, without empty ones."""
-        parts = answer if isinstance(answer, list) else str(answer).split(self.separator)
-        stripped = [part.strip() for part in parts if part]
+        parts = listed_cell(answer, self.separator or ";")
+        stripped = [str(part).strip() for part in parts if part]
         return tuple(dict.fromkeys(part for part in stripped if part))
 
     def encode_many(
@@ -231,7 +233,8 @@ class Instruction(Task):
     ) -> Iterator[Feature]:
         cue, space = split_cue(self.template)
         answer_limit = self._answer_limit(tokenizer)
-        prompt_limit = token_limit(tokenizer, self.max_length) - answer_limit
+        length_limit = token_limit(tokenizer, self.max_length)
+        prompt_limit = length_limit - answer_limit
         values = [self._template_values(row) for row in rows]
         # Without a target, any text shows where the prompt's tokens end.
         answers = [self.labels[0] if self.labels else "x"] * len(rows)
@@ -242,8 +245,10 @@ class Instruction(Task):
         pairs = list(zip(prompts, answers, strict=True))
         for index, (prompt_ids, answer_ids) in enumerate(tokenize_with_answers(tokenizer, pairs)):
             shortened = False
-            # The prompt without its answer has no more tokens than both together.
-            if len(prompt_ids) + len(answer_ids) > prompt_limit:
+            if with_target and not self.labels:
+                # The answer is there, with its end mark: no more room is kept free for it.
+                prompt_limit = length_limit - len(answer_ids) - 1
+            if len(prompt_ids) > prompt_limit:
                 prompt, shortened = fit_document(
                     tokenizer, cue, values[index], "input", prompt_limit
                 )

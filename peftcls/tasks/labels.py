@@ -3,8 +3,11 @@
 import contextlib
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from peftcls.tasks.list_cells import listed_cell
 
 Shares = dict[str, float]
 TOO_FEW_LABELS = (
@@ -14,10 +17,13 @@ TOO_FEW_LABELS = (
 
 
 def label_name(value: Any) -> str:
-    """The name of a label: 1, 1.0 and "1" are the same label, and so are True and "True"."""
+    """The name of a label: 1, 1.0 and "1" are the same label, and so are True and "True".
+
+    Names that only differ in how Unicode writes an accent are the same (NFC).
+    """
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return str(value).strip()
+    return unicodedata.normalize("NFC", str(value).strip())
 
 
 def label_setting_problem(labels: Any) -> str | None:
@@ -45,8 +51,9 @@ def label_shares(value: Any, *, several: bool) -> Shares:
     """The labels of a cell, each with its share of the target.
 
     Args:
-        value: a label; with `several` a list of labels or a text with `;` between them, each with
-            the share 1; or a soft target: a mapping of labels to shares or votes, or its JSON text.
+        value: a label, or a list of one; with `several` a list of labels, a text with `;` between
+            them, or a list that is written as a text (see `listed_cell`), each with the share 1; or
+            a soft target: a mapping of labels to shares or votes, or its JSON text.
         several: whether a row can have any number of labels. If so, each share is taken as it is;
             otherwise the shares are divided by their sum.
 
@@ -58,15 +65,15 @@ def label_shares(value: Any, *, several: bool) -> Shares:
         return _soft_shares(value, several=several)
     if _is_missing(value) or value == "":
         return {}
-    if isinstance(value, list):
-        expected = None
-        if not several:
-            expected = "one label (multi_label=True is for several)"
-        elif any(_is_missing(label) for label in value):
-            expected = "labels without gaps"
-        if expected:
-            raise ValueError(f"has the labels {str(value)[:80]}, expected {expected}")
-    names = [label_name(label) for label in _listed(value, several=several)]
+    listed = _listed(value, several=several)
+    expected = None
+    if not several and len(listed) > 1:
+        expected = "one label (multi_label=True is for several)"
+    elif any(_is_missing(label) for label in listed):
+        expected = "labels without gaps"
+    if expected:
+        raise ValueError(f"has the labels {str(value)[:80]}, expected {expected}")
+    names = [label_name(label) for label in listed]
     return {name: 1.0 for name in names if name}
 
 
@@ -78,6 +85,11 @@ def _parse_object(value: Any) -> Any:
     return value
 
 
+def is_blank(value: Any) -> bool:
+    """Whether nobody has filled in a cell; an empty list is an answer."""
+    return _is_missing(value) or (isinstance(value, str) and not value.strip())
+
+
 def _is_missing(value: Any) -> bool:
     """Whether a cell holds nothing: None, or NaN, which alone differs from itself."""
     return value is None or bool(value != value)
@@ -86,8 +98,8 @@ def _is_missing(value: Any) -> bool:
 def _listed(value: Any, *, several: bool) -> list[Any]:
     """The labels of a cell as a list."""
     if not several:
-        return [value]
-    return value if isinstance(value, list) else str(value).split(";")
+        return value if isinstance(value, list) else [value]
+    return listed_cell(value, ";")
 
 
 def _soft_shares(value: Mapping[Any, Any], *, several: bool) -> Shares:
