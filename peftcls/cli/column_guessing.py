@@ -9,12 +9,16 @@ from typing import Any
 import datasets
 
 from peftcls.data.reading import RowError, source_name
+from peftcls.tasks.list_cells import listed_cell
 
 SAMPLE_ROWS = 2000
 # Limits for a column of labels.
 MAX_LABELS = 20
 MIN_ROWS_PER_LABEL = 3
 MAX_LABEL_CHARACTERS = 40
+NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")
+DECIMAL_COMMA = re.compile(r"[-+]?[0-9]+,[0-9]+")
+NUMBERS_SHARE = 0.9
 # The mean length of the values from which on a column counts as text.
 MIN_TEXT_CHARACTERS = 20
 
@@ -237,34 +241,50 @@ def _guess_kind(rows: datasets.Dataset, kind: str | None, label: str) -> str:
         return "multi-label"
     if _holds_scores(values, label):
         return "regression"
+    # A sample of a large table may show few of each label's rows.
+    values = [value for value in rows[label] if value is not None and value != ""]
     different = len({str(value) for value in values})
     if different > max(MAX_LABELS, len(values) / 2):
         raise RowError(
             f"column {label!r} of {source_name(rows)} has {different} different values in "
             f"{len(values)} rows, too many for labels; choose another column with --label, "
-            "or --task instruction or keywords for free answers."
+            "--task regression for numbers, or --task instruction or keywords for free answers "
+            "(--task classification if they are labels all the same)."
         )
     return "classification"
 
 
 def _holds_label_sets(values: list[Any]) -> bool:
-    """Whether values are lists, or more than a tenth of them have a semicolon."""
-    if any(isinstance(value, list) for value in values):
-        return True
-    with_semicolon = sum(";" in str(value) for value in values)
-    return with_semicolon > len(values) / 10
+    """Whether values are lists, or more than a tenth of them are written as lists.
+
+    Lists that all have one entry are labels.
+    """
+    listed = [listed_cell(value, ";") for value in values]
+    lists = [isinstance(value, list) for value in values]
+    several = [len(entries) != 1 for entries in listed]
+    if any(lists):
+        return any(several)
+    return sum(several) > len(values) / 10
 
 
 def _holds_scores(values: list[Any], label: str) -> bool:
-    """Whether values are numbers to predict, rather than labels that are written as numbers."""
-    number = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")
-    numbers = [float(value) for value in values if number.fullmatch(str(value))]
-    if not numbers or len(numbers) < len(values):
+    """Whether values are numbers to predict, rather than labels that are written as numbers.
+
+    A few that are none, such as "n/a" or "1,5", are wrong rows and not labels.
+    """
+    numbers = [float(value) for value in values if NUMBER.fullmatch(str(value))]
+    with_comma = sum(bool(DECIMAL_COMMA.fullmatch(str(value))) for value in values)
+    if not values or len(numbers) + with_comma < NUMBERS_SHARE * len(values):
         return False
-    if label.casefold() in NUMBER_COLUMNS:
+    if label.casefold() in NUMBER_COLUMNS or with_comma:
         return True
-    all_integers = all(value.is_integer() for value in numbers)
-    return not all_integers or len(set(numbers)) > MAX_LABELS
+    if not all(value.is_integer() for value in numbers):
+        return True
+    different = len(set(numbers))
+    are_classes = label.casefold() in LABEL_COLUMNS and different * MIN_ROWS_PER_LABEL <= len(
+        numbers
+    )
+    return different > MAX_LABELS and not are_classes
 
 
 def _guess_text(rows: datasets.Dataset, kind: str | None, label: str) -> tuple[str, ...]:

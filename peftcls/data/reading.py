@@ -1,6 +1,7 @@
 """Load data: read a table from a file or the hub, with errors that name the row and column."""
 
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,13 @@ from peftcls.data.tables import (
 from peftcls.data.text_files import Row, utf_8_with_mark
 from peftcls.errors import RowError
 
+logger = logging.getLogger("peftcls")
+
 SUFFIXES = (*PARSERS, ".parquet")
+HAVE_HEADER = (".csv", ".tsv")
+HEADER_ROWS = 1000
+HEADER_SHARE = 0.05
+"""A column whose name is so often one of its first values probably has no name."""
 HASH_BLOCK_BYTES = 1 << 20
 MAX_SHOWN_CHARACTERS = 80
 
@@ -73,6 +80,8 @@ def read_rows(
             rows = _read_parquet(path)
         else:
             rows = _read_text(path, utf_8_with_mark(encoding), columns)
+    if columns is None and suffix in HAVE_HEADER:
+        _warn_of_missing_header(rows, path)
     return name_source(rows, path.name)
 
 
@@ -217,6 +226,21 @@ def _read_text(path: Path, encoding: str, columns: Sequence[str] | None) -> data
     return datasets.Dataset.from_generator(
         convert_rows, features=features, fingerprint=key.hexdigest()[:32]
     )
+
+
+def _warn_of_missing_header(rows: datasets.Dataset, path: Path) -> None:
+    """Warn if the first line of a file looks like a row: a label in it occurs again below it."""
+    first = rows.select(range(min(HEADER_ROWS, len(rows))))
+    for column in rows.column_names:
+        count = first[column][:].count(column)
+        if count > HEADER_SHARE * len(first):
+            logger.warning(
+                f"The first line of {path.name} was read as the names of the columns, but "
+                f"{column!r} is also a value of its column, in {count} of the first {len(first)} "
+                "rows. If the file has no names, give them: read_rows(..., "
+                'columns=["text", "label"]), or a first line in the file.'
+            )
+            return
 
 
 def _find_column_types(path: Path, rows: Iterator[Row]) -> dict[str, ColumnType]:

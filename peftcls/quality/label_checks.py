@@ -94,19 +94,19 @@ def _training_labels(task: Task, train: SplitScan) -> Iterator[Finding]:
 def _unknown_labels(
     unknown: dict[str, RowSample], task_labels: Sequence[str], train: SplitScan
 ) -> Iterator[Finding]:
-    def sentence(labels: str, count: int) -> str:
+    def sentence(subject: str, count: int, labels: Sequence[str]) -> str:
         return (
-            f"{labels} not among the task's labels {_list_labels(task_labels)}; correct the rows, "
-            f"or add the missing labels to labels=.{_suggestion(next(iter(unknown)), task_labels)}"
+            f"{subject} not among the task's labels {_list_labels(task_labels)}; correct the rows, "
+            f"or add the missing labels to labels=.{_suggestions(labels, task_labels)}"
         )
 
     yield from _per_label(unknown, "error", "unknown-label", train, sentence)
 
 
 def _rare_labels(rare: dict[str, RowSample], train: SplitScan) -> Iterator[Finding]:
-    def sentence(labels: str, count: int) -> str:
+    def sentence(subject: str, count: int, labels: Sequence[str]) -> str:
         return (
-            f"{labels} too rare to be learnt well: {count_of(count, 'training row')}, expected at "
+            f"{subject} too rare to be learnt well: {count_of(count, 'training row')}, expected at "
             f"least {MIN_ROWS_PER_LABEL} per label."
         )
 
@@ -120,10 +120,10 @@ def _other_labels(train: SplitScan, scan: SplitScan) -> Iterator[Finding]:
     known = tuple(train.labels)
     unseen = {label: rows for label, rows in scan.labels.items() if label not in train.labels}
 
-    def sentence(labels: str, count: int) -> str:
+    def sentence(subject: str, count: int, labels: Sequence[str]) -> str:
         return (
-            f"{labels} in no training row; these have {_list_labels(known)}. Correct the row, or "
-            f"put such rows into training.{_suggestion(next(iter(unseen)), known)}"
+            f"{subject} in no training row; these have {_list_labels(known)}. Correct the row, or "
+            f"put such rows into training.{_suggestions(labels, known)}"
         )
 
     yield from _per_label(unseen, "error", "unseen-label", scan, sentence)
@@ -147,7 +147,7 @@ def _per_label(
     severity: Severity,
     what: str,
     scan: SplitScan,
-    sentence: Callable[[str, int], str],
+    sentence: Callable[[str, int, Sequence[str]], str],
 ) -> Iterator[Finding]:
     """Yield a finding about each label, or one about all labels if they are many.
 
@@ -156,18 +156,19 @@ def _per_label(
         severity: of the findings.
         what: their code.
         scan: of the split.
-        sentence: builds the sentence from its subject, such as "the label 'a' is", and a number of
-            rows.
+        sentence: builds the sentence from its subject, such as "the label 'a' is", a number of
+            rows, and the labels.
     """
     if len(rows_by_label) <= MAX_NAMED_LABELS:
         for label, rows in rows_by_label.items():
-            text = sentence(f"the label {label!r} is", rows.count)
+            text = sentence(f"the label {label!r} is", rows.count, (label,))
             yield rows.finding(severity, what, text, scan.name)
         return
     samples = rows_by_label.values()
     numbers = sorted(number for sample in samples for number in sample.rows)
     count = sum(sample.count for sample in samples)
-    text = sentence(f"the labels {_list_labels(tuple(rows_by_label))} are", count)
+    labels = tuple(rows_by_label)
+    text = sentence(f"the labels {_list_labels(labels)} are", count, labels)
     yield RowSample(numbers[:MAX_SHOWN_ROWS], count).finding(severity, what, text, scan.name)
 
 
@@ -184,7 +185,7 @@ def _label_types(scans: Sequence[SplitScan]) -> Iterator[Finding]:
                 "warning",
                 "label-kind",
                 f"the labels are {scan.target_type} in {scan.name} and {train.target_type} in "
-                f"{train.name}; 1, 1.0 and '1' are one label and True is 1, but use one type.",
+                f"{train.name}; 1, 1.0 and '1' are one label, but use one type.",
                 f"{train.name} and {scan.name}",
             )
 
@@ -279,13 +280,24 @@ def _is_typo(first: str, second: str) -> bool:
     return is_one_wrong_letter or is_swap
 
 
-def _suggestion(label: str, known: Sequence[str]) -> str:
-    """A question that names the label that was probably meant, with a space before it, or ""."""
-    matches = difflib.get_close_matches(label, known, 1, MIN_SUGGESTION_SIMILARITY)
-    if not matches:
-        key = _spelling_key(label)
-        matches = [other for other in known if _spelling_key(other) == key]
-    return f" Did you mean {matches[0]!r}?" if matches else ""
+def _suggestions(labels: Sequence[str], known: Sequence[str]) -> str:
+    """A question that names what was probably meant, with a space before it, or ""."""
+    meant = {label: _suggestion(label, known) for label in labels[:MAX_NAMED_LABELS]}
+    found = {label: name for label, name in meant.items() if name is not None}
+    if not found:
+        return ""
+    if len(labels) == 1:
+        return f" Did you mean {found[labels[0]]!r}?"
+    pairs = ", ".join(f"{name!r} for {label!r}" for label, name in found.items())
+    return f" Did you mean {pairs}?"
+
+
+def _suggestion(label: str, known: Sequence[str]) -> str | None:
+    """The label that was probably meant."""
+    key = _spelling_key(label)
+    same_key = [other for other in known if _spelling_key(other) == key]
+    similar = difflib.get_close_matches(label, known, 1, MIN_SUGGESTION_SIMILARITY)
+    return next(iter([*same_key, *similar]), None)
 
 
 def _spelling_key(label: str) -> str:

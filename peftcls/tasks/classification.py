@@ -240,8 +240,8 @@ class Classification(Task):
             return f"has no label in column {self.label!r}; fill it in or leave the row out"
         if self.multi_label and is_blank(row[self.label]):
             return (
-                f"has nothing in column {self.label!r}; write an empty list ([] in csv files) where "
-                "a text has none of the labels, or leave the row out"
+                f"has nothing in column {self.label!r}; write an empty list, [] in a csv file, "
+                "where a text has none of the labels, or leave the row out"
             )
         if self.labels:
             for name in names:

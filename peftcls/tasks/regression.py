@@ -115,7 +115,7 @@ class Regression(Task):
         if problem:
             return problem
         if with_target and _parse_number(row[self.target]) is None:
-            return f"has {row[self.target]!r} in column {self.target!r}, expected a number"
+            return f"has {row[self.target]!r} in column {self.target!r}, expected a number like 0.5"
         return None
 
     def table_problem(self, rows: datasets.Dataset) -> str | None:
