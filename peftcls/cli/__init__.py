@@ -5,9 +5,10 @@ by the command that is run, so that help and shell completion come at once.
 """
 
 import difflib
+import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,32 @@ INTERRUPTED = 130
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 
+
+def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that say how FILE is read, as one argument `source`."""
+
+    @click.option(
+        "--encoding",
+        metavar="NAME",
+        help="Of text files that are not UTF-8, for example latin-1 or cp1252.",
+    )
+    @click.option(
+        "--columns",
+        metavar="A,B,C",
+        help="The names of the columns, where a csv or tsv file has no line with them.",
+    )
+    @click.option("--split", metavar="NAME", help="Of FILE, if it is a data set on the hub.")
+    @functools.wraps(command)
+    def with_source(
+        *, encoding: str | None, columns: str | None, split: str | None, **options: Any
+    ) -> Any:
+        from peftcls.cli.sources import Source
+
+        return command(source=Source(encoding, columns, split), **options)
+
+    return with_source
+
+
 # Options that several commands have.
 task_option = click.option(
     "--task", "kind", type=click.Choice(TASKS), help="Guessed from the columns unless given."
@@ -50,11 +77,6 @@ max_length_option = click.option(
 )
 base_option = click.option(
     "--base", metavar="MODEL", help="Where the base model is now, if it moved."
-)
-encoding_option = click.option(
-    "--encoding",
-    metavar="NAME",
-    help="Of text files that are not UTF-8, for example latin-1 or cp1252.",
 )
 batch_option = click.option(
     "--batch-size", type=click.IntRange(min=1), help="At most this many rows at once."
@@ -199,7 +221,8 @@ def commands() -> None:
 @click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
-    help="Its peak.  [default: 1e-3; 2e-3 for texts; 5e-5 with --part all]",
+    help="Its peak.  [default: 1e-3 or 2e-3, by the kind of work and the number of rows; "
+    "5e-5 with --part all]",
 )
 @click.option(
     "--pooling",
@@ -221,6 +244,7 @@ def commands() -> None:
     help="Of the rows put aside, new weights and order.",
 )
 @click.option("--resume", is_flag=True, help="Continue from the newest checkpoint in --out.")
+@click.option("--overwrite", is_flag=True, help="Replace the adapter that --out holds.")
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -236,7 +260,7 @@ def commands() -> None:
 @click.option(
     "--push-to-hub", metavar="REPO", help="Upload the folder to the hub at the end, as owner/name."
 )
-@encoding_option
+@source_options
 def train(**options: Any) -> None:
     """Train an adapter on the rows of FILE (csv, tsv, json, jsonl, parquet) and save its folder.
 
@@ -266,7 +290,7 @@ def train(**options: Any) -> None:
     "--model", help="Base model whose tokens are counted; lengths are not looked at without."
 )
 @max_length_option
-@encoding_option
+@source_options
 @json_option
 def check(**options: Any) -> int:
     """List errors and oddities in the rows of FILE before training; exit code 1 for an error.
@@ -289,7 +313,7 @@ def check(**options: Any) -> int:
 @click.option("--resume", is_flag=True, help="Continue from the answers in OUT.part.")
 @batch_option
 @base_option
-@encoding_option
+@source_options
 def predict(**options: Any) -> None:
     """Answer every row of FILE with the adapter in DIR; the answers are added as new columns.
 
@@ -310,7 +334,7 @@ def predict(**options: Any) -> None:
 @json_option
 @batch_option
 @base_option
-@encoding_option
+@source_options
 def evaluate(**options: Any) -> None:
     """Score the adapter in DIR on the labelled rows of FILE, overall and for each label.
 
@@ -333,7 +357,7 @@ def evaluate(**options: Any) -> None:
 @json_option
 @batch_option
 @base_option
-@encoding_option
+@source_options
 def compare(**options: Any) -> None:
     """Test whether one adapter is better than another on the labelled rows of FILE.
 

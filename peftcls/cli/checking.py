@@ -3,8 +3,8 @@
 import json
 
 from peftcls.cli.column_guessing import guess_columns
+from peftcls.cli.sources import Source
 from peftcls.cli.task_building import parse_labels, task_for
-from peftcls.data.reading import read_rows
 from peftcls.models.tokenizers import load_tokenizer_only
 from peftcls.quality.examine import examine_rows
 
@@ -21,15 +21,15 @@ def check_files(
     test: str | None,
     model: str | None,
     max_length: int | None,
-    encoding: str | None,
+    source: Source,
     as_json: bool,
 ) -> bool:
     """Print the findings; return whether the rows can be trained on."""
-    train_rows = read_rows(file, encoding=encoding)
+    train_rows = source.read(file)
     columns = guess_columns(train_rows, kind=kind, text=text, label=label)
     task = task_for(columns, labels=parse_labels(labels), prompt=prompt, max_length=max_length)
-    valid_rows = None if valid is None else read_rows(valid, encoding=encoding)
-    test_rows = None if test is None else read_rows(test, encoding=encoding)
+    valid_rows = None if valid is None else source.read_other(valid)
+    test_rows = None if test is None else source.read_other(test)
     tokenizer = None if model is None else load_tokenizer_only(model)
     examination = examine_rows(task, train_rows, valid_rows, test_rows, tokenizer=tokenizer)
     if as_json:

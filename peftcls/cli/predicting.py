@@ -8,7 +8,8 @@ from pathlib import Path
 import datasets
 import pandas as pd
 
-from peftcls.data.reading import Row, read_rows
+from peftcls.cli.sources import Source
+from peftcls.data.reading import Row
 from peftcls.evaluation import Evaluation, compare_answers, evaluate_answers
 from peftcls.inference.loading import load_predictor
 from peftcls.inference.predict_file import PART, predict_file
@@ -28,7 +29,7 @@ def predict_rows(
     resume: bool,
     batch_size: int | None,
     base: str | None,
-    encoding: str | None,
+    source: Source,
 ) -> None:
     """Answer every row of a file."""
     predictor = load_predictor(directory, base=base)
@@ -44,7 +45,9 @@ def predict_rows(
             out,
             probabilities=probabilities,
             resume=resume,
-            encoding=encoding,
+            encoding=source.encoding,
+            names=source.column_names,
+            split=source.split,
             batch_size=batch_size,
         )
     except KeyboardInterrupt:
@@ -64,11 +67,11 @@ def evaluate_rows(
     as_json: bool,
     batch_size: int | None,
     base: str | None,
-    encoding: str | None,
+    source: Source,
 ) -> None:
     """Score an adapter on the labelled rows of a file."""
     predictor = load_predictor(directory, base=base)
-    rows = read_rows(file, encoding=encoding)
+    rows = source.read(file)
     answers = predictor.predict(rows, batch_size=batch_size)
     evaluation = evaluate_answers(predictor.task, answers, rows)
     if as_json:
@@ -112,10 +115,10 @@ def compare_folders(
     as_json: bool,
     batch_size: int | None,
     base: str | None,
-    encoding: str | None,
+    source: Source,
 ) -> None:
     """Compare two adapters on the labelled rows of a file."""
-    rows = read_rows(file, encoding=encoding)
+    rows = source.read(file)
     _, first_answers = _answer_once(first, rows, base=base, batch_size=batch_size)
     task, second_answers = _answer_once(second, rows, base=base, batch_size=batch_size)
     comparison = compare_answers(task, first_answers, second_answers, rows, score=score)

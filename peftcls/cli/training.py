@@ -1,6 +1,7 @@
 """`peftcls train`: from a file of rows to an adapter folder with scores, report and model card."""
 
 import dataclasses
+import datetime
 import hashlib
 import os
 from pathlib import Path
@@ -11,9 +12,11 @@ from transformers import PreTrainedTokenizerBase
 
 from peftcls.cli.column_guessing import guess_columns
 from peftcls.cli.folders import push_folder
+from peftcls.cli.sources import Source
 from peftcls.cli.task_building import parse_labels, task_for
-from peftcls.data.reading import name_source, read_rows, source_name
+from peftcls.data.reading import name_source, source_name
 from peftcls.engine.model_state import Pooling, Quantize, base_facts
+from peftcls.models.adapter_folder import MANIFEST
 from peftcls.models.adapter_methods import Method
 from peftcls.models.base_model import load_base
 from peftcls.models.lora_injection import DEFAULT_RANK, attach_lora
@@ -69,10 +72,11 @@ class TrainOptions:
     max_length: int | None
     seed: int
     resume: bool
+    overwrite: bool
     dry_run: bool
     trackers: tuple[str, ...]
     push_to_hub: str | None
-    encoding: str | None
+    source: Source
 
 
 @dataclasses.dataclass
@@ -127,6 +131,20 @@ def _check_options(options: TrainOptions) -> None:
             "--method, --rank or --targets."
         )
     check_out_folder(options.out)
+    if not (options.resume or options.overwrite or options.dry_run):
+        _refuse_to_replace(options.out)
+
+
+def _refuse_to_replace(folder: Path) -> None:
+    """Raise ValueError where a run would replace an adapter."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return
+    saved = datetime.datetime.fromtimestamp(manifest.stat().st_mtime)
+    raise ValueError(
+        f"{folder} holds an adapter already, saved on {saved:%Y-%m-%d at %H:%M} (peftcls show "
+        f"{folder}). Choose another --out, or replace it with --overwrite."
+    )
 
 
 # Step 1: rows and task
@@ -134,7 +152,7 @@ def _check_options(options: TrainOptions) -> None:
 
 def _read_rows(options: TrainOptions) -> tuple[Task, Tables]:
     """Read, check and split the rows; the task has learnt from the training rows."""
-    rows = read_rows(options.file, encoding=options.encoding)
+    rows = options.source.read(options.file)
     columns = guess_columns(rows, kind=options.kind, text=options.text, label=options.label)
     unlearnt_task = task_for(
         columns,
@@ -182,8 +200,8 @@ def _labels_remark(task: Task) -> str:
 def _split_rows(options: TrainOptions, task: Task, rows: datasets.Dataset) -> Tables:
     """The checked rows of the given files; what has no file is split off the training rows."""
     check_rows(task, rows, training=True)
-    valid = _read_checked(task, options.valid, options.encoding)
-    test = _read_checked(task, options.test, options.encoding)
+    valid = _read_checked(task, options.valid, options.source)
+    test = _read_checked(task, options.test, options.source)
     if test is None:
         rows, test = _put_aside(options, task, rows, HELD_OUT_SHARE, "test")
         valid_share = HELD_OUT_SHARE / (1 - HELD_OUT_SHARE)
@@ -197,10 +215,10 @@ def _split_rows(options: TrainOptions, task: Task, rows: datasets.Dataset) -> Ta
     return Tables(train=rows, valid=valid, test=test)
 
 
-def _read_checked(task: Task, file: str | None, encoding: str | None) -> datasets.Dataset | None:
+def _read_checked(task: Task, file: str | None, source: Source) -> datasets.Dataset | None:
     if not file:
         return None
-    rows = read_rows(file, encoding=encoding)
+    rows = source.read_other(file)
     check_rows(task, rows)
     return rows
 

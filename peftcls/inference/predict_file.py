@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from peftcls.data.reading import Row, read_rows
+from peftcls.inference.part_lock import locked_for_appending
 from peftcls.inference.predictor import Predictor
 from peftcls.models.adapter_folder import READABLE, read_manifest
 from peftcls.tasks.base import Task
@@ -43,6 +44,8 @@ def predict_file(
     probabilities: bool = False,
     resume: bool = False,
     encoding: str | None = None,
+    names: Sequence[str] | None = None,
+    split: str | None = None,
     batch_size: int | None = None,
 ) -> tuple[int, list[str]]:
     """Answer every row of a file and write all its columns and the answers' to another file.
@@ -60,6 +63,8 @@ def predict_file(
         resume: continue from the answers in the ".part" file, if there is one; the result is that
             of the uninterrupted run.
         encoding: of a text file; UTF-8 unless given.
+        names: of the columns of a csv or tsv file without a header line.
+        split: of a data set on the hub.
         batch_size: at most this many rows at once.
 
     Returns:
@@ -68,38 +73,41 @@ def predict_file(
     Raises:
         RowError: a row cannot be answered; where that shows before the first answer, nothing is
             written.
-        ValueError: the output cannot be written there, or the ".part" belongs to something else.
+        ValueError: the output cannot be written there, the ".part" belongs to something else, or
+            another process is writing into it.
     """
     out = Path(out)
     part = Path(f"{out}{PART}")
     _check_output(out, Path(source))
-    rows = read_rows(source, encoding=encoding)
+    rows = read_rows(source, encoding=encoding, columns=names, split=split)
     columns = _new_columns(predictor.task, rows, source, probabilities=probabilities)
     header = {
         "adapter": read_manifest(Path(directory))["sum"],
         "rows": _fingerprint(Path(source), rows),
         "columns": list(columns),
     }
-    done = _count_answered(part, header, resume=resume)
-    with _progress_bar(len(rows), done) as progress, part.open("a", encoding="utf-8") as lines:
+    with locked_for_appending(part) as lines:
         try:
-            for answers in predictor.stream(
-                rows, first=done, chunk_rows=CHUNK_ROWS, batch_size=batch_size
-            ):
-                if lines.tell() == 0:
-                    lines.write(json.dumps(header) + "\n")
-                for answer in answers:
-                    values = predictor.task.answer_values(answer, probabilities=probabilities)
-                    lines.write(json.dumps(values, ensure_ascii=False) + "\n")
-                lines.flush()
-                progress.update(len(answers))
-        finally:
-            if lines.tell() == 0:
+            done = _count_answered(part, header, resume=resume)
+            with _progress_bar(len(rows), done) as progress:
+                for answers in predictor.stream(
+                    rows, first=done, chunk_rows=CHUNK_ROWS, batch_size=batch_size
+                ):
+                    if lines.tell() == 0:
+                        lines.write(json.dumps(header) + "\n")
+                    for answer in answers:
+                        values = predictor.task.answer_values(answer, probabilities=probabilities)
+                        lines.write(json.dumps(values, ensure_ascii=False) + "\n")
+                    lines.flush()
+                    progress.update(len(answers))
+            separator = predictor.task.separator or DEFAULT_SEPARATOR
+            _write_output(out, rows, columns, part, separator)
+        except BaseException:
+            if part.stat().st_size == 0:
                 # No row was answered: the rows were refused.
                 part.unlink()
-    separator = predictor.task.separator or DEFAULT_SEPARATOR
-    _write_output(out, rows, columns, part, separator)
-    part.unlink()
+            raise
+        part.unlink()
     return len(rows), list(columns)
 
 

@@ -17,6 +17,7 @@ from peftcls.quality.span_checks import answer_faults
 from peftcls.quality.text_checks import text_faults
 from peftcls.tasks.base import Task, token_limit
 from peftcls.tasks.instruction import Instruction
+from peftcls.tasks.splitting import same_text_key
 
 READ_ROWS = 256
 # Of these rows the formatting of all columns is kept; they are spread over the table.
@@ -203,7 +204,7 @@ def _scan_content(
 ) -> None:
     """Collect the hashes and the target of a row that the task can read."""
     scan.row_numbers.append(number)
-    scan.text_hashes.append(hash(" ".join(task.text_of(row).casefold().split())))
+    scan.text_hashes.append(hash(same_text_key(task.text_of(row))))
     if has_closed_labels(task):
         scan.target_hashes.append(hash(labels))
         return
@@ -232,7 +233,7 @@ def _scan_span_answers(
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> None:
     context = task.split_key(row)
-    scan.context_hashes.add(hash(" ".join(context.split())))
+    scan.context_hashes.add(hash(same_text_key(context)))
     if isinstance(row.get("paragraph"), int):
         title = str(row.get("title"))
         scan.paragraphs.setdefault(title, set()).add(row["paragraph"])

@@ -11,14 +11,19 @@ from peftcls.tasks.base import Task
 ROUNDING = 1e-9  # a share of 0.1 of ten rows is one row, also in binary
 
 
+def same_text_key(text: str) -> str:
+    """What two texts share that count as the same: case and spaces make no difference."""
+    return " ".join(text.casefold().split())
+
+
 def split_off(
     task: Task, rows: datasets.Dataset, share: float, *, name: str, seed: int = 0
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Split off a stratified share of the rows; both parts keep the order of the rows.
 
     Every label (every range of numbers, for regression) gives the same share and keeps at least one
-    text. Rows with the same text (the same context, for questions) stay together, so that the model
-    is never tested on a text that it was trained on.
+    text. Rows with the same text (the same context, for questions) stay together, whatever their
+    case and spaces, so that the model is never tested on a text that it was trained on.
 
     Args:
         task: says what a row's text and label are; the rows have passed `check_rows`.
@@ -36,7 +41,7 @@ def split_off(
     rows_by_text: dict[bytes, list[int]] = {}
     golds: list[tuple[str, ...]] = []
     for index, row in enumerate(rows.select_columns(task.columns(with_target=True))):
-        key = hashlib.blake2b(task.split_key(row).encode(), digest_size=16).digest()
+        key = hashlib.blake2b(same_text_key(task.split_key(row)).encode(), digest_size=16).digest()
         rows_by_text.setdefault(key, []).append(index)
         golds.append(task.gold_of(row))
     texts = list(rows_by_text.values())

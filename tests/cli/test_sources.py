@@ -1,0 +1,68 @@
+"""`--columns` and `--split`: how the commands read their rows; `--overwrite`: what they replace."""
+
+import datasets
+import pytest
+
+from peftcls.cli import main
+from peftcls.data import reading
+
+
+def headless(path):
+    words = {"ham": "see you at lunch number", "spam": "win a free prize number"}
+    lines = [f"{label}\t{text} {n}" for n in range(20) for label, text in words.items()]
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+TRAIN = ("--max-length", "16", "--epochs", "1", "--batch-size", "16")
+
+
+def test_a_file_without_a_header_is_trained_on_answered_and_scored(tmp_path, capsys):
+    file = headless(tmp_path / "rows.tsv")
+    out = str(tmp_path / "run")
+    columns = ("--columns", "label, text")
+    assert main(["check", file, *columns]) == 0
+    assert "40 rows of train" in capsys.readouterr().out
+    assert main(["train", file, "--out", out, *columns, *TRAIN]) == 0
+    answers = tmp_path / "answers.jsonl"
+    assert main(["predict", out, file, "--out", str(answers), *columns]) == 0
+    assert len(answers.read_text().splitlines()) == 40
+    assert main(["evaluate", out, file, *columns]) == 0
+
+
+def test_an_adapter_is_replaced_only_where_that_is_said(tmp_path, capsys):
+    file = headless(tmp_path / "rows.tsv")
+    command = ["train", file, "--columns", "label,text", "--out", str(tmp_path / "run"), *TRAIN]
+    assert main(command) == 0
+    before = (tmp_path / "run" / "adapter_model.safetensors").read_bytes()
+    capsys.readouterr()
+    assert main(command) == 1
+    message = capsys.readouterr().err
+    assert f"{tmp_path / 'run'} holds an adapter already, saved on 20" in message
+    assert "or replace it with --overwrite" in message
+    assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() == before
+    assert main([*command, "--dry-run"]) == 0
+    assert main([*command, "--overwrite", "--seed", "1"]) == 0
+    assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() != before
+
+
+@pytest.mark.parametrize(("options", "split"), [([], None), (["--split", "train"], "train")])
+def test_a_split_of_a_data_set_on_the_hub_can_be_named(options, split, monkeypatch, capsys):
+    rows = [{"text": f"message {n} about the boat", "label": ["a", "b"][n % 2]} for n in range(8)]
+    whole = datasets.DatasetDict(
+        train=datasets.Dataset.from_list(rows), test=datasets.Dataset.from_list(rows[:2])
+    )
+
+    def load_dataset(name, split=None):
+        assert name == "somebody/messages"
+        return whole if split is None else whole[split]
+
+    monkeypatch.setattr(reading.datasets, "load_dataset", load_dataset)
+    code = main(["check", "somebody/messages", *options])
+    shown = capsys.readouterr()
+    if split is None:
+        assert code == 1
+        assert "has the splits ['test', 'train']; choose one" in shown.err
+        assert "--split" in shown.err
+    else:
+        assert "8 rows of train" in shown.out
