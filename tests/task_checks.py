@@ -62,7 +62,6 @@ def check_task(
     rows: list[Row],
     *,
     right: Callable[[Row], Answer],
-    may_be_empty: bool = False,
     sides: Sequence[str] = SIDES,
 ) -> None:
     """Check a task against the contract of `Task`.
@@ -72,12 +71,11 @@ def check_task(
         base: a folder with a tiny base model.
         rows: with targets, at least four, of unequal lengths; the texts differ.
         right: the answer that is wholly right for a row.
-        may_be_empty: whether a row without a target is a target too.
         sides: of the padding, those that the tokenizer allows.
     """
     learnt = check_learning(task, rows)
     check_json(learnt)
-    check_columns(learnt, rows, may_be_empty=may_be_empty)
+    check_columns(learnt, rows)
     model, tokenizer = peftcls.load_base(base, learnt)
     model = peftcls.attach_lora(model, learnt, rank=4, targets="all-linear").double()
     noise = torch.Generator().manual_seed(1)
@@ -122,7 +120,7 @@ def check_json(task: Task) -> None:
         type(task).from_json({**json.loads(text), "colour": "red"})
 
 
-def check_columns(task: Task, rows: list[Row], *, may_be_empty: bool) -> None:
+def check_columns(task: Task, rows: list[Row]) -> None:
     """Every column is asked for by name, and a row without its text or target is named."""
     inputs, every = task.columns(with_target=False), task.columns(with_target=True)
     targets = every[len(inputs) :]
@@ -144,11 +142,8 @@ def check_columns(task: Task, rows: list[Row], *, may_be_empty: bool) -> None:
                     peftcls.check_rows(task, as_dataset(spoilt), with_target=with_target)
     without = as_dataset([*rows[:1], {**rows[1], **dict.fromkeys(targets)}, *rows[2:]])
     peftcls.check_rows(task, without, with_target=False)
-    if may_be_empty:
+    with pytest.raises(RowError, match=rf"^row 2 of rows has .* in column '{targets[0]}'.*\.$"):
         peftcls.check_rows(task, without)
-    else:
-        with pytest.raises(RowError, match=rf"^row 2 of rows has .* in column '{targets[0]}'.*\.$"):
-            peftcls.check_rows(task, without)
 
 
 def check_bare_texts(case: Case) -> None:

@@ -245,13 +245,15 @@ class Instruction(Task):
         pairs = list(zip(prompts, answers, strict=True))
         for index, (prompt_ids, answer_ids) in enumerate(tokenize_with_answers(tokenizer, pairs)):
             shortened = False
-            if with_target and not self.labels:
-                # The answer is there, with its end mark: no more room is kept free for it.
-                prompt_limit = length_limit - len(answer_ids) - 1
             if len(prompt_ids) > prompt_limit:
+                # Also where a row is trained on: it must be possible to answer it later.
                 prompt, shortened = fit_document(
                     tokenizer, cue, values[index], "input", prompt_limit
                 )
+                if with_target and not self.labels:
+                    # The answer is there, with its end mark: no more room is kept free for it.
+                    room = length_limit - len(answer_ids) - 1
+                    prompt, shortened = fit_document(tokenizer, cue, values[index], "input", room)
                 pair = (prompt, answers[index])
                 ((prompt_ids, answer_ids),) = tokenize_with_answers(tokenizer, [pair])
             if not with_target:

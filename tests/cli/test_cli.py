@@ -419,8 +419,9 @@ def test_a_column_without_a_known_name_is_guessed_from_what_it_holds():
             ["text", "label"],
             ("a long enough text {n}", "an answer {n}"),
             "column 'label' of t.csv has 60 different values in 60 rows, too many for labels; "
-            "choose another column with --label, or --task instruction or keywords for free "
-            "answers.",
+            "choose another column with --label, --task regression for numbers, or --task "
+            "instruction or keywords for free answers (--task classification if they are labels "
+            "all the same).",
         ),
     ],
 )
@@ -864,8 +865,10 @@ def test_a_readme_of_somebody_else_is_left_and_a_second_run_into_the_folder_is_w
 ):
     (out := tmp_path / "mine").mkdir()
     (out / "README.md").write_text("# My notes\n")
-    for _ in range(2):
-        code, said, err = run(capsys, "train", messages, "--out", out, "--model", bert, *FAST)
+    for more in ([], ["--overwrite"]):
+        code, said, err = run(
+            capsys, "train", messages, "--out", out, "--model", bert, *FAST, *more
+        )
         assert code == 0, err
         assert (
             f"note: {out / 'README.md'} is no model card of peftcls; it was left as it is.\n"

@@ -417,7 +417,7 @@ def test_a_list_that_is_not_a_table_is_a_row_error(rows):
     with pytest.raises(
         RowError,
         match=r"^mine cannot be made into a table: |^mine has no rows\.$|"
-        r"^mine: expected a datasets\.Dataset or a list of mappings",
+        r"^mine: expected a table .* or a list of mappings",
     ):
         as_dataset(rows, "mine")
 
@@ -429,7 +429,11 @@ ROWS: list[tuple[Any, dict, str]] = [
     (Classification(), {"text": ["a"], "label": "a"}, "has no text in column 'text'"),
     (Classification(), {"text": b"a", "label": "a"}, "has no text in column 'text'"),
     (Classification(), {"text": "x", "label": float("nan")}, "has no label in column 'label'"),
-    (Classification(), {"text": "x", "label": ["a"]}, "has the labels ['a'], expected one label"),
+    (
+        Classification(),
+        {"text": "x", "label": ["a", "b"]},
+        "has the labels ['a', 'b'], expected one label",
+    ),
     (Classification(), {"text": "x", "label": {"a": "1"}}, "has the share '1' for the label 'a'"),
     (Classification(), {"text": "x", "label": {"a": [1]}}, "has the share [1] for the label 'a'"),
     (Classification(), {"text": "x", "label": {"a": -1.0}}, "has the share -1.0 for the label 'a'"),
@@ -471,8 +475,8 @@ ROWS: list[tuple[Any, dict, str]] = [
     (Regression(), {"text": "x", "score": [1.0]}, "has [1.0] in column 'score', expected a number"),
     (
         Instruction(),
-        {"instruction": "i", "input": None, "output": "o"},
-        "has no text in column 'input'",
+        {"instruction": " ", "input": None, "output": "o"},
+        "has no text in column 'instruction'",
     ),
     (
         Instruction(),

@@ -146,6 +146,7 @@ def test_patience_and_the_best_step_are_resumed_after_a_kill_in_the_middle_of_a_
             eval_every=1,
             epochs=5,
             patience=4,
+            monitor="f1_macro",
         )
         evaluate = trainer._evaluate
         scores = [0.5, 0.9, 0.6, 0.9, 0.3, 0.2, 0.1]
@@ -201,7 +202,7 @@ def test_a_damaged_checkpoint_is_named(bert, tmp_path, text_rows, monkeypatch):
 
 
 def test_the_best_step_is_kept_and_patience_ends_the_run(bert, tmp_path, text_rows, monkeypatch):
-    trainer = build(bert, tmp_path, text_rows, epochs=9, patience=2)
+    trainer = build(bert, tmp_path, text_rows, epochs=9, patience=2, monitor="f1_macro")
     scores = iter([0.5, 0.9, 0.8, 0.7, 1.0])
     kept = []
 
