@@ -1,5 +1,6 @@
 """Scores: accuracy, F1, calibration error, correlation, SQuAD and keyword scores, and intervals."""
 
+import dataclasses
 import math
 import re
 import string
@@ -30,20 +31,33 @@ def label_scores(gold: Sequence[str], predicted: Sequence[str | None]) -> dict[s
     None, an abstention, is never right. If there are abstentions, `coverage` is the share of rows
     that were answered, and `accuracy_answered` the share of those that are right (0 if none was).
     """
-    # A bootstrap calls this a thousand times, so it counts with NumPy; tests compare it with
-    # scikit-learn.
     names = [None if name is None else str(name) for name in predicted]
-    labels = sorted({*gold, *(name for name in names if name is not None)})
+    return _scores_of_numbers(*_numbered(gold, names))
+
+
+def _numbered(
+    gold: Sequence[str], predicted: Sequence[str | None]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels as numbers, of shape (rows,) each; -1 for an abstention."""
+    labels = sorted({*gold, *(name for name in predicted if name is not None)})
     index: dict[str | None, int] = {name: i for i, name in enumerate(labels)}
     index[None] = -1
     truth = np.array([index[name] for name in gold])
-    answers = np.array([index[name] for name in names])
+    return truth, np.array([index[name] for name in predicted])
+
+
+def _scores_of_numbers(truth: np.ndarray, answers: np.ndarray) -> dict[str, float]:
+    """The scores of `label_scores`, from labels as numbers."""
+    # A bootstrap calls this a thousand times, so it counts with NumPy; tests compare it with
+    # scikit-learn.
+    count = int(max(truth.max(), answers.max())) + 1
     is_right = truth == answers
     is_answered = answers >= 0
-    right_by_label = np.bincount(truth[is_right], minlength=len(labels))
-    gold_by_label = np.bincount(truth, minlength=len(labels))
-    answers_by_label = np.bincount(answers[is_answered], minlength=len(labels))
-    f1 = 2 * right_by_label / (gold_by_label + answers_by_label)
+    right_by_label = np.bincount(truth[is_right], minlength=count)
+    gold_by_label = np.bincount(truth, minlength=count)
+    answers_by_label = np.bincount(answers[is_answered], minlength=count)
+    occurring = gold_by_label + answers_by_label
+    f1 = 2 * right_by_label[occurring > 0] / occurring[occurring > 0]
     scores = {"accuracy": float(is_right.mean()), "f1_macro": float(f1.mean())}
     if not is_answered.all():
         scores["coverage"] = float(is_answered.mean())
@@ -61,29 +75,81 @@ def closed_set_scores(
 
     Without probabilities, only those of `label_scores`.
     """
-    if not all(probabilities):
-        return label_scores(gold, predicted)
-    likeliest = [max(row, key=row.__getitem__) for row in probabilities]
-    is_right = [name == right for name, right in zip(likeliest, gold, strict=True)]
-    confidence = [max(row.values()) for row in probabilities]
-    return {
-        **label_scores(gold, predicted),
-        "loss": label_loss(gold, probabilities, labels),
-        "ece": calibration_error(confidence, is_right),
-    }
+    return ClosedSetRows.of(gold, predicted, probabilities, labels).scores()
+
+
+@dataclasses.dataclass(frozen=True)
+class ClosedSetRows:
+    """What the scores of rows with one label depend on, worked out once for many resamples.
+
+    All are of shape (rows,); without probabilities the last three are None.
+
+    Args:
+        truth: the numbers of the right labels.
+        answers: the numbers of the given labels; -1 for an abstention.
+        loss: the negative log-likelihood of the right label.
+        confidence: the probability of the likeliest label.
+        hits: whether the likeliest label is right.
+    """
+
+    truth: np.ndarray
+    answers: np.ndarray
+    loss: np.ndarray | None = None
+    confidence: np.ndarray | None = None
+    hits: np.ndarray | None = None
+
+    @classmethod
+    def of(
+        cls,
+        gold: Sequence[str],
+        predicted: Sequence[str | None],
+        probabilities: Sequence[dict[str, float]],
+        labels: Sequence[str],
+    ) -> "ClosedSetRows":
+        """From labels and probabilities; arguments as of `closed_set_scores`."""
+        names = [None if name is None else str(name) for name in predicted]
+        numbers = _numbered(gold, names)
+        if not all(probabilities):
+            return cls(*numbers)
+        likeliest = [max(row, key=row.__getitem__) for row in probabilities]
+        return cls(
+            *numbers,
+            _losses(gold, probabilities, labels),
+            np.array([max(row.values()) for row in probabilities]),
+            np.array([name == right for name, right in zip(likeliest, gold, strict=True)]),
+        )
+
+    def scores(self, rows: np.ndarray | None = None) -> dict[str, float]:
+        """The scores of all rows, or of rows with these numbers."""
+        chosen: Any = slice(None) if rows is None else rows
+        scores = _scores_of_numbers(self.truth[chosen], self.answers[chosen])
+        if self.loss is None or self.confidence is None or self.hits is None:
+            return scores
+        return {
+            **scores,
+            "loss": float(self.loss[chosen].mean()),
+            "ece": calibration_error(self.confidence[chosen], self.hits[chosen]),
+        }
 
 
 def label_loss(
     gold: Sequence[str], probabilities: Sequence[dict[str, float]], labels: Sequence[str]
 ) -> float:
     """The mean negative log-likelihood of the right labels, in nats."""
+    return float(_losses(gold, probabilities, labels).mean())
+
+
+def _losses(
+    gold: Sequence[str], probabilities: Sequence[dict[str, float]], labels: Sequence[str]
+) -> np.ndarray:
     index = {label: i for i, label in enumerate(labels)}
     table = np.array(
         [[row.get(label, 0.0) for label in labels] for row in probabilities], dtype=np.float64
     )
     table /= table.sum(1, keepdims=True)
     right = table[np.arange(len(table)), [index[label] for label in gold]]
-    return float(-np.log(right.clip(np.finfo(np.float64).eps)).mean())
+    losses: np.ndarray = -np.log(right.clip(np.finfo(np.float64).eps))
+    return losses
 
 
 # Several labels a row
@@ -126,7 +192,9 @@ def label_set_calibration(
 # Calibration
 
 
-def calibration_error(confidence: Sequence[float], right: Sequence[bool]) -> float:
+def calibration_error(
+    confidence: Sequence[float] | np.ndarray, right: Sequence[bool] | np.ndarray
+) -> float:
     """The expected calibration error: how far confidence is from accuracy.
 
     Rows are put into 15 bins of equal width, and bins weigh as many rows as they hold (Guo et al.

@@ -231,3 +231,22 @@ def test_an_unknown_score_is_refused_with_the_known_ones():
     names = r"\['accuracy', 'accuracy_answered', 'coverage', 'ece', 'f1_macro', 'loss'\]"
     with pytest.raises(ValueError, match=rf"^score='auc': Classification has {names}\.$"):
         compare_answers(TASK, answers_of("ab"), answers_of("ab"), rows_of("ab"), score="auc")
+
+
+def test_many_labels_are_scored_in_moments_and_as_one_by_one():
+    """Each resample is a matrix product: the time does not grow with labels times rows."""
+    names = [f"intent {n:03d}" for n in range(300)]
+    rows = [{"text": f"row {n}", "label": names[n % 300]} for n in range(600)]
+    task = Classification(labels=tuple(names))
+    answers = [
+        Answer(label=names[(n + n % 2) % 300], probabilities=dict.fromkeys(names, 1 / 300))
+        for n in range(600)
+    ]
+    evaluation = evaluate_answers(task, answers, rows, resamples=200)
+    few = [n for n in range(600) if n % 300 < 4]
+    alone = task.score([answers[n] for n in few], [rows[n] for n in few])
+    assert task.scorer(answers, rows)(few) == pytest.approx(alone)
+    line = evaluation.labels.loc[names[2]]
+    assert (line["precision"], line["recall"], line["rows"]) == (0.5, 1.0, 2)
+    assert line["f1"] == pytest.approx(2 / 3)
+    assert line["f1 from"] <= line["f1"] <= line["f1 to"]

@@ -3,7 +3,7 @@
 import dataclasses
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import datasets
@@ -246,6 +246,16 @@ class Task(ABC):
     @abstractmethod
     def score(self, answers: Sequence[Answer], rows: Iterable[Row]) -> dict[str, float]:
         """Scores by name, `monitor` among them."""
+
+    def scorer(
+        self, answers: Sequence[Answer], rows: Sequence[Row]
+    ) -> Callable[[Sequence[int]], dict[str, float]]:
+        """A function that scores the rows with given numbers; a bootstrap asks it many times."""
+
+        def score_of(chosen: Sequence[int]) -> dict[str, float]:
+            return self.score([answers[i] for i in chosen], [rows[i] for i in chosen])
+
+        return score_of
 
     def calibrated(
         self, answers: Sequence[Answer], rows: Iterable[Row], *, min_accuracy: float | None = None

@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import datasets
+import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
@@ -404,17 +405,30 @@ class Classification(Task):
 
     def score(self, answers: Sequence[Answer], rows: Iterable[Row]) -> dict[str, float]:
         golds = [self.gold_of(row) for row in rows]
-        probabilities = [answer.probabilities or {} for answer in answers]
         if not self.multi_label:
-            return metrics.closed_set_scores(
-                [gold[0] for gold in golds],
-                [answer.label for answer in answers],
-                probabilities,
-                self._known_labels,
-            )
+            return self._closed_set_rows(answers, golds).scores()
         predicted = [answer.labels or () for answer in answers]
+        probabilities = [answer.probabilities or {} for answer in answers]
         scores = metrics.label_set_scores(golds, predicted, self._known_labels)
         return {**scores, "ece": metrics.label_set_calibration(golds, probabilities)}
+
+    def scorer(
+        self, answers: Sequence[Answer], rows: Sequence[Row]
+    ) -> Callable[[Sequence[int]], dict[str, float]]:
+        if self.multi_label or type(self).score is not Classification.score:
+            return super().scorer(answers, rows)
+        once = self._closed_set_rows(answers, [self.gold_of(row) for row in rows])
+        return lambda chosen: once.scores(np.asarray(chosen))
+
+    def _closed_set_rows(
+        self, answers: Sequence[Answer], golds: Sequence[tuple[str, ...]]
+    ) -> metrics.ClosedSetRows:
+        return metrics.ClosedSetRows.of(
+            [gold[0] for gold in golds],
+            [answer.label for answer in answers],
+            [answer.probabilities or {} for answer in answers],
+            self._known_labels,
+        )
 
     def calibrated(
         self, answers: Sequence[Answer], rows: Iterable[Row], *, min_accuracy: float | None = None
