@@ -75,6 +75,11 @@ label_option = click.option(
 max_length_option = click.option(
     "--max-length", type=click.IntRange(min=1), help="Tokens that are read at once."
 )
+max_new_tokens_option = click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    help="Of an answer after a prompt.  [default: 128; 96 for keywords]",
+)
 base_option = click.option(
     "--base", metavar="MODEL", help="Where the base model is now, if it moved."
 )
@@ -236,6 +241,7 @@ def commands() -> None:
     help="Try N settings on the validation rows first, and train with the best ones.",
 )
 @max_length_option
+@max_new_tokens_option
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
@@ -290,6 +296,7 @@ def train(**options: Any) -> None:
     "--model", help="Base model whose tokens are counted; lengths are not looked at without."
 )
 @max_length_option
+@max_new_tokens_option
 @source_options
 @json_option
 def check(**options: Any) -> int:

@@ -21,13 +21,20 @@ def check_files(
     test: str | None,
     model: str | None,
     max_length: int | None,
+    max_new_tokens: int | None,
     source: Source,
     as_json: bool,
 ) -> bool:
     """Print the findings; return whether the rows can be trained on."""
     train_rows = source.read(file)
     columns = guess_columns(train_rows, kind=kind, text=text, label=label)
-    task = task_for(columns, labels=parse_labels(labels), prompt=prompt, max_length=max_length)
+    task = task_for(
+        columns,
+        labels=parse_labels(labels),
+        prompt=prompt,
+        max_length=max_length,
+        max_new_tokens=max_new_tokens,
+    )
     valid_rows = None if valid is None else source.read_other(valid)
     test_rows = None if test is None else source.read_other(test)
     tokenizer = None if model is None else load_tokenizer_only(model)

@@ -31,6 +31,7 @@ def task_for(
     max_length: int | None = None,
     class_weight: str | None = None,
     pooling: Pooling | None = None,
+    max_new_tokens: int | None = None,
 ) -> Task:
     """The task on these columns, before it has learnt from rows.
 
@@ -44,9 +45,10 @@ def task_for(
         raise ValueError(f"--labels cannot be used with --task {kind}.")
     if class_weight is not None and kind not in HAVE_CLASS_WEIGHT:
         raise ValueError(f"--class-weight cannot be used with --task {kind}.")
-
     if pooling is not None and kind not in HAVE_POOLING:
         raise ValueError(f"--pooling cannot be used with --task {kind}.")
+    if max_new_tokens is not None and kind not in HAVE_PROMPT:
+        raise ValueError(f"--max-new-tokens cannot be used with --task {kind}.")
 
     label_names = tuple(labels) if labels else None
     options: dict[str, Any] = {}
@@ -59,6 +61,8 @@ def task_for(
         if kind == "keywords":
             options["separator"] = ";"
             options["max_new_tokens"] = MAX_KEYWORD_TOKENS
+        if max_new_tokens is not None:
+            options["max_new_tokens"] = max_new_tokens
         return Instruction(
             template=prompt or _default_template(columns),
             instruction=columns.text[0],

@@ -70,6 +70,7 @@ class TrainOptions:
     search: int | None
     pooling: Pooling | None
     max_length: int | None
+    max_new_tokens: int | None
     seed: int
     resume: bool
     overwrite: bool
@@ -161,6 +162,7 @@ def _read_rows(options: TrainOptions) -> tuple[Task, Tables]:
         max_length=options.max_length,
         class_weight=options.class_weight,
         pooling=options.pooling,
+        max_new_tokens=options.max_new_tokens,
     )
     task = unlearnt_task.learn(rows)
     _print_once(f"{columns}{_labels_remark(task)}")

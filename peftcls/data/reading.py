@@ -170,8 +170,7 @@ def _read_from_hub(name: str, split: str | None, path: Path) -> datasets.Dataset
         ) from None
     if not isinstance(rows, datasets.Dataset):
         raise RowError(
-            f"{name} has the splits {sorted(rows)}; choose one: read_rows({name!r}, split=...) "
-            "(--split in the command)."
+            f"{name} has the splits {sorted(rows)}; choose one: read_rows({name!r}, split=...)."
         )
     rows = with_class_names(rows)
     if split is None:

@@ -1,5 +1,7 @@
 """`--columns` and `--split`: how the commands read their rows; `--overwrite`: what they replace."""
 
+import json
+
 import datasets
 import pytest
 
@@ -63,6 +65,23 @@ def test_a_split_of_a_data_set_on_the_hub_can_be_named(options, split, monkeypat
     if split is None:
         assert code == 1
         assert "has the splits ['test', 'train']; choose one" in shown.err
-        assert "--split" in shown.err
+        assert "--split ..." in shown.err
     else:
         assert "8 rows of train" in shown.out
+
+
+def test_long_answers_are_trained_on_where_room_is_asked_for(tmp_path, capsys):
+    rows = [
+        {"instruction": f"Tell me about boat {n}.", "output": "The boat is on the lake. " * 20}
+        for n in range(12)
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["train", str(file), "--out", str(tmp_path / "run"), "--epochs", "1", "--dry-run"]
+    assert main(command) == 1
+    assert "shorten it or raise --max-new-tokens" in capsys.readouterr().err
+    assert main([*command, "--max-new-tokens", "256"]) == 0
+    messages = ["train", headless(tmp_path / "rows.tsv"), "--columns", "label,text", *command[2:]]
+    assert main([*messages, "--max-new-tokens", "256"]) == 1
+    message = capsys.readouterr().err
+    assert "--max-new-tokens cannot be used with --task classification" in message
