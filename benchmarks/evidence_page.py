@@ -17,6 +17,7 @@ BEGIN = "<!-- begin: written by benchmarks/evidence.py -->"
 END = "<!-- end: written by benchmarks/evidence.py -->"
 OURS = "peftcls"
 SAMPLES = 2000
+FEWEST_SEEDS = 3
 Scores = dict[int, float]
 Runs = dict[str, Any]
 
@@ -80,7 +81,8 @@ def _table(title: str, found: dict[str, dict[int, dict[str, Any]]]) -> str:
         else:
             differences = [ours[seed]["score"] - theirs[seed]["score"] for seed in seeds]
             mean = statistics.mean(differences)
-            line.append(f"{mean:+.1f} ({_interval(differences) or 'one seed'})")
+            interval = _interval(differences)
+            line.append(f"{mean:+.1f} ({interval})" if interval else f"{mean:+.1f}")
             line.append(_row_interval([ours[s] for s in seeds], [theirs[s] for s in seeds]))
         lines.append("| " + " | ".join(line) + " |")
     return "\n".join(lines)
@@ -91,8 +93,8 @@ def _mean(by_seed: dict[int, dict[str, Any]]) -> float:
 
 
 def _interval(values: list[float]) -> str:
-    """A 95 % t-interval as text; empty for a single value, or where all are equal."""
-    if len(values) < 2 or len(set(values)) == 1:
+    """A 95 % t-interval as text; empty for fewer than three values, or where all are equal."""
+    if len(values) < FEWEST_SEEDS or len(set(values)) == 1:
         return ""
     half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
     mean = statistics.mean(values)
