@@ -168,6 +168,21 @@ def _from_arrow(table: pa.Table, name: str) -> datasets.Dataset:
             raise RowError(f"{name} has the column {column!r} several times; name each once.")
         cells = table[column]
         if pa.types.is_dictionary(cells.type):
-            cells = cells.cast(cells.type.value_type)
-        columns[column] = cells
+            cells = pa.chunked_array([_categories(chunk) for chunk in cells.chunks] or [[]])
+        columns[column] = cells.cast(_usual_type(cells.type))
     return datasets.Dataset(pa.table(columns))
+
+
+def _categories(cells: pa.DictionaryArray) -> pa.Array:
+    """The names of categories in place of their numbers."""
+    names = cells.dictionary
+    return names.cast(_usual_type(names.type)).take(cells.indices)
+
+
+def _usual_type(kind: pa.DataType) -> pa.DataType:
+    """The type that `datasets` knows for the texts and lists of newer data frames."""
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    if pa.types.is_large_list(kind) or pa.types.is_list(kind):
+        return pa.list_(_usual_type(kind.value_type))
+    return kind

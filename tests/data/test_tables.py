@@ -54,6 +54,24 @@ def test_categories_are_their_names():
     assert as_dataset(frame)["label"][:] == ["no", "yes", None]
 
 
+def test_the_types_of_newer_data_frames_are_the_usual_ones():
+    """polars hands on views of texts, lists of them, and categories whose names are views."""
+    names = pa.array(["no", "yes"]).cast(pa.string_view())
+    table = pa.table(
+        {
+            "text": pa.array(["a", "b", None]).cast(pa.string_view()),
+            "label": pa.DictionaryArray.from_arrays(pa.array([1, None, 0]), names),
+            "tags": pa.array([["x"], [], ["y", "x"]], pa.large_list(pa.string_view())),
+        }
+    )
+    rows = as_dataset(table)
+    assert rows.select([2, 0]).to_list() == [
+        {"text": None, "label": "no", "tags": ["y", "x"]},
+        {"text": "a", "label": "yes", "tags": ["x"]},
+    ]
+    assert "view" not in str(rows.features)
+
+
 def test_a_column_of_values_of_several_types_is_refused():
     with pytest.raises(RowError, match=r"cannot be made into a table: .*one type of value"):
         as_dataset(pd.DataFrame({"text": ["a", 1, [2]]}))
