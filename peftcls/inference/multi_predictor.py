@@ -19,7 +19,7 @@ from peftcls.engine.model_state import base_facts, state_of
 from peftcls.engine.precision import tolerance
 from peftcls.engine.probes import can_pack
 from peftcls.inference.multi_adapter_layers import Routes
-from peftcls.inference.predictor import CHUNK_ROWS, list_rows, tokenize_rows
+from peftcls.inference.predictor import CHUNK_ROWS, ROWS_LOCK, list_rows, tokenize_rows
 from peftcls.tasks.base import Answer, Feature, Task, pad_inputs
 from peftcls.tasks.row_checks import check_rows
 from peftcls.tasks.text_encoding import split_windows
@@ -133,7 +133,8 @@ class ManyPredictor:
 
     def _listed(self, rows: Any) -> datasets.Dataset | list[Any]:
         """A table, or rows or texts as a list."""
-        table = table_of(rows, LIST_NAME)
+        with ROWS_LOCK:
+            table = table_of(rows, LIST_NAME)
         return list_rows(rows, self._task(0)) if table is None else table
 
     def _number(self, name: str) -> int:

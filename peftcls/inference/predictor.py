@@ -23,9 +23,10 @@ from peftcls.tasks.row_checks import check_rows
 
 # Rows that are tokenized at a time, so that a table of any length takes the same memory.
 CHUNK_ROWS = 4096
-# Held while rows are tokenized: a fast tokenizer keeps its truncation setting between calls, so two
-# threads that ask for different ones would disturb each other. It uses all cores by itself.
-TOKENIZER_LOCK = threading.RLock()
+# Held while rows are made into a table and tokenized. A fast tokenizer keeps its truncation setting
+# between calls, so two threads that ask for different ones would disturb each other; it uses all
+# cores by itself. And to hash a table, `datasets` redirects the standard output for a moment.
+ROWS_LOCK = threading.RLock()
 
 
 class Predictor:
@@ -155,15 +156,16 @@ def rows_to_answer(task: Task, rows: Any) -> datasets.Dataset:
     Raises:
         RowError: they are no rows.
     """
-    table = table_of(rows, "rows")
-    if table is not None:
-        return table
-    listed = list_rows(rows, task)
-    if not listed:
-        return datasets.Dataset.from_dict({})
-    if not all(isinstance(row, Mapping) for row in listed):
-        listed = task.rows_of(listed)
-    return as_dataset(listed)
+    with ROWS_LOCK:
+        table = table_of(rows, "rows")
+        if table is not None:
+            return table
+        listed = list_rows(rows, task)
+        if not listed:
+            return datasets.Dataset.from_dict({})
+        if not all(isinstance(row, Mapping) for row in listed):
+            listed = task.rows_of(listed)
+        return as_dataset(listed)
 
 
 def list_rows(rows: Any, task: Task) -> list[Any]:
@@ -195,7 +197,7 @@ def tokenize_rows(
     numbers: Iterable[int],
 ) -> list[Feature]:
     """Tokenize rows without targets, one thread at a time; arguments as of `encode_rows`."""
-    with TOKENIZER_LOCK:
+    with ROWS_LOCK:
         return list(encode_rows(task, rows, tokenizer, source=source, numbers=numbers))
 
 
