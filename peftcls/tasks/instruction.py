@@ -283,7 +283,8 @@ class Instruction(Task):
         answer = row[self.output]
         if self.labels:
             return label_name(answer)
-        if isinstance(answer, list):
+        is_written_list = self.separator is not None and str(answer).lstrip().startswith("[")
+        if isinstance(answer, list) or is_written_list:
             return f"{self.separator} ".join(self._split(answer))
         return str(answer).strip()
 

@@ -68,6 +68,16 @@ def test_keywords_of_a_csv_file_are_those_of_the_list():
         assert task.gold_of({"text": "a", "keywords": cell}) == ("boat", "red sail")
 
 
+def test_a_written_list_is_learnt_as_the_list(llama):
+    task = Instruction(template="{input}\n", input="text", output="keywords", separator=";")
+    _, tokenizer = load_base(llama, task)
+    features = [
+        task.encode({"text": "a", "keywords": cell}, tokenizer, with_target=True)
+        for cell in (["boat", "red sail"], '["boat", "red sail"]', "boat; red sail")
+    ]
+    assert features[0] == features[1] == features[2]
+
+
 # Instructions
 
 
