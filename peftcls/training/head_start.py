@@ -4,6 +4,7 @@ Linear probing, then fine-tuning: Kumar et al. 2022, "Fine-Tuning can Distort Pr
 and Underperform Out-of-Distribution", section 3.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -64,9 +65,8 @@ def start_from_probe(
     layer = head_layer(model)
     if layer is None or not state_of(model).head_is_new:
         return False
-    if isinstance(task, ExtractiveQA):
-        return _start_span_head(model, task, tokenizer, table, layer, seed)
-    if type(task).loss_of_logits is Task.loss_of_logits:
+    has_loss = type(task).loss_of_logits is not Task.loss_of_logits
+    if not has_loss and not isinstance(task, ExtractiveQA):
         return False
     return _start_head(model, task, tokenizer, table, layer, seed)
 
@@ -112,6 +112,13 @@ def _start_head(
     layer: torch.nn.Linear,
     seed: int,
 ) -> bool:
+    read: Read = _head_examples
+    rows: Sequence[int] | None = None
+    loss_sum: LossSum = task.loss_of_logits
+    if isinstance(task, ExtractiveQA):
+        read = functools.partial(_span_examples, unanswerable=bool(task.unanswerable))
+        rows = questions_to_read(table, layer.in_features, seed)
+        loss_sum = span_loss
     examples = _read_examples(
         model,
         task,
@@ -119,9 +126,10 @@ def _start_head(
         table,
         layer,
         forward=lambda batch: task.raw_logits(model, batch),
-        read=_head_examples,
+        read=read,
+        rows=rows,
     )
-    return _fit_layer(layer, examples, task.loss_of_logits, seed)
+    return _fit_layer(layer, examples, loss_sum, seed)
 
 
 def _fit_layer(layer: torch.nn.Linear, examples: Examples, loss_sum: LossSum, seed: int) -> bool:
@@ -151,29 +159,11 @@ def _head_examples(recorded: Recorded, batch: Batch) -> tuple[torch.Tensor, Batc
     return states, targets
 
 
-def _start_span_head(
-    model: torch.nn.Module,
-    task: ExtractiveQA,
-    tokenizer: PreTrainedTokenizerBase,
-    table: EncodedTable,
-    layer: torch.nn.Linear,
-    seed: int,
-) -> bool:
-    def read(recorded: Recorded, batch: Batch) -> tuple[torch.Tensor, Batch]:
-        assert recorded.inputs is not None, "the head has computed"
-        return span_examples(recorded.inputs, batch, unanswerable=bool(task.unanswerable))
-
-    examples = _read_examples(
-        model,
-        task,
-        tokenizer,
-        table,
-        layer,
-        forward=lambda batch: task.raw_logits(model, batch),
-        read=read,
-        rows=questions_to_read(table, layer.in_features, seed),
-    )
-    return _fit_layer(layer, examples, span_loss, seed)
+def _span_examples(
+    recorded: Recorded, batch: Batch, *, unanswerable: bool
+) -> tuple[torch.Tensor, Batch]:
+    assert recorded.inputs is not None, "the head has computed"
+    return span_examples(recorded.inputs, batch, unanswerable=unanswerable)
 
 
 # Labels in the output layer of a language model
