@@ -30,6 +30,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 import peftcls
 from peftcls.demo import BASE_FOLDER
+from peftcls.inference.answer_parts import CHUNK_ROWS
 
 RESULTS = Path(__file__).parent / "results" / "million_rows.json"
 SIZES = {
@@ -128,11 +129,8 @@ def own_mib(process: int) -> float:
 
 
 def answered(part: Path) -> int:
-    """How many answers are in the partial output."""
-    if not part.is_file():
-        return 0
-    with part.open("rb") as file:
-        return max(sum(1 for _ in file) - 1, 0)
+    """How many answers are in the partial output, up to the last chunk."""
+    return CHUNK_ROWS * sum(1 for _ in part.glob("*.jsonl"))
 
 
 def measure(directory: Path, folder: Path, rows: int) -> dict[str, object]:

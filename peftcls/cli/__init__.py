@@ -329,6 +329,7 @@ def predict(**options: Any) -> None:
     \b
     peftcls predict runs/spam new.csv --out answers.csv
     peftcls predict runs/spam new.parquet --out answers.jsonl --probabilities --resume
+    torchrun --standalone --nproc-per-node 2 -m peftcls predict runs/spam new.csv --out answers.csv
     """
     from peftcls.cli.predicting import predict_rows
 

@@ -1,6 +1,7 @@
 """`peftcls predict`, `evaluate`, `compare` and `try`: answer rows, and score the answers."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +36,8 @@ def predict_rows(
     predictor = load_predictor(directory, base=base)
     part = Path(f"{out}{PART}")
     replaces = out.is_file()
-    if resume and not part.is_file():
+    is_first = int(os.environ.get("RANK", "0")) == 0
+    if resume and is_first and not part.is_dir():
         print(f"there is no {part} to go on from: this begins with the first row.")
     try:
         count, columns = predict_file(
@@ -51,9 +53,11 @@ def predict_rows(
             batch_size=batch_size,
         )
     except KeyboardInterrupt:
-        if part.is_file():
+        if part.is_dir():
             print(f"\nthe answers so far are in {part}; go on with --resume.", file=sys.stderr)
         raise
+    if not is_first:
+        return
     remark = ", which was there and is replaced" if replaces else ""
     new_columns = ", ".join(map(repr, columns))
     print(f"{count} rows answered in {out}{remark}; new columns: {new_columns}")

@@ -24,6 +24,7 @@ from peftcls.inference.multi_adapter_layers import (
 from peftcls.models.adapter_folder import Folder, load_own_base, load_own_tokenizer, open_folder
 from peftcls.models.folder_safety import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PART_WEIGHTS, check_finite
 from peftcls.models.mixed_precision import keep_in_float32
+from peftcls.models.quantization import own_device
 from peftcls.models.structure import read_mean_of_tokens
 from peftcls.tasks.base import Task
 
@@ -84,11 +85,16 @@ def load_on_one_base(
 
 
 def move_to_device(model: torch.nn.Module, device: str | torch.device | None) -> None:
-    """Move a model to a device, the first GPU unless given; a quantized one stays where it is."""
+    """Move a model to a device; a quantized one stays where it is.
+
+    Args:
+        model: to move.
+        device: unless given, the GPU of this process, or the CPU where there is none.
+    """
     if base_facts(model).quantize is not None:
         return
     if not device:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = own_device()
     model.to(device)
 
 

@@ -1,4 +1,4 @@
-"""A lock on a file that is being written, so that two processes never write into it together."""
+"""A lock on a folder that is being filled, so that two runs never write into it together."""
 
 import contextlib
 import os
@@ -11,45 +11,47 @@ try:
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
-LOCKS = Path("/proc/locks")
+LOCK = "lock"
+HOLDERS = Path("/proc/locks")
 
 
 @contextlib.contextmanager
-def locked_for_appending(path: Path) -> Iterator[TextIO]:
-    """Open a file to append to it, while no other process does.
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder, while no other process does.
 
     The operating system releases the lock when this process ends, however it ends.
 
     Raises:
-        ValueError: another process is writing into the file.
+        ValueError: another process holds it.
     """
-    with path.open("a", encoding="utf-8") as lines:
+    with (folder / LOCK).open("a", encoding="utf-8") as file:
         if fcntl is not None:
-            _lock(lines, path)
-        yield lines
+            _lock(file, folder)
+        yield
 
 
-def _lock(lines: TextIO, path: Path) -> None:
+def _lock(file: TextIO, folder: Path) -> None:
     try:
-        fcntl.flock(lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ValueError(
-            f"{path} is being written by {_holder(lines)}; wait until it has ended, or choose "
+            f"{folder} is being written by {_holder(file)}; wait until it has ended, or choose "
             "another output."
         ) from None
     except OSError:
         # This file system has no locks.
         return
-    # The process that had the lock before may have finished, and removed the file.
-    if not path.exists() or not os.path.samestat(os.fstat(lines.fileno()), path.stat()):
-        raise ValueError(f"{path} was finished by another process just now.")
+    # The process that had the lock before may have finished, and removed the folder.
+    path = folder / LOCK
+    if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        raise ValueError(f"{folder} was finished by another process just now.")
 
 
-def _holder(lines: TextIO) -> str:
+def _holder(file: TextIO) -> str:
     """The process that holds the lock, as far as the system tells."""
-    inode = os.fstat(lines.fileno()).st_ino
+    inode = os.fstat(file.fileno()).st_ino
     with contextlib.suppress(OSError):
-        for line in LOCKS.read_text().splitlines():
+        for line in HOLDERS.read_text().splitlines():
             fields = line.split()
             if fields[1] == "FLOCK" and fields[5].endswith(f":{inode}"):
                 return f"process {fields[4]}"

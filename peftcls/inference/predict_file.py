@@ -1,38 +1,30 @@
 """Predict a file: answer all rows of a file and write rows and answers to another one, in chunks.
 
-A table of any length takes the same memory, and an interrupted run can be continued.
+A table of any length takes the same memory, an interrupted run can be continued, and the processes
+of a launcher share the rows.
 """
 
-import contextlib
-import csv
 import hashlib
-import json
-import os
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
 
 import datasets
-import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from peftcls.data.reading import Row, read_rows
-from peftcls.inference.part_lock import locked_for_appending
+from peftcls.data.reading import read_rows
+from peftcls.inference.answer_files import Columns, check_output, write_answers
+from peftcls.inference.answer_parts import AnswerParts, Values
+from peftcls.inference.launched import first_enters, launched_processes
 from peftcls.inference.predictor import Predictor
-from peftcls.models.adapter_folder import READABLE, read_manifest
+from peftcls.models.adapter_folder import read_manifest
 from peftcls.tasks.base import Task
+from peftcls.tasks.row_checks import check_rows
 
-# How many rows an interruption can cost; enough for rows of similar length to share a batch.
-CHUNK_ROWS = 256
-OUTPUT_SUFFIXES = (".csv", ".jsonl", ".parquet", ".tsv")
 # Written before the names of all new columns where the rows have a column of one of them already.
 COLUMN_PREFIX = "predicted_"
 PART = ".part"
 DEFAULT_SEPARATOR = ";"
-Columns = dict[str, pa.DataType]
 
 
 def predict_file(
@@ -50,8 +42,10 @@ def predict_file(
 ) -> tuple[int, list[str]]:
     """Answer every row of a file and write all its columns and the answers' to another file.
 
-    Until the end, the answers so far are lines of JSON in the file `out` + ".part". The output
-    itself is then written to a temporary file in the same folder, and renamed.
+    Until the end, the answers so far are in the folder `out` + ".part", a file for each chunk. The
+    output itself is then written to a temporary file in the same folder, and renamed. Where a
+    launcher started several processes, each answers a share, and the first one writes the output;
+    on several machines the output has to be on a disk that they share.
 
     Args:
         predictor: from `load_predictor(directory)`.
@@ -60,8 +54,8 @@ def predict_file(
         out: ends in .csv, .tsv, .jsonl or .parquet. A list of labels or keywords is a list; in csv
             and tsv it is a text with ";".
         probabilities: whether each label gets a column with its probability.
-        resume: continue from the answers in the ".part" file, if there is one; the result is that
-            of the uninterrupted run.
+        resume: continue from the answers in the ".part" folder, if there is one, on any number of
+            processes; the result is that of the uninterrupted run.
         encoding: of a text file; UTF-8 unless given.
         names: of the columns of a csv or tsv file without a header line.
         split: of a data set on the hub.
@@ -74,55 +68,57 @@ def predict_file(
         RowError: a row cannot be answered; where that shows before the first answer, nothing is
             written.
         ValueError: the output cannot be written there, the ".part" belongs to something else, or
-            another process is writing into it.
+            another run is writing into it.
+        RunStoppedError: in the other processes, where the first one could not begin.
     """
     out = Path(out)
-    part = Path(f"{out}{PART}")
-    _check_output(out, Path(source))
+    check_output(out, Path(source))
     rows = read_rows(source, encoding=encoding, columns=names, split=split)
     columns = _new_columns(predictor.task, rows, source, probabilities=probabilities)
-    header = {
+    check_rows(predictor.task, rows, with_target=False)
+    about = {
         "adapter": read_manifest(Path(directory))["sum"],
         "rows": _fingerprint(Path(source), rows),
         "columns": list(columns),
     }
-    with locked_for_appending(part) as lines:
-        try:
-            done = _count_answered(part, header, resume=resume)
-            with _progress_bar(len(rows), done) as progress:
-                for answers in predictor.stream(
-                    rows, first=done, chunk_rows=CHUNK_ROWS, batch_size=batch_size
-                ):
-                    if lines.tell() == 0:
-                        lines.write(json.dumps(header) + "\n")
-                    for answer in answers:
-                        values = predictor.task.answer_values(answer, probabilities=probabilities)
-                        lines.write(json.dumps(values, ensure_ascii=False) + "\n")
-                    lines.flush()
-                    progress.update(len(answers))
+    parts = AnswerParts(Path(f"{out}{PART}"), about, len(rows))
+
+    def answer(start: int, end: int) -> list[Values]:
+        answers = predictor.answer_part(rows, start, end, batch_size=batch_size)
+        return [
+            predictor.task.answer_values(answer, probabilities=probabilities) for answer in answers
+        ]
+
+    predictor.shortened_rows = 0
+    with (
+        launched_processes() as (process, processes),
+        first_enters(parts.opened(resume=resume), process, processes),
+    ):
+        shows_progress = process == 0 and sys.stderr.isatty()
+        _fill(parts, answer, process, processes, shows_progress=shows_progress)
+        if process == 0:
             separator = predictor.task.separator or DEFAULT_SEPARATOR
-            _write_output(out, rows, columns, part, separator)
-        except BaseException:
-            if part.stat().st_size == 0:
-                # No row was answered: the rows were refused.
-                part.unlink()
-            raise
-        part.unlink()
+            write_answers(out, rows, columns, parts.read(), separator)
+            parts.remove()
     return len(rows), list(columns)
 
 
-def _check_output(out: Path, source: Path) -> None:
-    """Raise ValueError where the output cannot be written, or would replace the rows."""
-    if out.suffix.lower() not in OUTPUT_SUFFIXES:
-        raise ValueError(
-            f"cannot write {out}: expected a file ending in {', '.join(OUTPUT_SUFFIXES)}."
-        )
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise ValueError(f"cannot write {out}: expected a file in a folder that exists.")
-    if out.absolute() == source.absolute():
-        raise ValueError(
-            f"{out} would replace the rows that are answered; give another file for the answers."
-        )
+def _fill(
+    parts: AnswerParts,
+    answer: Callable[[int, int], list[Values]],
+    process: int,
+    processes: int,
+    *,
+    shows_progress: bool,
+) -> None:
+    """Answer chunks until none is missing."""
+    with tqdm(
+        total=parts.rows, unit="row", dynamic_ncols=True, disable=not shows_progress
+    ) as progress:
+        for start in parts.missing(process, processes):
+            progress.update(parts.answered() - progress.n)
+            parts.write(start, answer(start, min(start + parts.chunk_rows, parts.rows)))
+        progress.update(parts.rows - progress.n)
 
 
 def _new_columns(
@@ -148,145 +144,3 @@ def _fingerprint(source: Path, rows: datasets.Dataset) -> str:
         return str(rows._fingerprint)
     with source.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _progress_bar(rows: int, done: int) -> tqdm:
-    return tqdm(
-        total=rows,
-        initial=done,
-        unit="row",
-        dynamic_ncols=True,
-        disable=not sys.stderr.isatty(),
-    )
-
-
-def _count_answered(part: Path, header: dict[str, Any], *, resume: bool) -> int:
-    """Count the rows that a partial output has answered, and cut it behind its last whole chunk.
-
-    A run is continued with a whole chunk, so that its batches are those of an uninterrupted run.
-
-    Raises:
-        ValueError: there is a partial output and `resume` is not set, or it belongs to other rows.
-    """
-    if not part.is_file() or part.stat().st_size == 0:
-        return 0
-    if not resume:
-        raise ValueError(
-            f"{part} holds answers of a run that was not finished; go on with --resume, "
-            "or remove it."
-        )
-    with part.open("rb") as file:
-        first_line = file.readline()
-        if not _is_header(first_line, header):
-            raise ValueError(
-                f"{part} belongs to other rows, another adapter or other settings; remove it, "
-                "or choose another output."
-            )
-        size = len(first_line)
-        kept_size = size
-        kept_rows = 0
-        for number, line in enumerate(file, 1):
-            size += len(line)
-            if number % CHUNK_ROWS == 0 and line.endswith(b"\n"):
-                kept_size = size
-                kept_rows = number
-    os.truncate(part, kept_size)
-    return kept_rows
-
-
-def _is_header(line: bytes, header: dict[str, Any]) -> bool:
-    """Whether the first line of a partial output is whole and says what is expected."""
-    try:
-        return bool(json.loads(line) == header) and line.endswith(b"\n")
-    except ValueError:
-        return False
-
-
-def _write_output(
-    out: Path, rows: datasets.Dataset, columns: Columns, part: Path, separator: str
-) -> None:
-    """Write rows and answers to a temporary file, and give it the output's name."""
-    with tempfile.NamedTemporaryFile(
-        dir=out.absolute().parent, prefix=".saving-", delete=False
-    ) as created:
-        temporary = Path(created.name)
-    suffix = out.suffix.lower()
-    try:
-        with part.open(encoding="utf-8") as lines:
-            next(lines)  # the header
-            answers = (json.loads(line) for line in lines)
-            if suffix == ".parquet":
-                _write_parquet(temporary, rows, columns, answers)
-            else:
-                with temporary.open("w", newline="", encoding="utf-8") as file:
-                    if suffix == ".jsonl":
-                        _write_jsonl(file, rows, columns, answers)
-                    else:
-                        delimiter = "\t" if suffix == ".tsv" else ","
-                        _write_csv(file, rows, columns, answers, delimiter, separator)
-        temporary.chmod(READABLE)
-        os.replace(temporary, out)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-
-
-def _chunks(rows: datasets.Dataset) -> Iterator[datasets.Dataset]:
-    for start in range(0, len(rows), CHUNK_ROWS):
-        yield rows.select(range(start, min(start + CHUNK_ROWS, len(rows))))
-
-
-def _write_parquet(
-    path: Path, rows: datasets.Dataset, columns: Columns, answers: Iterator[list[Any]]
-) -> None:
-    arrow_rows = rows.with_format("arrow")
-    schema = arrow_rows[:1].schema.remove_metadata()
-    for name, dtype in columns.items():
-        schema = schema.append(pa.field(name, dtype))
-    with pq.ParquetWriter(path, schema) as writer:
-        for chunk in _chunks(arrow_rows):
-            chunk_answers = [next(answers) for _ in range(len(chunk))]
-            new_columns = []
-            for place, dtype in enumerate(columns.values()):
-                new_columns.append(pa.array([values[place] for values in chunk_answers], dtype))
-            table = pa.table([*chunk[:].columns, *new_columns], schema=schema)
-            writer.write_table(table)
-
-
-def _write_jsonl(
-    file: IO[str], rows: datasets.Dataset, columns: Columns, answers: Iterator[list[Any]]
-) -> None:
-    for chunk in _chunks(rows):
-        for row in chunk:
-            answered: Row = {**row, **dict(zip(columns, next(answers), strict=True))}
-            file.write(json.dumps(answered, ensure_ascii=False, default=str) + "\n")
-
-
-def _write_csv(
-    file: IO[str],
-    rows: datasets.Dataset,
-    columns: Columns,
-    answers: Iterator[list[Any]],
-    delimiter: str,
-    separator: str,
-) -> None:
-    """Write csv or tsv: a list of labels or keywords is one text; other lists are JSON."""
-    table = csv.writer(file, delimiter=delimiter, lineterminator="\n")
-    table.writerow([*rows.column_names, *columns])
-    for chunk in _chunks(rows):
-        for row in chunk:
-            cells = [_cell(value) for value in row.values()]
-            values = [_joined(value, separator) for value in next(answers)]
-            table.writerow([*cells, *values])
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, list | dict):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return value
-
-
-def _joined(value: Any, separator: str) -> Any:
-    if isinstance(value, list):
-        return f"{separator} ".join(value)
-    return value

@@ -93,23 +93,17 @@ class Predictor:
             RowError: as in `predict`.
         """
         table = rows_to_answer(self.task, rows)
-        # Counted here and stored at the end of a chunk: another thread may be counting too.
-        shortened = 0
+        self.shortened_rows = 0
         if len(table) == 0:
-            self.shortened_rows = shortened
             return
         check_rows(self.task, table, with_target=False)
         table = table.select_columns(self.task.columns(with_target=False))
+        # Counted here too: another thread may be counting.
+        shortened = 0
         for start in range(first, len(table), chunk_rows):
             end = min(start + chunk_rows, len(table))
-            features = tokenize_rows(
-                self.task,
-                table.select(range(start, end)).to_list(),
-                self.tokenizer,
-                source=source_name(table),
-                numbers=itertools.count(start + 1),
-            )
-            shortened += sum(feature["shortened"] for feature in features)
+            features = self._tokenize_part(table, start, end)
+            shortened += _count_shortened(features)
             answers = self.answer(features, batch_size)
             self.shortened_rows = shortened
             yield answers
@@ -117,6 +111,34 @@ class Predictor:
                 # A request of a few rows does not pay for keeping a long table's memory constant.
                 return
             _free_memory(start, end)
+
+    def answer_part(
+        self, table: datasets.Dataset, start: int, end: int, *, batch_size: int | None = None
+    ) -> list[Answer]:
+        """Answer some rows of a long table that was checked, and count those that are shortened.
+
+        Args:
+            table: with the task's columns.
+            start: the index of the first row.
+            end: the index behind the last one.
+            batch_size: as in `predict`.
+        """
+        columns = table.select_columns(self.task.columns(with_target=False))
+        features = self._tokenize_part(columns, start, end)
+        answers = self.answer(features, batch_size)
+        self.shortened_rows += _count_shortened(features)
+        if end - start < len(table):
+            _free_memory(start, end)
+        return answers
+
+    def _tokenize_part(self, table: datasets.Dataset, start: int, end: int) -> list[Feature]:
+        return tokenize_rows(
+            self.task,
+            table.select(range(start, end)).to_list(),
+            self.tokenizer,
+            source=source_name(table),
+            numbers=itertools.count(start + 1),
+        )
 
     @torch.inference_mode()
     def answer(self, features: Sequence[Feature], batch_size: int | None = None) -> list[Answer]:
@@ -199,6 +221,10 @@ def tokenize_rows(
     """Tokenize rows without targets, one thread at a time; arguments as of `encode_rows`."""
     with ROWS_LOCK:
         return list(encode_rows(task, rows, tokenizer, source=source, numbers=numbers))
+
+
+def _count_shortened(features: Sequence[Feature]) -> int:
+    return sum(feature["shortened"] for feature in features)
 
 
 def _free_memory(start: int, end: int) -> None:
