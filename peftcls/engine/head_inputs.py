@@ -47,13 +47,18 @@ class Recorded:
 
 
 @contextlib.contextmanager
-def recording(layer: torch.nn.Module) -> Iterator[Recorded]:
-    """Record what a layer reads and gives in a forward pass."""
+def recording(layer: torch.nn.Module, *, detached: bool = True) -> Iterator[Recorded]:
+    """Record what a layer reads and gives in a forward pass.
+
+    Args:
+        layer: of a model.
+        detached: without a way back to what it was computed from.
+    """
     recorded = Recorded()
 
     def keep(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], outputs: torch.Tensor) -> None:
-        recorded.inputs = inputs[0].detach()
-        recorded.outputs = outputs.detach()
+        recorded.inputs = inputs[0].detach() if detached else inputs[0]
+        recorded.outputs = outputs.detach() if detached else outputs
 
     hook = layer.register_forward_hook(keep)
     try:

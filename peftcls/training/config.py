@@ -13,10 +13,11 @@ from peftcls.engine.fast_paths import FastPaths
 from peftcls.quality.split_checks import MIN_EVALUATION_ROWS
 from peftcls.tasks.base import Task
 from peftcls.training.data_order import steps_per_epoch
-from peftcls.training.defaults import defaults_for
+from peftcls.training.defaults import FEW_ROWS, FEW_ROWS_EVAL_EVERY, defaults_for, has_few_rows
 from peftcls.training.lr_schedule import Schedule
 
 HeadInit = Literal["probe", "random"]
+Objective = Literal["answers", "contrast"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,10 @@ class TrainConfig:
             frozen base (linear probing, then fine-tuning: Kumar et al. 2022, section 3), or with
             "random" weights. With validation rows the probe is the first candidate for the best
             step. Heads that are not new ignore it.
+        objective: what the steps lower: the loss of the "answers"; or, for a few rows with one
+            label each, the loss of "contrast" (Khosla et al. 2020): states of one label come
+            together, and before each evaluation the head becomes the linear probe of the states.
+            A head that is not new, and other kinds of work, learn by their answers.
         batch_size: rows of an optimizer step, over all processes.
         micro_batch_size: at most this many rows in memory at once, in each process.
         micro_batch_tokens: at most this many tokens in memory at once, including padding that is
@@ -63,6 +68,7 @@ class TrainConfig:
     output_dir: str | Path
     epochs: int = 4
     head_init: HeadInit = "probe"
+    objective: Objective = "answers"
     batch_size: int = 16
     micro_batch_size: int | None = None
     micro_batch_tokens: int | None = None
@@ -103,7 +109,7 @@ class TrainConfig:
     def for_task(
         cls, output_dir: str | Path, task: Task, *, rows: int, **settings: Any
     ) -> "TrainConfig":
-        """The settings that suit a kind of work and a size of table: epochs, batch size, rate.
+        """The settings that suit a kind of work and a size of table: batch size, rate, objective...
 
         They are those of the recipes and of the command.
 
@@ -121,7 +127,8 @@ class TrainConfig:
         if not isinstance(rows, Integral) or isinstance(rows, bool) or rows < 1:
             shown = rows if isinstance(rows, Number) else type(rows).__name__
             raise ValueError(f"rows={shown}: expected the number of training rows, len(train).")
-        defaults = defaults_for(task)
+        is_few = has_few_rows(task, int(rows))
+        defaults = FEW_ROWS if is_few else defaults_for(task)
         given = {name: value for name, value in settings.items() if value is not None}
         batch_size = given.get("batch_size", defaults.batch_size)
         if not isinstance(batch_size, int) or batch_size < 1:
@@ -132,6 +139,8 @@ class TrainConfig:
             "learning_rate": defaults.rate_for(int(rows), batch_size),
             "epochs": defaults.epochs_for(int(rows), batch_size),
         }
+        if is_few:
+            chosen |= {"objective": "contrast", "eval_every": FEW_ROWS_EVAL_EVERY}
         return cls(output_dir, **{**chosen, **given})
 
     def _problems(self) -> list[str]:
@@ -166,6 +175,8 @@ class TrainConfig:
             )
         if self.head_init not in get_args(HeadInit):
             problems.append(f"head_init={self.head_init!r}: expected 'probe' or 'random'")
+        if self.objective not in get_args(Objective):
+            problems.append(f"objective={self.objective!r}: expected 'answers' or 'contrast'")
         if not isinstance(self.fast_paths, FastPaths):
             problems.append(f"fast_paths={self.fast_paths!r}: expected a FastPaths")
         return problems

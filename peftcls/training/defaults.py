@@ -44,6 +44,16 @@ HEAD = Defaults(16, learning_rate=1e-3, epochs=4, min_steps=80, small_table_rate
 CLOSED_LABELS = Defaults(8, learning_rate=1e-3, epochs=4, min_steps=80, small_table_rate=1e-3)
 TEXT = Defaults(16, learning_rate=2e-3, epochs=4, min_steps=160, small_table_rate=2e-3)
 SPANS = Defaults(16, learning_rate=2e-3, epochs=2, min_steps=200, small_table_rate=2e-3)
+FEW_ROWS = Defaults(32, learning_rate=1e-3, epochs=4, min_steps=80, small_table_rate=1e-3)
+FEW_ROWS_OF_A_LABEL = 64
+FEW_ROWS_EVAL_EVERY = 10
+"""Steps between evaluations: an epoch of a few rows is a step or two."""
+
+
+def has_few_rows(task: Task, rows: int) -> bool:
+    """Whether a table of rows with one label each has so few that they teach more by contrast."""
+    is_labelled = task.answer_kind == "label" and task.new_head
+    return is_labelled and rows <= FEW_ROWS_OF_A_LABEL * len(task.labels or ())
 
 
 def defaults_for(task: Task) -> Defaults:

@@ -32,6 +32,7 @@ from peftcls.tasks.base import Feature, Task
 from peftcls.tasks.encoding import EncodedTable
 from peftcls.training import data_order, lost_processes
 from peftcls.training.config import TrainConfig
+from peftcls.training.contrast import can_contrast, contrastive_loss_of_batch
 from peftcls.training.run_log import log_warning
 from peftcls.training.signals import Signals
 
@@ -133,6 +134,7 @@ class GradientAccumulator:
         self.parameters = parameters
         self.autocast = autocast
         self.processes = PartialState()
+        self.by_contrast = config.objective == "contrast" and can_contrast(model, task)
         self.tokens: int | None = None
         """How many tokens fit into memory at once, where these are fewer than were set."""
         self._longest_seconds: float | None = None
@@ -202,9 +204,11 @@ class GradientAccumulator:
         return status
 
     def _share(self, table: EncodedTable, indices: list[int], step: int) -> StepShare:
-        rows = data_order.share(
-            indices, table.lengths, self.processes.process_index, self.processes.num_processes
-        )
+        rows = list(indices)
+        if not self.by_contrast:
+            rows = data_order.share(
+                indices, table.lengths, self.processes.process_index, self.processes.num_processes
+            )
         return StepShare(
             step=step,
             rows=rows,
@@ -217,6 +221,8 @@ class GradientAccumulator:
         """Add the gradient of this process's rows; none is left where memory runs out."""
         batches: list[MicroBatch] = []
         try:
+            if self.by_contrast:
+                return StepStatus(self._backward_by_contrast(share) + self._add_penalty())
             graphs = self._graphs if self._graphs_pay_off(share) else None
             prefix_tokens = 0
             if share.rows and graphs is None:
@@ -272,6 +278,19 @@ class GradientAccumulator:
         loss.backward()
         return float(loss.detach())
 
+    def _backward_by_contrast(self, share: StepShare) -> float:
+        """Add this process's part of the gradient of a step. Returns its part of the loss.
+
+        The rows are compared with one another, so every process computes all of them.
+        """
+        self._seed(share.step, 0, process=0)
+        batch = self.collate([share.features[row] for row in share.rows])
+        with self.autocast(), using_cached_states(self.model, batch) as model_batch:
+            loss = contrastive_loss_of_batch(self.model, self.task, model_batch)
+        loss = loss / self.processes.num_processes
+        loss.backward()
+        return float(loss.detach())
+
     def _replay(self, graphs: CudaGraphRunner, features: Sequence[Feature], weight: float) -> float:
         """Do the same as `_backward`, as one CUDA graph if such a batch has been seen before."""
         batch = self.task.collate(features, self.tokenizer)
@@ -302,6 +321,12 @@ class GradientAccumulator:
             RunStoppedError: memory ran out with one row at a time.
         """
         longest_tokens = int(table.lengths[indices].max())
+        if self.by_contrast:
+            raise RunStoppedError(
+                f"step {step + 1}: out of memory with {len(indices)} rows, of up to "
+                f"{longest_tokens} tokens, which are compared with one another. Set a smaller "
+                "batch_size or max_length, gradient_checkpointing=True, or objective='answers'."
+            )
         if at_one_row:
             raise RunStoppedError(
                 f"step {step + 1}: out of memory with one row at a time, of up to {longest_tokens} "
@@ -339,9 +364,11 @@ class GradientAccumulator:
         with self.autocast():
             return self.task.loss_sum(self.model, batch) / batch[WEIGHT]
 
-    def _seed(self, step: int, micro_batch: int) -> None:
+    def _seed(self, step: int, micro_batch: int, *, process: int | None = None) -> None:
         """Seed dropout, by numbers that are the same when a run is resumed at this step."""
-        entropy = (self.config.seed, step, self.processes.process_index, micro_batch)
+        if process is None:
+            process = self.processes.process_index
+        entropy = (self.config.seed, step, process, micro_batch)
         number = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         if torch.accelerator.is_available():
             torch.manual_seed(number)

@@ -27,7 +27,7 @@ from peftcls.models.label_layer import LabelLayer, find_label_layer
 from peftcls.tasks.base import Task
 from peftcls.tasks.encoding import EncodedTable
 from peftcls.tasks.extractive_qa import ExtractiveQA
-from peftcls.training.linear_probe import ROW, Examples, LossSum, fit_probe
+from peftcls.training.linear_probe import ROW, Examples, LossSum, classes_of, fit_probe
 from peftcls.training.span_start import questions_to_read, span_examples, span_loss
 
 # Of the random weights of a new layer, where a config names none.
@@ -282,13 +282,4 @@ def _read_examples(
     targets = {name: torch.cat([part[name] for _, _, part in parts])[order] for name in parts[0][2]}
     if ROW in targets:
         targets[ROW] = row_of[order].unique(return_inverse=True)[1]
-    return Examples(states, targets, _classes(targets.get("target")))
-
-
-def _classes(target: torch.Tensor | None) -> torch.Tensor | None:
-    """The class of each row, of its target; None where there are none."""
-    if target is None:
-        return None
-    if target.dim() == 2:
-        return target.argmax(1)
-    return None if target.is_floating_point() else target
+    return Examples(states, targets, classes_of(targets.get("target")))

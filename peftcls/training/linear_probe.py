@@ -61,6 +61,15 @@ class Examples:
         return Examples(self.states[index], targets, classes)
 
 
+def classes_of(target: torch.Tensor | None) -> torch.Tensor | None:
+    """The class of each row, of its target; None where there are none."""
+    if target is None:
+        return None
+    if target.dim() == 2:
+        return target.argmax(1)
+    return None if target.is_floating_point() else target
+
+
 @dataclasses.dataclass(frozen=True)
 class LinearProbe:
     """A linear layer: weights of shape (outputs, width), biases if any, and the chosen penalty."""

@@ -164,9 +164,7 @@ class Trainer:
                 self._begin(prepared, resume=resume)
                 with self._caching_frozen_layers(prepared):
                     starts_anew = self.config.head_init == "probe" and self.progress.step == 0
-                    is_probe = starts_anew and start_from_probe(
-                        self.model, self.task, self.tokenizer, prepared.train, self.config.seed
-                    )
+                    is_probe = starts_anew and self._fit_head(prepared)
                     self.start = copy_tensors(self.parameters) if is_probe else None
                     self.run.signals.is_deferred = True
                     self._loop(prepared)
@@ -285,7 +283,8 @@ class Trainer:
         train_mode(self.model)
         if self.start is not None:
             self._judge(prepared, 0, log)
-            shrink_head(self.model, self.task)
+            if not self.gradients.by_contrast:
+                shrink_head(self.model, self.task)
         # At the top of the loop, `step` steps are done.
         for step in range(self.progress.step, steps + 1):
             if self._is_examination_due(step, prepared):
@@ -299,6 +298,12 @@ class Trainer:
             self._train_step(prepared.train, step, steps, log)
         log.close()
         self.model.eval()
+
+    def _fit_head(self, prepared: Prepared) -> bool:
+        """Make a new head the linear probe of the states as they are. Returns whether it is one."""
+        return start_from_probe(
+            self.model, self.task, self.tokenizer, prepared.train, self.config.seed
+        )
 
     def _is_examination_due(self, step: int, prepared: Prepared) -> bool:
         """Whether an evaluation and a checkpoint come after this number of steps."""
@@ -314,6 +319,8 @@ class Trainer:
 
     def _examine(self, prepared: Prepared, step: int, log: RunLog) -> None:
         """Evaluate on the validation rows, if any, and write a checkpoint."""
+        if self.gradients.by_contrast:
+            self._fit_head(prepared)
         self._judge(prepared, step, log)
         self.progress.examined_step = step
         self.run.write_checkpoint()
