@@ -7,6 +7,7 @@ from peftcls.inference.loading import load_predictor
 from peftcls.inference.multi_predictor import ManyPredictor
 from peftcls.inference.passages import PassageAnswer, Passages
 from peftcls.inference.predictor import Predictor
+from peftcls.logs import set_quiet
 from peftcls.models.base_model import load_base
 from peftcls.models.lora_injection import attach_lora
 from peftcls.models.merging import merge_adapter
@@ -66,6 +67,7 @@ __all__ = [
     "merge_adapter",
     "read_rows",
     "search",
+    "set_quiet",
     "share_base",
     "sweep",
     "train_only",

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from peftcls.data.reading import Row, read_rows
 from peftcls.inference.part_lock import locked_for_appending
 from peftcls.inference.predictor import Predictor
+from peftcls.logs import shows_bars
 from peftcls.models.adapter_folder import READABLE, read_manifest
 from peftcls.tasks.base import Task
 
@@ -156,7 +157,7 @@ def _progress_bar(rows: int, done: int) -> tqdm:
         initial=done,
         unit="row",
         dynamic_ncols=True,
-        disable=not sys.stderr.isatty(),
+        disable=not (shows_bars() and sys.stderr.isatty()),
     )
 
 
