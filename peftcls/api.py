@@ -17,6 +17,7 @@ from peftcls.models.trainable import train_only
 from peftcls.models.weight_sharing import share_base
 from peftcls.quality.examine import examine_rows
 from peftcls.quality.findings import Examination, Finding
+from peftcls.tasks.answer_columns import answers_frame
 from peftcls.tasks.answers import Answer
 from peftcls.tasks.base import Task
 from peftcls.tasks.classification import Classification
@@ -52,6 +53,7 @@ __all__ = [
     "TrainConfig",
     "Trained",
     "Trainer",
+    "answers_frame",
     "attach_lora",
     "attention_projections",
     "check_rows",

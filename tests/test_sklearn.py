@@ -482,6 +482,6 @@ def scikit_learns_checks():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("estimator", "check"), scikit_learns_checks())
+@pytest.mark.parametrize(("estimator", "check"), list(scikit_learns_checks()))
 def test_scikit_learns_checks_pass(estimator, check, bert):
     check(clone(estimator).set_params(base=bert))

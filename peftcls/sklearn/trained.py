@@ -85,7 +85,9 @@ class TrainedAdapter:
             moved_to = None if base == self.base else base
             with tempfile.TemporaryDirectory(prefix=PREFIX) as folder:
                 self.save(folder)
-                self._predictor = load_predictor(folder, base=moved_to)
+                loaded = load_predictor(folder, base=moved_to)
+            # Without the folder, which is removed: nothing can be loaded from it again.
+            self._predictor = Predictor(loaded.model, loaded.task, loaded.tokenizer)
         return self._predictor
 
     def save(self, directory: str | Path) -> Path:
@@ -124,7 +126,7 @@ def train_adapter(task: Task, rows: Sequence[Row], settings: Settings) -> Traine
             trainer.fit(table)
         adapted.requires_grad_(False)
         predictor = Predictor(adapted.eval(), trainer.task, tokenizer)
-        history = trainer.progress.history
+        history = trainer.history
         return TrainedAdapter(_read_files(folder), settings.base, predictor, history)
 
 
