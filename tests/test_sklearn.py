@@ -21,6 +21,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from peftcls import load_predictor
 from peftcls.sklearn import TextClassifier, TextRegressor
+from peftcls.sklearn.targets import read_labels
 
 FAST = {"epochs": 1, "batch_size": 8, "max_length": 16, "rank": 2}
 LEARNS = {**FAST, "epochs": 8, "learning_rate": 1e-2}
@@ -142,6 +143,7 @@ def test_the_columns_of_a_frame_are_remembered(classifier, texts, labels):
         ([("a", "b"), ("c",), ("d", "e")], r"row 2 of X has 1 columns, row 1 has 2"),
         ([("a", "b", "c")] * 3, r"X has 3 columns, expected texts .* choose them first"),
         ("one text", r"X is 'one text' \(str\), expected texts"),
+        ({"a", "b"}, r"X is \{.*\} \(set\), expected texts"),
         ([], r"X has no rows"),
         (np.full((2, 2, 2), "a"), r"X has 3 dimensions"),
     ],
@@ -175,6 +177,22 @@ def test_labels_keep_their_type(classes, held, bert, texts):
     assert classifier.classes_.dtype == np.unique(y).dtype
     assert classifier.predict(texts).dtype == classifier.classes_.dtype
     assert set(classifier.predict(texts).tolist()) <= set(classes)
+
+
+@pytest.mark.parametrize(
+    ("y", "classes"),
+    [
+        (pd.Series([2, 1, 2], dtype="Int64"), np.array([1, 2])),
+        (pd.Series([True, False, True], dtype="boolean"), np.array([False, True])),
+        (pd.Series(["b", "a", "b"], dtype="category"), np.array(["a", "b"], dtype=object)),
+        (pd.Series(["b", "a", "b"], dtype="string"), np.array(["a", "b"], dtype=object)),
+    ],
+    ids=["Int64", "boolean", "category", "string"],
+)
+def test_types_of_pandas_are_read_as_those_of_numpy(y, classes):
+    found = read_labels(y).classes
+    assert found.dtype == classes.dtype
+    assert found.tolist() == classes.tolist()
 
 
 def test_labels_are_in_the_order_of_numbers(bert, texts):
@@ -240,6 +258,7 @@ def test_a_regressor_learns_numbers(bert, texts, labels):
         (["a", "b", "c"], r"y holds no numbers \(.*TextClassifier learns labels"),
         ([1.0, np.nan, 2.0], r"Input y contains NaN"),
         ([1.0, 1.0, 1.0], r"the same number"),
+        (pd.to_datetime(["2020", "2021", "2022"]), r"y is of the type datetime64"),
         ([[1.0, 2.0]] * 3, r"1d array"),
     ],
 )

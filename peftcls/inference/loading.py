@@ -68,7 +68,7 @@ def load_predictor(
             the same name.
     """
     check_argument_types({"directory": directory, "base": base}, load_predictor)
-    load = functools.partial(
+    load: functools.partial[Any] = functools.partial(
         load_predictor,
         _absolute(directory),
         base=None if base is None else lasting_name(base),
@@ -103,7 +103,7 @@ def load_many(
     device: str | torch.device | None,
     tasks: Sequence[type[Task]],
     fast_paths: FastPaths | None,
-    load: functools.partial[ManyPredictor] | None = None,
+    load: functools.partial[Any] | None = None,
 ) -> ManyPredictor:
     """Load several adapter folders on one base; arguments and errors as of `load_predictor`.
 

@@ -40,7 +40,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
     for each row, of any type, or is a table of 0 and 1 with a column for each label. All rows are
     trained on, and the last step is kept.
 
-    A pickle holds the adapter, about one megabyte, and nothing of the base.
+    A pickle holds the adapter and the tokenizer, and nothing of the base.
 
     Args:
         base: as of `load_base`: "minilm", "demo", a local folder, or a name on the hub. If the base

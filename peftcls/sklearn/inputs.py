@@ -1,7 +1,7 @@
 """X of an estimator: texts, or pairs of texts, in lists, arrays, columns and data frames."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ def read_texts(texts: Any) -> Texts:
             f"X is a sparse matrix, {EXPECTED}; the estimator makes its own features of texts, so "
             "leave out what vectorizes them."
         )
-    if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
+    if isinstance(texts, str | bytes | Mapping | Set) or not isinstance(texts, Iterable):
         raise ValueError(f"X is {_shown(texts)}, {EXPECTED}.")
     listed = _listed(texts)
     if not listed:

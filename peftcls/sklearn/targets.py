@@ -49,7 +49,7 @@ def read_labels(y: Any) -> Labels:
         raise ValueError(NO_TARGET)
     if _has_label_columns(y):
         return _read_indicator(y)
-    values = column_or_1d(y, warn=True)
+    values = column_or_1d(_plain_types(y), warn=True)
     _check_labels(values)
     try:
         classes, places = np.unique(values, return_inverse=True)
@@ -76,6 +76,8 @@ def read_numbers(y: Any) -> list[float]:
     if y is None:
         raise ValueError(NO_TARGET)
     values = column_or_1d(y, warn=True)
+    if values.dtype.kind in "cmM":
+        raise ValueError(f"y is of the type {values.dtype}, expected one real number a row.")
     try:
         numbers = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -85,6 +87,14 @@ def read_numbers(y: Any) -> list[float]:
         ) from None
     assert_all_finite(numbers, input_name="y")
     return [float(number) for number in numbers]
+
+
+def _plain_types(y: Any) -> Any:
+    """A column of pandas in numpy's type, where it has none of its own only to allow for gaps."""
+    numpy_type = getattr(getattr(y, "dtype", None), "numpy_dtype", None)
+    if numpy_type is None or not isinstance(y, pd.Series) or y.hasnans:
+        return y
+    return y.to_numpy(dtype=numpy_type)
 
 
 def _has_label_columns(y: Any) -> bool:

@@ -50,8 +50,8 @@ class Settings:
 class TrainedAdapter:
     """A trained adapter in memory, which answers rows.
 
-    Its pickle holds the files of the adapter folder, about one megabyte, and nothing of the base.
-    What comes out of a pickle loads the base when it first answers.
+    Its pickle holds the files of the adapter folder, and nothing of the base. What comes out of a
+    pickle loads the base when it first answers.
 
     Args:
         files: of the adapter folder, by name.
