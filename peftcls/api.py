@@ -7,6 +7,7 @@ from peftcls.inference.loading import load_predictor
 from peftcls.inference.multi_predictor import ManyPredictor
 from peftcls.inference.passages import PassageAnswer, Passages
 from peftcls.inference.predictor import Predictor
+from peftcls.logs import set_quiet
 from peftcls.models.base_model import load_base
 from peftcls.models.lora_injection import attach_lora
 from peftcls.models.merging import merge_adapter
@@ -16,6 +17,7 @@ from peftcls.models.trainable import train_only
 from peftcls.models.weight_sharing import share_base
 from peftcls.quality.examine import examine_rows
 from peftcls.quality.findings import Examination, Finding
+from peftcls.tasks.answer_columns import answers_frame
 from peftcls.tasks.answers import Answer
 from peftcls.tasks.base import Task
 from peftcls.tasks.classification import Classification
@@ -51,6 +53,7 @@ __all__ = [
     "TrainConfig",
     "Trained",
     "Trainer",
+    "answers_frame",
     "attach_lora",
     "attention_projections",
     "check_rows",
@@ -66,6 +69,7 @@ __all__ = [
     "merge_adapter",
     "read_rows",
     "search",
+    "set_quiet",
     "share_base",
     "sweep",
     "train_only",

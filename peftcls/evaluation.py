@@ -26,7 +26,7 @@ Scorer: TypeAlias = Callable[[tuple[int, ...]], dict[str, float]]
 """From the indices of rows to the scores of the answers to them."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Evaluation:
     """Scores of answers with their 95 % bootstrap intervals, and tables for labels.
 
@@ -47,10 +47,7 @@ class Evaluation:
     confusion: pd.DataFrame | None
 
     def __str__(self) -> str:
-        heading = "1 row" if self.rows == 1 else f"{self.rows} rows"
-        if self.rows < MIN_INTERVAL_ROWS:
-            heading += f"; an interval of fewer than {MIN_INTERVAL_ROWS} means little"
-        lines = [heading]
+        lines = [self._heading()]
         for name, value in self.scores.items():
             low, high = self.intervals[name]
             lines.append(f"{name:<18} {value:8.4f}   95 % interval {low:.4f} to {high:.4f}")
@@ -61,8 +58,30 @@ class Evaluation:
             blocks.append(self.confusion.to_string())
         return "\n\n".join(blocks)
 
+    def __repr__(self) -> str:
+        return str(self)
 
-@dataclasses.dataclass(frozen=True)
+    def _repr_html_(self) -> str:
+        """The same as tables, for a notebook; pandas escapes the names of labels."""
+        scores = pd.DataFrame(
+            [(value, *self.intervals[name]) for name, value in self.scores.items()],
+            index=pd.Index(self.scores, name="score"),
+            columns=["value", "from", "to"],
+        )
+        tables = [scores, self.labels, self.confusion]
+        shown = [
+            table.to_html(float_format="{:.3f}".format) for table in tables if table is not None
+        ]
+        return "\n".join([f"<p>{self._heading()}</p>", *shown])
+
+    def _heading(self) -> str:
+        heading = "1 row" if self.rows == 1 else f"{self.rows} rows"
+        if self.rows < MIN_INTERVAL_ROWS:
+            heading += f"; an interval of fewer than {MIN_INTERVAL_ROWS} means little"
+        return heading
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class Comparison:
     """How much better the first of two systems is on the same rows.
 
@@ -95,6 +114,9 @@ class Comparison:
             f"{self.score} {self.first:.4f} against {self.second:.4f}: {self.difference:+.4f}, "
             f"95 % interval {low:+.4f} to {high:+.4f} (paired); {verdict}."
         )
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def evaluate_answers(

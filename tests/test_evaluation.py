@@ -250,3 +250,18 @@ def test_many_labels_are_scored_in_moments_and_as_one_by_one():
     assert (line["precision"], line["recall"], line["rows"]) == (0.5, 1.0, 2)
     assert line["f1"] == pytest.approx(2 / 3)
     assert line["f1 from"] <= line["f1"] <= line["f1 to"]
+
+
+def test_a_notebook_shows_tables_with_names_that_are_escaped():
+    task = Classification(labels=("<b>a</b>", "c"))
+    answers = [
+        Answer(label=name, probabilities={"<b>a</b>": 0.5, "c": 0.5}) for name in task.labels
+    ]
+    found = evaluate_answers(task, answers, rows_of(task.labels), resamples=30)
+    page = found._repr_html_()
+    assert page.count("<table") == 3
+    assert "&lt;b&gt;a&lt;/b&gt;" in page
+    assert "<b>" not in page
+    assert repr(found) == str(found)
+    compared = compare_answers(task, answers, answers, rows_of(task.labels), resamples=30)
+    assert repr(compared) == str(compared)

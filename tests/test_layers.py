@@ -15,7 +15,7 @@ LAYERS = [
     {"quality", "models", "evaluation", "baselines"},
     {"inference", "report"},
     {"training"},
-    {"recipe", "api"},
+    {"recipe", "api", "sklearn"},
     {"cli", "__main__", ""},  # "" is the package itself, which only hands names on
 ]
 RECIPE_LINES = 110

@@ -1,8 +1,9 @@
 """Load one adapter folder, or several that share a base model, for prediction."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import torch
 
@@ -13,6 +14,7 @@ from peftcls.inference.multi_loading import load_on_one_base, move_to_device
 from peftcls.inference.multi_predictor import ManyPredictor
 from peftcls.inference.predictor import Predictor
 from peftcls.models.adapter_folder import load_adapter
+from peftcls.models.pretrained_io import lasting_name
 from peftcls.tasks.base import Task
 
 
@@ -66,6 +68,15 @@ def load_predictor(
             the same name.
     """
     check_argument_types({"directory": directory, "base": base}, load_predictor)
+    load: functools.partial[Any] = functools.partial(
+        load_predictor,
+        _absolute(directory),
+        base=None if base is None else lasting_name(base),
+        quantize=quantize,
+        device=device,
+        tasks=tasks,
+        fast_paths=fast_paths,
+    )
     if not isinstance(directory, str | Path):
         return load_many(
             directory,
@@ -74,13 +85,14 @@ def load_predictor(
             device=device,
             tasks=tasks,
             fast_paths=fast_paths,
+            load=load,
         )
     model, task, tokenizer = load_adapter(directory, base=base, quantize=quantize, tasks=tasks)
     model.requires_grad_(False)
     move_to_device(model, device)
     if fast_paths is not None:
         use_fast_paths(model, fast_paths)
-    return Predictor(model.eval(), task, tokenizer)
+    return Predictor(model.eval(), task, tokenizer, load=load)
 
 
 def load_many(
@@ -91,9 +103,20 @@ def load_many(
     device: str | torch.device | None,
     tasks: Sequence[type[Task]],
     fast_paths: FastPaths | None,
+    load: functools.partial[Any] | None = None,
 ) -> ManyPredictor:
-    """Load several adapter folders on one base; arguments and errors as of `load_predictor`."""
+    """Load several adapter folders on one base; arguments and errors as of `load_predictor`.
+
+    `load` loads the same predictor again.
+    """
     loaded = load_on_one_base(directories, base=base, quantize=quantize, device=device, tasks=tasks)
     if fast_paths is not None:
         use_fast_paths(loaded.model, fast_paths)
-    return ManyPredictor(loaded.model, loaded.routes, loaded.tasks, loaded.tokenizers)
+    return ManyPredictor(loaded.model, loaded.routes, loaded.tasks, loaded.tokenizers, load=load)
+
+
+def _absolute(directory: str | Path | Sequence[str | Path]) -> Any:
+    """The same folder or folders, as they are found from every other folder."""
+    if isinstance(directory, str | Path):
+        return Path(directory).absolute()
+    return [Path(each).absolute() for each in directory]

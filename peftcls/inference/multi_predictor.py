@@ -1,6 +1,7 @@
 """Multi-adapter inference: several adapters on one base, and rows of several tasks in one batch."""
 
 import difflib
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -19,7 +20,14 @@ from peftcls.engine.model_state import base_facts, state_of
 from peftcls.engine.precision import tolerance
 from peftcls.engine.probes import can_pack
 from peftcls.inference.multi_adapter_layers import Routes
-from peftcls.inference.predictor import CHUNK_ROWS, ROWS_LOCK, list_rows, tokenize_rows
+from peftcls.inference.predictor import (
+    CHUNK_ROWS,
+    ROWS_LOCK,
+    describe_base,
+    how_to_load,
+    list_rows,
+    tokenize_rows,
+)
 from peftcls.tasks.base import Answer, Feature, Task, pad_inputs
 from peftcls.tasks.row_checks import check_rows
 from peftcls.tasks.text_encoding import split_windows
@@ -68,17 +76,40 @@ class ManyPredictor:
         routes: Routes,
         tasks: Mapping[str, Task],
         tokenizers: Mapping[str, PreTrainedTokenizerBase],
+        *,
+        load: functools.partial[Any] | None = None,
     ) -> None:
+        """`load` loads the same predictor again; None where it does not come from folders."""
         self.model = model
         self.routes = routes
         self.tasks = dict(tasks)
         self.tokenizers = dict(tokenizers)
         self.names = tuple(tasks)
+        self._load = load
         self._lock = state_of(model).lock
         self._can_mix: dict[HeadInput, bool] = {}
         # Find out now what the model can do, with one adapter: later the batches may be mixed.
         with self._lock, routes.only(0), torch.inference_mode():
             can_pack(model)
+
+    def __call__(
+        self,
+        rows: RowsOrTexts,
+        adapter: str | Sequence[str] | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> list[Answer]:
+        """Answer rows, as `predict` does."""
+        return self.predict(rows, adapter, batch_size=batch_size)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return how_to_load(self._load)
+
+    def __repr__(self) -> str:
+        adapters = [f"{name}={task}" for name, task in self.tasks.items()]
+        device = str(self.model.device)
+        shown = ", ".join([*adapters, describe_base(self.model), f"device={device!r}"])
+        return f"ManyPredictor({shown})"
 
     def predict(
         self,

@@ -17,6 +17,7 @@ from peftcls.inference.answer_files import Columns, check_output, write_answers
 from peftcls.inference.answer_parts import AnswerParts, Values
 from peftcls.inference.launched import first_enters, launched_processes
 from peftcls.inference.predictor import Predictor
+from peftcls.logs import shows_bars
 from peftcls.models.adapter_folder import read_manifest
 from peftcls.tasks.base import Task
 from peftcls.tasks.row_checks import check_rows
@@ -94,7 +95,7 @@ def predict_file(
         launched_processes() as (process, processes),
         first_enters(parts.opened(resume=resume), process, processes),
     ):
-        shows_progress = process == 0 and sys.stderr.isatty()
+        shows_progress = process == 0 and shows_bars() and sys.stderr.isatty()
         _fill(parts, answer, process, processes, shows_progress=shows_progress)
         if process == 0:
             separator = predictor.task.separator or DEFAULT_SEPARATOR

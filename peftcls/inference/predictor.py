@@ -1,22 +1,27 @@
 """Predict with one saved adapter: rows are checked, tokenized, batched and answered."""
 
+import functools
 import gc
 import itertools
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import datasets
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from peftcls.data.reading import Row, RowError, as_dataset, source_name
 from peftcls.data.tables import RowsOrTexts, table_of
 from peftcls.engine.allocator import trim_heap
+from peftcls.engine.batch import Batch
 from peftcls.engine.batching import micro_batches
+from peftcls.engine.embeddings import head_states, mean_states
 from peftcls.engine.frozen_layers import using_cached_states
+from peftcls.engine.head_inputs import head_layer
 from peftcls.engine.kernels import batch_tokens, call_tokens
-from peftcls.engine.model_state import state_of
+from peftcls.engine.model_state import state_of, unwrapped
 from peftcls.tasks.base import Answer, Feature, Task
 from peftcls.tasks.encoding import encode_rows
 from peftcls.tasks.row_checks import check_rows
@@ -27,6 +32,7 @@ CHUNK_ROWS = 4096
 # between calls, so two threads that ask for different ones would disturb each other; it uses all
 # cores by itself. And to hash a table, `datasets` redirects the standard output for a moment.
 ROWS_LOCK = threading.RLock()
+Result = TypeVar("Result")
 
 
 class Predictor:
@@ -37,13 +43,31 @@ class Predictor:
     """
 
     def __init__(
-        self, model: torch.nn.Module, task: Task, tokenizer: PreTrainedTokenizerBase
+        self,
+        model: torch.nn.Module,
+        task: Task,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        load: functools.partial[Any] | None = None,
     ) -> None:
+        """`load` loads the same predictor again; None where it does not come from a folder."""
         self.model = model
         self.task = task
         self.tokenizer = tokenizer
         self.shortened_rows = 0
         """How many rows of the last call had more tokens than are read."""
+        self._load = load
+
+    def __call__(self, rows: RowsOrTexts, *, batch_size: int | None = None) -> list[Answer]:
+        """Answer rows, as `predict` does."""
+        return self.predict(rows, batch_size=batch_size)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return how_to_load(self._load)
+
+    def __repr__(self) -> str:
+        device = next(self.model.parameters()).device
+        return f"Predictor({self.task}, {describe_base(self.model)}, device={str(device)!r})"
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -92,21 +116,69 @@ class Predictor:
         Raises:
             RowError: as in `predict`.
         """
-        table = rows_to_answer(self.task, rows)
+        table = self._checked(rows)
         self.shortened_rows = 0
+        # Counted here and stored at the end of a chunk: another thread may be counting too.
+        shortened = 0
         if len(table) == 0:
             return
-        check_rows(self.task, table, with_target=False)
-        table = table.select_columns(self.task.columns(with_target=False))
-        # Counted here too: another thread may be counting.
-        shortened = 0
-        for start in range(first, len(table), chunk_rows):
-            end = min(start + chunk_rows, len(table))
-            features = self._tokenize_part(table, start, end)
+        for features in self._tokenized(table, first, chunk_rows):
             shortened += _count_shortened(features)
             answers = self.answer(features, batch_size)
             self.shortened_rows = shortened
             yield answers
+
+    @torch.inference_mode()
+    def embed(self, rows: RowsOrTexts, *, batch_size: int | None = None) -> np.ndarray:
+        """One vector for each row: float32 of shape (rows, width), in the rows' order.
+
+        For labels and numbers it is what the last layer of the head reads, after pooling: rows that
+        the head treats alike are close to each other. For answers in documents, for instructions,
+        and for a head that is no linear layer it is the mean of the last layer's states over the
+        tokens of the row. The vectors of a long text's windows are averaged.
+
+        Args:
+            rows: as in `predict`.
+            batch_size: as in `predict`.
+
+        Raises:
+            RowError: as in `predict`.
+        """
+        table = self._checked(rows)
+        layer = None if self.task.answer_kind == "span" else head_layer(self.model)
+
+        def read(batch: Batch, _: Sequence[Feature]) -> Sequence[np.ndarray]:
+            if layer is None:
+                states = mean_states(self.model, batch, causal=self.task.causal)
+            else:
+                states = head_states(layer, batch, lambda: self.task.raw_logits(self.model, batch))
+            return list(states.cpu().numpy())
+
+        vectors: list[np.ndarray] = []
+        if len(table):
+            for features in self._tokenized(table, 0, CHUNK_ROWS):
+                vectors += self._in_batches(features, batch_size, read)
+        if vectors:
+            return np.stack(vectors)
+        config: Any = unwrapped(self.model).config
+        width = config.hidden_size if layer is None else layer.in_features
+        return np.empty((0, width), np.float32)
+
+    def _checked(self, rows: RowsOrTexts) -> datasets.Dataset:
+        """Rows as a table with the columns that are read. Raises RowError for wrong rows."""
+        table = rows_to_answer(self.task, rows)
+        if len(table) == 0:
+            return table
+        check_rows(self.task, table, with_target=False)
+        return table.select_columns(self.task.columns(with_target=False))
+
+    def _tokenized(
+        self, table: datasets.Dataset, first: int, chunk_rows: int
+    ) -> Iterator[list[Feature]]:
+        """Tokenize rows that were checked, a chunk at a time."""
+        for start in range(first, len(table), chunk_rows):
+            end = min(start + chunk_rows, len(table))
+            yield self._tokenize_part(table, start, end)
             if end == len(table):
                 # A request of a few rows does not pay for keeping a long table's memory constant.
                 return
@@ -143,11 +215,35 @@ class Predictor:
     @torch.inference_mode()
     def answer(self, features: Sequence[Feature], batch_size: int | None = None) -> list[Answer]:
         """Answer rows that are tokenized already: one answer a feature, in their order."""
+        with state_of(self.model).lock:
+            self.model.eval()
+            shared = self.task.shared_tokens(self.model, features)
+
+        def decode(batch: Batch, chosen: Sequence[Feature]) -> list[Answer]:
+            return self.task.decode(self.model, batch, chosen, self.tokenizer)
+
+        return self._in_batches(features, batch_size, decode, shared=shared)
+
+    def _in_batches(
+        self,
+        features: Sequence[Feature],
+        batch_size: int | None,
+        compute: Callable[[Batch, Sequence[Feature]], Sequence[Result]],
+        *,
+        shared: int = 0,
+    ) -> list[Result]:
+        """Compute something for each feature, in batches of similar lengths, and in their order.
+
+        Args:
+            features: of the rows.
+            batch_size: at most this many rows at once.
+            compute: gives one result for each feature of a batch; the model is locked meanwhile.
+            shared: how many first tokens of all features are computed once.
+        """
         device = next(self.model.parameters()).device
         lock = state_of(self.model).lock
         with lock:
             self.model.eval()
-            shared = self.task.shared_tokens(self.model, features)
         batches = micro_batches(
             range(len(features)),
             [len(feature["input_ids"]) for feature in features],
@@ -156,16 +252,36 @@ class Predictor:
             shared=shared,
             call_tokens=call_tokens(device),
         )
-        answers: dict[int, Answer] = {}
+        results: dict[int, Result] = {}
         for batch in batches:
             chosen = [features[i] for i in batch]
             collated = self.task.collate(chosen, self.tokenizer)
             inputs = {name: tensor.to(device) for name, tensor in collated.items()}
             # Threads take turns: a model can compute one batch at a time.
             with lock, using_cached_states(self.model, inputs) as model_inputs:
-                decoded = self.task.decode(self.model, model_inputs, chosen, self.tokenizer)
-            answers.update(zip(batch, decoded, strict=True))
-        return [answers[i] for i in range(len(features))]
+                computed = compute(model_inputs, chosen)
+            results.update(zip(batch, computed, strict=True))
+        return [results[i] for i in range(len(features))]
+
+
+def how_to_load(load: functools.partial[Any] | None) -> tuple[Any, ...]:
+    """What a pickle of a predictor holds: its folder's path and the settings to load it with.
+
+    Raises:
+        TypeError: it does not come from a folder.
+    """
+    if load is None:
+        raise TypeError(
+            "this predictor was not loaded from a folder, so it cannot be pickled: a pickle holds "
+            "the path of the folder, not the model. Save it, and use load_predictor(folder)."
+        )
+    return load, ()
+
+
+def describe_base(model: torch.nn.Module) -> str:
+    """The name of a model's base, in the words of a description."""
+    facts = state_of(model).base
+    return f"base={facts.name!r}" if facts else f"model={type(model).__name__}"
 
 
 def rows_to_answer(task: Task, rows: Any) -> datasets.Dataset:

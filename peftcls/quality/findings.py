@@ -1,6 +1,7 @@
 """Findings about rows: one sentence each, with the rows it is about."""
 
 import dataclasses
+import html
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -31,7 +32,7 @@ class Finding:
     count: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Examination:
     """All findings, errors first, and the number of rows of each split."""
 
@@ -50,22 +51,37 @@ class Examination:
         return tuple(finding for finding in self.findings if finding.severity == "error")
 
     def __str__(self) -> str:
+        cells = self._cells()
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)][:-1]
+        lines = [self._heading()]
+        for *short_cells, sentence in cells:
+            pairs = zip(short_cells, widths, strict=True)
+            padded = [cell.ljust(width) for cell, width in pairs]
+            lines.append("  ".join([*padded, sentence]))
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        """The same as a table, for a notebook; what comes from the rows is escaped."""
+        lines = []
+        for cells in self._cells():
+            columns = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+            lines.append(f"<tr>{columns}</tr>")
+        return f"<p>{html.escape(self._heading())}</p>\n<table>{''.join(lines)}</table>"
+
+    def _heading(self) -> str:
         rows = ", ".join(f"{count} rows of {split}" for split, count in self.split_rows.items())
         counts = []
         for severity in SEVERITIES:
             count = sum(finding.severity == severity for finding in self.findings)
             counts.append(count_of(count, severity))
-        header = f"{rows}: {', '.join(counts)}"
-        cells = [
-            (finding.severity, finding.split, finding.what, _shown_rows(finding))
-            for finding in self.findings
-        ]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [header]
-        for finding, line_cells in zip(self.findings, cells, strict=True):
-            padded = [cell.ljust(width) for cell, width in zip(line_cells, widths, strict=True)]
-            lines.append("  ".join([*padded, finding.sentence]))
-        return "\n".join(lines)
+        return f"{rows}: {', '.join(counts)}"
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        """Severity, split, code, rows and sentence of each finding."""
+        return [(f.severity, f.split, f.what, _shown_rows(f), f.sentence) for f in self.findings]
 
     def to_json(self) -> dict[str, Any]:
         """The rows of each split, the number of errors, and the findings as dicts."""

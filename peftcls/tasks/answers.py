@@ -3,10 +3,12 @@
 import dataclasses
 from typing import Literal
 
+from peftcls.tasks.descriptions import describe_fields
+
 AnswerKind = Literal["label", "label_set", "number", "span", "text", "keywords"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Answer:
     """What a model predicts for one row; a task fills in the fields that it predicts."""
 
@@ -21,3 +23,6 @@ class Answer:
     n_best: tuple["Answer", ...] = ()
     null_probability: float | None = None
     usable: bool = True
+
+    def __repr__(self) -> str:
+        return describe_fields(self)

@@ -15,8 +15,10 @@ from peftcls.data.reading import Row
 from peftcls.data.tables import Rows
 from peftcls.engine.batch import Batch
 from peftcls.engine.head_logits import Pooling, class_logits
+from peftcls.tasks.answer_columns import columns_of, values_of
 from peftcls.tasks.answers import Answer, AnswerKind
 from peftcls.tasks.decisions import PLAIN, Decisions
+from peftcls.tasks.descriptions import describe_fields
 
 Feature = dict[str, Any]
 ANOTHER_VERSION = "the folder was written by another version of peftcls."
@@ -196,47 +198,14 @@ class Task(ABC):
         Args:
             probabilities: whether each label gets a column with its probability.
         """
-        match self.answer_kind:
-            case "number":
-                return {"value": pa.float64()}
-            case "text":
-                return {"text": pa.string()}
-            case "keywords":
-                return {"keywords": pa.list_(pa.string())}
-            case "span":
-                return {
-                    "text": pa.string(),
-                    "start": pa.int64(),
-                    "end": pa.int64(),
-                    "probability": pa.float64(),
-                }
-        columns: dict[str, pa.DataType] = {"label": pa.string(), "probability": pa.float64()}
-        if self.answer_kind == "label_set":
-            columns = {"labels": pa.list_(pa.string())}
-        if probabilities:
-            columns |= {f"probability_{label}": pa.float64() for label in self.labels or ()}
-        return columns
+        return columns_of(self.answer_kind, self.labels or (), probabilities=probabilities)
 
     def answer_values(self, answer: Answer, *, probabilities: bool) -> list[Any]:
         """The values of one answer, in the order of `answer_columns`.
 
         An abstention has no label, and the probability of its likeliest label.
         """
-        match self.answer_kind:
-            case "number":
-                return [answer.value]
-            case "text":
-                return [answer.text]
-            case "keywords":
-                return [list(answer.labels or ())]
-            case "span":
-                return [answer.text, answer.start, answer.end, answer.probability]
-        by_label = answer.probabilities or {}
-        extra = list(by_label.values()) if probabilities else []
-        if self.answer_kind == "label_set":
-            return [list(answer.labels or ()), *extra]
-        probability = by_label[answer.label] if answer.label else max(by_label.values())
-        return [answer.label, probability, *extra]
+        return values_of(self.answer_kind, answer, probabilities=probabilities)
 
     @property
     @abstractmethod
@@ -301,6 +270,9 @@ class Task(ABC):
     def merge_remarks(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """What a plain transformers model does otherwise than peftcls, in one sentence each."""
         return [DECISIONS_REMARK] if self.decisions != PLAIN else []
+
+    def __repr__(self) -> str:
+        return describe_fields(self)
 
     def to_json(self) -> dict[str, Any]:
         """The task's name and fields, for the adapter folder."""

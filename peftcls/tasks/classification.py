@@ -47,7 +47,7 @@ FOCAL_GAMMA = 2.0  # Lin et al. 2017, "Focal Loss for Dense Object Detection", s
 LOSSES = ("cross_entropy", "bce", "focal")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Classification(Task):
     """A classification head on an encoder or a decoder.
 

@@ -12,6 +12,7 @@ from sklearn.metrics import precision_recall_curve
 
 from peftcls.argument_checks import check_argument_types
 from peftcls.tasks.answers import Answer
+from peftcls.tasks.descriptions import describe_fields
 
 MIN_PROBABILITY = 1e-300  # a smaller probability is raised to this before its logarithm is taken
 MIN_TEMPERATURE = 0.05
@@ -20,7 +21,7 @@ MIN_THRESHOLD = 1e-6
 MIN_THRESHOLD_ROWS = 5  # with fewer rows for or against a label, a threshold would be noise
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Decisions:
     """How a label task decides; stored with the task, so every way of predicting decides alike.
 
@@ -39,6 +40,9 @@ class Decisions:
     temperature: float = 1.0
     thresholds: Mapping[str, float] | None = None
     abstain_below: float | None = None
+
+    def __repr__(self) -> str:
+        return describe_fields(self)
 
     def __post_init__(self) -> None:
         check_argument_types(vars(self), Decisions)

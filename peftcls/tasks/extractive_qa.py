@@ -34,7 +34,7 @@ from peftcls.tasks.text_encoding import (
 MIN_THRESHOLD = 1e-6
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class ExtractiveQA(Task):
     """Finds the answer to a question in a context; trained on the answer's first and last token.
 

@@ -42,7 +42,7 @@ KEYWORD_SCORES = (
 TEXT_SCORES = ("exact_match", "unusable")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Instruction(Task):
     """Instruction tuning; only the answer's tokens are targets.
 

@@ -36,7 +36,7 @@ from peftcls.tasks.text_encoding import (
 STRATUM_ROWS = 10
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Regression(Task):
     """A head that predicts a number, trained on the squared error.
 

@@ -40,7 +40,7 @@ class Doubt:
     probability: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class CrossValidation:
     """The out-of-fold answers, in the rows' order, and their scores.
 
@@ -57,6 +57,18 @@ class CrossValidation:
     scores: dict[str, float]
     fold_scores: list[dict[str, float]]
     doubts: list[Doubt]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.answers)} rows in {len(self.fold_scores)} folds"]
+        for name, value in self.scores.items():
+            of_folds = [scores[name] for scores in self.fold_scores]
+            lines.append(
+                f"{name:<18} {value:8.4f}   folds {min(of_folds):.4f} to {max(of_folds):.4f}"
+            )
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def cross_validate(

@@ -15,6 +15,7 @@ from peftcls.engine.batching import MicroBatch, micro_batches
 from peftcls.engine.frozen_layers import caching_frozen_layers, sharing_cache
 from peftcls.engine.kernels import batch_tokens
 from peftcls.engine.model_state import state_of
+from peftcls.logs import shows_bars
 from peftcls.tasks.base import Task
 from peftcls.tasks.encoding import EncodedTable
 
@@ -119,7 +120,7 @@ def _collate_all(
         unit="batch",
         desc="frozen layers",
         leave=False,
-        disable=not shows_progress or not sys.stderr.isatty(),
+        disable=not (shows_progress and shows_bars() and sys.stderr.isatty()),
     )
     for table, rows in bar:
         yield _collate(model, task, tokenizer, table, rows)

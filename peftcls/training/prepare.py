@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import datasets
 from transformers import PreTrainedTokenizerBase
 
+from peftcls.data.reading import source_name
 from peftcls.engine.model_state import BaseFacts
 from peftcls.quality.examine import examine_rows, raise_errors
 from peftcls.quality.findings import Examination
 from peftcls.tasks.base import Task
 from peftcls.tasks.encoding import EncodedTable, content_sum, encode_table
 from peftcls.tasks.row_checks import check_rows
+from peftcls.training.run_log import log_warning
 
 logger = logging.getLogger("peftcls")
 
@@ -127,6 +129,17 @@ def log_warnings(examination: Examination) -> None:
     """Log what was found in the rows, if any of it is more than a note."""
     if any(finding.severity == "warning" for finding in examination.findings):
         logger.warning(str(examination))
+
+
+def log_shortened_rows(prepared: Prepared, max_tokens: int) -> None:
+    """Log how many training rows are longer than the model reads, in the main process only."""
+    shortened_rows = prepared.train.shortened_rows
+    if shortened_rows:
+        rows = prepared.train_rows
+        log_warning(
+            f"{shortened_rows} of {len(rows)} rows of {source_name(rows)} are longer than "
+            f"{max_tokens} tokens; their text is shortened at its end."
+        )
 
 
 def _select(table: EncodedTable, indices: Sequence[int]) -> EncodedTable:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
+from peftcls.logs import shows_bars
 from peftcls.training import data_order
 from peftcls.training.checkpoint import Progress
 from peftcls.training.config import TrainConfig
@@ -59,7 +60,7 @@ class RunLog:
         self.bar = tqdm(
             total=rows * config.epochs,
             unit="row",
-            disable=not shows_bar,
+            disable=not (shows_bar and shows_bars()),
             dynamic_ncols=True,
             mininterval=0.2 if sys.stderr.isatty() else 10.0,
             initial=data_order.rows_before(rows, config.batch_size, progress.step),

@@ -19,6 +19,7 @@ from peftcls.models.trainable import copy_tensors
 from peftcls.training import checkpoint as checkpoints
 from peftcls.training.checkpoint import Progress, Tensors
 from peftcls.training.gradient_accumulation import GradientAccumulator
+from peftcls.training.lost_processes import is_lost_process
 from peftcls.training.run_log import log_info, log_warning
 from peftcls.training.signals import Signals, end_by
 
@@ -129,6 +130,24 @@ class RunState:
                     self._write_own_checkpoint()
                     if not isinstance(error, Exception):
                         log_warning(f"stopped after step {self.progress.step}, {self.resume_hint}")
+            raise
+
+    @contextlib.contextmanager
+    def noticing_lost_processes(self) -> Iterator[None]:
+        """Say so where the body fails because another process has ended.
+
+        Raises:
+            RunStoppedError: another process has ended, or does not answer.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.processes.num_processes > 1 and is_lost_process(error):
+                raise RunStoppedError(
+                    "another process has ended or does not answer, after step "
+                    f"{self.progress.step} ({error}). Go on with resume=True, on any number of "
+                    "processes."
+                ) from error
             raise
 
     def write_checkpoint(self) -> None:

@@ -41,7 +41,7 @@ class Candidate:
         return f"rate {self.learning_rate:.2g}, rank {self.rank}, {self.targets}"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Found:
     """The result of a search.
 
@@ -65,6 +65,9 @@ class Found:
                     f"{trained.name}"
                 )
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def search(

@@ -13,11 +13,11 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
-from peftcls.data.reading import Row, as_dataset, source_name
+from peftcls.data.reading import Row, as_dataset
 from peftcls.data.tables import Rows, RowsOrTexts, with_validation_split
 from peftcls.engine.model_state import base_facts, use_fast_paths
 from peftcls.errors import RunStoppedError
-from peftcls.inference.predictor import Predictor, rows_to_answer
+from peftcls.inference.predictor import Predictor, describe_base, rows_to_answer
 from peftcls.models import adapter_methods
 from peftcls.models.adapter_folder import check_not_start
 from peftcls.models.trainable import (
@@ -32,7 +32,7 @@ from peftcls.tasks.base import Answer, Task, token_limit
 from peftcls.tasks.encoding import EncodedTable
 from peftcls.tasks.row_checks import check_rows
 from peftcls.training import checkpoint as checkpoints
-from peftcls.training import data_order, lost_processes
+from peftcls.training import data_order
 from peftcls.training.accelerator import make_accelerator
 from peftcls.training.calibration import calibrated_task
 from peftcls.training.checkpoint import Progress
@@ -44,7 +44,7 @@ from peftcls.training.gradient_accumulation import GradientAccumulator
 from peftcls.training.head_start import shrink_head, start_from_probe
 from peftcls.training.lr_schedule import learning_rate_factor
 from peftcls.training.preflight import check_output_dir, lock_output_dir, start_trackers
-from peftcls.training.prepare import Prepared, log_warnings, prepare
+from peftcls.training.prepare import Prepared, log_shortened_rows, log_warnings, prepare
 from peftcls.training.run_info import describe_model, identify_run
 from peftcls.training.run_log import RunLog, log_info, log_warning
 from peftcls.training.run_state import RunState
@@ -117,6 +117,16 @@ class Trainer:
         """How far the run is, or how the last one went: steps, best step, scores, history."""
         return self.run.progress
 
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The log of the run, or of the last one: `step` with `loss`, or with `valid_` scores."""
+        return [dict(entry) for entry in self.progress.history]
+
+    def __repr__(self) -> str:
+        base = describe_base(self.model)
+        steps = f"step={self.progress.step}, output_dir={str(self.output_dir)!r}"
+        return f"Trainer({self.task}, {base}, {steps})"
+
     # Training
 
     def fit(
@@ -157,6 +167,7 @@ class Trainer:
         device = self.accelerator.device
         try:
             with (
+                self.run.noticing_lost_processes(),
                 torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
                 self.run.signals.captured(),
                 lock_output_dir(self.output_dir, is_main_process=self.accelerator.is_main_process),
@@ -169,14 +180,6 @@ class Trainer:
                     self.run.signals.is_deferred = True
                     self._loop(prepared)
                 self._finish()
-        except RuntimeError as error:
-            if self.accelerator.num_processes > 1 and lost_processes.is_lost_process(error):
-                raise RunStoppedError(
-                    "another process has ended or does not answer, after step "
-                    f"{self.progress.step} ({error}). Go on with resume=True, on any number of "
-                    "processes."
-                ) from error
-            raise
         finally:
             self.run.identity = None
         return self.progress.best_scores
@@ -241,14 +244,7 @@ class Trainer:
         """Start at the first step or from a checkpoint, and log what is trained."""
         self.run.begin(self._total_steps(prepared), resume=resume)
         log_info(describe_model(self.model, self.task))
-        shortened_rows = prepared.train.shortened_rows
-        if shortened_rows:
-            rows = prepared.train_rows
-            limit = token_limit(self.tokenizer, self.task.max_length)
-            log_warning(
-                f"{shortened_rows} of {len(rows)} rows of {source_name(rows)} are longer than "
-                f"{limit} tokens; their text is shortened at its end."
-            )
+        log_shortened_rows(prepared, token_limit(self.tokenizer, self.task.max_length))
         if self.config.trackers:
             start_trackers(self.accelerator.init_trackers, self.config)
 

@@ -722,3 +722,14 @@ def test_ten_thousand_rows_take_seconds():
     started = time.process_time()
     examine_rows(Classification(), table)
     assert time.process_time() - started < 15  # about three on an idle core
+
+
+def test_a_notebook_shows_the_findings_as_a_table_with_escaped_texts():
+    table = rows(labels=("<b>no</b>", "yes"))
+    examination = examine_rows(Classification(labels=("yes", "<i>")), table)
+    page = examination._repr_html_()
+    assert page.count("<tr>") == len(examination.findings) > 0
+    assert "&lt;b&gt;no&lt;/b&gt;" in page
+    assert "<b>" not in page
+    assert "<i>" not in page
+    assert repr(examination) == str(examination)

@@ -98,6 +98,7 @@ def test_every_row_is_answered_once_by_the_fold_not_trained_on_it(validated):
     found, rows, folder, trained_texts, _ = validated
     assert len(found.answers) == len(found.fold_of) == len(rows)
     assert Counter(found.fold_of) == {0: 6, 1: 6, 2: 6, 3: 6}
+    assert repr(found).startswith("24 rows in 4 folds\n")
     for fold, texts in enumerate(trained_texts):
         folds_of_rows = zip(rows, found.fold_of, strict=True)
         held = {row["text"] for row, fold_of_row in folds_of_rows if fold_of_row == fold}

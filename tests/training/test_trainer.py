@@ -539,3 +539,18 @@ def test_a_loss_that_has_hardly_moved_is_a_warning(bert, tmp_path, text_rows, ca
     )
     trainer.fit(text_rows)
     assert ("the training loss has hardly moved: 0." in caplog.text) == warns
+
+
+def test_the_history_has_losses_and_validation_scores(bert, tmp_path, text_rows):
+    trainer = build(bert, tmp_path / "one", text_rows, log_every=2, eval_every=3)
+    assert trainer.history == []
+    scores = trainer.fit(text_rows, text_rows)
+    losses = {entry["step"]: entry["loss"] for entry in trainer.history if "loss" in entry}
+    assert list(losses) == [2, 4, 6]
+    judged = [entry for entry in trainer.history if "loss" not in entry]
+    assert [entry["step"] for entry in judged] == [3, 6]
+    assert {f"valid_{name}" for name in scores} == set(judged[0]) - {"step"}
+    trainer.history[0]["loss"] = -1.0  # a copy
+    assert trainer.history[0]["loss"] == losses[2]
+    assert repr(trainer).startswith("Trainer(Classification(labels=('no', 'yes'), ")
+    assert repr(trainer).endswith(f"step=6, output_dir={str(tmp_path / 'one')!r})")
