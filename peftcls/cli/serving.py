@@ -28,9 +28,13 @@ def serve_folders(
     with Signals().captured(), open_socket(host, port) as opened:
         app = make_app(list(directories), base=base, limits=chosen)
         names = ", ".join(map(repr, app.state.service.adapters))
+        address = url_of(opened)
         _warn_of_strangers(opened.getsockname()[0])
-        print(f"{names} at {url_of(opened)}; Ctrl-C ends it.", flush=True)
-        run_server(app, opened, timeout_seconds=chosen.timeout_seconds)
+
+        def say_address() -> None:
+            print(f"{names} at {address}; Ctrl-C ends it.", flush=True)
+
+        run_server(app, opened, timeout_seconds=chosen.timeout_seconds, on_start=say_address)
 
 
 def _warn_of_strangers(address: str) -> None:

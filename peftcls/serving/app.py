@@ -11,7 +11,6 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.requests import Request
 from fastapi.responses import JSONResponse, Response
-from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -30,6 +29,7 @@ UNSUPPORTED = 415
 FAILED = 500
 TIMED_OUT = 504
 JSON_TYPE = "application/json"
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Answers are not for caches, and a browser must not guess that one is a page.
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 logger = logging.getLogger("peftcls")
@@ -118,9 +118,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/metrics")
     async def metrics() -> Response:
         """Counters and times for Prometheus."""
-        return Response(
-            service.measures.text(), headers=HEADERS, media_type=CONTENT_TYPE_PLAIN_0_0_4
-        )
+        return Response(service.measures.text(), headers=HEADERS, media_type=METRICS_TYPE)
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:

@@ -2,6 +2,7 @@
 
 import math
 import socket
+from collections.abc import Callable
 
 import uvicorn
 from fastapi import FastAPI
@@ -48,13 +49,32 @@ def url_of(opened: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def run_server(app: FastAPI, opened: socket.socket, *, timeout_seconds: float) -> None:
+class _Server(uvicorn.Server):
+    """Says when it takes connections."""
+
+    def __init__(self, config: uvicorn.Config, on_start: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_start = on_start
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_start()
+
+
+def run_server(
+    app: FastAPI,
+    opened: socket.socket,
+    *,
+    timeout_seconds: float,
+    on_start: Callable[[], None],
+) -> None:
     """Serve until a signal ends it. The signal is raised again when all is finished.
 
     Args:
         app: from `make_app`.
         opened: from `open_socket`.
         timeout_seconds: how long a request may take; an end waits no longer.
+        on_start: called when the service takes connections.
     """
     config = uvicorn.Config(
         app,
@@ -68,4 +88,4 @@ def run_server(app: FastAPI, opened: socket.socket, *, timeout_seconds: float) -
         proxy_headers=False,
         timeout_graceful_shutdown=math.ceil(timeout_seconds) + EXTRA_SECONDS,
     )
-    uvicorn.Server(config).run(sockets=[opened])
+    _Server(config, on_start).run(sockets=[opened])
