@@ -11,13 +11,15 @@ requests, over HTTP, from a server in a process of its own:
 - an application as one would write it: a `def` endpoint of FastAPI that calls the predictor.
 
 Every label is compared with that of the predictor. Rates and times are those of all rounds
-together; ratios are of one round to the same round of the service. Results go to the file that
+together; ratios are of one round to the same round of the service. The processor seconds of the
+server depend less than the times on what else the machine does. Results go to the file that
 `--out` names, and to the screen.
 """
 
 import argparse
 import http.client
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -154,27 +156,42 @@ def start(way: str, folder: Path, threads: int) -> tuple[subprocess.Popen[str], 
     return process, int(process.stdout.readline())
 
 
+def processor_seconds(process: subprocess.Popen[str]) -> float:
+    """The processor time that a process has had, in all its threads."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def measure(
-    ports: dict[str, int], asked: Requests, right: list[str | None], clients: int, rounds: int
+    servers: dict[str, tuple[subprocess.Popen[str], int]],
+    asked: Requests,
+    right: list[str | None],
+    clients: int,
+    rounds: int,
 ) -> dict[str, object]:
     """Ask all ways in turn, with some clients at the same time."""
-    totals: dict[str, list[float]] = {way: [] for way in ports}
-    each: dict[str, list[float]] = {way: [] for way in ports}
-    wrong = dict.fromkeys(ports, 0)
+    totals: dict[str, list[float]] = {way: [] for way in servers}
+    each: dict[str, list[float]] = {way: [] for way in servers}
+    computed = dict.fromkeys(servers, 0.0)
+    wrong = dict.fromkeys(servers, 0)
     for turn in range(rounds):
-        for way in random.Random(turn).sample(list(ports), len(ports)):
-            total, seconds, labels = ask_all(ports[way], asked, clients)
+        for way in random.Random(turn).sample(list(servers), len(servers)):
+            process, port = servers[way]
+            before = processor_seconds(process)
+            total, seconds, labels = ask_all(port, asked, clients)
+            computed[way] += processor_seconds(process) - before
             totals[way].append(total)
             each[way] += seconds
             wrong[way] += sum(a != b for a, b in zip(labels, right, strict=True))
     found: dict[str, object] = {}
-    for way in ports:
+    for way in servers:
         ratios = [a / b for a, b in zip(totals[way], totals[SERVICE], strict=True)]
         percentiles = statistics.quantiles(each[way], n=20)
         found[way] = {
             "requests_a_second": round(rounds * len(asked) / sum(totals[way]), 1),
             "p50_ms": round(1000 * percentiles[9], 1),
             "p95_ms": round(1000 * percentiles[18], 1),
+            "processor_ms_a_request": round(1000 * computed[way] / len(each[way]), 1),
             "seconds_in_units_of_the_service": {
                 "median": round(statistics.median(ratios), 2),
                 "least": round(min(ratios), 2),
@@ -189,23 +206,21 @@ def measure(
 def main(options: argparse.Namespace) -> None:
     """Measure every number of clients, and write the results."""
     asked = requests(options.requests)
-    processes = []
+    servers: dict[str, tuple[subprocess.Popen[str], int]] = {}
     found: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_folders(folder)
         right = right_labels(folder, asked)
         try:
-            ports = {}
             for way in WAYS:
-                process, ports[way] = start(way, folder, options.threads)
-                processes.append(process)
-                ask_all(ports[way], asked[:WARM_REQUESTS], 4)
+                servers[way] = start(way, folder, options.threads)
+                ask_all(servers[way][1], asked[:WARM_REQUESTS], 4)
             for clients in options.clients:
-                measured = measure(ports, asked, right, clients, options.rounds)
+                measured = measure(servers, asked, right, clients, options.rounds)
                 found[f"{clients} clients"] = measured
         finally:
-            for process in processes:
+            for process, _ in servers.values():
                 process.terminate()
                 process.wait()
     if options.out:

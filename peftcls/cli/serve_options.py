@@ -12,6 +12,7 @@ def serve_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @click.option(
         "--host",
+        metavar="ADDRESS",
         default="127.0.0.1",
         show_default=True,
         help="Which network interface listens; the default is this machine only. There is no "
@@ -33,6 +34,11 @@ def serve_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--max-rows",
         type=click.IntRange(min=1),
         help="Of one request; one with more gets the status 413.  [default: 256]",
+    )
+    @click.option(
+        "--max-row-tokens",
+        type=click.IntRange(min=1),
+        help="Of one row in all its windows; a longer one gets the status 413.  [default: 32768]",
     )
     @click.option(
         "--max-open-requests",

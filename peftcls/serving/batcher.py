@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
+from peftcls.engine.batching import MicroBatch, micro_batches
 from peftcls.tasks.base import Answer, Feature
 
 logger = logging.getLogger("peftcls")
@@ -23,7 +24,7 @@ AnswerTogether = Callable[[Sequence[str], Sequence[Feature]], Answers]
 
 @dataclasses.dataclass(frozen=True)
 class Waiting:
-    """A request whose rows are tokenized.
+    """A request, or a part of one, whose rows are tokenized.
 
     Args:
         adapter: the name of the adapter that answers it.
@@ -71,6 +72,7 @@ class Batcher:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._is_closing = False
+        self._computing_requests = 0
 
     def submit(self, adapter: str, features: Sequence[Feature]) -> "Future[Answers]":
         """Queue a request of one row or more; a future that is cancelled leaves the queue."""
@@ -84,9 +86,26 @@ class Batcher:
             self._changed.notify()
         return future
 
+    def parts(self, features: Sequence[Feature]) -> list[MicroBatch]:
+        """Cut the rows of a long request into parts that fit into a batch, as lists of indices.
+
+        Submitted one after another, they let other requests in between, and the rest is not
+        computed when the client leaves.
+        """
+        lengths = [len(feature["input_ids"]) for feature in features]
+        if len(features) <= self._batch_rows and sum(lengths) <= self._batch_tokens:
+            return [list(range(len(features)))]
+        return micro_batches(
+            range(len(features)), lengths, rows=self._batch_rows, tokens=self._batch_tokens
+        )
+
     def waiting_requests(self) -> int:
         """How many requests are in the queue; those that are being computed are not."""
         return len(self._waiting)
+
+    def computing_requests(self) -> int:
+        """How many requests are in the batch that is being computed."""
+        return self._computing_requests
 
     def close(self, timeout_seconds: float) -> None:
         """Answer what waits, and end the thread; it is left alone when it takes longer."""
@@ -103,6 +122,7 @@ class Batcher:
             if not batch:
                 return
             self._answer(batch)
+            self._computing_requests = 0
 
     def _next_batch(self) -> list[Waiting]:
         """Wait for requests and take those that fit, the oldest first; none at the end."""
@@ -125,6 +145,7 @@ class Batcher:
                         batch.append(request)
                         rows += len(request.features)
                         tokens += request.tokens
+            self._computing_requests = len(batch)
         return batch
 
     def _fits(self, rows: int, tokens: int, request: Waiting) -> bool:

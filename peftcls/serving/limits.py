@@ -15,6 +15,7 @@ class Limits:
     Args:
         max_body_bytes: of one request; a larger one gets the status 413.
         max_rows: of one request; one with more gets the status 413.
+        max_row_tokens: of one row in all its windows; a longer one gets the status 413.
         max_open_requests: how many requests may be read, wait or be answered at a time; one more
             gets the status 503.
         timeout_seconds: how long a request may take, from its first byte to its answers.
@@ -27,6 +28,7 @@ class Limits:
 
     max_body_bytes: int = 1024 * 1024
     max_rows: int = 256
+    max_row_tokens: int = 32768
     max_open_requests: int = 512
     timeout_seconds: float = 30.0
     batch_size: int = 256

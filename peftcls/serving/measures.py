@@ -14,7 +14,15 @@ UNKNOWN = ""
 class Measures:
     """Counters of one service; a process may have several services."""
 
-    def __init__(self, waiting_requests: Callable[[], float]) -> None:
+    def __init__(
+        self, waiting_requests: Callable[[], float], computing_requests: Callable[[], float]
+    ) -> None:
+        """Start at zero.
+
+        Args:
+            waiting_requests: how many are in the queues now.
+            computing_requests: how many the models are computing now.
+        """
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "peftcls_requests",
@@ -55,6 +63,12 @@ class Measures:
             registry=self._registry,
         )
         waiting.set_function(waiting_requests)
+        computing = Gauge(
+            "peftcls_computing_requests",
+            "Requests in the batches that are being computed.",
+            registry=self._registry,
+        )
+        computing.set_function(computing_requests)
 
     def count_request(self, adapter: str, status: int, seconds: float) -> None:
         """Count a request that has ended."""

@@ -11,7 +11,7 @@ from peftcls.serving.adapters import Group, Served
 from peftcls.serving.batcher import Batcher
 from peftcls.serving.limits import Limits, RefusedError
 from peftcls.serving.measures import Measures
-from peftcls.serving.request_body import Body
+from peftcls.serving.request_body import TOO_LARGE, Body
 from peftcls.tasks.base import Answer, Feature
 
 UNAVAILABLE = 503
@@ -28,7 +28,7 @@ class Service:
     def __init__(self, groups: Sequence[Group], limits: Limits) -> None:
         self.limits = limits
         self.adapters: dict[str, Served] = {}
-        self.measures = Measures(self.waiting_requests)
+        self.measures = Measures(self.waiting_requests, self.computing_requests)
         self._batchers: dict[str, Batcher] = {}
         for group in groups:
             batcher = self._batcher_of(group)
@@ -78,6 +78,7 @@ class Service:
 
         Raises:
             RowError: the task cannot read a row.
+            RefusedError: a row has too many tokens.
         """
         served = self.adapters[name]
         rows = body.rows_for(served.task)
@@ -89,10 +90,31 @@ class Service:
 
         loop = asyncio.get_running_loop()
         features = await loop.run_in_executor(self._tokenizing, tokenize)
-        answers = await asyncio.wrap_future(self._batchers[name].submit(name, features))
+        self._check_tokens(features)
+        answers = await self._answer_in_parts(name, features)
         shortened_rows = sum(feature["shortened"] for feature in features)
         self.measures.count_rows(name, len(answers), shortened_rows)
         return answers
+
+    def _check_tokens(self, features: Sequence[Feature]) -> None:
+        """Refuse a row that would hold up all others; only one that is read in windows can."""
+        for number, feature in enumerate(features, 1):
+            tokens = len(feature["input_ids"])
+            if tokens > self.limits.max_row_tokens:
+                raise RefusedError(
+                    TOO_LARGE,
+                    f"row {number} has {tokens} tokens in all its windows, expected at most "
+                    f"{self.limits.max_row_tokens}; send its text in pieces.",
+                )
+
+    async def _answer_in_parts(self, name: str, features: Sequence[Feature]) -> list[Answer]:
+        batcher = self._batchers[name]
+        answers: dict[int, Answer] = {}
+        for part in batcher.parts(features):
+            chosen = [features[i] for i in part]
+            found = await asyncio.wrap_future(batcher.submit(name, chosen))
+            answers.update(zip(part, found, strict=True))
+        return [answers[i] for i in range(len(features))]
 
     def open_requests(self) -> int:
         """How many requests are being read, wait or are being answered."""
@@ -100,8 +122,11 @@ class Service:
 
     def waiting_requests(self) -> int:
         """How many requests are in the queues of the models."""
-        batchers = set(self._batchers.values())
-        return sum(batcher.waiting_requests() for batcher in batchers)
+        return sum(batcher.waiting_requests() for batcher in set(self._batchers.values()))
+
+    def computing_requests(self) -> int:
+        """How many requests the models are computing."""
+        return sum(batcher.computing_requests() for batcher in set(self._batchers.values()))
 
     def open(self) -> None:
         """Take requests, also after `close`."""

@@ -155,7 +155,9 @@ def ask_together(client, asked, lock):
     service = client.app.state.service
     with ThreadPoolExecutor(len(asked)) as threads:
         with lock:
-            futures = [threads.submit(client.post, "/predict", json=body) for body in asked]
+            futures = [threads.submit(client.post, "/predict", json=asked[0])]
+            wait_until(lambda: service.computing_requests() == 1)
+            futures += [threads.submit(client.post, "/predict", json=body) for body in asked[1:]]
             wait_until(lambda: service.waiting_requests() == len(asked) - 1)
         return [future.result() for future in futures]
 
@@ -199,6 +201,42 @@ def test_a_bad_request_among_others_is_refused_and_the_others_are_answered(bert,
     for response, answer in zip(responses[::2], expected, strict=True):
         found = response.json()["answers"][0]
         assert found["probabilities"] == pytest.approx(answer.probabilities, abs=1e-5)
+
+
+def test_a_long_request_is_answered_in_parts_and_lets_others_in_between(predictor):
+    passes = []
+    app = make_app(predictor, limits=Limits(batch_size=2))
+    long_request = {"texts": ["no", "yes", "no yes", "yes no", "no", "yes"], "adapter": "spam"}
+    short_request = {"texts": ["the bank raised rates and rates"], "adapter": "spam"}
+    expected = predictor.predict(long_request["texts"], "spam")
+    with TestClient(app) as client, ThreadPoolExecutor(2) as threads:
+        service = app.state.service
+        layer = predictor.model.get_input_embeddings()
+        layer.register_forward_pre_hook(lambda _, inputs: passes.append(inputs[0].numel()))
+        with holding(predictor):
+            held = threads.submit(client.post, "/predict", json=long_request)
+            wait_until(lambda: service.computing_requests() == 1)
+            between = threads.submit(client.post, "/predict", json=short_request)
+            wait_until(lambda: service.waiting_requests() == 1)
+        found = held.result().json()["answers"]
+        assert between.result().status_code == 200
+    assert [fields["label"] for fields in found] == [answer.label for answer in expected]
+    counted = service.measures.text().decode()
+    assert "peftcls_batch_rows_count 4.0" in counted
+    assert passes.index(max(passes)) < len(passes) - 1
+
+
+def test_a_row_with_too_many_tokens_is_refused(bert, tmp_path):
+    task = Classification(labels=("a", "b"), max_length=24, long_text="windows")
+    folder = saved(bert, tmp_path / "spam", task)
+    app = make_app(folder, limits=Limits(max_row_tokens=100))
+    with TestClient(app) as client:
+        response = client.post("/predict", json={"texts": ["no", "no " * 200]})
+        assert response.status_code == 413
+        assert response.json()["error"].startswith("row 2 has 2")
+        assert response.json()["error"].endswith(
+            " tokens in all its windows, expected at most 100; send its text in pieces."
+        )
 
 
 def test_a_full_queue_refuses_and_says_when_to_try_again(predictor):

@@ -174,6 +174,46 @@ def test_a_thousand_concurrent_requests_of_three_adapters_are_all_answered_right
     assert batches < CONCURRENT_REQUESTS / 4
 
 
+def begin_request(address):
+    """A connection on which only a part of a request's body has arrived."""
+    host, port = re.fullmatch(r"http://(.*):(\d+)", address).groups()
+    connection = socket.create_connection((host, int(port)), timeout=60)
+    head = "POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+    connection.sendall(f'{head}Content-Length: 100\r\n\r\n{{"texts'.encode())
+    return connection
+
+
+def test_a_body_that_never_ends_is_cut_off(folders):
+    with running(make_app(folders[0], limits=Limits(timeout_seconds=0.2))) as address:
+        with begin_request(address) as connection:
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            assert response.status == 504
+            assert json.loads(response.read()) == {
+                "error": "not answered within 0.2 seconds; send fewer rows."
+            }
+
+
+def test_a_client_that_leaves_takes_no_place_and_is_no_error(folders, caplog):
+    app = make_app(folders[0], limits=Limits(max_open_requests=1))
+    with running(app) as address:
+        begin_request(address).close()
+        begin_request(address).close()
+        wait_until(lambda: app.state.service.open_requests() == 0)
+        response = httpx2.post(f"{address}/predict", json={"texts": TEXTS[:1]}, timeout=60)
+        assert response.status_code == 200
+    assert not caplog.records
+
+
+def test_what_is_no_http_is_refused(folders):
+    with running(make_app(folders[0])) as address:
+        host, port = re.fullmatch(r"http://(.*):(\d+)", address).groups()
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
+            connection.sendall(b"\x16\x03\x01 no http\r\n\r\n")
+            assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
+        assert httpx2.get(f"{address}/health").status_code == 200
+
+
 def run(capsys, *arguments):
     code = cli.main([str(argument) for argument in arguments])
     return code, capsys.readouterr()
