@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code.
 
     The codes are 0, 1 for wrong rows or settings, 2 for wrong usage, and 130 when interrupted.
-    SIGTERM during a training raises SystemExit with the code 143.
+    SIGTERM during a training or a service raises SystemExit with the code 143.
     """
     show_messages()
     try:

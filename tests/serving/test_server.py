@@ -184,14 +184,13 @@ def begin_request(address):
 
 
 def test_a_body_that_never_ends_is_cut_off(folders):
-    with running(make_app(folders[0], limits=Limits(timeout_seconds=0.2))) as address:
-        with begin_request(address) as connection:
-            response = http.client.HTTPResponse(connection)
-            response.begin()
-            assert response.status == 504
-            assert json.loads(response.read()) == {
-                "error": "not answered within 0.2 seconds; send fewer rows."
-            }
+    app = make_app(folders[0], limits=Limits(timeout_seconds=0.2))
+    with running(app) as address, begin_request(address) as connection:
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        assert response.status == 504
+        sentence = "not answered within 0.2 seconds; send fewer rows."
+        assert json.loads(response.read()) == {"error": sentence}
 
 
 def test_a_client_that_leaves_takes_no_place_and_is_no_error(folders, caplog):
