@@ -48,6 +48,7 @@ def test_the_answers_are_those_of_the_predictor(name, client, folders):
     texts = texts_for(name)
     response = post(client, {"texts": texts, "adapter": name})
     assert response.status_code == 200
+    assert response.headers["Cache-Control"] == "no-store"
     assert response.json()["adapter"] == name
     expected = load_predictor(folder).predict(texts)
     assert len({str(answer) for answer in expected}) > 1

@@ -206,9 +206,10 @@ def test_a_bad_request_among_others_is_refused_and_the_others_are_answered(bert,
 def test_a_long_request_is_answered_in_parts_and_lets_others_in_between(predictor):
     passes = []
     app = make_app(predictor, limits=Limits(batch_size=2))
-    long_request = {"texts": ["no", "yes", "no yes", "yes no", "no", "yes"], "adapter": "spam"}
+    texts = ["no", "yes", "no yes no", "yes", "the drug", "a new drug"]
+    long_request = {"texts": texts, "adapter": "spam"}
     short_request = {"texts": ["the bank raised rates and rates"], "adapter": "spam"}
-    expected = predictor.predict(long_request["texts"], "spam")
+    expected = predictor.predict(texts, "spam")
     with TestClient(app) as client, ThreadPoolExecutor(2) as threads:
         service = app.state.service
         layer = predictor.model.get_input_embeddings()
@@ -220,7 +221,8 @@ def test_a_long_request_is_answered_in_parts_and_lets_others_in_between(predicto
             wait_until(lambda: service.waiting_requests() == 1)
         found = held.result().json()["answers"]
         assert between.result().status_code == 200
-    assert [fields["label"] for fields in found] == [answer.label for answer in expected]
+    for fields, answer in zip(found, expected, strict=True):
+        assert fields["probabilities"] == pytest.approx(answer.probabilities, abs=1e-5)
     counted = service.measures.text().decode()
     assert "peftcls_batch_rows_count 4.0" in counted
     assert passes.index(max(passes)) < len(passes) - 1

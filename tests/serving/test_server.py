@@ -174,12 +174,12 @@ def test_a_thousand_concurrent_requests_of_three_adapters_are_all_answered_right
     assert batches < CONCURRENT_REQUESTS / 4
 
 
-def begin_request(address):
+def begin_request(address, *, body_bytes=100):
     """A connection on which only a part of a request's body has arrived."""
     host, port = re.fullmatch(r"http://(.*):(\d+)", address).groups()
     connection = socket.create_connection((host, int(port)), timeout=60)
     head = "POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
-    connection.sendall(f'{head}Content-Length: 100\r\n\r\n{{"texts'.encode())
+    connection.sendall(f'{head}Content-Length: {body_bytes}\r\n\r\n{{"texts'.encode())
     return connection
 
 
@@ -191,6 +191,16 @@ def test_a_body_that_never_ends_is_cut_off(folders):
         assert response.status == 504
         sentence = "not answered within 0.2 seconds; send fewer rows."
         assert json.loads(response.read()) == {"error": sentence}
+
+
+def test_a_body_that_is_announced_as_too_large_is_not_waited_for(folders):
+    with (
+        running(make_app(folders[0])) as address,
+        begin_request(address, body_bytes=10**9) as connection,
+    ):
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        assert response.status == 413
 
 
 def test_a_client_that_leaves_takes_no_place_and_is_no_error(folders, caplog):
@@ -237,7 +247,6 @@ def test_a_folder_that_is_none_is_one_sentence(tmp_path, capsys):
 
 
 def test_without_its_packages_the_command_says_what_to_install(folders, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "peftcls.serving.app", None)
     monkeypatch.setitem(sys.modules, "fastapi", None)
     for name in [name for name in sys.modules if name.startswith("peftcls.serving")]:
         monkeypatch.delitem(sys.modules, name)
