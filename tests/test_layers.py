@@ -13,7 +13,7 @@ LAYERS = [
     {"data", "engine"},
     {"tasks"},
     {"quality", "models", "evaluation", "baselines"},
-    {"inference", "report"},
+    {"inference", "report", "serving"},
     {"training"},
     {"recipe", "api", "sklearn"},
     {"cli", "__main__", ""},  # "" is the package itself, which only hands names on

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from peftcls.cli.option_names import in_options
+from peftcls.cli.serve_options import serve_options
 from peftcls.logs import show_messages
 
 TASKS = ("classification", "pair", "multi-label", "regression", "qa", "instruction", "keywords")
@@ -95,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code.
 
     The codes are 0, 1 for wrong rows or settings, 2 for wrong usage, and 130 when interrupted.
-    SIGTERM during a training raises SystemExit with the code 143.
+    SIGTERM during a training or a service raises SystemExit with the code 143.
     """
     show_messages()
     try:
@@ -396,6 +397,26 @@ def try_out(**options: Any) -> None:
     from peftcls.cli.predicting import try_texts
 
     try_texts(**options)
+
+
+@commands.command()
+@click.argument("directories", metavar="DIR [DIR ...]", nargs=-1, required=True, type=FOLDER)
+@serve_options
+@batch_option
+@base_option
+def serve(**options: Any) -> None:
+    """Answer requests over HTTP with the adapters in one DIR or several, until Ctrl-C or SIGTERM.
+
+    Requests that wait share a forward pass. Adapters on one base share it in memory. A browser
+    shows a page to try texts. It needs pip install 'peftcls[serve]'.
+
+    \b
+    peftcls serve runs/spam runs/topics
+    curl localhost:8000/predict --json '{"texts": ["See you at lunch?"], "adapter": "spam"}'
+    """
+    from peftcls.cli.serving import serve_folders
+
+    serve_folders(**options)
 
 
 @commands.command()

@@ -84,6 +84,32 @@ def load_on_one_base(
     )
 
 
+def group_by_base(directories: Iterable[str | Path]) -> list[list[Path]]:
+    """Group folders so that those of a group can be loaded on one base; each group keeps the order.
+
+    Raises:
+        ValueError: a folder is damaged.
+    """
+    groups: list[list[Folder]] = []
+    for directory in directories:
+        folder = open_folder(directory)
+        for group in groups:
+            if _can_share(group[0]) and _can_share(folder) and not _difference(group[0], folder):
+                group.append(folder)
+                break
+        else:
+            groups.append([folder])
+    return [[folder.directory for folder in group] for group in groups]
+
+
+def _can_share(folder: Folder) -> bool:
+    """Whether a folder holds updates of linear layers and heads only, and nothing of the base."""
+    if (folder.directory / ADAPTER_WEIGHTS).is_file():
+        return _is_plain_lora(_read_settings(folder))
+    heads = tuple(f"{name}." for name in folder.base.heads)
+    return all(name.startswith(heads) for name in _read_tensors(folder.directory / PART_WEIGHTS))
+
+
 def move_to_device(model: torch.nn.Module, device: str | torch.device | None) -> None:
     """Move a model to a device; a quantized one stays where it is.
 
@@ -127,7 +153,7 @@ def _check_folders(folders: Sequence[Folder], quantize: Quantize | None) -> list
     return names
 
 
-def _difference(first: Folder, other: Folder, quantize: Quantize | None) -> str | None:
+def _difference(first: Folder, other: Folder, quantize: Quantize | None = None) -> str | None:
     """Why two folders cannot share a base, in the words that follow their names."""
     if first.base.fingerprint != other.base.fingerprint:
         return (
@@ -181,7 +207,7 @@ def _read_adapter(folder: Folder, model: PreTrainedModel) -> tuple[Updates, Head
     """
     directory = folder.directory
     has_adapter = (directory / ADAPTER_WEIGHTS).is_file()
-    settings = _read_settings(folder) if has_adapter else {}
+    settings = _plain_lora_settings(folder) if has_adapter else {}
     file = directory / (ADAPTER_WEIGHTS if has_adapter else PART_WEIGHTS)
     remaining = _read_tensors(file)
     structure = _model_without_weights(folder, model)
@@ -205,21 +231,31 @@ def _read_adapter(folder: Folder, model: PreTrainedModel) -> tuple[Updates, Head
     return updates, heads
 
 
-def _read_settings(folder: Folder) -> dict[str, Any]:
+def _plain_lora_settings(folder: Folder) -> dict[str, Any]:
     """The settings of a folder's adapter. Raises ValueError where it is no plain LoRA."""
-    settings = json.loads((folder.directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    is_plain_lora = (
-        settings["peft_type"] == "LORA"
-        and not settings.get("use_dora")
-        and settings.get("init_lora_weights") != "pissa"
-    )
-    if not is_plain_lora:
+    settings = _read_settings(folder)
+    if not _is_plain_lora(settings):
         raise ValueError(
             f"{folder.directory} cannot share its base: its adapter is of the method "
             f"{folder.manifest.get('method')}, expected lora, lora+, rslora or a head; "
             "load it alone."
         )
     return settings
+
+
+def _read_settings(folder: Folder) -> dict[str, Any]:
+    settings = json.loads((folder.directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    assert isinstance(settings, dict)  # open_folder has checked it
+    return settings
+
+
+def _is_plain_lora(settings: dict[str, Any]) -> bool:
+    """Whether an adapter is an update of linear layers by two matrices."""
+    return (
+        settings["peft_type"] == "LORA"
+        and not settings.get("use_dora")
+        and settings.get("init_lora_weights") != "pissa"
+    )
 
 
 def _read_tensors(file: Path) -> Tensors:

@@ -10,7 +10,7 @@ import datasets
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from peftcls.data.reading import Row, RowError, source_name
+from peftcls.data.reading import Row, source_name
 from peftcls.data.tables import RowsOrTexts, table_of
 from peftcls.engine.batch import Batch
 from peftcls.engine.batching import micro_batches
@@ -29,7 +29,7 @@ from peftcls.inference.predictor import (
     tokenize_rows,
 )
 from peftcls.tasks.base import Answer, Feature, Task, pad_inputs
-from peftcls.tasks.row_checks import check_rows
+from peftcls.tasks.row_checks import check_mappings, check_rows
 from peftcls.tasks.text_encoding import split_windows
 
 # What a table that is a list is called in messages.
@@ -161,6 +161,16 @@ class ManyPredictor:
             start = adapter * len(rows)
             by_name[name] = answers[start : start + len(rows)]
         return by_name
+
+    def answer(
+        self,
+        adapters: Sequence[str],
+        features: Sequence[Feature],
+        batch_size: int | None = None,
+    ) -> list[Answer]:
+        """Answer rows that are tokenized already, each with its adapter: one answer a feature."""
+        requests = [Request(row, self._number(name)) for row, name in enumerate(adapters)]
+        return self._answer(requests, features, batch_size)
 
     def _listed(self, rows: Any) -> datasets.Dataset | list[Any]:
         """A table, or rows or texts as a list."""
@@ -417,15 +427,4 @@ def _check_rows(task: Task, rows: datasets.Dataset | list[Row], numbers: Sequenc
         chosen = rows.select(numbers)
         check_rows(task, chosen, with_target=False, numbers=[number + 1 for number in numbers])
         return
-    columns = task.columns(with_target=False)
-    for number in numbers:
-        row = rows[number]
-        missing = [name for name in columns if name not in row]
-        if missing:
-            raise RowError(
-                f"row {number + 1} of {LIST_NAME} has no column {missing[0]!r}; it has "
-                f"{list(row)}. {type(task).__name__} needs {columns}."
-            )
-        problem = task.problem(row, with_target=False)
-        if problem:
-            raise RowError(f"row {number + 1} of {LIST_NAME} {problem}.")
+    check_mappings(task, rows, numbers, source=LIST_NAME)

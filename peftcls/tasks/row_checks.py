@@ -1,6 +1,6 @@
 """Check the rows of a table before any time is spent on training or prediction."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import datasets
 
@@ -58,6 +58,32 @@ def check_rows(
             messages.append(f"{source} {table_problem}.")
     if messages:
         raise RowError("\n".join(messages))
+
+
+def check_mappings(task: Task, rows: Sequence[Row], numbers: Iterable[int], *, source: str) -> None:
+    """Check rows to answer that are not worth a table, and raise RowError for the first wrong one.
+
+    Args:
+        task: the task.
+        rows: all rows.
+        numbers: which of them are checked, from 0.
+        source: what messages call the rows.
+
+    Raises:
+        RowError: a row lacks a column, or the task cannot read it.
+    """
+    columns = task.columns(with_target=False)
+    for number in numbers:
+        row = rows[number]
+        missing = [name for name in columns if name not in row]
+        if missing:
+            raise RowError(
+                f"row {number + 1} of {source} has no column {missing[0]!r}; it has "
+                f"{list(row)}. {type(task).__name__} needs {columns}."
+            )
+        problem = task.problem(row, with_target=False)
+        if problem:
+            raise RowError(f"row {number + 1} of {source} {problem}.")
 
 
 def _details(row: Row, columns: Sequence[str]) -> str:

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from saved_adapters import saved
 
 from peftcls import Classification, ExtractiveQA, Passages, RowError, load_predictor
-from tests.inference.saved_adapters import saved
 
 PAGES = [
     "The clinic opens at eight and closes at five.",

@@ -122,6 +122,16 @@ def test_threads_share_one_predictor(case, request, tmp_path):
     check_in_threads([predictor.predict] * THREADS, [calls] * THREADS, [expected] * THREADS)
 
 
+@pytest.mark.parametrize("threads", [2, 4, 8])
+def test_the_number_of_threads_does_not_change_the_answers(threads, bert, tmp_path):
+    predictor = load_predictor(saved(bert, tmp_path / "adapter", head(3)))
+    calls = choose_calls(text_rows())
+    expected = [predictor.predict(call) for call in calls]
+    check_in_threads(
+        [predictor.predict] * threads, [calls] * threads, [expected] * threads, times=8
+    )
+
+
 def test_the_first_calls_may_come_from_several_threads(bert, tmp_path):
     folder = saved(bert, tmp_path / "adapter", head(3))
     calls = choose_calls(text_rows())

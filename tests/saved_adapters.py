@@ -1,4 +1,4 @@
-"""Adapter folders for tests of inference, made without training."""
+"""Adapter folders for tests of inference and serving, made without training."""
 
 import pytest
 import torch

@@ -1,0 +1,142 @@
+"""The page to try texts: one file that loads nothing, runs only its own script, and escapes all."""
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from saved_adapters import TEXTS
+from served_folders import running, save_all
+
+from peftcls import load_predictor
+from peftcls.serving import make_app
+from peftcls.serving.page import PAGE
+
+FAKE_BROWSER = Path(__file__).parent / "fake_browser.js"
+NODE = shutil.which("node")
+# Ways to make markup out of a text, or to run a text.
+UNSAFE = ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval", "Function(", "on=")
+
+
+class Parsed(HTMLParser):
+    """The tags of a page with their attributes, and its scripts and styles."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags = []
+        self.inside = {"script": [], "style": []}
+        self._open = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self._open = tag
+
+    def handle_endtag(self, tag):
+        self._open = ""
+
+    def handle_data(self, data):
+        if self._open in self.inside:
+            self.inside[self._open].append(data)
+
+
+@pytest.fixture(scope="module")
+def page():
+    return Parsed(PAGE)
+
+
+@pytest.fixture(scope="module")
+def folders(bert, tmp_path_factory):
+    return save_all(bert, tmp_path_factory.mktemp("folders"), ("spam", "pairs", "topics", "number"))
+
+
+def test_the_page_loads_nothing_and_has_no_inline_handlers(page):
+    for tag, attributes in page.tags:
+        assert tag not in ("img", "iframe", "object", "embed", "base")
+        for name, value in attributes.items():
+            assert not name.startswith("on"), name
+            assert name not in ("src", "style", "action", "formaction")
+            assert name != "href" or value == "data:,"
+    assert not re.search(r"https?:|url\(|@import", PAGE)
+
+
+def test_the_policy_allows_only_the_script_and_style_of_the_page(page, folders):
+    with TestClient(make_app(folders)) as client:
+        headers = client.get("/").headers
+    policy = dict(part.split(" ", 1) for part in headers["Content-Security-Policy"].split("; "))
+    assert policy["default-src"] == policy["base-uri"] == policy["form-action"] == "'none'"
+    assert policy["frame-ancestors"] == "'none'"
+    assert policy["connect-src"] == "'self'"
+    assert "unsafe" not in headers["Content-Security-Policy"]
+    for tag in ("script", "style"):
+        (source,) = page.inside[tag]
+        digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+        assert policy[f"{tag}-src"] == f"'sha256-{digest}'"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["content-type"] == "text/html; charset=utf-8"
+
+
+def test_no_text_of_an_answer_becomes_markup(page):
+    (script,) = page.inside["script"]
+    for way in UNSAFE:
+        assert way not in script
+    assert "textContent" in script
+
+
+def test_every_field_has_a_label(page):
+    ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    labelled = {attributes["for"] for tag, attributes in page.tags if tag == "label"}
+    assert labelled <= ids
+    assert ("html", {"lang": "en"}) in page.tags
+
+
+@pytest.mark.skipif(NODE is None, reason="needs Node.js")
+@pytest.mark.parametrize(
+    ("adapter", "texts", "expected"),
+    [
+        ("spam", [TEXTS[0]], "<b>maybe</b>"),
+        ("pairs", [TEXTS[0], TEXTS[1]], None),
+        ("topics", [TEXTS[0]], None),
+        ("number", [TEXTS[0]], None),
+        ("spam", [" "], "row 1 of rows has no text in column 'text'; fill it in or leave the row"),
+    ],
+)
+def test_the_script_asks_and_shows_the_answer(adapter, texts, expected, page, folders, tmp_path):
+    file = tmp_path / "page.js"
+    file.write_text(page.inside["script"][0], encoding="utf-8")
+    by_name = {folder.name: folder for folder in folders}
+    with running(make_app(folders)) as address:
+        ended = subprocess.run(
+            [NODE, FAKE_BROWSER, file, address, adapter, *texts],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert found["options"] == list(by_name)
+    assert found["columns"] == len(texts)
+    tag, shown = found["shown"][1]
+    assert tag == "p"
+    if not texts[0].strip():
+        assert shown.startswith(expected)
+        return
+    (answer,) = load_predictor(by_name[adapter]).predict([texts if len(texts) == 2 else texts[0]])
+    if answer.value is not None:
+        assert float(shown) == pytest.approx(answer.value, abs=1e-5)
+        return
+    assert shown == ("; ".join(answer.labels) if answer.labels else answer.label)
+    assert expected in (None, shown)
+    cells = [text for tag, text in found["shown"] if tag == "td" and text]
+    assert set(cells[::2]) == set(answer.probabilities)
+    assert [float(cell) for cell in cells[1::2]] == sorted(
+        (pytest.approx(value, abs=6e-4) for value in answer.probabilities.values()),
+        key=lambda value: -value.expected,
+    )
