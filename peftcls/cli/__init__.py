@@ -22,6 +22,23 @@ METHODS = ("lora", "lora+", "dora", "rslora", "pissa", "adalora", "ia3")
 PARTS = ("head", "last_block", "last_two_blocks", "all")
 QUANTIZE = ("8bit", "4bit")
 POOLINGS = ("cls", "first", "last", "mean")
+METRICS = (
+    "average_precision_score",
+    "balanced_accuracy_score",
+    "cohen_kappa_score",
+    "explained_variance_score",
+    "f1_weighted",
+    "hamming_loss",
+    "jaccard_samples",
+    "matthews_corrcoef",
+    "max_error",
+    "mean_absolute_error",
+    "median_absolute_error",
+    "precision_macro",
+    "r2_score",
+    "recall_macro",
+    "roc_auc_score",
+)
 
 # Exit codes.
 FAILED = 1
@@ -85,6 +102,14 @@ base_option = click.option(
 )
 batch_option = click.option(
     "--batch-size", type=click.IntRange(min=1), help="At most this many rows at once."
+)
+metric_option = click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    type=click.Choice(METRICS),
+    metavar="NAME",
+    help=f"A score of scikit-learn beside the task's own; may be repeated: {', '.join(METRICS)}.",
 )
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON for another program."
@@ -249,6 +274,7 @@ def commands() -> None:
     show_default=True,
     help="Of the rows put aside, new weights and order.",
 )
+@metric_option
 @click.option("--resume", is_flag=True, help="Continue from the newest checkpoint in --out.")
 @click.option("--overwrite", is_flag=True, help="Replace the adapter that --out holds.")
 @click.option(
@@ -338,6 +364,7 @@ def predict(**options: Any) -> None:
 @commands.command()
 @click.argument("directory", metavar="DIR", type=FOLDER)
 @click.argument("file", type=str)
+@metric_option
 @json_option
 @batch_option
 @base_option
@@ -361,6 +388,7 @@ def evaluate(**options: Any) -> None:
 @click.argument("second", metavar="DIR", type=FOLDER)
 @click.argument("file", type=str)
 @click.option("--score", help="The score that is compared; the task's own unless given.")
+@metric_option
 @json_option
 @batch_option
 @base_option

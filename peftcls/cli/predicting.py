@@ -64,6 +64,7 @@ def evaluate_rows(
     *,
     directory: Path,
     file: str,
+    metrics: tuple[str, ...],
     as_json: bool,
     batch_size: int | None,
     base: str | None,
@@ -73,7 +74,7 @@ def evaluate_rows(
     predictor = load_predictor(directory, base=base)
     rows = source.read(file)
     answers = predictor.predict(rows, batch_size=batch_size)
-    evaluation = evaluate_answers(predictor.task, answers, rows)
+    evaluation = evaluate_answers(predictor.task, answers, rows, metrics=metrics)
     if as_json:
         print(json.dumps(_evaluation_json(evaluation), indent=1, ensure_ascii=False))
     else:
@@ -112,6 +113,7 @@ def compare_folders(
     second: Path,
     file: str,
     score: str | None,
+    metrics: tuple[str, ...],
     as_json: bool,
     batch_size: int | None,
     base: str | None,
@@ -121,7 +123,9 @@ def compare_folders(
     rows = source.read(file)
     _, first_answers = _answer_once(first, rows, base=base, batch_size=batch_size)
     task, second_answers = _answer_once(second, rows, base=base, batch_size=batch_size)
-    comparison = compare_answers(task, first_answers, second_answers, rows, score=score)
+    comparison = compare_answers(
+        task, first_answers, second_answers, rows, score=score, metrics=metrics
+    )
     if as_json:
         print(json.dumps(vars(comparison), indent=1))
     else:

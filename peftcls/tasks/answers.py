@@ -4,6 +4,8 @@ import dataclasses
 from typing import Literal
 
 AnswerKind = Literal["label", "label_set", "number", "span", "text", "keywords"]
+NO_ANSWER = "(no answer)"
+"""What stands for an abstention, where a text must stand for it."""
 
 
 @dataclasses.dataclass(frozen=True)
