@@ -9,7 +9,18 @@ import click
 from peftcls.cli import commands
 
 MARK = "<!-- the help of all commands -->"
-ORDER = ("check", "train", "evaluate", "predict", "try", "show", "compare", "merge", "push")
+ORDER = (
+    "check",
+    "train",
+    "evaluate",
+    "predict",
+    "try",
+    "show",
+    "compare",
+    "merge",
+    "export",
+    "push",
+)
 WIDTH = 78  # characters that fit beside the table of contents
 
 

@@ -456,6 +456,28 @@ def merge(**options: Any) -> None:
 
 @commands.command()
 @click.argument("directory", metavar="DIR", type=FOLDER)
+@click.argument("out", type=FOLDER)
+@click.option("--onnx", is_flag=True, required=True, help="As ONNX; the only format so far.")
+@click.option("--int8", is_flag=True, help="Hold the weights in 8 bits.")
+@click.option("--check", metavar="FILE", help="Rows to compare answers on; needs no labels.")
+@base_option
+@source_options
+def export(**options: Any) -> None:
+    """Export the adapter in DIR with its base to OUT, for programs without PyTorch.
+
+    Its answers are compared with those of the adapter before OUT is written.
+
+    \b
+    peftcls export runs/spam runs/spam_onnx --onnx
+    peftcls export runs/spam runs/spam_int8 --onnx --int8 --check labelled.csv
+    """
+    from peftcls.cli.folders import export_folder
+
+    export_folder(**options)
+
+
+@commands.command()
+@click.argument("directory", metavar="DIR", type=FOLDER)
 @click.argument("repository", metavar="REPO")
 @click.option("--private", is_flag=True, help="Let nobody else see it, if it is new.")
 def push(**options: Any) -> None:

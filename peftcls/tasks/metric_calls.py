@@ -24,6 +24,8 @@ EXPECTED = (
     "compute (of evaluate or torchmetrics), or the name of one of scikit-learn's metrics"
 )
 MAX_SHOWN_CHARACTERS = 300
+READS_PROBABILITIES = re.compile("ROC|AveragePrecision|Curve|Calibration|Ranking")
+"""Names in torchmetrics; with labels such a metric would be wrong without a word."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +104,12 @@ def as_metric(name: str, metric: Any) -> Metric:
     if hasattr(metric, "compute") and hasattr(metric, "features"):
         return Metric(_module_call(metric), _reads_scores(metric), is_better)
     if hasattr(metric, "compute") and hasattr(metric, "update"):
+        if READS_PROBABILITIES.search(type(metric).__name__):
+            raise ValueError(
+                f"metrics: {name!r} is {type(metric).__name__}, which reads probabilities and "
+                "would be given labels; give a function f(predictions, references, probabilities) "
+                "that calls it."
+            )
         return Metric(_accumulator_call(metric), False, is_better)
     if callable(metric) and not isinstance(metric, type):
         return Metric(*_function_call(name, metric), is_better)

@@ -205,6 +205,7 @@ def test_a_score_that_a_resample_lacks_counts_with_its_value_on_all_rows():
         ({"f": sk.roc_auc_score}, "has no argument y_pred"),
         ({"f": 3}, "'f' is int; expected a function"),
         ({1: kappa}, "the name 1"),
+        ({"f": type("BinaryAUROC", (Share,), {})()}, "'f' is BinaryAUROC, which reads probabili"),
         ([kappa, kappa], "two metrics called 'kappa'"),
         (lambda p, r: 1, "a function without a name"),
         (["cohen"], "there is no metric 'cohen'"),
