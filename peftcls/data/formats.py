@@ -88,4 +88,5 @@ PARSERS: dict[str, Parser] = {
     ".tsv": read_tsv,
     ".json": read_json,
     ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
 }
