@@ -62,9 +62,7 @@ def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="A,B,C",
         help="The names of the columns, where a csv or tsv file has no line with them.",
     )
-    @click.option(
-        "--split", metavar="NAME", help="Of FILE, if it is a data set on the hub, or a sheet."
-    )
+    @click.option("--split", metavar="NAME", help="Of a data set, or a sheet of a workbook.")
     @functools.wraps(command)
     def with_source(
         *, encoding: str | None, columns: str | None, split: str | None, **options: Any

@@ -21,6 +21,13 @@ from peftcls.data.column_types import (
 )
 from peftcls.data.compression import COMPRESSED, table_suffix
 from peftcls.data.encodings import find_encoding
+from peftcls.data.file_sets import (
+    find_files,
+    is_saved_dataset,
+    join_tables,
+    load_saved,
+    name_of_files,
+)
 from peftcls.data.formats import PARSERS
 from peftcls.data.tables import (
     CONVERSION_ERRORS,
@@ -62,9 +69,11 @@ def read_rows(
     compressed (rows.csv.gz, or the only file of rows.zip).
 
     Args:
-        source: a path, or the name of a data set on the hub.
-        split: which split of a hub data set, or which sheet of a workbook; required where there are
-            several.
+        source: a path, or the name of a data set on the hub. Of a folder, or a pattern such as
+            "rows/*.csv", all files are read, in the order of their names; they must have the same
+            columns. A folder may also be one that `save_to_disk` of `datasets` has written.
+        split: which split of a hub data set or a saved one, or which sheet of a workbook; required
+            where there are several.
         encoding: of a text file. Unless given, UTF-8; where a file has another byte order mark, or
             is Chinese text in GBK, that, with a message.
         columns: names for the columns of a csv, tsv or xlsx file without a header line.
@@ -79,6 +88,14 @@ def read_rows(
     if columns is not None and (not columns or not all(isinstance(name, str) for name in columns)):
         raise ValueError(f"columns={columns!r}: expected the names of the columns, each a text.")
     path = Path(source)
+    if is_saved_dataset(path):
+        with without_progress_bars():
+            return name_source(with_class_names(load_saved(path, split)), path.name)
+    files = find_files(str(source), SUFFIXES)
+    if files:
+        tables = [read_rows(file, encoding=encoding, columns=columns) for file in files]
+        name = name_of_files(str(source), files, tables)
+        return name_source(join_tables(files, tables), name)
     suffix = table_suffix(path)
     if suffix not in SUFFIXES or not path.is_file():
         return _read_from_hub(str(source), split, path)
