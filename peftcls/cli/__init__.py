@@ -62,14 +62,26 @@ def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="A,B,C",
         help="The names of the columns, where a csv or tsv file has no line with them.",
     )
+    @click.option(
+        "--map",
+        "column_map",
+        multiple=True,
+        metavar="NEW=OLD",
+        help="Read the column OLD as NEW; may be repeated.",
+    )
     @click.option("--split", metavar="NAME", help="Of a data set, or a sheet of a workbook.")
     @functools.wraps(command)
     def with_source(
-        *, encoding: str | None, columns: str | None, split: str | None, **options: Any
+        *,
+        encoding: str | None,
+        columns: str | None,
+        split: str | None,
+        column_map: tuple[str, ...],
+        **options: Any,
     ) -> Any:
         from peftcls.cli.sources import Source
 
-        return command(source=Source(encoding, columns, split), **options)
+        return command(source=Source(encoding, columns, split, column_map), **options)
 
     return with_source
 
@@ -110,6 +122,11 @@ metric_option = click.option(
     type=click.Choice(METRICS),
     metavar="NAME",
     help=f"A score of scikit-learn beside the task's own; may be repeated: {', '.join(METRICS)}.",
+)
+label_names_option = click.option(
+    "--label-names",
+    metavar="A=B,C=D",
+    help="Names of the labels that FILE has: 0=ham,1=spam.",
 )
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON for another program."
@@ -365,6 +382,7 @@ def predict(**options: Any) -> None:
 @click.argument("directory", metavar="DIR", type=FOLDER)
 @click.argument("file", type=str)
 @metric_option
+@label_names_option
 @json_option
 @batch_option
 @base_option
@@ -389,6 +407,7 @@ def evaluate(**options: Any) -> None:
 @click.argument("file", type=str)
 @click.option("--score", help="The score that is compared; the task's own unless given.")
 @metric_option
+@label_names_option
 @json_option
 @batch_option
 @base_option

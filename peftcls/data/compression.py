@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from peftcls.errors import RowError
 
@@ -46,8 +46,9 @@ def open_binary(path: Path) -> Iterator[IO[bytes]]:
             ):
                 yield file
         elif _is_gzip(path):
-            with gzip.open(path, "rb") as file:
-                yield file
+            with gzip.open(path, "rb") as unpacked:
+                # It has all methods of a file; its type only does not say so.
+                yield cast(IO[bytes], unpacked)
         else:
             with path.open("rb") as file:
                 yield file

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from peftcls.data.reading import Row, read_rows
+from peftcls.data.tables import with_column_names
 from peftcls.inference.part_lock import locked_for_appending
 from peftcls.inference.predictor import Predictor
 from peftcls.models.adapter_folder import READABLE, read_manifest
@@ -46,6 +47,7 @@ def predict_file(
     encoding: str | None = None,
     names: Sequence[str] | None = None,
     split: str | None = None,
+    column_map: Mapping[str, str] | None = None,
     batch_size: int | None = None,
 ) -> tuple[int, list[str]]:
     """Answer every row of a file and write all its columns and the answers' to another file.
@@ -65,6 +67,7 @@ def predict_file(
         encoding: of a text file; UTF-8 unless given.
         names: of the columns of a csv or tsv file without a header line.
         split: of a data set on the hub.
+        column_map: from the new name of a column to the one that it has in the file.
         batch_size: at most this many rows at once.
 
     Returns:
@@ -80,12 +83,15 @@ def predict_file(
     part = Path(f"{out}{PART}")
     _check_output(out, Path(source))
     rows = read_rows(source, encoding=encoding, columns=names, split=split)
+    rows = with_column_names(rows, column_map or {})
     columns = _new_columns(predictor.task, rows, source, probabilities=probabilities)
     header = {
         "adapter": read_manifest(Path(directory))["sum"],
         "rows": _fingerprint(Path(source), rows),
         "columns": list(columns),
     }
+    if column_map:
+        header["map"] = dict(column_map)
     with locked_for_appending(part) as lines:
         try:
             done = _count_answered(part, header, resume=resume)

@@ -119,7 +119,7 @@ def as_metric(name: str, metric: Any) -> Metric:
 def _function_call(name: str, function: Callable[..., Any]) -> tuple[MetricCall, bool]:
     """How a function is called, and whether it reads probabilities."""
     try:
-        parameters = inspect.signature(function).parameters
+        parameters = dict(inspect.signature(function).parameters)
     except (TypeError, ValueError):
         parameters = {}
     reads_probabilities = "probabilities" in parameters
