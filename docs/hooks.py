@@ -19,6 +19,7 @@ ORDER = (
     "show",
     "compare",
     "merge",
+    "export",
     "push",
 )
 WIDTH = 78  # characters that fit beside the table of contents

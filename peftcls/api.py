@@ -5,6 +5,7 @@ from peftcls.engine.fast_paths import FastPaths
 from peftcls.evaluation import compare_answers, evaluate_answers
 from peftcls.inference.loading import load_predictor
 from peftcls.inference.multi_predictor import ManyPredictor
+from peftcls.inference.onnx_export import OnnxExport, export_onnx
 from peftcls.inference.passages import PassageAnswer, Passages
 from peftcls.inference.predictor import Predictor
 from peftcls.logs import set_quiet
@@ -44,6 +45,7 @@ __all__ = [
     "Finding",
     "Instruction",
     "ManyPredictor",
+    "OnnxExport",
     "PassageAnswer",
     "Passages",
     "Predictor",
@@ -62,6 +64,7 @@ __all__ = [
     "cross_validate",
     "evaluate_answers",
     "examine_rows",
+    "export_onnx",
     "head_modules",
     "learn_on",
     "load_base",

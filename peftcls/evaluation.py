@@ -12,15 +12,15 @@ from sklearn.metrics import confusion_matrix
 from peftcls.data.reading import Row, as_dataset
 from peftcls.data.tables import Rows
 from peftcls.metrics import Interval, interval, label_table
-from peftcls.tasks.answers import Answer
+from peftcls.tasks.answers import NO_ANSWER, Answer
 from peftcls.tasks.base import Task
+from peftcls.tasks.own_metrics import Metrics, OwnMetrics, score_answers
 from peftcls.tasks.row_checks import check_rows
 
 RESAMPLES = 1000
 # Resamples of fewer rows are too similar to each other.
 MIN_INTERVAL_ROWS = 20
 RESAMPLES_AT_ONCE = 100
-NO_ANSWER = "(no answer)"
 
 Scorer: TypeAlias = Callable[[tuple[int, ...]], dict[str, float]]
 """From the indices of rows to the scores of the answers to them."""
@@ -93,6 +93,7 @@ class Comparison:
         interval: the 95 % paired bootstrap interval of the difference. If it contains 0, the rows
             do not show which system is better.
         resamples_won: the share of resamples in which the first system is ahead; ties count half.
+        lower_is_better: whether a lower value of the score is better.
     """
 
     score: str
@@ -101,9 +102,12 @@ class Comparison:
     difference: float
     interval: Interval
     resamples_won: float
+    lower_is_better: bool = False
 
     def __str__(self) -> str:
         low, high = self.interval
+        if self.lower_is_better:
+            low, high = -high, -low
         if low > 0:
             verdict = "the first is better"
         elif high < 0:
@@ -112,7 +116,7 @@ class Comparison:
             verdict = "the rows do not tell them apart"
         return (
             f"{self.score} {self.first:.4f} against {self.second:.4f}: {self.difference:+.4f}, "
-            f"95 % interval {low:+.4f} to {high:+.4f} (paired); {verdict}."
+            f"95 % interval {self.interval[0]:+.4f} to {self.interval[1]:+.4f} (paired); {verdict}."
         )
 
     def __repr__(self) -> str:
@@ -120,7 +124,12 @@ class Comparison:
 
 
 def evaluate_answers(
-    task: Task, answers: Sequence[Answer], rows: Rows, *, resamples: int = RESAMPLES
+    task: Task,
+    answers: Sequence[Answer],
+    rows: Rows,
+    *,
+    metrics: Metrics = None,
+    resamples: int = RESAMPLES,
 ) -> Evaluation:
     """Score answers, with bootstrap intervals, and for labels a table of each and their confusion.
 
@@ -128,14 +137,18 @@ def evaluate_answers(
         task: defines the scores.
         answers: one for each row.
         rows: with their targets.
+        metrics: of your own, as of `TrainConfig`. Where one is undefined on a resample, the value
+            on all rows counts.
         resamples: of the bootstrap.
 
     Raises:
-        ValueError: there are more answers than rows, or fewer.
+        ValueError: there are more answers than rows, or fewer; or a metric fails, or gives no
+            finite number.
     """
     table = _checked_rows(task, rows, answers)
-    scores = task.score(answers, table)
-    scorer = _resample_scorer(task, answers, table)
+    own = OwnMetrics.of(metrics)
+    scores = score_answers(task, answers, table, own)
+    scorer = _resample_scorer(task, answers, table, own)
     intervals = _score_intervals(scorer, list(scores), len(table), resamples)
     by_label = None
     confusion = None
@@ -228,6 +241,7 @@ def compare_answers(
     rows: Rows,
     *,
     score: str | None = None,
+    metrics: Metrics = None,
     resamples: int = RESAMPLES,
 ) -> Comparison:
     """Compare two systems on the same rows, with a paired bootstrap interval.
@@ -241,16 +255,19 @@ def compare_answers(
         second: the answers of the other system.
         rows: with their targets.
         score: the name of a score; the task's monitor unless given.
+        metrics: of your own, as of `TrainConfig`; their scores can be compared too.
         resamples: of the bootstrap.
 
     Raises:
         ValueError: the task has no such score, or there are not as many answers as rows.
     """
     table = _checked_rows(task, rows, first, second)
+    own = OwnMetrics.of(metrics)
     return _compare(
         task,
-        _resample_scorer(task, first, table),
-        _resample_scorer(task, second, table),
+        own,
+        _resample_scorer(task, first, table, own),
+        _resample_scorer(task, second, table, own),
         rows=len(table),
         score=score or task.monitor,
         resamples=resamples,
@@ -263,6 +280,7 @@ def compare_with_best(
     rows: Rows,
     *,
     score: str,
+    metrics: Metrics = None,
     resamples: int = RESAMPLES,
 ) -> list[tuple[dict[str, Interval], Comparison]]:
     """The intervals of each system's scores, and how much better the first system is.
@@ -275,23 +293,32 @@ def compare_with_best(
         systems: the answers of each system, the best system first.
         rows: with their targets.
         score: the name of the score that is compared.
+        metrics: of your own, as of `TrainConfig`.
         resamples: of the bootstrap.
     """
     table = _checked_rows(task, rows, *systems)
-    scorers = [_resample_scorer(task, answers, table) for answers in systems]
+    own = OwnMetrics.of(metrics)
+    scorers = [_resample_scorer(task, answers, table, own) for answers in systems]
     results = []
     for answers, scorer in zip(systems, scorers, strict=True):
-        names = list(task.score(answers, table))
+        names = list(score_answers(task, answers, table, own))
         intervals = _score_intervals(scorer, names, len(table), resamples)
         comparison = _compare(
-            task, scorers[0], scorer, rows=len(table), score=score, resamples=resamples
+            task, own, scorers[0], scorer, rows=len(table), score=score, resamples=resamples
         )
         results.append((intervals, comparison))
     return results
 
 
 def _compare(
-    task: Task, first: Scorer, second: Scorer, *, rows: int, score: str, resamples: int
+    task: Task,
+    metrics: OwnMetrics,
+    first: Scorer,
+    second: Scorer,
+    *,
+    rows: int,
+    score: str,
+    resamples: int,
 ) -> Comparison:
     every_row = tuple(range(rows))
     first_scores = first(every_row)
@@ -307,6 +334,7 @@ def _compare(
         return difference
 
     bounds = interval(difference_of, every_row, resamples=resamples)
+    lower_is_better = metrics.lower_is_better(score)
     won = float(np.mean([(d > 0) + 0.5 * (d == 0) for d in differences]))
     return Comparison(
         score=score,
@@ -314,7 +342,8 @@ def _compare(
         second=second_scores[score],
         difference=first_scores[score] - second_scores[score],
         interval=bounds,
-        resamples_won=won,
+        resamples_won=1 - won if lower_is_better else won,
+        lower_is_better=lower_is_better,
     )
 
 
@@ -332,10 +361,13 @@ def _checked_rows(task: Task, rows: Rows, *systems: Sequence[Answer]) -> list[Ro
     return table
 
 
-def _resample_scorer(task: Task, answers: Sequence[Answer], table: Sequence[Row]) -> Scorer:
+def _resample_scorer(
+    task: Task, answers: Sequence[Answer], table: Sequence[Row], metrics: OwnMetrics
+) -> Scorer:
     """A function that scores resampled rows, and scores each resample only once."""
 
     score_rows = task.scorer(answers, table)
+    score_by_metrics = metrics.scorer(task, answers, table)
 
     def score_of(chosen: Sequence[int]) -> dict[str, float]:
         scores = score_rows(chosen)
@@ -345,12 +377,12 @@ def _resample_scorer(task: Task, answers: Sequence[Answer], table: Sequence[Row]
             scores.setdefault("accuracy_answered", scores["accuracy"])
         return scores
 
-    scores_of_all = score_of(range(len(table)))
+    scores_of_all = {**score_of(range(len(table))), **score_by_metrics(None)}
 
     @functools.cache
     def scorer(chosen: tuple[int, ...]) -> dict[str, float]:
         # A score about rows that a resample lacks has the value that it has for all rows.
-        return {**scores_of_all, **score_of(chosen)}
+        return {**scores_of_all, **score_of(chosen), **score_by_metrics(chosen)}
 
     return scorer
 

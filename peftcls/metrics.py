@@ -15,6 +15,8 @@ from sklearn import metrics as sk
 Interval = tuple[float, float]
 
 LOWER_IS_BETTER = ("loss", "ece", "rmse", "unusable")
+LOWER_IS_BETTER_ENDINGS = ("_error", "_loss", "_deviance")
+"""Of names in scikit-learn whose values are to be minimised."""
 LABEL_SCORES = ("accuracy", "f1_macro", "loss", "ece")
 LABEL_SET_SCORES = ("f1_macro", "f1_micro", "accuracy", "ece")
 SPAN_SCORES = ("f1", "exact_match")
@@ -376,12 +378,19 @@ def interval(
     return float(bounds.low), float(bounds.high)
 
 
-def rank_scores(scores: Mapping[str, float], monitor: str) -> tuple[float, float]:
+def is_lower_better(score: str) -> bool:
+    """Whether a lower value of a score is better, by its name."""
+    return score in LOWER_IS_BETTER or score.endswith(LOWER_IS_BETTER_ENDINGS)
+
+
+def rank_scores(
+    scores: Mapping[str, float], monitor: str, *, lower_is_better: bool
+) -> tuple[float, float]:
     """A sort key that is greater for better scores; the lowest of all without any scores.
 
     The monitor decides; if two are equal, the lower loss is better.
     """
     if not scores:
         return -math.inf, 0.0
-    sign = -1 if monitor in LOWER_IS_BETTER else 1
+    sign = -1 if lower_is_better else 1
     return sign * scores[monitor], -scores.get("loss", 0.0)

@@ -323,7 +323,8 @@ def report_scores(
     started = time.perf_counter()
     answers = trainer.predict(test)
     seconds = {f"to answer {len(test)} rows": time.perf_counter() - started}
-    evaluation = evaluate_answers(task, answers, test, resamples=RESAMPLES)
+    metrics = trainer.config.own_metrics
+    evaluation = evaluate_answers(task, answers, test, metrics=metrics, resamples=RESAMPLES)
     probe_answers = answers_at_start(trainer, test)
     if not trainer.accelerator.is_main_process:
         return evaluation
@@ -333,7 +334,13 @@ def report_scores(
         systems[PROBE] = probe_answers
     evaluations = {THIS_RUN: evaluation}
     for name, system_answers in systems.items():
-        evaluations[name] = evaluate_answers(task, system_answers, test, resamples=RESAMPLES)
+        evaluations[name] = evaluate_answers(
+            task,
+            system_answers,
+            test,
+            metrics=metrics.for_answers(system_answers),
+            resamples=RESAMPLES,
+        )
     print(f"{score_table(task, test, evaluations)}\n\n{THIS_RUN}: {evaluation}")
     for sentence in weaknesses(trainer, train, valid):
         print(f"\n{sentence}")

@@ -5,91 +5,40 @@ by the command that is run, so that help and shell completion come at once.
 """
 
 import difflib
-import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from peftcls.cli.option_names import in_options
+from peftcls.cli.options import (
+    FILE,
+    FOLDER,
+    METHODS,
+    PARTS,
+    POOLINGS,
+    QUANTIZE,
+    base_option,
+    batch_option,
+    json_option,
+    label_names_option,
+    label_option,
+    max_length_option,
+    max_new_tokens_option,
+    metric_option,
+    source_options,
+    task_option,
+    text_option,
+)
 from peftcls.cli.serve_options import serve_options
 from peftcls.logs import show_messages
-
-TASKS = ("classification", "pair", "multi-label", "regression", "qa", "instruction", "keywords")
-METHODS = ("lora", "lora+", "dora", "rslora", "pissa", "adalora", "ia3")
-PARTS = ("head", "last_block", "last_two_blocks", "all")
-QUANTIZE = ("8bit", "4bit")
-POOLINGS = ("cls", "first", "last", "mean")
 
 # Exit codes.
 FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
-
-FOLDER = click.Path(file_okay=False, path_type=Path)
-FILE = click.Path(dir_okay=False, path_type=Path)
-
-
-def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that say how FILE is read, as one argument `source`."""
-
-    @click.option(
-        "--encoding",
-        metavar="NAME",
-        help="Of text files that are not UTF-8, for example latin-1 or cp1252.",
-    )
-    @click.option(
-        "--columns",
-        metavar="A,B,C",
-        help="The names of the columns, where a csv or tsv file has no line with them.",
-    )
-    @click.option("--split", metavar="NAME", help="Of FILE, if it is a data set on the hub.")
-    @functools.wraps(command)
-    def with_source(
-        *, encoding: str | None, columns: str | None, split: str | None, **options: Any
-    ) -> Any:
-        from peftcls.cli.sources import Source
-
-        return command(source=Source(encoding, columns, split), **options)
-
-    return with_source
-
-
-# Options that several commands have.
-task_option = click.option(
-    "--task", "kind", type=click.Choice(TASKS), help="Guessed from the columns unless given."
-)
-text_option = click.option(
-    "--text",
-    multiple=True,
-    metavar="COLUMN",
-    help="The text's column; given twice, a pair (for qa question and context).",
-)
-label_option = click.option(
-    "--label",
-    metavar="COLUMN",
-    help="The column with what is learnt: label, number, answer or keywords.",
-)
-max_length_option = click.option(
-    "--max-length", type=click.IntRange(min=1), help="Tokens that are read at once."
-)
-max_new_tokens_option = click.option(
-    "--max-new-tokens",
-    type=click.IntRange(min=1),
-    help="Of an answer after a prompt.  [default: 128; 96 for keywords]",
-)
-base_option = click.option(
-    "--base", metavar="MODEL", help="Where the base model is now, if it moved."
-)
-batch_option = click.option(
-    "--batch-size", type=click.IntRange(min=1), help="At most this many rows at once."
-)
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print JSON for another program."
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -250,6 +199,7 @@ def commands() -> None:
     show_default=True,
     help="Of the rows put aside, new weights and order.",
 )
+@metric_option
 @click.option("--resume", is_flag=True, help="Continue from the newest checkpoint in --out.")
 @click.option("--overwrite", is_flag=True, help="Replace the adapter that --out holds.")
 @click.option(
@@ -340,6 +290,8 @@ def predict(**options: Any) -> None:
 @commands.command()
 @click.argument("directory", metavar="DIR", type=FOLDER)
 @click.argument("file", type=str)
+@metric_option
+@label_names_option
 @json_option
 @batch_option
 @base_option
@@ -363,6 +315,8 @@ def evaluate(**options: Any) -> None:
 @click.argument("second", metavar="DIR", type=FOLDER)
 @click.argument("file", type=str)
 @click.option("--score", help="The score that is compared; the task's own unless given.")
+@metric_option
+@label_names_option
 @json_option
 @batch_option
 @base_option
@@ -446,6 +400,28 @@ def merge(**options: Any) -> None:
     from peftcls.cli.folders import merge_folder
 
     merge_folder(**options)
+
+
+@commands.command()
+@click.argument("directory", metavar="DIR", type=FOLDER)
+@click.argument("out", type=FOLDER)
+@click.option("--onnx", is_flag=True, required=True, help="As ONNX; the only format so far.")
+@click.option("--int8", is_flag=True, help="Hold the weights in 8 bits.")
+@click.option("--check", metavar="FILE", help="Rows to compare answers on; needs no labels.")
+@base_option
+@source_options
+def export(**options: Any) -> None:
+    """Export the adapter in DIR with its base to OUT, for programs without PyTorch.
+
+    Its answers are compared with those of the adapter before OUT is written.
+
+    \b
+    peftcls export runs/spam runs/spam_onnx --onnx
+    peftcls export runs/spam runs/spam_int8 --onnx --int8 --check labelled.csv
+    """
+    from peftcls.cli.folders import export_folder
+
+    export_folder(**options)
 
 
 @commands.command()

@@ -1,4 +1,4 @@
-"""`peftcls show`, `merge` and `push`: describe an adapter folder, merge it, or upload it."""
+"""`peftcls show`, `merge`, `export` and `push`: describe, merge, export or upload a folder."""
 
 import json
 import shutil
@@ -10,6 +10,8 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError
 
+from peftcls.cli.sources import Source
+from peftcls.inference.onnx_export import export_onnx
 from peftcls.models.adapter_folder import MANIFEST, read_manifest, write_manifest
 from peftcls.models.folder_info import describe_folder, tell_folder
 from peftcls.models.merging import merge_adapter
@@ -36,6 +38,25 @@ def merge_folder(*, directory: Path, out: Path, base: str | None) -> None:
     print(
         f"merged into {out}; its logits are those of the adapter, read back by transformers alone"
     )
+
+
+def export_folder(
+    *,
+    directory: Path,
+    out: Path,
+    onnx: bool,
+    int8: bool,
+    check: str | None,
+    base: str | None,
+    source: Source,
+) -> None:
+    """Export an adapter, and print how its answers compare and what is left to other programs."""
+    assert onnx, "there is one format"
+    rows = None if check is None else source.read(check)
+    result = export_onnx(directory, out, int8=int8, check=rows, base=base)
+    for remark in result.remarks:
+        print(f"note: {remark}", file=sys.stderr)
+    print(result)
 
 
 def push_folder(*, directory: Path, repository: str, private: bool) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import datasets
 import pandas as pd
 
-from peftcls.cli.sources import Source
-from peftcls.data.reading import Row
+from peftcls.cli.sources import Source, pair_of
+from peftcls.data.reading import Row, require_columns
+from peftcls.data.tables import with_label_names
 from peftcls.evaluation import Evaluation, compare_answers, evaluate_answers
 from peftcls.inference.loading import load_predictor
 from peftcls.inference.predict_file import PART, predict_file
@@ -50,6 +51,7 @@ def predict_rows(
             encoding=source.encoding,
             names=source.column_names,
             split=source.split,
+            column_map=source.new_names,
             batch_size=batch_size,
         )
     except KeyboardInterrupt:
@@ -68,6 +70,8 @@ def evaluate_rows(
     *,
     directory: Path,
     file: str,
+    metrics: tuple[str, ...],
+    label_names: str | None,
     as_json: bool,
     batch_size: int | None,
     base: str | None,
@@ -75,14 +79,32 @@ def evaluate_rows(
 ) -> None:
     """Score an adapter on the labelled rows of a file."""
     predictor = load_predictor(directory, base=base)
-    rows = source.read(file)
+    rows = _name_labels(source.read(file), predictor.task, label_names)
     answers = predictor.predict(rows, batch_size=batch_size)
-    evaluation = evaluate_answers(predictor.task, answers, rows)
+    evaluation = evaluate_answers(predictor.task, answers, rows, metrics=metrics)
     if as_json:
         print(json.dumps(_evaluation_json(evaluation), indent=1, ensure_ascii=False))
     else:
         print(evaluation)
     _warn_of_truncation(predictor, file)
+
+
+def _name_labels(rows: datasets.Dataset, task: Task, label_names: str | None) -> datasets.Dataset:
+    """The rows with the labels that --label-names gives them."""
+    if label_names is None:
+        return rows
+    targets = [
+        name
+        for name in task.columns(with_target=True)
+        if name not in task.columns(with_target=False)
+    ]
+    if not task.labels or len(targets) != 1:
+        raise ValueError(f"--label-names is for labels; this folder holds a {type(task).__name__}.")
+    require_columns(rows, targets, type(task).__name__)
+    option = "--label-names 0=ham,1=spam"
+    return with_label_names(
+        rows, targets[0], dict(pair_of(pair, option) for pair in label_names.split(","))
+    )
 
 
 def _evaluation_json(evaluation: Evaluation) -> dict[str, object]:
@@ -116,6 +138,8 @@ def compare_folders(
     second: Path,
     file: str,
     score: str | None,
+    metrics: tuple[str, ...],
+    label_names: str | None,
     as_json: bool,
     batch_size: int | None,
     base: str | None,
@@ -125,7 +149,10 @@ def compare_folders(
     rows = source.read(file)
     _, first_answers = _answer_once(first, rows, base=base, batch_size=batch_size)
     task, second_answers = _answer_once(second, rows, base=base, batch_size=batch_size)
-    comparison = compare_answers(task, first_answers, second_answers, rows, score=score)
+    rows = _name_labels(rows, task, label_names)
+    comparison = compare_answers(
+        task, first_answers, second_answers, rows, score=score, metrics=metrics
+    )
     if as_json:
         print(json.dumps(vars(comparison), indent=1))
     else:

@@ -5,21 +5,36 @@ import dataclasses
 import datasets
 
 from peftcls.data.reading import read_rows
+from peftcls.data.tables import with_column_names
+
+
+def pair_of(text: str, option: str) -> tuple[str, str]:
+    """The two sides of a pair such as text=body.
+
+    Raises:
+        ValueError: there is no = with something on both sides.
+    """
+    first, _, second = text.partition("=")
+    if not first.strip() or not second.strip():
+        raise ValueError(f"{option}: expected two names with = between them, found {text!r}.")
+    return first.strip(), second.strip()
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The values of `--encoding`, `--columns` and `--split`.
+    """The values of `--encoding`, `--columns`, `--split` and `--map`.
 
     Args:
         encoding: of text files; None for UTF-8.
         columns: the names of the columns with commas between them, where a file has no header.
         split: of a data set on the hub.
+        map: pairs NEW=OLD: the column OLD is read as NEW.
     """
 
     encoding: str | None = None
     columns: str | None = None
     split: str | None = None
+    map: tuple[str, ...] = ()
 
     @property
     def column_names(self) -> list[str] | None:
@@ -28,10 +43,17 @@ class Source:
             return None
         return [name.strip() for name in self.columns.split(",")]
 
+    @property
+    def new_names(self) -> dict[str, str]:
+        """The new names of columns, with their old ones."""
+        return dict(pair_of(pair, "--map NEW=OLD") for pair in self.map)
+
     def read(self, file: str) -> datasets.Dataset:
         """The rows of a file, or of the split of a data set on the hub."""
-        return read_rows(file, split=self.split, encoding=self.encoding, columns=self.column_names)
+        rows = read_rows(file, split=self.split, encoding=self.encoding, columns=self.column_names)
+        return with_column_names(rows, self.new_names)
 
     def read_other(self, file: str) -> datasets.Dataset:
         """The rows of a further file, such as that of `--test`."""
-        return read_rows(file, encoding=self.encoding, columns=self.column_names)
+        rows = read_rows(file, encoding=self.encoding, columns=self.column_names)
+        return with_column_names(rows, self.new_names)

@@ -30,6 +30,7 @@ from peftcls.report.files import check_out_folder
 from peftcls.tasks.base import Task
 from peftcls.tasks.classification import Classification
 from peftcls.tasks.extractive_qa import ExtractiveQA
+from peftcls.tasks.own_metrics import OwnMetrics
 from peftcls.tasks.row_checks import check_rows
 from peftcls.tasks.splitting import split_off
 from peftcls.training.config import TrainConfig
@@ -72,6 +73,7 @@ class TrainOptions:
     max_length: int | None
     max_new_tokens: int | None
     seed: int
+    metrics: tuple[str, ...]
     resume: bool
     overwrite: bool
     dry_run: bool
@@ -100,6 +102,7 @@ def train_file(options: TrainOptions) -> None:
     meter = Meter()
     task, tables = _read_rows(options)
     examination = _examine(task, tables)
+    OwnMetrics(options.metrics).try_on(task, tables.test)
     base, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
     rows = prepare(
         task, tables.train, tables.valid, tokenizer, base_facts(base), examination=examination
@@ -297,6 +300,7 @@ def _train_config(options: TrainOptions, task: Task, rows: int) -> TrainConfig:
         batch_size=options.batch_size,
         learning_rate=rate,
         seed=options.seed,
+        metrics=options.metrics,
         trackers=options.trackers,
     )
 

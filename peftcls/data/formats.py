@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from peftcls.data.annotation_formats import plain_rows
 from peftcls.data.csv_format import read_csv, read_tsv
 from peftcls.data.squad_format import json_type_name, read_squad
 from peftcls.data.text_files import Row, open_text
@@ -16,6 +17,10 @@ Parser: TypeAlias = Callable[[Path, str, Sequence[str] | None], Iterator[Row]]
 
 def read_jsonl(path: Path, encoding: str, columns: Sequence[str] | None) -> Iterator[Row]:
     """Read the rows of a file with one JSON object per line."""
+    return plain_rows(_objects_of_lines(path, encoding), path)
+
+
+def _objects_of_lines(path: Path, encoding: str) -> Iterator[Row]:
     with open_text(path, encoding) as lines:
         number = 0
         for line_number, line in enumerate(lines, 1):
@@ -41,7 +46,7 @@ def read_jsonl(path: Path, encoding: str, columns: Sequence[str] | None) -> Iter
 
 
 def read_json(path: Path, encoding: str, columns: Sequence[str] | None) -> Iterator[Row]:
-    """Read the rows of a JSON file: a list of objects, or the SQuAD format."""
+    """Read the rows of a JSON file: a list of objects, an export of a tool, or the SQuAD format."""
     with open_text(path, encoding) as lines:
         text = "".join(lines)
     try:
@@ -62,7 +67,7 @@ def read_json(path: Path, encoding: str, columns: Sequence[str] | None) -> Itera
         )
     if content and "paragraphs" in content[0]:
         return read_squad(content, path)
-    return iter(content)
+    return plain_rows(content, path)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Row:
@@ -88,4 +93,5 @@ PARSERS: dict[str, Parser] = {
     ".tsv": read_tsv,
     ".json": read_json,
     ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
 }

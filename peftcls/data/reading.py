@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,15 @@ from peftcls.data.column_types import (
     datasets_feature,
     merge_type,
 )
+from peftcls.data.compression import COMPRESSED, table_suffix
+from peftcls.data.encodings import find_encoding
+from peftcls.data.file_sets import (
+    find_files,
+    is_saved_dataset,
+    join_tables,
+    load_saved,
+    name_of_files,
+)
 from peftcls.data.formats import PARSERS
 from peftcls.data.tables import (
     CONVERSION_ERRORS,
@@ -28,11 +37,13 @@ from peftcls.data.tables import (
     without_progress_bars,
 )
 from peftcls.data.text_files import Row, utf_8_with_mark
+from peftcls.data.xlsx_format import read_xlsx
 from peftcls.errors import RowError
 
 logger = logging.getLogger("peftcls")
 
-SUFFIXES = (*PARSERS, ".parquet")
+SUFFIXES = (*PARSERS, ".parquet", ".xlsx")
+NOT_TEXT = (".parquet", ".xlsx")
 HAVE_HEADER = (".csv", ".tsv")
 HEADER_ROWS = 1000
 HEADER_SHARE = 0.05
@@ -48,19 +59,24 @@ def read_rows(
     encoding: str | None = None,
     columns: Sequence[str] | None = None,
 ) -> datasets.Dataset:
-    """Read a csv, tsv, json, jsonl or parquet file, or a data set on the hub, as a table.
+    """Read a csv, tsv, json, jsonl, parquet or xlsx file, or a data set on the hub, as a table.
 
     The table is memory-mapped. Values of csv and tsv files stay the strings they are: "0012" is not
     a number and "NA" is not a missing value. A csv file follows RFC 4180; if its first line has no
     comma, the separator is a semicolon or a tab. In a tsv file quotes are characters like any other
     unless every one of them is well-formed quoting. SQuAD-format json is flattened to one row per
-    question. The file is read through once for errors before anything is kept.
+    question. The file is read through once for errors before anything is kept. A text file may be
+    compressed (rows.csv.gz, or the only file of rows.zip).
 
     Args:
-        source: a path, or the name of a data set on the hub.
-        split: which split of a hub data set; required there when it has several.
-        encoding: of a text file; UTF-8 (with or without a byte order mark) by default.
-        columns: names for the columns of a csv or tsv file without a header line.
+        source: a path, or the name of a data set on the hub. Of a folder, or a pattern such as
+            "rows/*.csv", all files are read, in the order of their names; they must have the same
+            columns. A folder may also be one that `save_to_disk` of `datasets` has written.
+        split: which split of a hub data set or a saved one, or which sheet of a workbook; required
+            where there are several.
+        encoding: of a text file. Unless given, UTF-8; where a file has another byte order mark, or
+            is Chinese text in GBK, that, with a message.
+        columns: names for the columns of a csv, tsv or xlsx file without a header line.
 
     Raises:
         RowError: the file is missing, empty, in another encoding, ragged, or has a line that is not
@@ -72,14 +88,26 @@ def read_rows(
     if columns is not None and (not columns or not all(isinstance(name, str) for name in columns)):
         raise ValueError(f"columns={columns!r}: expected the names of the columns, each a text.")
     path = Path(source)
-    suffix = path.suffix.lower()
+    if is_saved_dataset(path):
+        with without_progress_bars():
+            return name_source(with_class_names(load_saved(path, split)), path.name)
+    files = find_files(str(source), SUFFIXES)
+    if files:
+        tables = [read_rows(file, encoding=encoding, columns=columns) for file in files]
+        name = name_of_files(str(source), files, tables)
+        return name_source(join_tables(files, tables), name)
+    suffix = table_suffix(path)
     if suffix not in SUFFIXES or not path.is_file():
         return _read_from_hub(str(source), split, path)
     with without_progress_bars():
+        if suffix in NOT_TEXT and path.suffix.lower() in COMPRESSED:
+            raise RowError(f"{path.name} holds a {suffix} file; unpack it first.")
         if suffix == ".parquet":
             rows = _read_parquet(path)
+        elif suffix == ".xlsx":
+            rows = _read_parsed(path, ("xlsx", split, columns), _workbook_parser(split, columns))
         else:
-            rows = _read_text(path, utf_8_with_mark(encoding), columns)
+            rows = _read_text(path, suffix, encoding, columns)
     if columns is None and suffix in HAVE_HEADER:
         _warn_of_missing_header(rows, path)
     return name_source(rows, path.name)
@@ -202,16 +230,37 @@ def _refuse_paths(name: str, path: Path) -> None:
     raise RowError(f"cannot read {name}: expected a file ending in {suffixes}, found {found}.")
 
 
-def _read_text(path: Path, encoding: str, columns: Sequence[str] | None) -> datasets.Dataset:
-    """Read a text file twice: for the types of its columns and its errors, then for its rows."""
-    parse = PARSERS[path.suffix.lower()]
-    column_types = _find_column_types(path, parse(path, encoding, columns))
+def _read_text(
+    path: Path, suffix: str, encoding: str | None, columns: Sequence[str] | None
+) -> datasets.Dataset:
+    found = find_encoding(path) if encoding is None else utf_8_with_mark(encoding)
+    parse = PARSERS[suffix]
+    return _read_parsed(path, (suffix, found, columns), lambda file: parse(file, found, columns))
+
+
+def _workbook_parser(
+    sheet: str | None, columns: Sequence[str] | None
+) -> Callable[[Path], Iterator[Row]]:
+    return lambda path: read_xlsx(path, sheet, columns)
+
+
+def _read_parsed(
+    path: Path, settings: tuple[Any, ...], parse: Callable[[Path], Iterator[Row]]
+) -> datasets.Dataset:
+    """Read a file twice: for the types of its columns and its errors, then for its rows.
+
+    Args:
+        path: of the file.
+        settings: all that decides how it is read.
+        parse: yields its rows.
+    """
+    column_types = _find_column_types(path, parse(path))
     features = datasets.Features(
         {name: datasets_feature(column_type) for name, column_type in column_types.items()}
     )
 
     def convert_rows() -> Iterator[Row]:
-        for row in parse(path, encoding, columns):
+        for row in parse(path):
             yield {
                 name: convert_value(row.get(name), column_type)
                 for name, column_type in column_types.items()
@@ -219,7 +268,7 @@ def _read_text(path: Path, encoding: str, columns: Sequence[str] | None) -> data
 
     # `datasets` caches the table under this key. It depends on the content and on how it was read,
     # so an edited file is read again.
-    key = hashlib.sha256(repr((path.suffix, encoding, columns, column_types)).encode())
+    key = hashlib.sha256(repr((*settings, column_types)).encode())
     with path.open("rb") as file:
         while block := file.read(HASH_BLOCK_BYTES):
             key.update(block)
@@ -268,7 +317,7 @@ def _find_column_types(path: Path, rows: Iterator[Row]) -> dict[str, ColumnType]
             if value is not None:
                 first_row_with_value.setdefault(name, number)
     if not column_types:
-        has_header = path.suffix.lower() in {".csv", ".tsv"}
+        has_header = table_suffix(path) in (*HAVE_HEADER, ".xlsx")
         expected = "one below the header" if has_header else "one with a column"
         raise RowError(f"{path.name} has no rows: expected at least {expected}.")
     return column_types

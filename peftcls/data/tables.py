@@ -144,6 +144,70 @@ def without_progress_bars() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
+def with_column_names(table: datasets.Dataset, names: Mapping[str, str]) -> datasets.Dataset:
+    """A table with some columns under new names.
+
+    Args:
+        table: with its columns as they are.
+        names: from the new name of a column to its old one.
+
+    Raises:
+        RowError: there is no column of the old name, or one of the new name already.
+    """
+    source = table.info.description or "rows"
+    for new, old in names.items():
+        if old not in table.column_names:
+            raise RowError(
+                f"{source} has no column {old!r}, which is to be read as {new!r}; it has "
+                f"{table.column_names}."
+            )
+        if new in table.column_names and new not in names.values():
+            raise RowError(
+                f"{source} has a column {new!r} already, so {old!r} cannot be read as it; rename "
+                "one of them in the file."
+            )
+    renamed = table.rename_columns({old: new for new, old in names.items()})
+    renamed.info.description = table.info.description
+    return renamed
+
+
+def with_label_names(
+    table: datasets.Dataset, column: str, names: Mapping[str, str]
+) -> datasets.Dataset:
+    """A table whose labels have other names, for example "spam" for 1.
+
+    Args:
+        table: with its labels as they are.
+        column: of the labels; each cell is one, or a list of them.
+        names: from the text of a label to its name. A label that is not among them stays.
+
+    Raises:
+        RowError: no row has one of these labels.
+    """
+    found = set()
+
+    def name_of(cell: Any) -> Any:
+        if isinstance(cell, list):
+            return [name_of(each) for each in cell]
+        key = str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
+        if cell is None or key not in names:
+            return cell if cell is None else key
+        found.add(key)
+        return names[key]
+
+    cells = [name_of(cell) for cell in table[column]]
+    missing = sorted(set(names) - found)
+    if len(missing) == len(names):
+        shown = sorted({str(cell) for cell in table[column][:100]})[:10]
+        raise RowError(
+            f"{table.info.description or 'rows'} has none of the labels {missing} in column "
+            f"{column!r}; it has {shown}."
+        )
+    renamed = table.remove_columns(column).add_column(column, cells)
+    renamed.info.description = table.info.description
+    return renamed
+
+
 def _class_names(cell: Any, names: Sequence[str]) -> Any:
     if isinstance(cell, list):
         return [_class_names(each, names) for each in cell]

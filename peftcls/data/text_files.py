@@ -2,10 +2,12 @@
 
 import codecs
 import contextlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from peftcls.data.compression import open_binary
 from peftcls.errors import RowError
 
 Row: TypeAlias = dict[str, Any]
@@ -22,18 +24,18 @@ def open_text(path: Path, encoding: str) -> Iterator[Iterator[str]]:
         RowError: the file is a workbook, or has bytes that are not in `encoding`; or there is no
             such encoding. It is raised while the lines are read.
     """
-    with path.open("rb") as file:
+    with open_binary(path) as file:
         first_bytes = file.read(4)
     if first_bytes in WORKBOOK_SIGNATURES:
         raise RowError(
             f"{path.name} is a workbook or an archive, expected text; "
             "save the table as CSV in UTF-8."
         )
-    is_utf_16 = first_bytes.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    if is_utf_16 and encoding == "utf-8-sig":
-        raise RowError(f"{path.name} is in UTF-16, expected UTF-8; pass encoding='utf-16'.")
     try:
-        with path.open(encoding=encoding, newline="") as lines:
+        with (
+            open_binary(path) as file,
+            io.TextIOWrapper(file, encoding=encoding, newline="") as lines,
+        ):
             yield lines
     except UnicodeDecodeError as error:
         line = _line_of_bad_byte(path, encoding)
@@ -51,10 +53,8 @@ def open_text(path: Path, encoding: str) -> Iterator[Iterator[str]]:
         ) from None
 
 
-def utf_8_with_mark(encoding: str | None) -> str:
+def utf_8_with_mark(encoding: str) -> str:
     """Return the encoding; UTF-8 then also accepts the byte order mark that spreadsheets write."""
-    if encoding is None:
-        return "utf-8-sig"
     try:
         name = codecs.lookup(encoding).name
     except LookupError:
@@ -70,7 +70,7 @@ def unknown_encoding(encoding: str) -> str:
 
 
 def _line_of_bad_byte(path: Path, encoding: str) -> int:
-    with path.open("rb") as file:
+    with open_binary(path) as file:
         for number, line in enumerate(file, 1):
             try:
                 line.decode(encoding)

@@ -60,7 +60,8 @@ def _model_inputs(batch: Batch) -> Batch:
     return {name: batch[name] for name in INPUTS if name in batch}
 
 
-def _head_of(inner: Any) -> torch.nn.Module:
+def head_of(inner: Any) -> torch.nn.Module:
+    """The linear head of a model that has one."""
     head: torch.nn.Module = inner.get_submodule(base_facts(inner).heads[0])
     return head
 
@@ -84,11 +85,11 @@ def _encoder_logits(model: torch.nn.Module, inputs: Batch) -> torch.Tensor:
     if reads_mean:
         with padding_free(inner, mask):
             states = inner.base_model(**moved).last_hidden_state
-        pooled_logits: torch.Tensor = _head_of(inner)(pool(states, mask, "mean"))
+        pooled_logits: torch.Tensor = head_of(inner)(pool(states, mask, "mean"))
         return pooled_logits
     needed = None
     if head_reads_first_token(inner):
-        needed = _marks(mask, "first")
+        needed = marked_token(mask, "first")
     with padding_free(inner, mask, needed=needed):
         logits: torch.Tensor = model(**moved).logits
     return logits
@@ -100,10 +101,10 @@ def _decoder_logits(
     inner = unwrapped(model)
     mask = inputs["attention_mask"]
     chosen: Pooling = pooling or "last"
-    needed = None if chosen == "mean" else _marks(mask, chosen)
+    needed = None if chosen == "mean" else marked_token(mask, chosen)
     with padding_free(inner, mask, needed=needed):
         states = decoder_states(inner.base_model, inputs["input_ids"], mask, causal=causal)
-    logits: torch.Tensor = _head_of(inner)(pool(states, mask, chosen))
+    logits: torch.Tensor = head_of(inner)(pool(states, mask, chosen))
     return logits
 
 
@@ -121,7 +122,7 @@ def end_logits(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torc
     if base_facts(inner).causal:
         with padding_free(inner, mask):
             states = decoder_states(inner.base_model, moved["input_ids"], mask, causal=True)
-        start, end = _head_of(inner)(states).split(1, dim=2)
+        start, end = head_of(inner)(states).split(1, dim=2)
         start, end = start.squeeze(2), end.squeeze(2)
     else:
         with padding_free(inner, mask):
@@ -148,8 +149,8 @@ def _position(mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:
     return mask.argmax(1)
 
 
-def _marks(mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:
-    """True at that position, of shape (rows, tokens)."""
+def marked_token(mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    """True at the token that is read, of shape (rows, tokens)."""
     columns = torch.arange(mask.shape[1], device=mask.device)
     return columns == _position(mask, pooling).unsqueeze(1)
 

@@ -6,13 +6,15 @@ of a launcher share the rows.
 
 import hashlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 from tqdm.auto import tqdm
 
 from peftcls.data.reading import read_rows
+from peftcls.data.tables import with_column_names
 from peftcls.inference.answer_files import Columns, check_output, write_answers
 from peftcls.inference.answer_parts import AnswerParts, Values
 from peftcls.inference.launched import first_enters, launched_processes
@@ -39,6 +41,7 @@ def predict_file(
     encoding: str | None = None,
     names: Sequence[str] | None = None,
     split: str | None = None,
+    column_map: Mapping[str, str] | None = None,
     batch_size: int | None = None,
 ) -> tuple[int, list[str]]:
     """Answer every row of a file and write all its columns and the answers' to another file.
@@ -60,6 +63,7 @@ def predict_file(
         encoding: of a text file; UTF-8 unless given.
         names: of the columns of a csv or tsv file without a header line.
         split: of a data set on the hub.
+        column_map: from the new name of a column to the one that it has in the file.
         batch_size: at most this many rows at once.
 
     Returns:
@@ -75,13 +79,16 @@ def predict_file(
     out = Path(out)
     check_output(out, Path(source))
     rows = read_rows(source, encoding=encoding, columns=names, split=split)
+    rows = with_column_names(rows, column_map or {})
     columns = _new_columns(predictor.task, rows, source, probabilities=probabilities)
     check_rows(predictor.task, rows, with_target=False)
-    about = {
+    about: dict[str, Any] = {
         "adapter": read_manifest(Path(directory))["sum"],
         "rows": _fingerprint(Path(source), rows),
         "columns": list(columns),
     }
+    if column_map:
+        about["map"] = dict(column_map)
     parts = AnswerParts(Path(f"{out}{PART}"), about, len(rows))
 
     def answer(start: int, end: int) -> list[Values]:

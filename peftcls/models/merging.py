@@ -1,10 +1,11 @@
 """Merging an adapter into its base: one model that plain transformers loads."""
 
+import contextlib
 import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def merge_adapter(
     """
     folder = open_folder(directory, tasks=tasks)
     out = Path(out)
-    _check_out(out)
+    check_out(out)
     loaded, task, tokenizer = load_adapter(folder, base=base, quantize="none")
     widen_all(loaded)
     model: Any = loaded.eval()
@@ -81,18 +82,19 @@ def merge_adapter(
             f"The adapter was trained on a base in {folder.base.quantize}, and is merged into the "
             "same base in full precision; its answers may move a little."
         )
-    probes = _encode_probes(task, tokenizer)
-    expected = _adapter_logits(task, model, probes, tokenizer)
-    model = _merge_weights(model)
-    merged = _adapter_logits(task, model, probes, tokenizer)
-    _compare(expected, merged, f"{directory} cannot be merged without a change of its answers")
+    probes = encode_probes(task, tokenizer)
+    expected = adapter_logits(task, model, probes, tokenizer)
+    model = merge_weights(model)
+    merged = adapter_logits(task, model, probes, tokenizer)
+    compare(expected, merged, f"{directory} cannot be merged without a change of its answers")
     _write_checked(out, folder, model, tokenizer, probes, expected, remarks)
     for remark in remarks:
         warnings.warn(remark, stacklevel=2)
     return out
 
 
-def _check_out(out: Path) -> None:
+def check_out(out: Path) -> None:
+    """Raise ValueError unless `out` can become a new folder."""
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise ValueError(
             f"{out} holds something already, expected a new or an empty folder; choose another."
@@ -102,7 +104,8 @@ def _check_out(out: Path) -> None:
         raise ValueError(f"cannot write {out}: there is no folder {parent}.")
 
 
-def _merge_weights(model: Any) -> Any:
+def merge_weights(model: Any) -> Any:
+    """The plain model with the adapter in its weights; itself where it has no adapter."""
     if not isinstance(model, PeftModel):
         return model
     _untie_output_layer(model.get_base_model())
@@ -134,13 +137,20 @@ def _write_checked(
     """Write the merged model to a temporary folder, check it, and move it into place."""
     if folder.task.max_length:
         tokenizer.model_max_length = token_limit(tokenizer, folder.task.max_length)
-    temporary = Path(tempfile.mkdtemp(prefix=".merging-", dir=out.absolute().parent))
-    try:
+    with new_folder(out) as temporary:
         with quiet():
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(str(temporary))
         _check_reloaded(temporary, folder, tokenizer, probes, expected)
         write_merged_card(temporary, folder.task, describe_folder(folder), remarks)
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder that takes the name of `out` when all is written and checked."""
+    temporary = Path(tempfile.mkdtemp(prefix=".merging-", dir=out.absolute().parent))
+    try:
+        yield temporary
         # A temporary folder, and some files in it, can be read by their owner only.
         temporary.chmod(0o755)
         for file in temporary.iterdir():
@@ -173,12 +183,12 @@ def _check_reloaded(
     row_by_row: list[torch.Tensor] = []
     for probe in probes:
         row_by_row += _plain_logits(task, model, [probe], tokenizer)
-    _compare(expected, row_by_row, failure)
+    compare(expected, row_by_row, failure)
     padded = _plain_logits(task, model, probes, tokenizer)
-    _compare(expected, padded, f"{failure} where rows are padded")
+    compare(expected, padded, f"{failure} where rows are padded")
 
 
-def _encode_probes(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[Feature]:
+def encode_probes(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[Feature]:
     """The probe texts as rows of the task, tokenized; no two columns of a row are the same text."""
     fixed = task.fixed_columns()
     columns = task.columns(with_target=False)
@@ -194,7 +204,7 @@ def _encode_probes(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[Featu
 
 
 @torch.inference_mode()
-def _adapter_logits(
+def adapter_logits(
     task: Task, model: Any, probes: Sequence[Feature], tokenizer: PreTrainedTokenizerBase
 ) -> list[torch.Tensor]:
     """The logits by peftcls, one probe at a time, so without padding; one tensor a window."""
@@ -217,8 +227,11 @@ def _plain_logits(
     return task.plain_logits(model(**inputs), batch)
 
 
-def _compare(
-    expected: Sequence[torch.Tensor], actual: Sequence[torch.Tensor], failure: str
+def compare(
+    expected: Sequence[torch.Tensor],
+    actual: Sequence[torch.Tensor],
+    failure: str,
+    tolerance: float = TOLERANCE,
 ) -> None:
     """Raise ValueError where logits differ by more than the tolerance, or in shape."""
     for number, (right, logits) in enumerate(zip(expected, actual, strict=True), 1):
@@ -226,8 +239,8 @@ def _compare(
         if right.shape == logits.shape:
             difference = float((right - logits).abs().max())
         # A difference of nan is no match either.
-        if not difference <= TOLERANCE:
+        if not difference <= tolerance:
             raise ValueError(
                 f"{failure}: probe {number} differs by {difference:.2g}, expected at most "
-                f"{TOLERANCE:g}; {USE_THE_FOLDER}."
+                f"{tolerance:g}; {USE_THE_FOLDER}."
             )

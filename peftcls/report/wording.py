@@ -38,7 +38,7 @@ SCORES = {
     "spearman": ("Spearman", "the correlation of their ranks"),
     "rmse": ("Root mean squared error", "in the units of the target; lower is better"),
 }
-# All other scores are shares.
+# All other scores in the table are shares.
 PLAIN_NUMBERS = ("loss", "pearson", "spearman", "rmse")
 NARROW_SPACE = "\u202f"
 MINUS = "\u2212"
@@ -65,8 +65,9 @@ def score_meaning(name: str) -> str:
 
 
 def is_share(name: str) -> bool:
-    """Whether a score is shown in percent."""
-    return name not in PLAIN_NUMBERS
+    """Whether a score is shown in percent; the range of a metric of the user's is not known."""
+    base, _, _ = name.partition("_at_")
+    return base in SCORES and name not in PLAIN_NUMBERS
 
 
 def write_score(value: float | None, name: str) -> str:

@@ -6,6 +6,8 @@ from typing import Literal
 from peftcls.tasks.descriptions import describe_fields
 
 AnswerKind = Literal["label", "label_set", "number", "span", "text", "keywords"]
+NO_ANSWER = "(no answer)"
+"""What stands for an abstention, where a text must stand for it."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

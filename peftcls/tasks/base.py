@@ -185,6 +185,23 @@ class Task(ABC):
     ) -> list[Answer]:
         """The answers to a batch that was encoded without targets, in its order."""
 
+    def decode_logits(
+        self,
+        logits: torch.Tensor,
+        batch: Batch,
+        features: Sequence[Feature],
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> list[Answer]:
+        """The answers to a batch from logits that another program computed, as `decode` gives.
+
+        Args:
+            logits: of shape (sequences, outputs), or (sequences, tokens, 2) for the ends of spans.
+            batch: as for `decode`.
+            features: as for `decode`.
+            tokenizer: as for `decode`.
+        """
+        raise NotImplementedError
+
     @property
     def answer_kind(self) -> AnswerKind:
         """What an answer is; reports, baselines and output files depend on it."""

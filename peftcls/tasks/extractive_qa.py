@@ -257,7 +257,17 @@ class ExtractiveQA(Task):
         features: Sequence[Feature],
         tokenizer: PreTrainedTokenizerBase,
     ) -> list[Answer]:
-        start, end = (logits.double().cpu() for logits in end_logits(model, batch))
+        logits = torch.stack(end_logits(model, batch), dim=-1)
+        return self.decode_logits(logits, batch, features, tokenizer)
+
+    def decode_logits(
+        self,
+        logits: torch.Tensor,
+        batch: Batch,
+        features: Sequence[Feature],
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> list[Answer]:
+        start, end = logits.double().cpu().unbind(-1)
         flags = {name: batch[name].cpu() for name in ("allowed", "null", "windows")}
         null_logits = _null_logits(start, flags) + _null_logits(end, flags)
         answers = []

@@ -16,7 +16,7 @@ from peftcls.argument_checks import check_argument_types
 from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
 from peftcls.data.tables import Rows, training_split
 from peftcls.engine.batch import Batch
-from peftcls.engine.head_logits import Pooling, class_logits, in_float32
+from peftcls.engine.head_logits import Pooling, class_logits, in_float32, mean_of_windows
 from peftcls.tasks.answers import Answer, AnswerKind
 from peftcls.tasks.base import Feature, Task
 from peftcls.tasks.text_encoding import (
@@ -198,6 +198,17 @@ class Regression(Task):
         tokenizer: PreTrainedTokenizerBase,
     ) -> list[Answer]:
         return self.answers_of(class_logits(model, batch, self.pooling, causal=self.causal))
+
+    def decode_logits(
+        self,
+        logits: torch.Tensor,
+        batch: Batch,
+        features: Sequence[Feature],
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> list[Answer]:
+        if "windows" in batch:
+            logits = mean_of_windows(logits, batch["windows"])
+        return self.answers_of(logits)
 
     def answers_of(self, logits: torch.Tensor) -> list[Answer]:
         """The answers to logits of shape (rows, 1)."""

@@ -3,15 +3,17 @@
 import dataclasses
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Number
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from peftcls.argument_checks import check_argument_types
+from peftcls.data.reading import Row
 from peftcls.engine.fast_paths import FastPaths
 from peftcls.quality.split_checks import MIN_EVALUATION_ROWS
 from peftcls.tasks.base import Task
+from peftcls.tasks.own_metrics import Metrics, OwnMetrics
 from peftcls.training.data_order import steps_per_epoch
 from peftcls.training.defaults import FEW_ROWS, FEW_ROWS_EVAL_EVERY, defaults_for, has_few_rows
 from peftcls.training.lr_schedule import Schedule
@@ -55,7 +57,11 @@ class TrainConfig:
         eval_every: steps between evaluations and checkpoints; an epoch unless given.
         patience: stop after this many evaluations in a row without a better score.
         monitor: the score that decides which step is best; unless given, the task's own, or
-            its loss on fewer than 20 validation rows.
+            its loss on fewer than 20 validation rows. One of `metrics` can be it, too.
+        metrics: your own, beside the scores of the task: a function f(predictions, references), an
+            `evaluate.EvaluationModule`, what `evaluate.combine` returns, an object with `update`
+            and `compute` (torchmetrics), or the name of a metric of scikit-learn; or several of
+            these, or a mapping from names to them.
         log_every: steps between two entries of the log.
         seed: of the order of the rows and of dropout.
         trackers: names of Accelerate's trackers, for example ("tensorboard",).
@@ -83,6 +89,7 @@ class TrainConfig:
     eval_every: int | None = None
     patience: int | None = None
     monitor: str | None = None
+    metrics: Metrics = None
     log_every: int = 10
     seed: int = 0
     trackers: tuple[str, ...] = ()
@@ -179,7 +186,24 @@ class TrainConfig:
             problems.append(f"objective={self.objective!r}: expected 'answers' or 'contrast'")
         if not isinstance(self.fast_paths, FastPaths):
             problems.append(f"fast_paths={self.fast_paths!r}: expected a FastPaths")
+        try:
+            OwnMetrics.of(self.metrics)
+        except ValueError as error:
+            problems.append(str(error).rstrip("."))
         return problems
+
+    @property
+    def own_metrics(self) -> OwnMetrics:
+        """The user's own metrics."""
+        return OwnMetrics.of(self.metrics)
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings by name; of metrics, which are code, their names if there are any."""
+        settings = dataclasses.asdict(dataclasses.replace(self, metrics=None))
+        del settings["metrics"]
+        if self.own_metrics.names:
+            settings["metrics"] = list(self.own_metrics.names)
+        return settings
 
     def total_steps(self, rows: int) -> int:
         """The number of optimizer steps of a run, if patience does not end it.
@@ -212,6 +236,10 @@ class TrainConfig:
         is_coarse = valid_rows < MIN_EVALUATION_ROWS and "loss" in task.score_names
         return "loss" if is_coarse else task.monitor
 
+    def is_lower_better(self, score: str) -> bool:
+        """Whether a lower value of a score is better."""
+        return self.own_metrics.lower_is_better(score)
+
     def check_scores(self, names: Sequence[str], *, has_valid: bool) -> None:
         """Check that the run can be judged as the settings ask.
 
@@ -228,6 +256,25 @@ class TrainConfig:
                 "patience and monitor need a score on validation rows; give "
                 "fit(train_rows, valid_rows), or leave both out."
             )
+        if self.monitor is None or self.own_metrics.may_give(self.monitor):
+            return
+        self._check_monitor([*names, *self.own_metrics.names])
+
+    def try_metrics(self, task: Task, rows: Iterable[Row] | None) -> None:
+        """Score the right answers to rows by the user's own metrics, before a run.
+
+        Args:
+            task: what the rows mean.
+            rows: those that decide which step is best; None for no rows.
+
+        Raises:
+            ValueError: a metric fails, or none has the score that `monitor` names.
+        """
+        if rows is None:
+            return
+        self._check_monitor([*task.score_names, *self.own_metrics.try_on(task, rows)])
+
+    def _check_monitor(self, names: Sequence[str]) -> None:
         if self.monitor is not None and self.monitor not in names:
             raise ValueError(f"monitor={self.monitor!r}: expected one of {list(names)}.")
 

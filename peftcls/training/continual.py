@@ -23,7 +23,7 @@ from peftcls.data.reading import (
 )
 from peftcls.data.tables import Rows
 from peftcls.engine.model_state import Quantize
-from peftcls.metrics import LOWER_IS_BETTER
+from peftcls.metrics import is_lower_better
 from peftcls.models.adapter_folder import load_adapter
 from peftcls.tasks.base import Task
 
@@ -215,7 +215,7 @@ def _score_line(rows: str, score: str, old: float | None, new: float | None) -> 
         line["after"] = f"{new:.4f}"
     if old is not None and new is not None:
         line["difference"] = f"{new - old:+.4f}"
-        is_worse = new > old if score in LOWER_IS_BETTER else new < old
+        is_worse = new > old if is_lower_better(score) else new < old
         line[""] = "worse" if is_worse else ""
     return line
 

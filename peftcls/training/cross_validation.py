@@ -17,6 +17,7 @@ from peftcls.errors import RowError
 from peftcls.models.trainable import copy_tensors, put_tensors, trained_parameters
 from peftcls.tasks.answers import Answer
 from peftcls.tasks.base import Task
+from peftcls.tasks.own_metrics import score_answers
 from peftcls.training.config import TrainConfig
 from peftcls.training.frozen_tables import caching_tables
 from peftcls.training.prepare import log_warnings, prepare
@@ -110,6 +111,8 @@ def cross_validate(
     prepared = prepare(task, table, None, tokenizer, base_facts(model))
     held_out = _assign_rows(task, table, folds, config.seed)
     _check_folds(task, table, held_out)
+    metrics = config.own_metrics
+    metrics.try_on(task, table)
     parameters = trained_parameters(model)
     start = copy_tensors(parameters)
     trainers = [
@@ -136,14 +139,14 @@ def cross_validate(
                 held_rows = table.select(held)
                 fold_answers = trainer.predict(held_rows)
                 answers |= zip(held, fold_answers, strict=True)
-                fold_scores.append(task.score(fold_answers, held_rows))
+                fold_scores.append(score_answers(task, fold_answers, held_rows, metrics))
     finally:
         put_tensors(parameters, start)
     ordered = [answers[i] for i in range(len(table))]
     return CrossValidation(
         answers=ordered,
         fold_of=_fold_of(held_out),
-        scores=task.score(ordered, table),
+        scores=score_answers(task, ordered, table, metrics),
         fold_scores=fold_scores,
         doubts=_doubts(task, ordered, table),
     )

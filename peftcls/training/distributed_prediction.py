@@ -1,15 +1,17 @@
 """Predict on all processes of a training run: each answers its share of the rows, all get all."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import datasets
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
+from peftcls.data.reading import Row
 from peftcls.inference.predictor import CHUNK_ROWS, Predictor
-from peftcls.tasks.base import Answer
+from peftcls.tasks.base import Answer, Task
 from peftcls.tasks.encoding import EncodedTable
+from peftcls.tasks.own_metrics import OwnMetrics, score_answers
 from peftcls.tasks.row_checks import check_rows
 from peftcls.training import lost_processes
 from peftcls.training.gradient_accumulation import PATIENT_SECONDS
@@ -39,6 +41,20 @@ def predict_encoded(predictor: Predictor, inputs: EncodedTable) -> list[Answer]:
     for start in range(0, len(share), CHUNK_ROWS):
         answers += predictor.answer(inputs.take(share[start : start + CHUNK_ROWS]))
     return _gather(share, answers, count, time.perf_counter() - started)
+
+
+def score_gathered(
+    task: Task, answers: Sequence[Answer], rows: Iterable[Row], metrics: OwnMetrics
+) -> dict[str, float]:
+    """Scores of answers that all processes have, the same in each of them.
+
+    A metric of the user's may draw random numbers. The main process's scores count then, or one
+    process could stop while others go on.
+    """
+    scores = score_answers(task, answers, rows, metrics)
+    shared = [scores]
+    broadcast_object_list(shared)
+    return shared[0]
 
 
 def _share(rows: int) -> list[int]:

@@ -3,11 +3,11 @@
 import datasets
 from peft import PeftModel
 
-from peftcls import metrics
 from peftcls.baselines import baselines
 from peftcls.models.trainable import copy_tensors, put_tensors
 from peftcls.quality.split_checks import MIN_EVALUATION_ROWS
 from peftcls.tasks.answers import Answer
+from peftcls.tasks.own_metrics import score_answers
 from peftcls.training.trainer import Trainer
 
 PROBE = "linear probe of the frozen base"
@@ -53,7 +53,8 @@ def weaknesses(
     sentences = []
     monitor = trainer.config.monitor_for(trainer.task, len(valid))
     own = progress.best_scores[monitor]
-    has_room = monitor in metrics.LOWER_IS_BETTER or own < NEARLY_PERFECT
+    is_lower_better = trainer.config.is_lower_better(monitor)
+    has_room = is_lower_better or own < NEARLY_PERFECT
     if progress.best_step == 0 and has_room and isinstance(trainer.model, PeftModel):
         sentences.append(
             "No step of the training was better on the validation rows than the linear probe that "
@@ -61,11 +62,12 @@ def weaknesses(
         )
     if len(valid) < MIN_EVALUATION_ROWS:
         return sentences
-    if monitor in metrics.LOWER_IS_BETTER:
+    if is_lower_better:
         return sentences
     one_row = 1 / len(valid)
     for name, answers in baselines(trainer.task, train, valid).items():
-        score = trainer.task.score(answers, valid).get(monitor)
+        metrics = trainer.config.own_metrics.for_answers(answers)
+        score = score_answers(trainer.task, answers, valid, metrics).get(monitor)
         # One row more or less says nothing.
         if score is not None and score > own + 1.5 * one_row:
             sentences.append(

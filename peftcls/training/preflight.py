@@ -1,7 +1,6 @@
 """Checks before training starts: the launcher, the output folder and the trackers."""
 
 import contextlib
-import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -116,7 +115,7 @@ def start_trackers(start: Callable[..., None], config: TrainConfig) -> None:
     Raises:
         ValueError: a tracker cannot be started: no account, no server, no disk space.
     """
-    settings = {name: str(value) for name, value in dataclasses.asdict(config).items()}
+    settings = {name: str(value) for name, value in config.to_json().items()}
     try:
         start("peftcls", config=settings)
     # Each tracking library has exceptions of its own.

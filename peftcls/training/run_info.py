@@ -1,6 +1,5 @@
 """What a model trains, saves and freezes, in numbers, and what identifies a training run."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -114,7 +113,7 @@ def identify_run(
         "validation rows": validation_rows,
         "trained tensors": {name: list(p.shape) for name, p in trained_parameters(model).items()},
     }
-    for name, value in dataclasses.asdict(config).items():
+    for name, value in config.to_json().items():
         if name not in FREE_ON_RESUME:
             identity[name] = value
     return identity

@@ -78,7 +78,7 @@ def command_line(processes: int, precision: str, device: str) -> str:
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
     """The settings of a run by name, without the folder; fast paths as one text."""
-    settings = dataclasses.asdict(config)
+    settings = config.to_json()
     del settings["output_dir"]
     fast_paths: dict[str, bool] = settings["fast_paths"]
     switched_off = [name for name, is_on in fast_paths.items() if not is_on]

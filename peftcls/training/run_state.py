@@ -4,6 +4,7 @@ It also holds what all processes must agree on: what went wrong, and which signa
 """
 
 import contextlib
+import functools
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,7 +109,9 @@ class RunState:
         progress = self.progress
         if not adapter_methods.has_settled(self.model, step):
             return
-        if rank_scores(scores, monitor) > rank_scores(progress.best_scores, monitor):
+        lower_is_better = self.gradients.config.is_lower_better(monitor)
+        rank = functools.partial(rank_scores, monitor=monitor, lower_is_better=lower_is_better)
+        if rank(scores) > rank(progress.best_scores):
             self.best = copy_tensors(self.parameters)
             progress.best_scores = scores
             progress.best_step = step

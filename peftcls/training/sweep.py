@@ -126,7 +126,9 @@ def sweep(
     finally:
         for name, start in starts.items():
             put_tensors(trainers[name].parameters, start)
-    return _best_first([results[name] for name in configs], task, valid, monitor)
+    return _best_first(
+        [results[name] for name in configs], task, valid, monitor, next(iter(configs.values()))
+    )
 
 
 def _prepare(
@@ -179,6 +181,11 @@ def _common_monitor(task: Task, configs: Mapping[str, TrainConfig]) -> str:
             f"the trainings are judged by {sorted(monitors)}, expected one monitor, so that one of "
             "them can be the best."
         )
+    metrics = {config.own_metrics.names for config in configs.values()}
+    if len(metrics) > 1:
+        raise ValueError(
+            f"the trainings have the metrics {sorted(metrics)}, expected the same for all of them."
+        )
     return monitors.pop()
 
 
@@ -218,11 +225,26 @@ def _train(
 
 
 def _best_first(
-    results: Sequence[Trained], task: Task, valid: datasets.Dataset, monitor: str
+    results: Sequence[Trained],
+    task: Task,
+    valid: datasets.Dataset,
+    monitor: str,
+    config: TrainConfig,
 ) -> list[Trained]:
     """Sort trainings as a training chooses its best step; add intervals and comparisons."""
-    ordered = sorted(results, key=lambda one: rank_scores(one.scores, monitor), reverse=True)
-    judged = compare_with_best(task, [one.answers for one in ordered], valid, score=monitor)
+    lower_is_better = config.is_lower_better(monitor)
+
+    def rank(one: Trained) -> tuple[float, float]:
+        return rank_scores(one.scores, monitor, lower_is_better=lower_is_better)
+
+    ordered = sorted(results, key=rank, reverse=True)
+    judged = compare_with_best(
+        task,
+        [one.answers for one in ordered],
+        valid,
+        score=monitor,
+        metrics=config.own_metrics,
+    )
     completed = []
     for one, (intervals, comparison) in zip(ordered, judged, strict=True):
         against_best = comparison if one is not ordered[0] else None

@@ -37,7 +37,7 @@ from peftcls.training.accelerator import make_accelerator
 from peftcls.training.calibration import calibrated_task
 from peftcls.training.checkpoint import Progress
 from peftcls.training.config import TrainConfig
-from peftcls.training.distributed_prediction import predict_encoded, predict_rows
+from peftcls.training.distributed_prediction import predict_encoded, predict_rows, score_gathered
 from peftcls.training.dry_run import DryRun, longest_rows, take_dry_run
 from peftcls.training.frozen_tables import caching_tables
 from peftcls.training.gradient_accumulation import GradientAccumulator
@@ -162,6 +162,7 @@ class Trainer:
         prepared = self._prepare(train_rows, valid_rows)
         if prepared is not train_rows and self.accelerator.is_main_process:
             log_warnings(prepared.examination)
+        self.config.try_metrics(self.task, prepared.valid_rows)
         self._probe = probe_rows(self.task, prepared.train_rows)
         self.run.identity = identify_run(self.model, self.task, self.config, prepared)
         device = self.accelerator.device
@@ -439,11 +440,12 @@ class Trainer:
         """
         table = as_dataset(rows)
         check_rows(self.task, table)
-        return self.task.score(self.predict(table), table)
+        return score_gathered(self.task, self.predict(table), table, self.config.own_metrics)
 
     def _evaluate(self, rows: datasets.Dataset, inputs: EncodedTable) -> dict[str, float]:
         """Scores over rows that were checked and encoded."""
-        return self.task.score(self.predict_encoded(inputs), rows)
+        answers = self.predict_encoded(inputs)
+        return score_gathered(self.task, answers, rows, self.config.own_metrics)
 
     def _predictor(self) -> Predictor:
         return Predictor(self.model, self.task, self.tokenizer)
@@ -475,7 +477,8 @@ class Trainer:
         except BaseException:
             self.task = former_task
             raise
-        return former_task.score(answers, rows), self.evaluate(rows)
+        before = score_gathered(former_task, answers, rows, self.config.own_metrics)
+        return before, self.evaluate(rows)
 
     # Saving
 

@@ -954,7 +954,7 @@ def test_a_shell_is_told_how_a_command_goes_on():
         timeout=120,
         check=False,
     )
-    assert ended.stdout == "plain,--method\n"
+    assert ended.stdout == "plain,--method\nplain,--metric\n"
 
 
 def test_the_public_names_are_there_when_they_are_asked_for():

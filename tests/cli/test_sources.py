@@ -85,3 +85,60 @@ def test_long_answers_are_trained_on_where_room_is_asked_for(tmp_path, capsys):
     assert main([*messages, "--max-new-tokens", "256"]) == 1
     message = capsys.readouterr().err
     assert "--max-new-tokens cannot be used with --task classification" in message
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder for `text` and the labels ham and spam."""
+    path = tmp_path_factory.mktemp("mapped")
+    out = str(path / "run")
+    assert (
+        main(
+            ["train", headless(path / "rows.tsv"), "--columns", "label,text", "--out", out, *TRAIN]
+        )
+        == 0
+    )
+    return out
+
+
+def test_columns_and_labels_of_other_names_are_answered_and_scored(folder, tmp_path, capsys):
+    rows = [
+        {"body": "win a free prize", "kind": 1, "id": "a"},
+        {"body": "see you at lunch", "kind": 0, "id": "b"},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    out = tmp_path / "answers.jsonl"
+    assert main(["predict", folder, str(file), "--out", str(out), "--map", "text=body"]) == 0
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["text"], row["id"]) for row in answers] == [
+        ("win a free prize", "a"),
+        ("see you at lunch", "b"),
+    ]
+    assert {row["label"] for row in answers} <= {"ham", "spam"}
+    capsys.readouterr()
+    mapped = ["--map", "text=body", "--map", "label=kind"]
+    command = ["evaluate", folder, str(file), *mapped]
+    assert main([*command, "--label-names", "0=ham,1=spam", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["labels"].keys() == {"ham", "spam"}
+    assert main(command) == 1
+    assert "'1'" in capsys.readouterr().err
+    names = ["--label-names", "0=ham,1=spam"]
+    assert main(["compare", folder, folder, str(file), *mapped, *names]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--map", "text=kind"], "has no column 'kind', which is to be read as 'text'"),
+        (["--map", "text=label"], "has a column 'text' already, so 'label' cannot be read as it"),
+        (["--map", "text"], "expected two names with = between them, found 'text'"),
+        (["--label-names", "0=ham"], "has none of the labels ['0'] in column 'label'; it has"),
+        (["--label-names", "0"], "--label-names 0=ham,1=spam: expected two names"),
+    ],
+)
+def test_a_wrong_name_is_one_sentence(folder, tmp_path, options, message, capsys):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "win a prize", "label": "spam"}', encoding="utf-8")
+    assert main(["evaluate", folder, str(file), *options]) == 1
+    assert message in capsys.readouterr().err

@@ -38,7 +38,14 @@ method = "adalora" if kind == "balanced" else "lora"
 model = peftcls.attach_lora(
     model, task, rank=4, method=method, seed=process
 ).double()  # every process starts from other weights
-config = peftcls.TrainConfig(out, epochs=2, batch_size=7, micro_batch_size=2, learning_rate=1e-2)
+config = peftcls.TrainConfig(
+    out,
+    epochs=2,
+    batch_size=7,
+    micro_batch_size=2,
+    learning_rate=1e-2,
+    metrics=["cohen_kappa_score", "roc_auc_score"],
+)
 with peftcls.Trainer(model, task, tokenizer, config) as trainer:
     assert trainer.accelerator.num_processes == processes, trainer.accelerator.num_processes
     # Without validation rows the last step is kept, not the probe that it began with.

@@ -1,0 +1,118 @@
+"""Options that several commands have, and the values that they take."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+TASKS = ("classification", "pair", "multi-label", "regression", "qa", "instruction", "keywords")
+METHODS = ("lora", "lora+", "dora", "rslora", "pissa", "adalora", "ia3")
+PARTS = ("head", "last_block", "last_two_blocks", "all")
+QUANTIZE = ("8bit", "4bit")
+POOLINGS = ("cls", "first", "last", "mean")
+METRICS = (
+    "average_precision_score",
+    "balanced_accuracy_score",
+    "cohen_kappa_score",
+    "explained_variance_score",
+    "f1_weighted",
+    "hamming_loss",
+    "jaccard_samples",
+    "matthews_corrcoef",
+    "max_error",
+    "mean_absolute_error",
+    "median_absolute_error",
+    "precision_macro",
+    "r2_score",
+    "recall_macro",
+    "roc_auc_score",
+)
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that say how FILE is read, as one argument `source`."""
+
+    @click.option(
+        "--encoding",
+        metavar="NAME",
+        help="Of text files that are not UTF-8, for example latin-1 or cp1252.",
+    )
+    @click.option(
+        "--columns",
+        metavar="A,B,C",
+        help="The names of the columns, where a csv or tsv file has no line with them.",
+    )
+    @click.option(
+        "--map",
+        "column_map",
+        multiple=True,
+        metavar="NEW=OLD",
+        help="Read the column OLD as NEW; may be repeated.",
+    )
+    @click.option("--split", metavar="NAME", help="Of a data set, or a sheet of a workbook.")
+    @functools.wraps(command)
+    def with_source(
+        *,
+        encoding: str | None,
+        columns: str | None,
+        split: str | None,
+        column_map: tuple[str, ...],
+        **options: Any,
+    ) -> Any:
+        from peftcls.cli.sources import Source
+
+        return command(source=Source(encoding, columns, split, column_map), **options)
+
+    return with_source
+
+
+# Options that several commands have.
+task_option = click.option(
+    "--task", "kind", type=click.Choice(TASKS), help="Guessed from the columns unless given."
+)
+text_option = click.option(
+    "--text",
+    multiple=True,
+    metavar="COLUMN",
+    help="The text's column; given twice, a pair (for qa question and context).",
+)
+label_option = click.option(
+    "--label",
+    metavar="COLUMN",
+    help="The column with what is learnt: label, number, answer or keywords.",
+)
+max_length_option = click.option(
+    "--max-length", type=click.IntRange(min=1), help="Tokens that are read at once."
+)
+max_new_tokens_option = click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    help="Of an answer after a prompt.  [default: 128; 96 for keywords]",
+)
+base_option = click.option(
+    "--base", metavar="MODEL", help="Where the base model is now, if it moved."
+)
+batch_option = click.option(
+    "--batch-size", type=click.IntRange(min=1), help="At most this many rows at once."
+)
+metric_option = click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    type=click.Choice(METRICS),
+    metavar="NAME",
+    help=f"A score of scikit-learn beside the task's own; may be repeated: {', '.join(METRICS)}.",
+)
+label_names_option = click.option(
+    "--label-names",
+    metavar="A=B,C=D",
+    help="Names of the labels that FILE has: 0=ham,1=spam.",
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON for another program."
+)

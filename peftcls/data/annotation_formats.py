@@ -1,0 +1,152 @@
+"""Rows of annotation tools and chats as plain columns: Label Studio, doccano, conversations."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from peftcls.data.text_files import Row
+from peftcls.errors import RowError
+
+SPANS = "spans"
+"""The column of marked parts of a text: objects with start, end and label."""
+# The columns of a conversation, with the fields for who speaks and for what is said.
+CONVERSATIONS = {"messages": ("role", "content"), "conversations": ("from", "value")}
+SPEAKERS = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+}
+SHAPES = (["user"], ["user", "assistant"], ["system", "user"], ["system", "user", "assistant"])
+
+
+def plain_rows(rows: Iterable[Row], path: Path) -> Iterator[Row]:
+    """Rows as they are, or with plain columns where they come from an annotation tool or a chat.
+
+    Raises:
+        RowError: a row is not like the others of its kind; the message names it.
+    """
+    for number, row in enumerate(rows, 1):
+        try:
+            yield _plain_row(row)
+        except ValueError as error:
+            raise RowError(f"row {number} of {path.name} {error}.") from None
+
+
+def _plain_row(row: Row) -> Row:
+    if isinstance(row.get("data"), dict) and isinstance(row.get("annotations"), list):
+        return _label_studio_row(row)
+    for column, fields in CONVERSATIONS.items():
+        if _is_conversation(row.get(column), fields):
+            return _conversation_row(row, column, fields)
+    return _doccano_row(row)
+
+
+# Conversations
+
+
+def _is_conversation(turns: Any, fields: tuple[str, str]) -> bool:
+    if not isinstance(turns, list) or not turns:
+        return False
+    return all(isinstance(turn, dict) and set(fields) <= set(turn) for turn in turns)
+
+
+def _conversation_row(row: Row, column: str, fields: tuple[str, str]) -> Row:
+    """A conversation of one question and one answer as instruction, input and output.
+
+    The system's text is the instruction, and the user's the input; without a system's text the
+    user's is the instruction.
+    """
+    speaker_field, text_field = fields
+    texts: list[tuple[str, str]] = []
+    for turn in row[column]:
+        speaker = SPEAKERS.get(str(turn[speaker_field]))
+        if speaker is None or not isinstance(turn[text_field], str):
+            raise ValueError(
+                f"has a turn by {turn[speaker_field]!r} in column {column!r}, expected texts by "
+                f"{sorted(SPEAKERS)}"
+            )
+        texts.append((speaker, turn[text_field]))
+    shape = [speaker for speaker, _ in texts]
+    if shape not in SHAPES:
+        raise ValueError(
+            f"has the turns {shape} in column {column!r}, expected one question and one answer: "
+            "['user', 'assistant'], with a 'system' before them or without"
+        )
+    said = dict(texts)
+    instruction, document = said["user"], ""
+    if "system" in said:
+        instruction, document = said["system"], said["user"]
+    others = {name: value for name, value in row.items() if name != column}
+    return {
+        **others,
+        "instruction": instruction,
+        "input": document,
+        "output": said.get("assistant"),
+    }
+
+
+# Label Studio
+
+
+def _label_studio_row(row: Row) -> Row:
+    """A task of Label Studio's export (JSON): its data, and a column for each question."""
+    plain: Row = dict(row["data"])
+    annotations = [each for each in row["annotations"] if not each.get("was_cancelled")]
+    if len(annotations) > 1:
+        raise ValueError(
+            f"has {len(annotations)} annotations (task {row.get('id')}), expected one; keep the "
+            "one that is right"
+        )
+    results = annotations[0].get("result", []) if annotations else []
+    for result in results:
+        name = str(result.get("from_name", "label"))
+        value = result.get("value", {})
+        if name in row["data"]:
+            raise ValueError(f"has a question {name!r} and data of the same name; rename one")
+        if "choices" in value:
+            plain[name] = [*plain.get(name, []), *value["choices"]]
+        elif "labels" in value and "start" in value:
+            for label in value["labels"]:
+                span = {"start": int(value["start"]), "end": int(value["end"]), "label": label}
+                plain.setdefault(SPANS, []).append(span)
+        elif "rating" in value or "number" in value:
+            plain[name] = value.get("rating", value.get("number"))
+        elif "text" in value:
+            texts = value["text"]
+            plain[name] = "\n".join(texts) if isinstance(texts, list) else texts
+        else:
+            raise ValueError(
+                f"has a result of the type {result.get('type')!r}, expected choices, labels of "
+                "parts of a text, a rating, a number or a text"
+            )
+    return plain
+
+
+# doccano
+
+
+def _doccano_row(row: Row) -> Row:
+    """A row of doccano whose labels have places in the text; any other row as it is."""
+    if _is_span_list(row.get("label")):
+        spans = [{"start": start, "end": end, "label": name} for start, end, name in row["label"]]
+        return {**{name: value for name, value in row.items() if name != "label"}, SPANS: spans}
+    entities = row.get("entities")
+    if isinstance(entities, list) and "relations" in row:
+        spans = [
+            {"start": each["start_offset"], "end": each["end_offset"], "label": each["label"]}
+            for each in entities
+        ]
+        kept = {name: value for name, value in row.items() if name not in ("entities", "relations")}
+        return {**kept, SPANS: spans}
+    return row
+
+
+def _is_span_list(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(each, list) and len(each) == 3 for each in value)
+        and all(isinstance(each[0], int) and isinstance(each[2], str) for each in value)
+    )

@@ -1,0 +1,91 @@
+"""Open files that are compressed: gzip by its first bytes, and the one file of a zip archive."""
+
+import contextlib
+import gzip
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, cast
+
+from peftcls.errors import RowError
+
+GZIP_SIGNATURE = b"\x1f\x8b"
+COMPRESSED = (".gz", ".zip")
+# What other systems put into an archive beside its files.
+HIDDEN = ("__MACOSX/", ".")
+
+
+def table_suffix(path: Path) -> str:
+    """The file extension of the table in a file: ".csv" of "rows.csv.gz".
+
+    Raises:
+        RowError: a zip archive does not hold one file.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return Path(path.stem).suffix.lower()
+    if suffix == ".zip" and path.is_file():
+        with _reported(path), zipfile.ZipFile(path) as archive:
+            return Path(_only_member(archive, path)).suffix.lower()
+    return suffix
+
+
+@contextlib.contextmanager
+def open_binary(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for reading its bytes, decompressed.
+
+    Raises:
+        RowError: the file is damaged, or a zip archive does not hold one file.
+    """
+    with _reported(path):
+        if path.suffix.lower() == ".zip":
+            with (
+                zipfile.ZipFile(path) as archive,
+                archive.open(_only_member(archive, path)) as file,
+            ):
+                yield file
+        elif _is_gzip(path):
+            with gzip.open(path, "rb") as unpacked:
+                # It has all methods of a file; its type only does not say so.
+                yield cast(IO[bytes], unpacked)
+        else:
+            with path.open("rb") as file:
+                yield file
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == GZIP_SIGNATURE
+
+
+def _only_member(archive: zipfile.ZipFile, path: Path) -> str:
+    names = [
+        name
+        for name in archive.namelist()
+        if not name.endswith("/")
+        and not name.rpartition("/")[2].startswith(HIDDEN)
+        and not name.startswith(HIDDEN)
+    ]
+    if len(names) != 1:
+        listed = ", ".join(names[:5]) or "none"
+        raise RowError(
+            f"{path.name} holds {len(names)} files ({listed}), expected one table; unpack it, and "
+            "give one of them, or their folder."
+        )
+    return names[0]
+
+
+@contextlib.contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """Turn what a damaged file raises into a RowError; it is raised while the file is read."""
+    try:
+        yield
+    except (gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise RowError(
+            f"{path.name} is compressed and damaged, or not complete: {error}; copy it again."
+        ) from None
+    except (RuntimeError, NotImplementedError) as error:
+        if path.suffix.lower() != ".zip":
+            raise
+        raise RowError(f"{path.name} cannot be unpacked: {error}; unpack it yourself.") from None
