@@ -119,9 +119,7 @@ def move_to_device(model: torch.nn.Module, device: str | torch.device | None) ->
     """
     if base_facts(model).quantize is not None:
         return
-    if not device:
-        device = own_device()
-    model.to(device)
+    model.to(device or own_device())
 
 
 def _check_folders(folders: Sequence[Folder], quantize: Quantize | None) -> list[str]:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from inference.saved_adapters import TEXTS, saved
+from saved_adapters import TEXTS, saved
 
 import peftcls
 from peftcls.inference.predict_file import predict_file
