@@ -104,6 +104,16 @@ def test_a_class_of_another_library_has_its_owners(class_name):
     assert users <= OWNERS[class_name]
 
 
+@pytest.mark.parametrize("library", ["peft", "bitsandbytes"])
+def test_a_library_that_warns_at_its_import_is_imported_in_one_place(library):
+    users = {
+        name
+        for name, tree in MODULES.items()
+        if library in {full_name.partition(".")[0] for full_name in imported(tree)}
+    }
+    assert users == {"models.peft_library"}
+
+
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_a_file_holds_one_idea_and_is_no_grab_bag(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES

@@ -5,7 +5,6 @@ import json
 from peftcls.cli.column_guessing import guess_columns
 from peftcls.cli.sources import Source
 from peftcls.cli.task_building import parse_labels, task_for
-from peftcls.models.tokenizers import load_tokenizer_only
 from peftcls.quality.examine import examine_rows
 
 
@@ -37,7 +36,11 @@ def check_files(
     )
     valid_rows = None if valid is None else source.read_other(valid)
     test_rows = None if test is None else source.read_other(test)
-    tokenizer = None if model is None else load_tokenizer_only(model)
+    tokenizer = None
+    if model is not None:
+        from peftcls.models.tokenizers import load_tokenizer_only
+
+        tokenizer = load_tokenizer_only(model)
     examination = examine_rows(task, train_rows, valid_rows, test_rows, tokenizer=tokenizer)
     if as_json:
         print(json.dumps(examination.to_json(), indent=1, ensure_ascii=False))

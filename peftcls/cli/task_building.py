@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from peftcls.cli.column_guessing import Columns
-from peftcls.engine.model_state import Pooling
+from peftcls.engine.model_choices import Pooling
 from peftcls.tasks.base import Task
 from peftcls.tasks.classification import Classification
 from peftcls.tasks.extractive_qa import ExtractiveQA

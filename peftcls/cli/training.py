@@ -15,8 +15,9 @@ from peftcls.cli.folders import push_folder
 from peftcls.cli.sources import Source
 from peftcls.cli.task_building import parse_labels, task_for
 from peftcls.data.reading import name_source, source_name
-from peftcls.engine.model_state import Pooling, Quantize, base_facts
-from peftcls.models.adapter_folder import MANIFEST
+from peftcls.engine.model_choices import Pooling, Quantize
+from peftcls.engine.model_state import base_facts
+from peftcls.models.adapter_manifest import MANIFEST
 from peftcls.models.adapter_methods import Method
 from peftcls.models.base_model import load_base
 from peftcls.models.lora_injection import DEFAULT_RANK, attach_lora

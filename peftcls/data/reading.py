@@ -73,8 +73,8 @@ def read_rows(
         raise ValueError(f"columns={columns!r}: expected the names of the columns, each a text.")
     path = Path(source)
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES or not path.is_file():
-        return _read_from_hub(str(source), split, path)
+    if not _is_table(path):
+        return _read_from_hub(str(source), split)
     with without_progress_bars():
         if suffix == ".parquet":
             rows = _read_parquet(path)
@@ -159,8 +159,8 @@ def require_columns(rows: datasets.Dataset, columns: Iterable[str], reader: str)
             )
 
 
-def _read_from_hub(name: str, split: str | None, path: Path) -> datasets.Dataset:
-    _refuse_paths(name, path)
+def _read_from_hub(name: str, split: str | None) -> datasets.Dataset:
+    check_source(name)
     try:
         rows = datasets.load_dataset(name, split=split)
     except (OSError, ValueError) as error:
@@ -178,8 +178,16 @@ def _read_from_hub(name: str, split: str | None, path: Path) -> datasets.Dataset
     return name_source(rows, f"{name} ({split})")
 
 
-def _refuse_paths(name: str, path: Path) -> None:
-    """Raise a RowError for what is a path, not the name of a data set on the hub."""
+def _is_table(path: Path) -> bool:
+    """Whether there is a file of a kind that is read."""
+    return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def check_source(name: str) -> None:
+    """Raise a RowError for what is neither a file nor the name of a data set on the hub."""
+    path = Path(name)
+    if _is_table(path):
+        return
     suffixes = ", ".join(sorted(SUFFIXES))
     if name == "-":
         raise RowError(

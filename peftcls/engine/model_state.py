@@ -2,7 +2,7 @@
 
 import dataclasses
 import threading
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -10,10 +10,9 @@ from peftcls.engine.fast_paths import FastPaths
 from peftcls.engine.frozen_cache import FrozenLayerCache
 from peftcls.engine.kernels import choose_kernels, use_plain_kernels
 from peftcls.engine.layers import layers_of
+from peftcls.engine.model_choices import Pooling, Quantize
 from peftcls.engine.prefix_cache import SharedPrefix
 
-Quantize = Literal["8bit", "4bit"]
-Pooling = Literal["cls", "first", "last", "mean"]
 SLOT = "peftcls_state"  # the one attribute that is put on a transformers model
 
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from peftcls.engine.model_state import Quantize, base_facts
+from peftcls.engine.model_choices import Quantize
+from peftcls.engine.model_state import base_facts
 from peftcls.inference.multi_adapter_layers import (
     RoutedHead,
     RoutedLinear,

@@ -22,7 +22,8 @@ from tqdm.auto import tqdm
 from peftcls.data.reading import Row, read_rows
 from peftcls.inference.part_lock import locked_for_appending
 from peftcls.inference.predictor import Predictor
-from peftcls.models.adapter_folder import READABLE, read_manifest
+from peftcls.models.adapter_folder import READABLE
+from peftcls.models.adapter_manifest import read_manifest
 from peftcls.tasks.base import Task
 
 # How many rows an interruption can cost; enough for rows of similar length to share a batch.

@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedToken
 from peftcls.argument_checks import check_argument_types
 from peftcls.engine.head_inputs import head_layer_name
 from peftcls.engine.kernels import choose_kernels, fast_dtype
-from peftcls.engine.model_state import BaseFacts, Quantize, state_of
+from peftcls.engine.model_choices import Quantize
+from peftcls.engine.model_state import BaseFacts, state_of
 from peftcls.models.fingerprint import fingerprint_base, fingerprint_tensors
 from peftcls.models.folder_safety import check_base_config, check_finite
 from peftcls.models.pretrained_io import (

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -15,6 +14,7 @@ from peftcls.models.adapter_methods import Method, method_config
 from peftcls.models.fused_lora import fuse_lora_layers
 from peftcls.models.label_layer import label_layer_name
 from peftcls.models.mixed_precision import keep_in_float32
+from peftcls.models.peft_library import PeftConfig, PeftModel, get_peft_model
 from peftcls.models.target_modules import target_modules
 from peftcls.models.trainable import _above_backbone
 from peftcls.models.weight_sharing import own_weights

@@ -1,13 +1,14 @@
 """Scan a split: one pass over its rows collects what the checks compare; no text is kept."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
-from transformers import PreTrainedTokenizerBase
 
 from peftcls.data.reading import Row
 from peftcls.errors import RowError
@@ -18,6 +19,9 @@ from peftcls.quality.text_checks import text_faults
 from peftcls.tasks.base import Task, token_limit
 from peftcls.tasks.instruction import Instruction
 from peftcls.tasks.splitting import same_text_key
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 READ_ROWS = 256
 # Of these rows the formatting of all columns is kept; they are spread over the table.

@@ -1,23 +1,22 @@
 """One text, or a pair of texts, gets one label or several, through a classification head."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import datasets
 import numpy as np
-import torch
-from torch.nn import functional as F
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from peftcls import metrics
 from peftcls.argument_checks import check_argument_types
 from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
 from peftcls.data.tables import Rows, training_split
-from peftcls.engine.batch import Batch
-from peftcls.engine.head_logits import Pooling, class_logits, in_float32
+from peftcls.engine.model_choices import Pooling
 from peftcls.tasks.answers import Answer, AnswerKind
+from peftcls.tasks.auto_models import AutoModel
 from peftcls.tasks.base import Feature, Task
 from peftcls.tasks.decisions import PLAIN, Decisions, decisions_setting, fit_decisions
 from peftcls.tasks.labels import (
@@ -42,6 +41,12 @@ from peftcls.tasks.text_encoding import (
     text_problem,
     text_setting_problems,
 )
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from peftcls.engine.batch import Batch
 
 FOCAL_GAMMA = 2.0  # Lin et al. 2017, "Focal Loss for Dense Object Detection", section 3.2
 LOSSES = ("cross_entropy", "bce", "focal")
@@ -97,7 +102,7 @@ class Classification(Task):
 
     monitor: ClassVar[str] = "f1_macro"
     new_head: ClassVar[bool] = True
-    auto_model: ClassVar[Any] = AutoModelForSequenceClassification
+    auto_model = AutoModel("AutoModelForSequenceClassification")
     peft_type: ClassVar[str] = "SEQ_CLS"
 
     def __post_init__(self) -> None:
@@ -328,6 +333,8 @@ class Classification(Task):
         return self.labels
 
     def collate(self, features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> Batch:
+        import torch
+
         batch = collate_texts(features, tokenizer)
         if "target" in features[0]:
             batch["target"] = torch.tensor([feature["target"] for feature in features])
@@ -335,8 +342,9 @@ class Classification(Task):
         return batch
 
     def loss_sum(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        logits = in_float32(class_logits(model, batch, self.pooling, causal=self.causal))
-        return self.loss_of_logits(logits, batch)
+        from peftcls.engine.precision import in_float32
+
+        return self.loss_of_logits(in_float32(self.head_logits(model, batch)), batch)
 
     def loss_of_logits(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         row_losses = self._row_losses(logits, batch["target"].to(logits.dtype))
@@ -344,6 +352,9 @@ class Classification(Task):
 
     def _row_losses(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Losses of shape (rows,) from logits and targets of shape (rows, labels)."""
+        import torch
+        from torch.nn import functional as F
+
         if self.loss == "bce":
             losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
             return losses.mean(1)
@@ -361,7 +372,7 @@ class Classification(Task):
         features: Sequence[Feature],
         tokenizer: PreTrainedTokenizerBase,
     ) -> list[Answer]:
-        return self.answers_of(class_logits(model, batch, self.pooling, causal=self.causal))
+        return self.answers_of(self.head_logits(model, batch))
 
     def answers_of(self, logits: torch.Tensor) -> list[Answer]:
         """The answers to logits of shape (rows, labels)."""
@@ -370,7 +381,7 @@ class Classification(Task):
             table = self.decisions.any_of(logits)
         elif self.loss == "bce":
             # The labels' independent probabilities are normalised to sum to one.
-            table = self.decisions.one_of(F.logsigmoid(logits))
+            table = self.decisions.one_of(_log_sigmoid(logits))
         else:
             table = self.decisions.one_of(logits)
         labels = self._known_labels
@@ -442,6 +453,12 @@ class Classification(Task):
             min_accuracy=min_accuracy,
         )
         return dataclasses.replace(self, decisions=decisions)
+
+
+def _log_sigmoid(logits: torch.Tensor) -> torch.Tensor:
+    from torch.nn import functional as F
+
+    return F.logsigmoid(logits)
 
 
 def _is_weight(value: Any) -> bool:

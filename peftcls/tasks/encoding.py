@@ -1,20 +1,24 @@
 """Tokenize whole tables of rows; every error message names the row."""
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
-from transformers import PreTrainedTokenizerBase
 
 from peftcls.data.reading import Row, RowError, source_name, without_progress_bars
 from peftcls.tasks.base import Feature, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CHECKSUM_ROWS = 1000
 MAX_CHUNK_ROWS = 256

@@ -1,10 +1,10 @@
 """What a finished run is worth beside what needs no training: the probe, and counting words."""
 
 import datasets
-from peft import PeftModel
 
 from peftcls import metrics
 from peftcls.baselines import baselines
+from peftcls.models.peft_library import PeftModel
 from peftcls.models.trainable import copy_tensors, put_tensors
 from peftcls.quality.split_checks import MIN_EVALUATION_ROWS
 from peftcls.tasks.answers import Answer

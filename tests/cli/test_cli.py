@@ -17,11 +17,12 @@ from datasets import Dataset
 
 import peftcls
 from peftcls import cli, recipe
+from peftcls.cli import train_commands
 from peftcls.cli.column_guessing import guess_columns
 from peftcls.cli.folders import copy_for_others
 from peftcls.cli.option_names import in_options
 from peftcls.data.reading import as_dataset, name_source, read_rows
-from peftcls.engine.model_state import Quantize
+from peftcls.engine.model_choices import Quantize
 from peftcls.inference import predict_file
 from peftcls.models.adapter_folder import save_adapter
 from peftcls.models.adapter_methods import Method
@@ -918,9 +919,9 @@ def test_a_row_that_fails_late_is_named_by_its_own_number(bert, tmp_path, capsys
 
 
 def test_the_choices_are_those_of_the_package():
-    assert get_args(Method) == cli.METHODS
-    assert get_args(Part) == cli.PARTS
-    assert get_args(Quantize) == cli.QUANTIZE
+    assert get_args(Method) == train_commands.METHODS
+    assert get_args(Part) == train_commands.PARTS
+    assert get_args(Quantize) == train_commands.QUANTIZE
 
 
 def test_the_module_is_the_command_and_its_help_loads_no_model_library():

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import peftcls
-from peftcls.models.adapter_folder import MANIFEST, save_adapter, seal
+from peftcls.models.adapter_folder import save_adapter
+from peftcls.models.adapter_manifest import MANIFEST, seal
 from peftcls.models.fingerprint import fingerprint_base
 from peftcls.models.folder_info import describe_folder, tell_folder
 

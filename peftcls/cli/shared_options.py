@@ -1,0 +1,88 @@
+"""Options that several commands have, and the check that the files they name exist."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+TASKS = ("classification", "pair", "multi-label", "regression", "qa", "instruction", "keywords")
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+def existing_folder(_: click.Context, __: click.Parameter, directory: Path) -> Path:
+    """Check that an argument is an adapter folder, before a model library is imported."""
+    from peftcls.models.adapter_manifest import find_manifest
+
+    find_manifest(directory)
+    return directory
+
+
+def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that say how FILE is read, as one argument `source`."""
+
+    @click.option(
+        "--encoding",
+        metavar="NAME",
+        help="Of text files that are not UTF-8, for example latin-1 or cp1252.",
+    )
+    @click.option(
+        "--columns",
+        metavar="A,B,C",
+        help="The names of the columns, where a csv or tsv file has no line with them.",
+    )
+    @click.option("--split", metavar="NAME", help="Of FILE, if it is a data set on the hub.")
+    @functools.wraps(command)
+    def with_source(
+        *, encoding: str | None, columns: str | None, split: str | None, **options: Any
+    ) -> Any:
+        from peftcls.cli.sources import Source
+        from peftcls.data.reading import check_source
+
+        # Before a model library is imported, which takes seconds.
+        for name in ("file", "valid", "test"):
+            if options.get(name) is not None:
+                check_source(options[name])
+        return command(source=Source(encoding, columns, split), **options)
+
+    return with_source
+
+
+# Arguments and options that several commands have.
+directory_argument = click.argument(
+    "directory", metavar="DIR", type=FOLDER, callback=existing_folder
+)
+task_option = click.option(
+    "--task", "kind", type=click.Choice(TASKS), help="Guessed from the columns unless given."
+)
+text_option = click.option(
+    "--text",
+    multiple=True,
+    metavar="COLUMN",
+    help="The text's column; given twice, a pair (for qa question and context).",
+)
+label_option = click.option(
+    "--label",
+    metavar="COLUMN",
+    help="The column with what is learnt: label, number, answer or keywords.",
+)
+max_length_option = click.option(
+    "--max-length", type=click.IntRange(min=1), help="Tokens that are read at once."
+)
+max_new_tokens_option = click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    help="Of an answer after a prompt.  [default: 128; 96 for keywords]",
+)
+base_option = click.option(
+    "--base", metavar="MODEL", help="Where the base model is now, if it moved."
+)
+batch_option = click.option(
+    "--batch-size", type=click.IntRange(min=1), help="At most this many rows at once."
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON for another program."
+)
