@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from peftcls.argument_checks import check_argument_types
+from peftcls.argument_names import names_arguments
 from peftcls.engine.head_inputs import head_layer_name
 from peftcls.engine.kernels import choose_kernels, fast_dtype
 from peftcls.engine.model_choices import Quantize
@@ -68,6 +69,7 @@ class _Loaded:
         return {key.rpartition(".")[0] for key in self.missing}
 
 
+@names_arguments
 def load_base(
     name: str | Path,
     task: Task,

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from peftcls.argument_checks import check_argument_types
+from peftcls.argument_names import names_arguments
 from peftcls.engine.model_state import base_facts, state_of, unwrapped
 from peftcls.models.adapter_methods import Method, method_config
 from peftcls.models.fused_lora import fuse_lora_layers
@@ -23,6 +24,7 @@ from peftcls.tasks.base import Task
 DEFAULT_RANK = 16
 
 
+@names_arguments
 def attach_lora(
     model: PreTrainedModel,
     task: Task,

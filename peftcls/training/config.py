@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from peftcls.argument_checks import check_argument_types
+from peftcls.argument_names import names_arguments
 from peftcls.engine.fast_paths import FastPaths
 from peftcls.quality.split_checks import MIN_EVALUATION_ROWS
 from peftcls.tasks.base import Task
@@ -19,6 +20,7 @@ from peftcls.training.lr_schedule import Schedule
 HeadInit = Literal["probe", "random"]
 
 
+@names_arguments
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """How to optimize. `batch_size` decides what is learnt; micro-batches only decide the memory.
@@ -94,7 +96,7 @@ class TrainConfig:
                 "TrainConfig(cuda_graphs=...) is deprecated; use "
                 f"fast_paths=FastPaths(cuda_graphs={cuda_graphs}).",
                 DeprecationWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
             both = self.fast_paths & FastPaths(cuda_graphs=cuda_graphs)
             object.__setattr__(self, "fast_paths", both)
