@@ -9,7 +9,7 @@ import click
 from peftcls.cli import commands
 
 MARK = "<!-- the help of all commands -->"
-ORDER = ("check", "train", "evaluate", "predict", "try", "show", "compare", "merge", "push")
+ORDER = ("check", "train", "learn-on", "evaluate", "predict", "try", "show", "compare", "merge", "push")
 WIDTH = 78  # characters that fit beside the table of contents
 
 

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import click
 
+from peftcls.argument_names import OTHER_NAMES
 from peftcls.cli.folder_commands import merge, push, show
 from peftcls.cli.option_names import in_options
-from peftcls.cli.train_commands import check, train
+from peftcls.cli.train_commands import check, learn_on, train
 from peftcls.cli.use_commands import compare, evaluate, predict, try_out
 from peftcls.logs import show_messages
 
@@ -60,7 +61,9 @@ def _command(arguments: Sequence[str] | None) -> click.Command | None:
 
 
 def _with_suggestion(error: click.UsageError) -> click.UsageError:
-    """The error with the most similar choice; for commands and options click adds it already."""
+    """The error with the choice or the option that was probably meant."""
+    if isinstance(error, click.NoSuchOption) and error.ctx is not None:
+        return _with_option(error, error.ctx)
     if not isinstance(error, click.BadParameter) or error.param is None:
         return error
     choice = error.param.type
@@ -72,6 +75,17 @@ def _with_suggestion(error: click.UsageError) -> click.UsageError:
         return error
     message = f"{error.message} Did you mean {similar[0]!r}?"
     return click.BadParameter(message, error.ctx, error.param)
+
+
+def _with_option(error: click.NoSuchOption, context: click.Context) -> click.UsageError:
+    """The error with the option that has this meaning here; click knows similar letters only."""
+    options = [option for parameter in context.command.params for option in parameter.opts]
+    by_name = {option.strip("-").replace("-", "_"): option for option in options}
+    meant = OTHER_NAMES.get(error.option_name.strip("-").replace("-", "_").casefold(), "")
+    if meant not in by_name:
+        return error
+    message = f"There is no option {error.option_name}; it is called {by_name[meant]} here."
+    return click.UsageError(message, context)
 
 
 class _InOrder(click.Group):
@@ -103,6 +117,7 @@ def commands() -> None:
 for command in (
     check,
     train,
+    learn_on,
     evaluate,
     predict,
     try_out,

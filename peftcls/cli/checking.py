@@ -4,7 +4,7 @@ import json
 
 from peftcls.cli.column_guessing import guess_columns
 from peftcls.cli.sources import Source
-from peftcls.cli.task_building import parse_labels, task_for
+from peftcls.cli.task_building import task_for
 from peftcls.quality.examine import examine_rows
 
 
@@ -27,13 +27,13 @@ def check_files(
     """Print the findings; return whether the rows can be trained on."""
     train_rows = source.read(file)
     columns = guess_columns(train_rows, kind=kind, text=text, label=label)
-    task = task_for(
-        columns,
-        labels=parse_labels(labels),
-        prompt=prompt,
-        max_length=max_length,
-        max_new_tokens=max_new_tokens,
-    )
+    settings = {
+        "labels": labels,
+        "prompt": prompt,
+        "max_length": max_length,
+        "max_new_tokens": max_new_tokens,
+    }
+    task = task_for(columns, settings)
     valid_rows = None if valid is None else source.read_other(valid)
     test_rows = None if test is None else source.read_other(test)
     tokenizer = None

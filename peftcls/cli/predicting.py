@@ -29,10 +29,11 @@ def predict_rows(
     resume: bool,
     batch_size: int | None,
     base: str | None,
+    device: str | None,
     source: Source,
 ) -> None:
     """Answer every row of a file."""
-    predictor = load_predictor(directory, base=base)
+    predictor = load_predictor(directory, base=base, device=device)
     part = Path(f"{out}{PART}")
     replaces = out.is_file()
     if resume and not part.is_file():
@@ -67,10 +68,11 @@ def evaluate_rows(
     as_json: bool,
     batch_size: int | None,
     base: str | None,
+    device: str | None,
     source: Source,
 ) -> None:
     """Score an adapter on the labelled rows of a file."""
-    predictor = load_predictor(directory, base=base)
+    predictor = load_predictor(directory, base=base, device=device)
     rows = source.read(file)
     answers = predictor.predict(rows, batch_size=batch_size)
     evaluation = evaluate_answers(predictor.task, answers, rows)
@@ -115,12 +117,15 @@ def compare_folders(
     as_json: bool,
     batch_size: int | None,
     base: str | None,
+    device: str | None,
     source: Source,
 ) -> None:
     """Compare two adapters on the labelled rows of a file."""
     rows = source.read(file)
-    _, first_answers = _answer_once(first, rows, base=base, batch_size=batch_size)
-    task, second_answers = _answer_once(second, rows, base=base, batch_size=batch_size)
+    _, first_answers = _answer_once(first, rows, base=base, device=device, batch_size=batch_size)
+    task, second_answers = _answer_once(
+        second, rows, base=base, device=device, batch_size=batch_size
+    )
     comparison = compare_answers(task, first_answers, second_answers, rows, score=score)
     if as_json:
         print(json.dumps(vars(comparison), indent=1))
@@ -129,16 +134,23 @@ def compare_folders(
 
 
 def _answer_once(
-    directory: Path, rows: datasets.Dataset, *, base: str | None, batch_size: int | None
+    directory: Path,
+    rows: datasets.Dataset,
+    *,
+    base: str | None,
+    device: str | None,
+    batch_size: int | None,
 ) -> tuple[Task, list[Answer]]:
     """Load a folder, answer the rows, and drop the model: only one is in memory at a time."""
-    predictor = load_predictor(directory, base=base)
+    predictor = load_predictor(directory, base=base, device=device)
     return predictor.task, predictor.predict(rows, batch_size=batch_size)
 
 
-def try_texts(*, directory: Path, context: Path | None, base: str | None) -> None:
+def try_texts(
+    *, directory: Path, context: Path | None, base: str | None, device: str | None
+) -> None:
     """Answer texts that are typed or piped in."""
-    predictor = load_predictor(directory, base=base)
+    predictor = load_predictor(directory, base=base, device=device)
     fixed_columns: Row = {}
     if context is not None:
         fixed_columns = _context_column(predictor.task, directory, context)

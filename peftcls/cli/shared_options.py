@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from peftcls.cli.option_groups import data_option
+
 TASKS = ("classification", "pair", "multi-label", "regression", "qa", "instruction", "keywords")
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -24,17 +26,17 @@ def existing_folder(_: click.Context, __: click.Parameter, directory: Path) -> P
 def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that say how FILE is read, as one argument `source`."""
 
-    @click.option(
+    @data_option(
         "--encoding",
         metavar="NAME",
         help="Of text files that are not UTF-8, for example latin-1 or cp1252.",
     )
-    @click.option(
+    @data_option(
         "--columns",
         metavar="A,B,C",
         help="The names of the columns, where a csv or tsv file has no line with them.",
     )
-    @click.option("--split", metavar="NAME", help="Of FILE, if it is a data set on the hub.")
+    @data_option("--split", metavar="NAME", help="Of FILE, if it is a data set on the hub.")
     @functools.wraps(command)
     def with_source(
         *, encoding: str | None, columns: str | None, split: str | None, **options: Any
@@ -55,30 +57,33 @@ def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
 directory_argument = click.argument(
     "directory", metavar="DIR", type=FOLDER, callback=existing_folder
 )
-task_option = click.option(
+task_option = data_option(
     "--task", "kind", type=click.Choice(TASKS), help="Guessed from the columns unless given."
 )
-text_option = click.option(
+text_option = data_option(
     "--text",
     multiple=True,
     metavar="COLUMN",
     help="The text's column; given twice, a pair (for qa question and context).",
 )
-label_option = click.option(
+label_option = data_option(
     "--label",
     metavar="COLUMN",
     help="The column with what is learnt: label, number, answer or keywords.",
 )
-max_length_option = click.option(
+max_length_option = data_option(
     "--max-length", type=click.IntRange(min=1), help="Tokens that are read at once."
 )
-max_new_tokens_option = click.option(
+max_new_tokens_option = data_option(
     "--max-new-tokens",
     type=click.IntRange(min=1),
     help="Of an answer after a prompt.  [default: 128; 96 for keywords]",
 )
 base_option = click.option(
     "--base", metavar="MODEL", help="Where the base model is now, if it moved."
+)
+device_option = click.option(
+    "--device", metavar="NAME", help="Where to compute: cpu, cuda, cuda:1.  [default: a GPU if any]"
 )
 batch_option = click.option(
     "--batch-size", type=click.IntRange(min=1), help="At most this many rows at once."

@@ -9,6 +9,7 @@ from peftcls.cli.shared_options import (
     FOLDER,
     base_option,
     batch_option,
+    device_option,
     directory_argument,
     existing_folder,
     json_option,
@@ -26,6 +27,7 @@ from peftcls.cli.shared_options import (
 @click.option("--resume", is_flag=True, help="Continue from the answers in OUT.part.")
 @batch_option
 @base_option
+@device_option
 @source_options
 def predict(**options: Any) -> None:
     """Answer every row of FILE with the adapter in DIR; the answers are added as new columns.
@@ -47,6 +49,7 @@ def predict(**options: Any) -> None:
 @json_option
 @batch_option
 @base_option
+@device_option
 @source_options
 def evaluate(**options: Any) -> None:
     """Score the adapter in DIR on the labelled rows of FILE, overall and for each label.
@@ -70,6 +73,7 @@ def evaluate(**options: Any) -> None:
 @json_option
 @batch_option
 @base_option
+@device_option
 @source_options
 def compare(**options: Any) -> None:
     """Test whether one adapter is better than another on the labelled rows of FILE.
@@ -88,6 +92,7 @@ def compare(**options: Any) -> None:
 @directory_argument
 @click.option("--context", type=FILE, help="For questions: a text file that holds the answers.")
 @base_option
+@device_option
 def try_out(**options: Any) -> None:
     """Type a text and see the answer; an empty line ends it. Lines can also be piped in.
 

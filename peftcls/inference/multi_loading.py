@@ -85,12 +85,22 @@ def load_on_one_base(
 
 
 def move_to_device(model: torch.nn.Module, device: str | torch.device | None) -> None:
-    """Move a model to a device, the first GPU unless given; a quantized one stays where it is."""
-    if base_facts(model).quantize is not None:
-        return
-    if not device:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device)
+    """Move a model to a device, the first GPU unless given; a quantized one stays where it is.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        # A device that PyTorch knows by name need not be there.
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError):
+        there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        raise ValueError(
+            f"device={device!r}: there is no such device here; expected one of {there}."
+        ) from None
+    if base_facts(model).quantize is None:
+        model.to(chosen)
 
 
 def _check_folders(folders: Sequence[Folder], quantize: Quantize | None) -> list[str]:
