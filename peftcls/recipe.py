@@ -26,6 +26,7 @@ from peftcls.models.adapter_folder import READABLE
 from peftcls.models.base_model import load_base
 from peftcls.report import THIS_RUN, Meter, write_report
 from peftcls.report.files import check_out_folder
+from peftcls.report.write import read_verdict
 from peftcls.tasks.base import Answer, Task
 from peftcls.tasks.row_checks import check_rows
 from peftcls.training.config import TrainConfig
@@ -354,6 +355,9 @@ def report_scores(
         run=describe_run(trainer, meter, seconds=seconds),
         count_tokens=count_tokens,
     )
+    verdict = read_verdict(trainer.output_dir)
+    if verdict:
+        print(f"\n{verdict}")
     print(f"\nthe report of this run is {page}")
     return evaluation
 
