@@ -6,7 +6,8 @@ import os
 import datasets
 
 from peftcls.cli.sources import Source
-from peftcls.data.reading import name_source, source_name
+from peftcls.data.reading import source_name
+from peftcls.data.row_numbers import name_part
 from peftcls.quality.examine import refuse_errors
 from peftcls.quality.findings import Examination
 from peftcls.tasks.base import Task
@@ -50,9 +51,9 @@ def split_rows(files: Files, task: Task, rows: datasets.Dataset) -> Tables:
         valid_share = HELD_OUT_SHARE
     if valid is None:
         rows, valid = _put_aside(files, task, rows, valid_share, "valid")
-    name_source(rows, f"{source_name(rows)}, training rows")
-    name_source(valid, f"{source_name(valid)}, validation rows")
-    name_source(test, f"{source_name(test)}, test rows")
+    name_part(rows, f"{source_name(rows)}, training rows")
+    name_part(valid, f"{source_name(valid)}, validation rows")
+    name_part(test, f"{source_name(test)}, test rows")
     return Tables(train=rows, valid=valid, test=test)
 
 

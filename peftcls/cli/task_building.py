@@ -48,11 +48,7 @@ def task_for(columns: Columns, settings: Mapping[str, Any]) -> Task:
     kind = columns.kind
     for name in given:
         if kind not in TASKS_WITH.get(name, (kind,)):
-            option = name.replace("_", "-")
-            raise ValueError(
-                f"--{option} cannot be used with --task {kind}; it is for "
-                f"{', '.join(TASKS_WITH[name])}."
-            )
+            raise ValueError(f"--{name.replace('_', '-')} cannot be used with --task {kind}.")
     if "labels" in given:
         given["labels"] = parse_labels(given["labels"])
     if kind == "qa":

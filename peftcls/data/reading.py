@@ -139,7 +139,7 @@ def name_source(rows: datasets.Dataset, name: str) -> datasets.Dataset:
 
 def source_name(rows: datasets.Dataset) -> str:
     """Return what messages call the rows: their file, or the name from `name_source`."""
-    return rows.info.description or "rows"
+    return str(rows.info.description or "rows")
 
 
 def require_columns(rows: datasets.Dataset, columns: Iterable[str], reader: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 
 from peftcls.data.reading import Row
+from peftcls.data.row_numbers import row_numbers
 from peftcls.errors import RowError
 from peftcls.quality.column_rules import ColumnProperties
 from peftcls.quality.findings import MAX_SHOWN_ROWS, Finding, Severity
@@ -169,11 +170,10 @@ def _checked_columns(task: Task) -> list[str]:
 
 
 def _numbered_rows(table: datasets.Dataset) -> Iterator[tuple[int, Row]]:
-    number = 0
+    numbers = iter(row_numbers(table))
     for batch in table.iter(batch_size=READ_ROWS):
         for values in zip(*batch.values(), strict=True):
-            number += 1
-            yield number, dict(zip(batch, values, strict=True))
+            yield next(numbers), dict(zip(batch, values, strict=True))
 
 
 def _labels(task: Task, row: Row, target: str) -> tuple[str, ...]:

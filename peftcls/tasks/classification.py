@@ -13,6 +13,7 @@ import numpy as np
 from peftcls import metrics
 from peftcls.argument_checks import check_argument_types
 from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
+from peftcls.data.row_numbers import row_numbers
 from peftcls.data.tables import Rows, training_split
 from peftcls.engine.model_choices import Pooling
 from peftcls.tasks.answers import Answer, AnswerKind
@@ -222,7 +223,7 @@ class Classification(Task):
     def _label_counts(self, rows: datasets.Dataset) -> Counter[str]:
         """The sum of the shares of each label."""
         counts: Counter[str] = Counter()
-        for number, value in enumerate(rows[self.label], 1):
+        for number, value in zip(row_numbers(rows), rows[self.label], strict=True):
             try:
                 counts.update(self._shares(value))
             except ValueError as error:

@@ -11,6 +11,7 @@ import datasets
 from peftcls import metrics
 from peftcls.argument_checks import check_argument_types
 from peftcls.data.reading import Row, RowError, require_columns, source_name
+from peftcls.data.row_numbers import row_numbers
 from peftcls.tasks.answers import Answer, AnswerKind
 from peftcls.tasks.auto_models import AutoModel
 from peftcls.tasks.base import Feature, Task, pad, pad_inputs, token_limit, without_padding
@@ -144,7 +145,7 @@ class Instruction(Task):
         if not self.labels:
             return dataclasses.replace(self, decisions=PLAIN)
         new_labels = set()
-        for number, value in enumerate(rows[self.output], 1):
+        for number, value in zip(row_numbers(rows), rows[self.output], strict=True):
             if isinstance(value, list | Mapping):
                 raise RowError(f"row {number} of {source_name(rows)} {self._list_problem(value)}.")
             if value is not None:

@@ -757,8 +757,7 @@ def test_a_mistyped_command_is_told_what_was_meant(arguments, said, capsys):
     [
         (
             ["train", "{rows}", "--out", "{tmp}/a", "--part", "head", "--rank", "4"],
-            "--part trains the model itself; it cannot be used with --method, --rank or --targets, "
-            "which are options of an adapter.",
+            "--part trains the model itself; it cannot be used with --rank, which is for an adapter.",
         ),
         (
             ["train", "{rows}", "--out", "{tmp}/a", "--text", "mesage"],
@@ -887,7 +886,7 @@ def test_a_readme_of_somebody_else_is_left_and_a_second_run_into_the_folder_is_w
         ),
         (
             "raise max_length or use long_text='truncate'",
-            "raise --max-length or use long_text='truncate'",
+            "raise --max-length or use --long-text truncate",
         ),
         (
             "load it with quantize='8bit', and go on with resume=True.",
