@@ -196,6 +196,7 @@ def _load(
     if causal or not task.new_head:
         tokenizer.padding_side = "right"
     state = state_of(model)
+    state.task_type = task.peft_type
     state.base = _collect_facts(lasting_name(name), request, model, heads, causal=causal)
     state.head_is_new = request.reads_mean or _is_new(loaded, head_layer_name(model))
     return model, tokenizer

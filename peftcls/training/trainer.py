@@ -43,7 +43,7 @@ from peftcls.training.frozen_tables import caching_tables
 from peftcls.training.gradient_accumulation import GradientAccumulator
 from peftcls.training.head_start import shrink_head, start_from_probe
 from peftcls.training.lr_schedule import learning_rate_factor
-from peftcls.training.preflight import check_output_dir, lock_output_dir, start_trackers
+from peftcls.training.preflight import check_output_dir, check_task, lock_output_dir, start_trackers
 from peftcls.training.prepare import Prepared, log_warnings, prepare
 from peftcls.training.run_info import describe_model, identify_run
 from peftcls.training.run_log import RunLog, log_info, log_warning
@@ -61,8 +61,8 @@ class Trainer:
         config: how to optimize.
 
     Raises:
-        ValueError: nothing of the model is trained, the model was continued from `output_dir`, or
-            the launcher or a tracker asks for what is not supported.
+        ValueError: nothing of the model is trained, it was loaded for another task or continued
+            from `output_dir`, or the launcher or a tracker asks for what is not supported.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class Trainer:
                 "nothing of the model is trained; call attach_lora(model, task) or "
                 "train_only(model, task, ...) first."
             )
+        check_task(model, task)
         if base_facts(model).quantize is None:
             model.to(self.accelerator.device)
         self.model = model

@@ -757,7 +757,8 @@ def test_a_mistyped_command_is_told_what_was_meant(arguments, said, capsys):
     [
         (
             ["train", "{rows}", "--out", "{tmp}/a", "--part", "head", "--rank", "4"],
-            "--part trains the model itself; it cannot be used with --rank, which is for an adapter.",
+            "--part trains the model itself; it cannot be used with --rank, which is for an "
+            "adapter.",
         ),
         (
             ["train", "{rows}", "--out", "{tmp}/a", "--text", "mesage"],
