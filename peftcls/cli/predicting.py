@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 import pandas as pd
 
-from peftcls.cli.sources import Source
+from peftcls.cli.sources import Source, copies_folder
 from peftcls.data.reading import Row
 from peftcls.evaluation import Evaluation, compare_answers, evaluate_answers
 from peftcls.inference.loading import load_predictor
@@ -50,6 +50,7 @@ def predict_rows(
             names=source.column_names,
             split=source.split,
             batch_size=batch_size,
+            cache_dir=copies_folder().name,
         )
     except KeyboardInterrupt:
         if part.is_file():

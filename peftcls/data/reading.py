@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def read_rows(
     split: str | None = None,
     encoding: str | None = None,
     columns: Sequence[str] | None = None,
+    cache_dir: str | Path | None = None,
 ) -> datasets.Dataset:
     """Read a csv, tsv, json, jsonl or parquet file, or a data set on the hub, as a table.
 
@@ -61,13 +63,23 @@ def read_rows(
         split: which split of a hub data set; required there when it has several.
         encoding: of a text file; UTF-8 (with or without a byte order mark) by default.
         columns: names for the columns of a csv or tsv file without a header line.
+        cache_dir: a folder for the copy of a file that is memory-mapped; the cache of `datasets`
+            unless given, where the copy stays.
 
     Raises:
+        ValueError: the copy cannot be written into that folder.
         RowError: the file is missing, empty, in another encoding, ragged, or has a line that is not
             JSON.
     """
     check_argument_types(
-        {"source": source, "split": split, "encoding": encoding, "columns": columns}, read_rows
+        {
+            "source": source,
+            "split": split,
+            "encoding": encoding,
+            "columns": columns,
+            "cache_dir": cache_dir,
+        },
+        read_rows,
     )
     if columns is not None and (not columns or not all(isinstance(name, str) for name in columns)):
         raise ValueError(f"columns={columns!r}: expected the names of the columns, each a text.")
@@ -75,11 +87,13 @@ def read_rows(
     suffix = path.suffix.lower()
     if not _is_table(path):
         return _read_from_hub(str(source), split)
+    cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE)
+    check_cache(cache)
     with without_progress_bars():
         if suffix == ".parquet":
-            rows = _read_parquet(path)
+            rows = _read_parquet(path, cache)
         else:
-            rows = _read_text(path, utf_8_with_mark(encoding), columns)
+            rows = _read_text(path, utf_8_with_mark(encoding), columns, cache)
     if columns is None and suffix in HAVE_HEADER:
         _warn_of_missing_header(rows, path)
     return name_source(rows, path.name)
@@ -210,7 +224,22 @@ def check_source(name: str) -> None:
     raise RowError(f"cannot read {name}: expected a file ending in {suffixes}, found {found}.")
 
 
-def _read_text(path: Path, encoding: str, columns: Sequence[str] | None) -> datasets.Dataset:
+def check_cache(folder: Path) -> None:
+    """Raise ValueError where copies of files cannot be written into a folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        raise ValueError(
+            f"copies of files cannot be written to {folder} ({error.strerror}); set HF_HOME to a "
+            "folder that can be written, or give read_rows another cache_dir."
+        ) from None
+
+
+def _read_text(
+    path: Path, encoding: str, columns: Sequence[str] | None, cache: Path
+) -> datasets.Dataset:
     """Read a text file twice: for the types of its columns and its errors, then for its rows."""
     parse = PARSERS[path.suffix.lower()]
     column_types = _find_column_types(path, parse(path, encoding, columns))
@@ -232,7 +261,10 @@ def _read_text(path: Path, encoding: str, columns: Sequence[str] | None) -> data
         while block := file.read(HASH_BLOCK_BYTES):
             key.update(block)
     return datasets.Dataset.from_generator(
-        convert_rows, features=features, fingerprint=key.hexdigest()[:32]
+        convert_rows,
+        features=features,
+        fingerprint=key.hexdigest()[:32],
+        cache_dir=str(cache),
     )
 
 
@@ -276,7 +308,7 @@ def _find_column_types(path: Path, rows: Iterator[Row]) -> dict[str, ColumnType]
             if value is not None:
                 first_row_with_value.setdefault(name, number)
     if not column_types:
-        has_header = path.suffix.lower() in {".csv", ".tsv"}
+        has_header = path.suffix.lower() in HAVE_HEADER
         expected = "one below the header" if has_header else "one with a column"
         raise RowError(f"{path.name} has no rows: expected at least {expected}.")
     return column_types
@@ -291,7 +323,7 @@ def _check_column_name(name: str, path: Path) -> None:
         )
 
 
-def _read_parquet(path: Path) -> datasets.Dataset:
+def _read_parquet(path: Path, cache: Path) -> datasets.Dataset:
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
@@ -304,7 +336,7 @@ def _read_parquet(path: Path) -> datasets.Dataset:
                 raise RowError(
                     f"{path.name} has the column {name!r} {count} times; name each once."
                 )
-        return with_class_names(datasets.Dataset.from_parquet(str(path)))
+        return with_class_names(datasets.Dataset.from_parquet(str(path), cache_dir=str(cache)))
     except RowError:
         raise
     except (

@@ -7,10 +7,11 @@ import contextlib
 import csv
 import hashlib
 import json
+import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,12 +20,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from peftcls.data.reading import Row, read_rows
+from peftcls.data.reading import Row, read_rows, require_columns, source_name
+from peftcls.data.row_numbers import select_rows
 from peftcls.inference.part_lock import locked_for_appending
 from peftcls.inference.predictor import Predictor
 from peftcls.models.adapter_folder import READABLE
 from peftcls.models.adapter_manifest import read_manifest
 from peftcls.tasks.base import Task
+
+logger = logging.getLogger("peftcls")
 
 # How many rows an interruption can cost; enough for rows of similar length to share a batch.
 CHUNK_ROWS = 256
@@ -32,6 +36,7 @@ OUTPUT_SUFFIXES = (".csv", ".jsonl", ".parquet", ".tsv")
 # Written before the names of all new columns where the rows have a column of one of them already.
 COLUMN_PREFIX = "predicted_"
 PART = ".part"
+MAX_SHOWN_ROWS = 5
 DEFAULT_SEPARATOR = ";"
 Columns = dict[str, pa.DataType]
 
@@ -48,6 +53,7 @@ def predict_file(
     names: Sequence[str] | None = None,
     split: str | None = None,
     batch_size: int | None = None,
+    cache_dir: str | Path | None = None,
 ) -> tuple[int, list[str]]:
     """Answer every row of a file and write all its columns and the answers' to another file.
 
@@ -67,20 +73,26 @@ def predict_file(
         names: of the columns of a csv or tsv file without a header line.
         split: of a data set on the hub.
         batch_size: at most this many rows at once.
+        cache_dir: for the copy of the file, as of `read_rows`.
 
     Returns:
         The number of rows, and the names of the answers' columns.
 
     Raises:
         RowError: a row cannot be answered; where that shows before the first answer, nothing is
-            written.
+            written. A row without a text is no error: its answer is empty, and a warning counts
+            such rows.
         ValueError: the output cannot be written there, the ".part" belongs to something else, or
             another process is writing into it.
     """
     out = Path(out)
     part = Path(f"{out}{PART}")
     _check_output(out, Path(source))
-    rows = read_rows(source, encoding=encoding, columns=names, split=split)
+    rows = read_rows(source, encoding=encoding, columns=names, split=split, cache_dir=cache_dir)
+    blank = _blank_rows(predictor.task, rows)
+    answerable = rows
+    if blank:
+        answerable = select_rows(rows, [i for i in range(len(rows)) if i not in blank])
     columns = _new_columns(predictor.task, rows, source, probabilities=probabilities)
     header = {
         "adapter": read_manifest(Path(directory))["sum"],
@@ -90,9 +102,9 @@ def predict_file(
     with locked_for_appending(part) as lines:
         try:
             done = _count_answered(part, header, resume=resume)
-            with _progress_bar(len(rows), done) as progress:
+            with _progress_bar(len(answerable), done) as progress:
                 for answers in predictor.stream(
-                    rows, first=done, chunk_rows=CHUNK_ROWS, batch_size=batch_size
+                    answerable, first=done, chunk_rows=CHUNK_ROWS, batch_size=batch_size
                 ):
                     if lines.tell() == 0:
                         lines.write(json.dumps(header) + "\n")
@@ -102,7 +114,7 @@ def predict_file(
                     lines.flush()
                     progress.update(len(answers))
             separator = predictor.task.separator or DEFAULT_SEPARATOR
-            _write_output(out, rows, columns, part, separator)
+            _write_output(out, rows, columns, part, blank, separator)
         except BaseException:
             if part.stat().st_size == 0:
                 # No row was answered: the rows were refused.
@@ -110,6 +122,39 @@ def predict_file(
             raise
         part.unlink()
     return len(rows), list(columns)
+
+
+def _blank_rows(task: Task, rows: datasets.Dataset) -> set[int]:
+    """The indices of rows that cannot be answered since a text is empty; a warning counts them.
+
+    There are none where that is so of all rows: then something else is wrong.
+    """
+    require_columns(rows, task.columns(with_target=False), type(task).__name__)
+    blank = []
+    for index, row in enumerate(rows.select_columns(task.columns(with_target=False))):
+        if any(_is_blank(value) for value in row.values()) and task.problem(row, with_target=False):
+            blank.append(index)
+    if not blank or len(blank) == len(rows):
+        return set()
+    numbers = [str(index + 1) for index in blank[:MAX_SHOWN_ROWS]]
+    more = ", ..." if len(blank) > MAX_SHOWN_ROWS else ""
+    logger.warning(
+        f"{len(blank)} of {len(rows)} rows of {source_name(rows)} have no text and get no answer: "
+        f"rows {', '.join(numbers)}{more}."
+    )
+    return set(blank)
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _with_blank_answers(
+    lines: Iterator[str], rows: int, blank: Collection[int], columns: int
+) -> Iterator[list[Any]]:
+    """The answers of all rows, in their order: those in the lines, and empty ones."""
+    for index in range(rows):
+        yield [None] * columns if index in blank else json.loads(next(lines))
 
 
 def _check_output(out: Path, source: Path) -> None:
@@ -204,7 +249,12 @@ def _is_header(line: bytes, header: dict[str, Any]) -> bool:
 
 
 def _write_output(
-    out: Path, rows: datasets.Dataset, columns: Columns, part: Path, separator: str
+    out: Path,
+    rows: datasets.Dataset,
+    columns: Columns,
+    part: Path,
+    blank: Collection[int],
+    separator: str,
 ) -> None:
     """Write rows and answers to a temporary file, and give it the output's name."""
     with tempfile.NamedTemporaryFile(
@@ -215,7 +265,7 @@ def _write_output(
     try:
         with part.open(encoding="utf-8") as lines:
             next(lines)  # the header
-            answers = (json.loads(line) for line in lines)
+            answers = _with_blank_answers(lines, len(rows), blank, len(columns))
             if suffix == ".parquet":
                 _write_parquet(temporary, rows, columns, answers)
             else:

@@ -1,7 +1,6 @@
 """Predict with one saved adapter: rows are checked, tokenized, batched and answered."""
 
 import gc
-import itertools
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from peftcls.data.reading import Row, RowError, as_dataset, source_name
+from peftcls.data.row_numbers import row_numbers
 from peftcls.data.tables import RowsOrTexts, table_of
 from peftcls.engine.allocator import trim_heap
 from peftcls.engine.batching import micro_batches
@@ -99,6 +99,7 @@ class Predictor:
             self.shortened_rows = shortened
             return
         check_rows(self.task, table, with_target=False)
+        numbers = row_numbers(table)
         table = table.select_columns(self.task.columns(with_target=False))
         for start in range(first, len(table), chunk_rows):
             end = min(start + chunk_rows, len(table))
@@ -107,7 +108,7 @@ class Predictor:
                 table.select(range(start, end)).to_list(),
                 self.tokenizer,
                 source=source_name(table),
-                numbers=itertools.count(start + 1),
+                numbers=numbers[start:end],
             )
             shortened += sum(feature["shortened"] for feature in features)
             answers = self.answer(features, batch_size)

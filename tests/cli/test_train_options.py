@@ -96,7 +96,7 @@ def test_the_help_has_its_options_in_groups(capsys):
 
 
 def test_an_adapter_is_trained_on_from_the_command(messages, bert, tmp_path, capsys):
-    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    first, second = str(tmp_path / "first"), str(tmp_path / "second run")
     assert cli.main(["train", messages, "--out", first, "--model", bert, *TINY]) == 0
     new = rows_of(tmp_path / "new.csv", {"news": "stock prices fell", "ham": "see you at lunch"})
     command = ["learn-on", first, new, "--replay", messages, "--epochs", "1"]
@@ -105,8 +105,9 @@ def test_an_adapter_is_trained_on_from_the_command(messages, bert, tmp_path, cap
     shown = capsys.readouterr().out
     assert "new test rows" in shown
     assert "rows of --replay" in shown
+    assert f"next: peftcls predict '{second}' FILE" in shown
     assert load_predictor(second).label_names == ("ham", "spam", "news")
-    assert json.loads((tmp_path / "second" / "peftcls.json").read_text())["lineage"]
+    assert json.loads((tmp_path / "second run" / "peftcls.json").read_text())["lineage"]
     assert cli.main([*command, "--out", first, "--overwrite"]) == 1
     assert "holds the folder that this run continues from" in capsys.readouterr().err
 
