@@ -26,7 +26,7 @@ from peftcls.inference.part_lock import locked_for_appending
 from peftcls.inference.predictor import Predictor
 from peftcls.models.adapter_folder import READABLE
 from peftcls.models.adapter_manifest import read_manifest
-from peftcls.tasks.base import Task
+from peftcls.tasks.base import Answer, Task
 
 logger = logging.getLogger("peftcls")
 
@@ -114,7 +114,10 @@ def predict_file(
                     lines.flush()
                     progress.update(len(answers))
             separator = predictor.task.separator or DEFAULT_SEPARATOR
-            _write_output(out, rows, columns, part, blank, separator)
+            with part.open(encoding="utf-8") as answered:
+                next(answered)  # the header
+                values_of_rows = _with_blank_answers(answered, len(rows), blank, len(columns))
+                _write_output(out, rows, columns, values_of_rows, separator)
         except BaseException:
             if part.stat().st_size == 0:
                 # No row was answered: the rows were refused.
@@ -248,12 +251,32 @@ def _is_header(line: bytes, header: dict[str, Any]) -> bool:
         return False
 
 
+def write_answers(
+    out: str | Path, task: Task, rows: datasets.Dataset, answers: Sequence[Answer]
+) -> None:
+    """Write rows with their answers in new columns, as `predict_file` does.
+
+    Args:
+        out: ends in .csv, .tsv, .jsonl or .parquet.
+        task: that was answered.
+        rows: the rows, with all their columns.
+        answers: one for each row.
+
+    Raises:
+        ValueError: the output cannot be written there, or the rows have columns of these names.
+    """
+    path = Path(out)
+    _check_output(path, Path(source_name(rows)))
+    columns = _new_columns(task, rows, source_name(rows), probabilities=False)
+    values = (task.answer_values(answer, probabilities=False) for answer in answers)
+    _write_output(path, rows, columns, values, task.separator or DEFAULT_SEPARATOR)
+
+
 def _write_output(
     out: Path,
     rows: datasets.Dataset,
     columns: Columns,
-    part: Path,
-    blank: Collection[int],
+    answers: Iterator[list[Any]],
     separator: str,
 ) -> None:
     """Write rows and answers to a temporary file, and give it the output's name."""
@@ -263,18 +286,15 @@ def _write_output(
         temporary = Path(created.name)
     suffix = out.suffix.lower()
     try:
-        with part.open(encoding="utf-8") as lines:
-            next(lines)  # the header
-            answers = _with_blank_answers(lines, len(rows), blank, len(columns))
-            if suffix == ".parquet":
-                _write_parquet(temporary, rows, columns, answers)
-            else:
-                with temporary.open("w", newline="", encoding="utf-8") as file:
-                    if suffix == ".jsonl":
-                        _write_jsonl(file, rows, columns, answers)
-                    else:
-                        delimiter = "\t" if suffix == ".tsv" else ","
-                        _write_csv(file, rows, columns, answers, delimiter, separator)
+        if suffix == ".parquet":
+            _write_parquet(temporary, rows, columns, answers)
+        else:
+            with temporary.open("w", newline="", encoding="utf-8") as file:
+                if suffix == ".jsonl":
+                    _write_jsonl(file, rows, columns, answers)
+                else:
+                    delimiter = "\t" if suffix == ".tsv" else ","
+                    _write_csv(file, rows, columns, answers, delimiter, separator)
         temporary.chmod(READABLE)
         os.replace(temporary, out)
     finally:
