@@ -61,6 +61,16 @@ def test_the_settings_of_task_adapter_and_training_reach_the_run(messages, bert,
     assert (task.sampling, task.label_smoothing, task.long_text) == ("balanced", 0.1, "windows")
     assert task.decisions.temperature != 1
     assert json.loads((out / "peftcls.json").read_text())["base"]["dtype"] == "float32"
+    capsys.readouterr()
+    assert cli.main(["show", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "\nsaved      20" in shown
+    assert "\ntest       6 rows of messages.csv, test rows" in shown
+    assert "\nscore      f1_macro " in shown
+    assert cli.main(["check", messages]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "labels: 'ham' 20, 'spam' 20"
+    assert lines[2] == "words of a row: median 6, 95 % of the rows at most 6, longest 6"
 
 
 def test_an_option_that_the_task_does_not_have_is_refused():
