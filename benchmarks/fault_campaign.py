@@ -38,7 +38,7 @@ import peftcls.api as peftcls
 from peftcls.data.reading import as_dataset
 from peftcls.demo import BASE_FOLDER
 from peftcls.errors import RunStoppedError
-from peftcls.models.adapter_folder import read_manifest
+from peftcls.models.adapter_manifest import read_manifest
 from peftcls.models.folder_safety import check_adapter_folder
 from peftcls.training import checkpoint
 

@@ -9,19 +9,6 @@ import click
 from peftcls.cli import commands
 
 MARK = "<!-- the help of all commands -->"
-ORDER = (
-    "check",
-    "train",
-    "evaluate",
-    "predict",
-    "try",
-    "serve",
-    "show",
-    "compare",
-    "merge",
-    "export",
-    "push",
-)
 WIDTH = 78  # characters that fit beside the table of contents
 
 
@@ -32,14 +19,9 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def help_sections() -> str:
     """A section for each command, with its help as a terminal shows it."""
-    names = [
-        *(name for name in ORDER if name in commands.commands),
-        *(name for name in commands.commands if name not in ORDER),
-    ]
     os.environ["COLUMNS"] = str(WIDTH)
     parts = []
-    for name in names:
-        command = commands.commands[name]
+    for name, command in commands.commands.items():
         context = click.Context(
             command, info_name=f"peftcls {name}", max_content_width=WIDTH, terminal_width=WIDTH
         )

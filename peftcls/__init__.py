@@ -25,3 +25,7 @@ else:
         if not hasattr(api, name):
             raise AttributeError(f"module 'peftcls' has no attribute {name!r}")
         return getattr(api, name)
+
+    def __dir__() -> list[str]:
+        """All public names, for completion in a notebook."""
+        return [*globals(), *importlib.import_module("peftcls.api").__all__]

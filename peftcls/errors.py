@@ -1,7 +1,5 @@
 """Exceptions that callers can catch: bad rows, runs that cannot go on, and memory that runs out."""
 
-from accelerate.utils.memory import should_reduce_batch_size
-
 
 class RowError(ValueError):
     """Something is wrong with a row, a column or a table; the message says what, where and why."""
@@ -15,4 +13,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that the accelerator or the machine has no memory left."""
     if isinstance(error, MemoryError):
         return True
+    from accelerate.utils.memory import should_reduce_batch_size
+
     return isinstance(error, Exception) and should_reduce_batch_size(error)

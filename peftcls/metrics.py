@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
-from sklearn import metrics as sk
 
 Interval = tuple[float, float]
 
@@ -161,14 +159,16 @@ def label_set_scores(
     gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], labels: Sequence[str]
 ) -> dict[str, float]:
     """Micro- and macro-averaged F1, and the share of rows with exactly the right labels."""
+    from sklearn.metrics import f1_score
+
     truth = label_table(gold, labels)
     answers = label_table(predicted, labels)
     by_label = [
-        float(sk.f1_score(truth[:, i], answers[:, i], zero_division=0)) for i in range(len(labels))
+        float(f1_score(truth[:, i], answers[:, i], zero_division=0)) for i in range(len(labels))
     ]
     return {
         "f1_macro": float(np.mean(by_label)),
-        "f1_micro": float(sk.f1_score(truth.ravel(), answers.ravel(), zero_division=0)),
+        "f1_micro": float(f1_score(truth.ravel(), answers.ravel(), zero_division=0)),
         "accuracy": float((truth == answers).all(axis=1).mean()),
     }
 
@@ -246,6 +246,8 @@ def number_scores(gold: Sequence[float], predicted: Sequence[float]) -> dict[str
 
     A correlation is 0 if one side never varies.
     """
+    from scipy import stats
+
     truth = np.array(gold, dtype=np.float64)
     answers = np.array(predicted, dtype=np.float64)
     pearson = 0.0
@@ -359,6 +361,8 @@ def interval(
     Rows are resampled together in all columns. A table of one row, or a score that never varies,
     gives an interval of width 0.
     """
+    from scipy import stats
+
     rows = len(columns[0])
     if rows < 2:
         value = score(*columns)

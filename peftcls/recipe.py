@@ -20,12 +20,15 @@ from peftcls.demo import sample
 from peftcls.engine.model_state import base_facts
 from peftcls.errors import RunStoppedError
 from peftcls.evaluation import Evaluation, evaluate_answers
+from peftcls.inference.predict_file import write_answers
 from peftcls.inference.predictor import Predictor
 from peftcls.logs import show_messages
 from peftcls.models.adapter_folder import READABLE
 from peftcls.models.base_model import load_base
+from peftcls.models.lora_injection import DEFAULT_RANK
 from peftcls.report import THIS_RUN, Meter, write_report
 from peftcls.report.files import check_out_folder
+from peftcls.report.write import read_verdict
 from peftcls.tasks.base import Answer, Task
 from peftcls.tasks.row_checks import check_rows
 from peftcls.training.config import TrainConfig
@@ -48,6 +51,7 @@ def recipe_options(
     out: str,
     epochs: int | None = None,
     learning_rate: float | None = None,
+    max_length: int = 512,
     kind: str = "csv",
     **more: list[str] | str,
 ) -> argparse.Namespace:
@@ -59,6 +63,7 @@ def recipe_options(
         out: the default adapter folder.
         epochs: the default number of epochs; by `TrainConfig.for_task` unless given.
         learning_rate: the default learning rate; by `TrainConfig.for_task` unless given.
+        max_length: the default number of tokens that are read at once.
         kind: the ending of the sample files.
         more: further options: a list of choices, of which the first is the default, or the help
             of a free text.
@@ -70,10 +75,17 @@ def recipe_options(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     _add_data_options(parser)
+    _add_model_options(parser, max_length=max_length)
     _add_training_options(parser, out=out, epochs=epochs, learning_rate=learning_rate)
     parser.add_argument("--predict", help="a file of rows without labels to answer when trained")
     parser.add_argument(
         "--predictions", default="predictions.csv", help="where the answers go (predictions.csv)"
+    )
+    parser.add_argument(
+        "--submission",
+        action="store_true",
+        help="write the answers in the form of the challenge (uuid, Keywords, label; for documents "
+        "id and answer), not beside the file's own columns",
     )
     for name, values in more.items():
         if isinstance(values, str):
@@ -102,20 +114,40 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_training_options(
-    parser: argparse.ArgumentParser, *, out: str, epochs: int | None, learning_rate: float | None
-) -> None:
+def _add_model_options(parser: argparse.ArgumentParser, *, max_length: int) -> None:
     parser.add_argument(
         "--model",
         default="demo",
         help="base model: demo, minilm, smollm2, a local folder or a hub id",
     )
     parser.add_argument("--quantize", choices=["8bit", "4bit"], help="hold the base in 8 or 4 bits")
-    parser.add_argument("--out", default=out, help=f"adapter folder ({out})")
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        default=max_length,
+        help=f"tokens that are read at once ({max_length})",
+    )
+    parser.add_argument(
+        "--rank",
+        type=int,
+        default=DEFAULT_RANK,
+        help=f"of the adapter's matrices ({DEFAULT_RANK})",
+    )
     parser.add_argument(
         "--top-layers",
         type=int,
         help="how many layers, from the top, get an adapter; those below are computed once (all)",
+    )
+
+
+def _add_training_options(
+    parser: argparse.ArgumentParser, *, out: str, epochs: int | None, learning_rate: float | None
+) -> None:
+    parser.add_argument("--out", default=out, help=f"adapter folder ({out})")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        help="rows of a step, over all processes; chosen by the kind of work",
     )
     parser.add_argument(
         "--epochs",
@@ -170,6 +202,7 @@ def train_config(options: argparse.Namespace, task: Task, train: datasets.Datase
         task,
         rows=len(train),
         epochs=options.epochs,
+        batch_size=options.batch_size,
         learning_rate=options.learning_rate,
         seed=options.seed,
     )
@@ -276,7 +309,7 @@ def finish_recipe(
         others: the answers of other systems to the test rows, by name; None or empty to leave out.
     """
     if options.predict:
-        _answer_file(trainer, options.predict, options.predictions)
+        _answer_file(trainer, options.predict, options.predictions, options.submission)
     if test is None:
         return
     valid = read_rows(options.valid) if options.valid else None
@@ -284,12 +317,14 @@ def finish_recipe(
     report_scores(trainer, train, valid, test, present, options.meter)
 
 
-def _answer_file(trainer: Trainer, source: str, predictions: str) -> None:
+def _answer_file(trainer: Trainer, source: str, predictions: str, as_submission: bool) -> None:
     rows = read_rows(source)
     answers = trainer.predict(rows)
     if not trainer.accelerator.is_main_process:
         return
-    if trainer.task.answer_kind == "span":
+    if not as_submission:
+        write_answers(predictions, trainer.task, rows, answers)
+    elif trainer.task.answer_kind == "span":
         write_spans(predictions, rows, answers)
     else:
         write_submission(predictions, rows, answers)
@@ -361,6 +396,9 @@ def report_scores(
         run=describe_run(trainer, meter, seconds=seconds),
         count_tokens=count_tokens,
     )
+    verdict = read_verdict(trainer.output_dir)
+    if verdict:
+        print(f"\n{verdict}")
     print(f"\nthe report of this run is {page}")
     return evaluation
 

@@ -35,6 +35,7 @@ def main() -> None:
         data="diabetes",
         kind="json",
         out="runs/diabetes_qa",
+        max_length=320,
         ask="a question to answer from the pages of --train by the adapter in --out; no training",
         start="a saved folder to continue training from",
         replay="rows that --start was trained on, to keep a share of them",
@@ -92,12 +93,14 @@ def make_model(options, rows):
         return model, task, tokenizer
     if options.replay:
         raise ValueError(f"--replay {options.replay} needs --start; without it, use --train.")
-    task = peftcls.ExtractiveQA(max_length=320, stride=96).learn(rows)
+    task = peftcls.ExtractiveQA(max_length=options.max_length, stride=96).learn(rows)
     model, tokenizer = peftcls.load_base(
         options.model, task, quantize=options.quantize, seed=options.seed
     )
     layers = adapter_layers(options)
-    model = peftcls.attach_lora(model, task, targets="all-linear", layers=layers, seed=options.seed)
+    model = peftcls.attach_lora(
+        model, task, rank=options.rank, targets="all-linear", layers=layers, seed=options.seed
+    )
     return model, task, tokenizer
 
 

@@ -4,7 +4,7 @@ r"""Write the keywords of a paper: LoRA instruction tuning on title and abstract
     accelerate launch recipes/medical_keywords_lora.py \
         --train papers.csv --valid held_out.csv --model Qwen/Qwen2.5-0.5B
     accelerate launch recipes/medical_keywords_lora.py \
-        --predict unlabelled.csv --predictions submission.csv
+        --predict unlabelled.csv --predictions submission.csv --submission
 
 The files need the columns title, abstract and Keywords, the keywords with ';' between them.
 """
@@ -28,7 +28,9 @@ TEMPLATE = (
 
 
 def main() -> None:
-    options = recipe_options(__doc__, data="papers", out="runs/medical_keywords_lora")
+    options = recipe_options(
+        __doc__, data="papers", out="runs/medical_keywords_lora", max_length=448
+    )
     train, valid, test = read_tables(options)
 
     task = Instruction(
@@ -36,12 +38,14 @@ def main() -> None:
         input="abstract",
         output="Keywords",
         separator=";",
-        max_length=448,
+        max_length=options.max_length,
         max_new_tokens=96,
     )
     check_first(task, options, test)
     model, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
-    model = attach_lora(model, task, layers=adapter_layers(options), seed=options.seed)
+    model = attach_lora(
+        model, task, rank=options.rank, layers=adapter_layers(options), seed=options.seed
+    )
 
     config = train_config(options, task, train)
     with Trainer(model, task, tokenizer, config) as trainer:

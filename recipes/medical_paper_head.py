@@ -4,7 +4,7 @@ r"""Judge whether a paper is medical (1) or not (0): a classification head, with
     accelerate launch recipes/medical_paper_head.py \
         --train papers.csv --valid held_out.csv --model FacebookAI/roberta-base
     accelerate launch recipes/medical_paper_head.py \
-        --loss bce --predict unlabelled.csv --predictions submission.csv
+        --loss bce --predict unlabelled.csv --predictions submission.csv --submission
 
 The files need the columns title, abstract and label; the head reads title and abstract as a pair.
 The model is an encoder or a decoder.
@@ -40,16 +40,19 @@ def main() -> None:
         __doc__,
         data="papers",
         out="runs/medical_paper_head",
+        max_length=288,
         loss=["cross_entropy", "bce"],
     )
     train, valid, test = read_tables(options)
 
     task = Classification(
-        text=("title", "abstract"), label="label", loss=options.loss, max_length=288
+        text=("title", "abstract"), label="label", loss=options.loss, max_length=options.max_length
     ).learn(train)
     check_first(task, options, test)
     model, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
-    model = attach_lora(model, task, layers=adapter_layers(options), seed=options.seed)
+    model = attach_lora(
+        model, task, rank=options.rank, layers=adapter_layers(options), seed=options.seed
+    )
 
     config = train_config(options, task, train)
     with Trainer(model, task, tokenizer, config) as trainer:

@@ -4,7 +4,7 @@ r"""Judge whether a paper is medical (1) or not (0): LoRA instruction tuning on 
     accelerate launch recipes/medical_paper_lora.py \
         --train papers.csv --valid held_out.csv --model Qwen/Qwen2.5-0.5B
     accelerate launch recipes/medical_paper_lora.py \
-        --predict unlabelled.csv --predictions submission.csv
+        --predict unlabelled.csv --predictions submission.csv --submission
 
 The files need the columns title, abstract and label.
 """
@@ -28,15 +28,21 @@ TEMPLATE = (
 
 
 def main() -> None:
-    options = recipe_options(__doc__, data="papers", out="runs/medical_paper_lora")
+    options = recipe_options(__doc__, data="papers", out="runs/medical_paper_lora", max_length=448)
     train, valid, test = read_tables(options)
 
     task = Instruction(
-        template=TEMPLATE, input="abstract", output="label", labels=("0", "1"), max_length=448
+        template=TEMPLATE,
+        input="abstract",
+        output="label",
+        labels=("0", "1"),
+        max_length=options.max_length,
     )
     check_first(task, options, test)
     model, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
-    model = attach_lora(model, task, layers=adapter_layers(options), seed=options.seed)
+    model = attach_lora(
+        model, task, rank=options.rank, layers=adapter_layers(options), seed=options.seed
+    )
 
     config = train_config(options, task, train)
     with Trainer(model, task, tokenizer, config) as trainer:

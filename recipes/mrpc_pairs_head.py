@@ -39,13 +39,15 @@ QUESTION = (
 
 
 def main() -> None:
-    options = recipe_options(__doc__, data="pairs", out="runs/mrpc_pairs_head")
+    options = recipe_options(__doc__, data="pairs", out="runs/mrpc_pairs_head", max_length=160)
     train, valid, test = read_tables(options)
 
-    task = Classification(text=PAIR, label="label", max_length=160).learn(train)
+    task = Classification(text=PAIR, label="label", max_length=options.max_length).learn(train)
     check_first(task, options, test)
     model, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
-    model = attach_lora(model, task, layers=adapter_layers(options), seed=options.seed)
+    model = attach_lora(
+        model, task, rank=options.rank, layers=adapter_layers(options), seed=options.seed
+    )
 
     config = train_config(options, task, train)
     with Trainer(model, task, tokenizer, config) as trainer:

@@ -38,16 +38,19 @@ def main() -> None:
         __doc__,
         data="messages",
         out="runs/spam_gpt_head",
+        max_length=256,
         part=["lora", "head", "last_block", "last_two_blocks", "all"],
     )
     train, valid, test = read_tables(options)
 
     text, label = find_columns(train, "text", "label")
-    task = Classification(text=text, label=label, max_length=256).learn(train)
+    task = Classification(text=text, label=label, max_length=options.max_length).learn(train)
     check_first(task, options, test)
     model, tokenizer = load_base(options.model, task, quantize=options.quantize, seed=options.seed)
     if options.part == "lora":
-        model = attach_lora(model, task, layers=adapter_layers(options), seed=options.seed)
+        model = attach_lora(
+            model, task, rank=options.rank, layers=adapter_layers(options), seed=options.seed
+        )
     else:
         model = train_only(model, task, options.part)
 

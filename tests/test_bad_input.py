@@ -1072,7 +1072,7 @@ def change(folder: Path, **parts) -> None:
     manifest = manifest_of(folder)
     for part, fields in parts.items():
         manifest[part].update(fields)
-    (folder / "peftcls.json").write_text(json.dumps(peftcls.models.adapter_folder.seal(manifest)))
+    (folder / "peftcls.json").write_text(json.dumps(peftcls.models.adapter_manifest.seal(manifest)))
 
 
 def test_an_unknown_task_is_reported(copy):
@@ -1151,7 +1151,7 @@ def test_a_folder_whose_labels_were_swapped_is_refused(copy):
 
 def test_a_folder_of_another_format_is_refused(copy):
     (copy / "peftcls.json").write_text(
-        json.dumps(peftcls.models.adapter_folder.seal({**manifest_of(copy), "format": 9}))
+        json.dumps(peftcls.models.adapter_manifest.seal({**manifest_of(copy), "format": 9}))
     )
     with pytest.raises(
         ValueError,

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
-    {"errors", "logs", "argument_checks", "metrics", "demo"},
+    {"errors", "logs", "argument_checks", "argument_names", "metrics", "demo"},
     {"data", "engine"},
     {"tasks"},
     {"quality", "models", "evaluation", "baselines"},
@@ -102,6 +102,16 @@ def test_a_class_of_another_library_has_its_owners(class_name):
     users = {name for name, tree in MODULES.items() if class_name in names_in(tree)}
     assert users, f"nothing uses {class_name}; leave it out of OWNERS"
     assert users <= OWNERS[class_name]
+
+
+@pytest.mark.parametrize("library", ["peft", "bitsandbytes"])
+def test_a_library_that_warns_at_its_import_is_imported_in_one_place(library):
+    users = {
+        name
+        for name, tree in MODULES.items()
+        if library in {full_name.partition(".")[0] for full_name in imported(tree)}
+    }
+    assert users == {"models.peft_library"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)

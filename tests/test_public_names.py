@@ -27,6 +27,10 @@ def test_no_public_name_is_also_the_name_of_a_subpackage():
     assert subpackages.isdisjoint(vars(peftcls.api))
 
 
+def test_completion_in_a_notebook_knows_the_public_names():
+    assert {"Trainer", "load_predictor", "__version__"} <= set(dir(peftcls))
+
+
 def test_a_name_that_does_not_exist_is_an_attribute_error():
     with pytest.raises(AttributeError, match=r"^module 'peftcls' has no attribute 'Trainr'$"):
         _ = peftcls.Trainr

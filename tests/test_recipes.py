@@ -51,17 +51,28 @@ def test_a_recipe_trains_prints_its_table_and_answers_a_file(recipe, data, answe
         out,
         "--epochs",
         1,
+        "--batch-size",
+        8,
+        "--rank",
+        4,
+        "--max-length",
+        256,
         "--predict",
         unlabelled,
         "--predictions",
         predictions,
+        *(["--submission"] if data == "papers" else []),
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     for expected in ("this run", "untrained", "TF-IDF", "95 % interval", "10 rows of valid.csv"):
         assert expected in ended.stdout
     with predictions.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["uuid", "Keywords", "label"]
+    if data == "papers":
+        assert list(rows[0]) == ["uuid", "Keywords", "label"]
+    else:
+        own_columns = peftcls.read_rows(unlabelled).column_names
+        assert list(rows[0]) == [*own_columns, "label", "probability"]
     assert len(rows) == 6
     if answer == "label":
         names = peftcls.load_predictor(out).label_names
@@ -81,6 +92,22 @@ def test_a_recipe_trains_prints_its_table_and_answers_a_file(recipe, data, answe
     assert found["run"]["command"].startswith(f"python {RECIPES / recipe}.py --train {train}")
     base_bytes = (BASE_FOLDER / "model.safetensors").stat().st_size
     assert sum(file.stat().st_size for file in out.rglob("*")) < min(3_000_000, base_bytes)
+
+
+@pytest.mark.slow
+def test_the_simplest_recipe_trains_on_its_sample_rows_and_keeps_the_columns_of_a_file(tmp_path):
+    new = tmp_path / "new.csv"
+    new.write_text("when,text\nMay,A lovely pen\nJune,It broke at once\n")
+    answers = tmp_path / "answers.jsonl"
+    ended = run(
+        "sentiment",
+        *("--out", tmp_path / "out", "--epochs", 1, "--predict", new, "--predictions", answers),
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert "24 rows of reviews_test.csv" in ended.stdout
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [row["when"] for row in rows] == ["May", "June"]
+    assert {row["label"] for row in rows} <= {"negative", "neutral", "positive"}
 
 
 @pytest.mark.slow

@@ -1,12 +1,20 @@
 """`peftcls check`: look for errors and oddities in the rows before training."""
 
 import json
+from collections import Counter
+from collections.abc import Iterator
+
+import datasets
+import numpy as np
 
 from peftcls.cli.column_guessing import guess_columns
 from peftcls.cli.sources import Source
-from peftcls.cli.task_building import parse_labels, task_for
-from peftcls.models.tokenizers import load_tokenizer_only
+from peftcls.cli.task_building import task_for
 from peftcls.quality.examine import examine_rows
+from peftcls.tasks.base import Task
+from peftcls.tasks.labels import label_name
+
+MAX_LABELS_SHOWN = 20
 
 
 def check_files(
@@ -28,19 +36,45 @@ def check_files(
     """Print the findings; return whether the rows can be trained on."""
     train_rows = source.read(file)
     columns = guess_columns(train_rows, kind=kind, text=text, label=label)
-    task = task_for(
-        columns,
-        labels=parse_labels(labels),
-        prompt=prompt,
-        max_length=max_length,
-        max_new_tokens=max_new_tokens,
-    )
+    settings = {
+        "labels": labels,
+        "prompt": prompt,
+        "max_length": max_length,
+        "max_new_tokens": max_new_tokens,
+    }
+    task = task_for(columns, settings)
     valid_rows = None if valid is None else source.read_other(valid)
     test_rows = None if test is None else source.read_other(test)
-    tokenizer = None if model is None else load_tokenizer_only(model)
+    tokenizer = None
+    if model is not None:
+        from peftcls.models.tokenizers import load_tokenizer_only
+
+        tokenizer = load_tokenizer_only(model)
     examination = examine_rows(task, train_rows, valid_rows, test_rows, tokenizer=tokenizer)
     if as_json:
         print(json.dumps(examination.to_json(), indent=1, ensure_ascii=False))
     else:
-        print(f"{columns}\n{examination}")
+        print(columns)
+        print(*_overview(task, train_rows), sep="\n")
+        print(examination)
     return not examination.errors
+
+
+def _overview(task: Task, rows: datasets.Dataset) -> Iterator[str]:
+    """The labels with their numbers of rows, the commonest first, and the lengths of the texts."""
+    target = task.columns(with_target=True)[-1]
+    cells = [cell for cell in rows[target] if isinstance(cell, str | int) and cell != ""]
+    if task.answer_kind == "label":
+        counts = Counter(label_name(cell) for cell in cells)
+        if 0 < len(counts) <= MAX_LABELS_SHOWN:
+            listed = ", ".join(f"{name!r} {count}" for name, count in counts.most_common())
+            yield f"labels: {listed}"
+    words = []
+    for column in task.text_columns():
+        words.append([len(str(cell or "").split()) for cell in rows[column]])
+    lengths = np.sum(words, axis=0)
+    median, long = np.percentile(lengths, [50, 95])
+    yield (
+        f"words of a row: median {median:.0f}, 95 % of the rows at most {long:.0f}, "
+        f"longest {lengths.max()}"
+    )

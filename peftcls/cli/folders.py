@@ -1,6 +1,5 @@
-"""`peftcls show`, `merge`, `export` and `push`: describe, merge, export or upload a folder."""
+"""`peftcls merge`, `export` and `push`: merge, export or upload an adapter folder."""
 
-import json
 import shutil
 import sys
 import tempfile
@@ -12,19 +11,9 @@ from huggingface_hub.errors import HTTPError
 
 from peftcls.cli.sources import Source
 from peftcls.inference.onnx_export import export_onnx
-from peftcls.models.adapter_folder import MANIFEST, read_manifest, write_manifest
-from peftcls.models.folder_info import describe_folder, tell_folder
+from peftcls.models.adapter_manifest import MANIFEST, read_manifest, write_manifest
 from peftcls.models.merging import merge_adapter
 from peftcls.models.model_card import CARD, hub_name
-
-
-def show_folder(*, directory: Path, as_json: bool) -> None:
-    """Print what is in a folder."""
-    facts = describe_folder(directory)
-    if as_json:
-        print(json.dumps(facts, indent=1, ensure_ascii=False))
-    else:
-        print(tell_folder(facts))
 
 
 def merge_folder(*, directory: Path, out: Path, base: str | None) -> None:

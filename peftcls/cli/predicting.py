@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 import pandas as pd
 
-from peftcls.cli.sources import Source, pair_of
+from peftcls.cli.sources import Source, copies_folder, pair_of
 from peftcls.data.reading import Row, require_columns
 from peftcls.data.tables import with_label_names
 from peftcls.evaluation import Evaluation, compare_answers, evaluate_answers
@@ -31,10 +31,11 @@ def predict_rows(
     resume: bool,
     batch_size: int | None,
     base: str | None,
+    device: str | None,
     source: Source,
 ) -> None:
     """Answer every row of a file."""
-    predictor = load_predictor(directory, base=base)
+    predictor = load_predictor(directory, base=base, device=device)
     part = Path(f"{out}{PART}")
     replaces = out.is_file()
     is_first = int(os.environ.get("RANK", "0")) == 0
@@ -53,6 +54,7 @@ def predict_rows(
             split=source.split,
             column_map=source.new_names,
             batch_size=batch_size,
+            cache_dir=copies_folder().name,
         )
     except KeyboardInterrupt:
         if part.is_dir():
@@ -75,10 +77,11 @@ def evaluate_rows(
     as_json: bool,
     batch_size: int | None,
     base: str | None,
+    device: str | None,
     source: Source,
 ) -> None:
     """Score an adapter on the labelled rows of a file."""
-    predictor = load_predictor(directory, base=base)
+    predictor = load_predictor(directory, base=base, device=device)
     rows = _name_labels(source.read(file), predictor.task, label_names)
     answers = predictor.predict(rows, batch_size=batch_size)
     evaluation = evaluate_answers(predictor.task, answers, rows, metrics=metrics)
@@ -143,12 +146,15 @@ def compare_folders(
     as_json: bool,
     batch_size: int | None,
     base: str | None,
+    device: str | None,
     source: Source,
 ) -> None:
     """Compare two adapters on the labelled rows of a file."""
     rows = source.read(file)
-    _, first_answers = _answer_once(first, rows, base=base, batch_size=batch_size)
-    task, second_answers = _answer_once(second, rows, base=base, batch_size=batch_size)
+    _, first_answers = _answer_once(first, rows, base=base, device=device, batch_size=batch_size)
+    task, second_answers = _answer_once(
+        second, rows, base=base, device=device, batch_size=batch_size
+    )
     rows = _name_labels(rows, task, label_names)
     comparison = compare_answers(
         task, first_answers, second_answers, rows, score=score, metrics=metrics
@@ -160,16 +166,23 @@ def compare_folders(
 
 
 def _answer_once(
-    directory: Path, rows: datasets.Dataset, *, base: str | None, batch_size: int | None
+    directory: Path,
+    rows: datasets.Dataset,
+    *,
+    base: str | None,
+    device: str | None,
+    batch_size: int | None,
 ) -> tuple[Task, list[Answer]]:
     """Load a folder, answer the rows, and drop the model: only one is in memory at a time."""
-    predictor = load_predictor(directory, base=base)
+    predictor = load_predictor(directory, base=base, device=device)
     return predictor.task, predictor.predict(rows, batch_size=batch_size)
 
 
-def try_texts(*, directory: Path, context: Path | None, base: str | None) -> None:
+def try_texts(
+    *, directory: Path, context: Path | None, base: str | None, device: str | None
+) -> None:
     """Answer texts that are typed or piped in."""
-    predictor = load_predictor(directory, base=base)
+    predictor = load_predictor(directory, base=base, device=device)
     fixed_columns: Row = {}
     if context is not None:
         fixed_columns = _context_column(predictor.task, directory, context)

@@ -1,10 +1,13 @@
 """How the commands read the rows of a file or a data set on the hub."""
 
 import dataclasses
+import functools
+import tempfile
+from pathlib import Path
 
 import datasets
 
-from peftcls.data.reading import read_rows
+from peftcls.data.reading import check_cache, read_rows
 from peftcls.data.tables import with_column_names
 
 
@@ -18,6 +21,21 @@ def pair_of(text: str, option: str) -> tuple[str, str]:
     if not first.strip() or not second.strip():
         raise ValueError(f"{option}: expected two names with = between them, found {text!r}.")
     return first.strip(), second.strip()
+
+
+@functools.cache
+def copies_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder for copies of the files that this process reads; it is removed at its end.
+
+    It is on the disk of the cache of `datasets`, or with other temporary files where that cannot be
+    written.
+    """
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    try:
+        check_cache(cache)
+    except ValueError:
+        cache = Path(tempfile.gettempdir())
+    return tempfile.TemporaryDirectory(prefix="peftcls-", dir=cache, ignore_cleanup_errors=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +68,18 @@ class Source:
 
     def read(self, file: str) -> datasets.Dataset:
         """The rows of a file, or of the split of a data set on the hub."""
-        rows = read_rows(file, split=self.split, encoding=self.encoding, columns=self.column_names)
-        return with_column_names(rows, self.new_names)
+        return self._read(file, self.split)
 
     def read_other(self, file: str) -> datasets.Dataset:
         """The rows of a further file, such as that of `--test`."""
-        rows = read_rows(file, encoding=self.encoding, columns=self.column_names)
+        return self._read(file, None)
+
+    def _read(self, file: str, split: str | None) -> datasets.Dataset:
+        rows = read_rows(
+            file,
+            split=split,
+            encoding=self.encoding,
+            columns=self.column_names,
+            cache_dir=copies_folder().name,
+        )
         return with_column_names(rows, self.new_names)

@@ -1,10 +1,9 @@
 """Builds the task of `peftcls train` and `peftcls check` from the columns and the options."""
 
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 from peftcls.cli.column_guessing import Columns
-from peftcls.engine.model_state import Pooling
 from peftcls.tasks.base import Task
 from peftcls.tasks.classification import Classification
 from peftcls.tasks.extractive_qa import ExtractiveQA
@@ -16,71 +15,65 @@ from peftcls.tasks.regression import Regression
 MAX_KEYWORD_TOKENS = 96
 TEMPLATE_WITHOUT_INPUT = "### Instruction:\n{instruction}\n\n### Response:\n"
 
-# The tasks that have each option.
-HAVE_PROMPT = ("instruction", "keywords")
-HAVE_LABELS = ("classification", "pair", "multi-label", "instruction")
-HAVE_CLASS_WEIGHT = ("classification", "pair")
-HAVE_POOLING = ("classification", "pair", "multi-label", "regression")
+WITH_LABELS = ("classification", "pair", "multi-label")
+WITH_ONE_LABEL = ("classification", "pair")
+WITH_HEAD = (*WITH_LABELS, "regression")
+WITH_PROMPT = ("instruction", "keywords")
+TASKS_WITH = {
+    "prompt": WITH_PROMPT,
+    "max_new_tokens": WITH_PROMPT,
+    "labels": (*WITH_LABELS, "instruction"),
+    "class_weight": WITH_ONE_LABEL,
+    "sampling": WITH_ONE_LABEL,
+    "label_smoothing": WITH_ONE_LABEL,
+    "loss": WITH_LABELS,
+    "pooling": WITH_HEAD,
+    "long_text": WITH_HEAD,
+}
+"""The tasks that have a setting; all others have every task."""
 
 
-def task_for(
-    columns: Columns,
-    *,
-    labels: Sequence[str] | None = None,
-    prompt: str | None = None,
-    max_length: int | None = None,
-    class_weight: str | None = None,
-    pooling: Pooling | None = None,
-    max_new_tokens: int | None = None,
-) -> Task:
+def task_for(columns: Columns, settings: Mapping[str, Any]) -> Task:
     """The task on these columns, before it has learnt from rows.
 
-    Raises:
-        ValueError: the task does not have one of the options.
-    """
-    kind = columns.kind
-    if prompt is not None and kind not in HAVE_PROMPT:
-        raise ValueError(f"--prompt cannot be used with --task {kind}.")
-    if labels and kind not in HAVE_LABELS:
-        raise ValueError(f"--labels cannot be used with --task {kind}.")
-    if class_weight is not None and kind not in HAVE_CLASS_WEIGHT:
-        raise ValueError(f"--class-weight cannot be used with --task {kind}.")
-    if pooling is not None and kind not in HAVE_POOLING:
-        raise ValueError(f"--pooling cannot be used with --task {kind}.")
-    if max_new_tokens is not None and kind not in HAVE_PROMPT:
-        raise ValueError(f"--max-new-tokens cannot be used with --task {kind}.")
+    Args:
+        columns: the kind of task and its columns.
+        settings: of the task, by the names of their options with underscores; those that are None
+            are not given.
 
-    label_names = tuple(labels) if labels else None
-    options: dict[str, Any] = {}
-    if max_length is not None:
-        options["max_length"] = max_length
+    Raises:
+        ValueError: the task does not have one of the settings.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    kind = columns.kind
+    for name in given:
+        if kind not in TASKS_WITH.get(name, (kind,)):
+            raise ValueError(f"--{name.replace('_', '-')} cannot be used with --task {kind}.")
+    if "labels" in given:
+        given["labels"] = parse_labels(given["labels"])
     if kind == "qa":
         question, context = columns.text
-        return ExtractiveQA(question=question, context=context, answers=columns.label, **options)
-    if kind in ("instruction", "keywords"):
-        if kind == "keywords":
-            options["separator"] = ";"
-            options["max_new_tokens"] = MAX_KEYWORD_TOKENS
-        if max_new_tokens is not None:
-            options["max_new_tokens"] = max_new_tokens
-        return Instruction(
-            template=prompt or _default_template(columns),
-            instruction=columns.text[0],
-            input=columns.text[-1],
-            output=columns.label,
-            labels=label_names,
-            **options,
-        )
+        return ExtractiveQA(question=question, context=context, answers=columns.label, **given)
+    if kind in WITH_PROMPT:
+        return _instruction_task(columns, given)
     text = _text_argument(columns)
-    options["pooling"] = pooling
     if kind == "regression":
-        return Regression(text=text, target=columns.label, **options)
+        return Regression(text=text, target=columns.label, **given)
     return Classification(
-        text=text,
-        label=columns.label,
-        multi_label=kind == "multi-label",
-        labels=label_names,
-        class_weight=cast(Any, class_weight),
+        text=text, label=columns.label, multi_label=kind == "multi-label", **given
+    )
+
+
+def _instruction_task(columns: Columns, settings: Mapping[str, Any]) -> Instruction:
+    options = dict(settings)
+    template = options.pop("prompt", None) or _default_template(columns)
+    if columns.kind == "keywords":
+        options = {"separator": ";", "max_new_tokens": MAX_KEYWORD_TOKENS, **options}
+    return Instruction(
+        template=template,
+        instruction=columns.text[0],
+        input=columns.text[-1],
+        output=columns.label,
         **options,
     )
 
@@ -93,15 +86,13 @@ def _text_argument(columns: Columns) -> str | tuple[str, str]:
     return columns.text[0]
 
 
-def parse_labels(labels: str | None) -> list[str] | None:
-    """The label names of --labels, or None where it is not given.
+def parse_labels(labels: str) -> tuple[str, ...]:
+    """The label names of --labels.
 
     Raises:
         ValueError: a name is empty or occurs twice.
     """
-    if labels is None:
-        return None
-    names = [label_name(name) for name in labels.split(",")]
+    names = tuple(label_name(name) for name in labels.split(","))
     if not all(names) or len(set(names)) < len(names):
         raise ValueError(
             f"--labels {labels!r}: expected different names with commas between them, "

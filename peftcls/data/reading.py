@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def read_rows(
     split: str | None = None,
     encoding: str | None = None,
     columns: Sequence[str] | None = None,
+    cache_dir: str | Path | None = None,
 ) -> datasets.Dataset:
     """Read a csv, tsv, json, jsonl, parquet or xlsx file, or a data set on the hub, as a table.
 
@@ -77,13 +79,23 @@ def read_rows(
         encoding: of a text file. Unless given, UTF-8; where a file has another byte order mark, or
             is Chinese text in GBK, that, with a message.
         columns: names for the columns of a csv, tsv or xlsx file without a header line.
+        cache_dir: a folder for the copy of a file that is memory-mapped; the cache of `datasets`
+            unless given, where the copy stays.
 
     Raises:
+        ValueError: the copy cannot be written into that folder.
         RowError: the file is missing, empty, in another encoding, ragged, or has a line that is not
             JSON.
     """
     check_argument_types(
-        {"source": source, "split": split, "encoding": encoding, "columns": columns}, read_rows
+        {
+            "source": source,
+            "split": split,
+            "encoding": encoding,
+            "columns": columns,
+            "cache_dir": cache_dir,
+        },
+        read_rows,
     )
     if columns is not None and (not columns or not all(isinstance(name, str) for name in columns)):
         raise ValueError(f"columns={columns!r}: expected the names of the columns, each a text.")
@@ -93,21 +105,27 @@ def read_rows(
             return name_source(with_class_names(load_saved(path, split)), path.name)
     files = find_files(str(source), SUFFIXES)
     if files:
-        tables = [read_rows(file, encoding=encoding, columns=columns) for file in files]
+        tables = [
+            read_rows(file, encoding=encoding, columns=columns, cache_dir=cache_dir)
+            for file in files
+        ]
         name = name_of_files(str(source), files, tables)
         return name_source(join_tables(files, tables), name)
     suffix = table_suffix(path)
-    if suffix not in SUFFIXES or not path.is_file():
-        return _read_from_hub(str(source), split, path)
+    if not _is_table(path):
+        return _read_from_hub(str(source), split)
+    cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE)
+    check_cache(cache)
     with without_progress_bars():
         if suffix in NOT_TEXT and path.suffix.lower() in COMPRESSED:
             raise RowError(f"{path.name} holds a {suffix} file; unpack it first.")
         if suffix == ".parquet":
-            rows = _read_parquet(path)
+            rows = _read_parquet(path, cache)
         elif suffix == ".xlsx":
-            rows = _read_parsed(path, ("xlsx", split, columns), _workbook_parser(split, columns))
+            parse_sheet = _workbook_parser(split, columns)
+            rows = _read_parsed(path, ("xlsx", split, columns), parse_sheet, cache)
         else:
-            rows = _read_text(path, suffix, encoding, columns)
+            rows = _read_text(path, suffix, encoding, columns, cache)
     if columns is None and suffix in HAVE_HEADER:
         _warn_of_missing_header(rows, path)
     return name_source(rows, path.name)
@@ -167,7 +185,7 @@ def name_source(rows: datasets.Dataset, name: str) -> datasets.Dataset:
 
 def source_name(rows: datasets.Dataset) -> str:
     """Return what messages call the rows: their file, or the name from `name_source`."""
-    return rows.info.description or "rows"
+    return str(rows.info.description or "rows")
 
 
 def require_columns(rows: datasets.Dataset, columns: Iterable[str], reader: str) -> None:
@@ -187,8 +205,8 @@ def require_columns(rows: datasets.Dataset, columns: Iterable[str], reader: str)
             )
 
 
-def _read_from_hub(name: str, split: str | None, path: Path) -> datasets.Dataset:
-    _refuse_paths(name, path)
+def _read_from_hub(name: str, split: str | None) -> datasets.Dataset:
+    check_source(name)
     try:
         rows = datasets.load_dataset(name, split=split)
     except (OSError, ValueError) as error:
@@ -206,8 +224,16 @@ def _read_from_hub(name: str, split: str | None, path: Path) -> datasets.Dataset
     return name_source(rows, f"{name} ({split})")
 
 
-def _refuse_paths(name: str, path: Path) -> None:
-    """Raise a RowError for what is a path, not the name of a data set on the hub."""
+def _is_table(path: Path) -> bool:
+    """Whether there is a file of a kind that is read."""
+    return table_suffix(path) in SUFFIXES and path.is_file()
+
+
+def check_source(name: str) -> None:
+    """Raise a RowError for what is no file, folder of files, or name of a data set on the hub."""
+    path = Path(name)
+    if _is_table(path) or is_saved_dataset(path) or find_files(name, SUFFIXES):
+        return
     suffixes = ", ".join(sorted(SUFFIXES))
     if name == "-":
         raise RowError(
@@ -230,12 +256,26 @@ def _refuse_paths(name: str, path: Path) -> None:
     raise RowError(f"cannot read {name}: expected a file ending in {suffixes}, found {found}.")
 
 
+def check_cache(folder: Path) -> None:
+    """Raise ValueError where copies of files cannot be written into a folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        raise ValueError(
+            f"copies of files cannot be written to {folder} ({error.strerror}); set HF_HOME to a "
+            "folder that can be written, or give read_rows another cache_dir."
+        ) from None
+
+
 def _read_text(
-    path: Path, suffix: str, encoding: str | None, columns: Sequence[str] | None
+    path: Path, suffix: str, encoding: str | None, columns: Sequence[str] | None, cache: Path
 ) -> datasets.Dataset:
     found = find_encoding(path) if encoding is None else utf_8_with_mark(encoding)
     parse = PARSERS[suffix]
-    return _read_parsed(path, (suffix, found, columns), lambda file: parse(file, found, columns))
+    settings = (suffix, found, columns)
+    return _read_parsed(path, settings, lambda file: parse(file, found, columns), cache)
 
 
 def _workbook_parser(
@@ -245,7 +285,10 @@ def _workbook_parser(
 
 
 def _read_parsed(
-    path: Path, settings: tuple[Any, ...], parse: Callable[[Path], Iterator[Row]]
+    path: Path,
+    settings: tuple[Any, ...],
+    parse: Callable[[Path], Iterator[Row]],
+    cache: Path,
 ) -> datasets.Dataset:
     """Read a file twice: for the types of its columns and its errors, then for its rows.
 
@@ -253,6 +296,7 @@ def _read_parsed(
         path: of the file.
         settings: all that decides how it is read.
         parse: yields its rows.
+        cache: the folder for the copy that is memory-mapped.
     """
     column_types = _find_column_types(path, parse(path))
     features = datasets.Features(
@@ -273,7 +317,10 @@ def _read_parsed(
         while block := file.read(HASH_BLOCK_BYTES):
             key.update(block)
     return datasets.Dataset.from_generator(
-        convert_rows, features=features, fingerprint=key.hexdigest()[:32]
+        convert_rows,
+        features=features,
+        fingerprint=key.hexdigest()[:32],
+        cache_dir=str(cache),
     )
 
 
@@ -332,7 +379,7 @@ def _check_column_name(name: str, path: Path) -> None:
         )
 
 
-def _read_parquet(path: Path) -> datasets.Dataset:
+def _read_parquet(path: Path, cache: Path) -> datasets.Dataset:
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
@@ -345,7 +392,7 @@ def _read_parquet(path: Path) -> datasets.Dataset:
                 raise RowError(
                     f"{path.name} has the column {name!r} {count} times; name each once."
                 )
-        return with_class_names(datasets.Dataset.from_parquet(str(path)))
+        return with_class_names(datasets.Dataset.from_parquet(str(path), cache_dir=str(cache)))
     except RowError:
         raise
     except (

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from peftcls.engine.batch import INPUTS, Batch
-from peftcls.engine.model_state import Pooling, base_facts, unwrapped
+from peftcls.engine.model_choices import Pooling
+from peftcls.engine.model_state import base_facts, unwrapped
 from peftcls.engine.padding_free import padding_free
 from peftcls.engine.precision import in_float32
 from peftcls.engine.probes import head_reads_first_token

@@ -2,7 +2,7 @@
 
 import dataclasses
 import threading
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -10,10 +10,9 @@ from peftcls.engine.fast_paths import FastPaths
 from peftcls.engine.frozen_cache import FrozenLayerCache
 from peftcls.engine.kernels import choose_kernels, use_plain_kernels
 from peftcls.engine.layers import layers_of
+from peftcls.engine.model_choices import Pooling, Quantize
 from peftcls.engine.prefix_cache import SharedPrefix
 
-Quantize = Literal["8bit", "4bit"]
-Pooling = Literal["cls", "first", "last", "mean"]
 SLOT = "peftcls_state"  # the one attribute that is put on a transformers model
 
 
@@ -57,6 +56,8 @@ class ModelState:
 
     Args:
         base: which base model it is; None where it does not come from `load_base`.
+        task_type: the kind of task that it was loaded for, as PEFT calls it; None where it does not
+            come from `load_base`.
         method: how its adapter learns ("lora", "dora", ...); None without an adapter.
         lineage: the folders that it was continued from, oldest first.
         head_is_new: its head's weights are random so far, and no file has them.
@@ -75,6 +76,7 @@ class ModelState:
     """
 
     base: BaseFacts | None = None
+    task_type: str | None = None
     method: str | None = None
     lineage: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     head_is_new: bool = False
@@ -98,6 +100,7 @@ class ModelState:
         """What a copy of the model has too: facts and settings, no caches and no lock."""
         kept = (
             "base",
+            "task_type",
             "method",
             "lineage",
             "head_is_new",

@@ -36,7 +36,7 @@ def check_output(out: Path, source: Path) -> None:
         )
 
 
-def write_answers(
+def write_output(
     out: Path,
     rows: datasets.Dataset,
     columns: Columns,

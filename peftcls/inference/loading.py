@@ -9,7 +9,8 @@ import torch
 
 from peftcls.argument_checks import check_argument_types
 from peftcls.engine.fast_paths import FastPaths
-from peftcls.engine.model_state import Quantize, use_fast_paths
+from peftcls.engine.model_choices import Quantize
+from peftcls.engine.model_state import use_fast_paths
 from peftcls.inference.multi_loading import load_on_one_base, move_to_device
 from peftcls.inference.multi_predictor import ManyPredictor
 from peftcls.inference.predictor import Predictor

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from peftcls.engine.model_state import Quantize, base_facts
+from peftcls.engine.model_choices import Quantize
+from peftcls.engine.model_state import base_facts
 from peftcls.inference.multi_adapter_layers import (
     RoutedHead,
     RoutedLinear,
@@ -116,10 +117,21 @@ def move_to_device(model: torch.nn.Module, device: str | torch.device | None) ->
     Args:
         model: to move.
         device: unless given, the GPU of this process, or the CPU where there is none.
+
+    Raises:
+        ValueError: there is no such device.
     """
-    if base_facts(model).quantize is not None:
-        return
-    model.to(device or own_device())
+    chosen = device or own_device()
+    try:
+        # A device that PyTorch knows by name need not be there.
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError):
+        there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        raise ValueError(
+            f"device={device!r}: there is no such device here; expected one of {there}."
+        ) from None
+    if base_facts(model).quantize is None:
+        model.to(chosen)
 
 
 def _check_folders(folders: Sequence[Folder], quantize: Quantize | None) -> list[str]:

@@ -14,8 +14,9 @@ from peftcls.data.reading import Row, source_name
 from peftcls.data.tables import RowsOrTexts, table_of
 from peftcls.engine.batch import Batch
 from peftcls.engine.batching import micro_batches
-from peftcls.engine.head_logits import Pooling, class_logits
+from peftcls.engine.head_logits import class_logits
 from peftcls.engine.kernels import batch_tokens, call_tokens
+from peftcls.engine.model_choices import Pooling
 from peftcls.engine.model_state import base_facts, state_of
 from peftcls.engine.precision import tolerance
 from peftcls.engine.probes import can_pack

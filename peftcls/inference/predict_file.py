@@ -5,28 +5,33 @@ of a launcher share the rows.
 """
 
 import hashlib
+import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 from tqdm.auto import tqdm
 
-from peftcls.data.reading import read_rows
+from peftcls.data.reading import read_rows, require_columns, source_name
+from peftcls.data.row_numbers import select_rows
 from peftcls.data.tables import with_column_names
-from peftcls.inference.answer_files import Columns, check_output, write_answers
+from peftcls.inference.answer_files import Columns, check_output, write_output
 from peftcls.inference.answer_parts import AnswerParts, Values
 from peftcls.inference.launched import first_enters, launched_processes
 from peftcls.inference.predictor import Predictor
 from peftcls.logs import shows_bars
-from peftcls.models.adapter_folder import read_manifest
-from peftcls.tasks.base import Task
+from peftcls.models.adapter_manifest import read_manifest
+from peftcls.tasks.base import Answer, Task
 from peftcls.tasks.row_checks import check_rows
+
+logger = logging.getLogger("peftcls")
 
 # Written before the names of all new columns where the rows have a column of one of them already.
 COLUMN_PREFIX = "predicted_"
 PART = ".part"
+MAX_SHOWN_ROWS = 5
 DEFAULT_SEPARATOR = ";"
 
 
@@ -43,6 +48,7 @@ def predict_file(
     split: str | None = None,
     column_map: Mapping[str, str] | None = None,
     batch_size: int | None = None,
+    cache_dir: str | Path | None = None,
 ) -> tuple[int, list[str]]:
     """Answer every row of a file and write all its columns and the answers' to another file.
 
@@ -65,23 +71,29 @@ def predict_file(
         split: of a data set on the hub.
         column_map: from the new name of a column to the one that it has in the file.
         batch_size: at most this many rows at once.
+        cache_dir: for the copy of the file, as of `read_rows`.
 
     Returns:
         The number of rows, and the names of the answers' columns.
 
     Raises:
         RowError: a row cannot be answered; where that shows before the first answer, nothing is
-            written.
+            written. A row without a text is no error: its answer is empty, and a warning counts
+            such rows.
         ValueError: the output cannot be written there, the ".part" belongs to something else, or
             another run is writing into it.
         RunStoppedError: in the other processes, where the first one could not begin.
     """
     out = Path(out)
     check_output(out, Path(source))
-    rows = read_rows(source, encoding=encoding, columns=names, split=split)
+    rows = read_rows(source, encoding=encoding, columns=names, split=split, cache_dir=cache_dir)
     rows = with_column_names(rows, column_map or {})
+    blank = _blank_rows(predictor.task, rows)
+    answerable = rows
+    if blank:
+        answerable = select_rows(rows, [i for i in range(len(rows)) if i not in blank])
     columns = _new_columns(predictor.task, rows, source, probabilities=probabilities)
-    check_rows(predictor.task, rows, with_target=False)
+    check_rows(predictor.task, answerable, with_target=False)
     about: dict[str, Any] = {
         "adapter": read_manifest(Path(directory))["sum"],
         "rows": _fingerprint(Path(source), rows),
@@ -89,10 +101,10 @@ def predict_file(
     }
     if column_map:
         about["map"] = dict(column_map)
-    parts = AnswerParts(Path(f"{out}{PART}"), about, len(rows))
+    parts = AnswerParts(Path(f"{out}{PART}"), about, len(answerable))
 
     def answer(start: int, end: int) -> list[Values]:
-        answers = predictor.answer_part(rows, start, end, batch_size=batch_size)
+        answers = predictor.answer_part(answerable, start, end, batch_size=batch_size)
         return [
             predictor.task.answer_values(answer, probabilities=probabilities) for answer in answers
         ]
@@ -106,7 +118,8 @@ def predict_file(
         _fill(parts, answer, process, processes, shows_progress=shows_progress)
         if process == 0:
             separator = predictor.task.separator or DEFAULT_SEPARATOR
-            write_answers(out, rows, columns, parts.read(), separator)
+            answers = _with_blank_answers(parts.read(), len(rows), blank, len(columns))
+            write_output(out, rows, columns, answers, separator)
             parts.remove()
     return len(rows), list(columns)
 
@@ -127,6 +140,39 @@ def _fill(
             progress.update(parts.answered() - progress.n)
             parts.write(start, answer(start, min(start + parts.chunk_rows, parts.rows)))
         progress.update(parts.rows - progress.n)
+
+
+def _blank_rows(task: Task, rows: datasets.Dataset) -> set[int]:
+    """The indices of rows that cannot be answered since a text is empty; a warning counts them.
+
+    There are none where that is so of all rows: then something else is wrong.
+    """
+    require_columns(rows, task.columns(with_target=False), type(task).__name__)
+    blank = []
+    for index, row in enumerate(rows.select_columns(task.columns(with_target=False))):
+        if any(_is_blank(value) for value in row.values()) and task.problem(row, with_target=False):
+            blank.append(index)
+    if not blank or len(blank) == len(rows):
+        return set()
+    numbers = [str(index + 1) for index in blank[:MAX_SHOWN_ROWS]]
+    more = ", ..." if len(blank) > MAX_SHOWN_ROWS else ""
+    logger.warning(
+        f"{len(blank)} of {len(rows)} rows of {source_name(rows)} have no text and get no answer: "
+        f"rows {', '.join(numbers)}{more}."
+    )
+    return set(blank)
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _with_blank_answers(
+    answers: Iterator[Values], rows: int, blank: Collection[int], columns: int
+) -> Iterator[Values]:
+    """The answers of all rows, in their order: those that were given, and empty ones."""
+    for index in range(rows):
+        yield [None] * columns if index in blank else next(answers)
 
 
 def _new_columns(
@@ -152,3 +198,24 @@ def _fingerprint(source: Path, rows: datasets.Dataset) -> str:
         return str(rows._fingerprint)
     with source.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_answers(
+    out: str | Path, task: Task, rows: datasets.Dataset, answers: Sequence[Answer]
+) -> None:
+    """Write rows with their answers in new columns, as `predict_file` does.
+
+    Args:
+        out: ends in .csv, .tsv, .jsonl or .parquet.
+        task: that was answered.
+        rows: the rows, with all their columns.
+        answers: one for each row.
+
+    Raises:
+        ValueError: the output cannot be written there, or the rows have columns of these names.
+    """
+    path = Path(out)
+    check_output(path, Path(source_name(rows)))
+    columns = _new_columns(task, rows, source_name(rows), probabilities=False)
+    values = (task.answer_values(answer, probabilities=False) for answer in answers)
+    write_output(path, rows, columns, values, task.separator or DEFAULT_SEPARATOR)

@@ -2,7 +2,6 @@
 
 import functools
 import gc
-import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from peftcls.data.reading import Row, RowError, as_dataset, source_name
+from peftcls.data.row_numbers import row_numbers
 from peftcls.data.tables import RowsOrTexts, table_of
 from peftcls.engine.allocator import trim_heap
 from peftcls.engine.batch import Batch
@@ -165,12 +165,11 @@ class Predictor:
         return np.empty((0, width), np.float32)
 
     def _checked(self, rows: RowsOrTexts) -> datasets.Dataset:
-        """Rows as a table with the columns that are read. Raises RowError for wrong rows."""
+        """Rows as a table. Raises RowError for wrong rows."""
         table = rows_to_answer(self.task, rows)
-        if len(table) == 0:
-            return table
-        check_rows(self.task, table, with_target=False)
-        return table.select_columns(self.task.columns(with_target=False))
+        if len(table) > 0:
+            check_rows(self.task, table, with_target=False)
+        return table
 
     def _tokenized(
         self, table: datasets.Dataset, first: int, chunk_rows: int
@@ -195,8 +194,7 @@ class Predictor:
             end: the index behind the last one.
             batch_size: as in `predict`.
         """
-        columns = table.select_columns(self.task.columns(with_target=False))
-        features = self._tokenize_part(columns, start, end)
+        features = self._tokenize_part(table, start, end)
         answers = self.answer(features, batch_size)
         self.shortened_rows += _count_shortened(features)
         if end - start < len(table):
@@ -204,12 +202,13 @@ class Predictor:
         return answers
 
     def _tokenize_part(self, table: datasets.Dataset, start: int, end: int) -> list[Feature]:
+        part = table.select(range(start, end))
         return tokenize_rows(
             self.task,
-            table.select(range(start, end)).to_list(),
+            part.select_columns(self.task.columns(with_target=False)).to_list(),
             self.tokenizer,
             source=source_name(table),
-            numbers=itertools.count(start + 1),
+            numbers=row_numbers(table)[start:end],
         )
 
     @torch.inference_mode()

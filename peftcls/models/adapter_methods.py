@@ -5,10 +5,15 @@ from collections.abc import Sequence
 from typing import Any, Literal, cast, get_args
 
 import torch
-from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftConfig
-from peft.tuners.adalora import AdaLoraModel
 
 from peftcls.engine.model_state import state_of
+from peftcls.models.peft_library import (
+    AdaLoraConfig,
+    AdaLoraModel,
+    IA3Config,
+    LoraConfig,
+    PeftConfig,
+)
 
 Method = Literal["lora", "lora+", "dora", "rslora", "pissa", "adalora", "ia3"]
 LORA_PLUS_RATIO = 16.0

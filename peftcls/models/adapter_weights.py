@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -12,6 +11,12 @@ from peftcls.engine.model_state import base_facts, unwrapped
 from peftcls.models.folder_safety import ADAPTER_WEIGHTS, PART_WEIGHTS, check_finite
 from peftcls.models.lora_injection import set_head_dropout, wrap_adapter
 from peftcls.models.mixed_precision import widen_trained
+from peftcls.models.peft_library import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from peftcls.models.pretrained_io import reraise_as_value_error
 from peftcls.models.trainable import Tensors, trained_parameters
 

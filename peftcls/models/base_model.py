@@ -8,9 +8,11 @@ import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from peftcls.argument_checks import check_argument_types
+from peftcls.argument_names import names_arguments
 from peftcls.engine.head_inputs import head_layer_name
 from peftcls.engine.kernels import choose_kernels, fast_dtype
-from peftcls.engine.model_state import BaseFacts, Quantize, state_of
+from peftcls.engine.model_choices import Quantize
+from peftcls.engine.model_state import BaseFacts, state_of
 from peftcls.models.fingerprint import fingerprint_base, fingerprint_tensors
 from peftcls.models.folder_safety import check_base_config, check_finite
 from peftcls.models.pretrained_io import (
@@ -67,6 +69,7 @@ class _Loaded:
         return {key.rpartition(".")[0] for key in self.missing}
 
 
+@names_arguments
 def load_base(
     name: str | Path,
     task: Task,
@@ -193,6 +196,7 @@ def _load(
     if causal or not task.new_head:
         tokenizer.padding_side = "right"
     state = state_of(model)
+    state.task_type = task.peft_type
     state.base = _collect_facts(lasting_name(name), request, model, heads, causal=causal)
     state.head_is_new = request.reads_mean or _is_new(loaded, head_layer_name(model))
     return model, tokenizer

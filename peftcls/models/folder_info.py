@@ -4,15 +4,16 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peftcls.models.adapter_folder import MANIFEST, Folder, open_folder
+from peftcls.models.adapter_manifest import MANIFEST, read_manifest, read_task
 from peftcls.models.folder_safety import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     PART_WEIGHTS,
+    check_adapter_folder,
     tensor_shapes,
 )
 from peftcls.tasks.base import Task
@@ -23,21 +24,25 @@ OWN_LINES = ("name", "labels", "decisions", "template")
 """Fields of a task that are not listed among its settings."""
 
 
-def describe_folder(
-    source: str | Path | Folder, *, tasks: Sequence[type[Task]] = ()
-) -> dict[str, Any]:
+def describe_folder(directory: str | Path, *, tasks: Sequence[type[Task]] = ()) -> dict[str, Any]:
     """Describe a folder, ready for JSON: task, base, adapter, tensors, lineage, versions, sizes.
 
     Args:
-        source: written by `Trainer.save`, as a path or opened.
+        directory: written by `Trainer.save`.
         tasks: your own task classes, beside the four built-in ones.
 
     Raises:
         ValueError: the folder is incomplete or damaged.
     """
-    folder = source if isinstance(source, Folder) else open_folder(source, tasks=tasks)
-    directory = folder.directory
-    manifest = folder.manifest
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    check_adapter_folder(directory, manifest)
+    read_task(directory, manifest, tasks=tasks)
+    return folder_facts(directory, manifest)
+
+
+def folder_facts(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of `describe_folder`, of a folder that was checked."""
     has_adapter = (directory / ADAPTER_WEIGHTS).is_file()
     weights = ADAPTER_WEIGHTS if has_adapter else PART_WEIGHTS
     file_names = [*sorted(manifest["files"]), MANIFEST]
@@ -45,7 +50,7 @@ def describe_folder(
         "folder": str(directory),
         "task": manifest["task"],
         "base": manifest["base"],
-        "adapter": _adapter_settings(folder) if has_adapter else None,
+        "adapter": _adapter_settings(directory, manifest) if has_adapter else None,
         "weights": weights,
         "tensors": tensor_shapes(directory / weights),
         "lineage": manifest.get("lineage", []),
@@ -55,9 +60,9 @@ def describe_folder(
     }
 
 
-def _adapter_settings(folder: Folder) -> dict[str, Any]:
-    settings: dict[str, Any] = {"method": folder.manifest.get("method")}
-    text = (folder.directory / ADAPTER_CONFIG).read_text(encoding="utf-8")
+def _adapter_settings(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    settings: dict[str, Any] = {"method": manifest.get("method")}
+    text = (directory / ADAPTER_CONFIG).read_text(encoding="utf-8")
     config = json.loads(text)
     for name in ADAPTER_SETTINGS:
         if config.get(name) is not None:

@@ -3,16 +3,23 @@
 Nothing of such a folder is ever run.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from transformers.utils import find_adapter_config_file
 
-from peftcls.models.peft_settings import check_peft_settings, is_list_of_texts
+from peftcls.models.peft_settings import (
+    check_peft_settings,
+    check_unused_settings,
+    is_list_of_texts,
+)
+
+if TYPE_CHECKING:
+    import torch
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """The name that PEFT looks for."""
@@ -207,6 +214,8 @@ def check_base_config(source: str, config: Any, revision: str | None) -> None:
         config: its configuration, as transformers read it.
         revision: of a model on the hub.
     """
+    from transformers.utils import find_adapter_config_file
+
     if find_adapter_config_file(source, revision=revision) is not None:
         raise ValueError(
             f"{source} holds an adapter ({ADAPTER_CONFIG}), which would be loaded with it or lead "
@@ -235,6 +244,8 @@ def _is_safetensors_name(name: str) -> bool:
 
 def check_adapter_folder(directory: Path, manifest: Mapping[str, Any]) -> None:
     """Raise ValueError where an adapter folder holds what `save_adapter` never writes.
+
+    PEFT's settings that it does not use are left to `check_adapter_settings`.
 
     Args:
         directory: the folder; its listed files have been checked against their sums.
@@ -270,6 +281,18 @@ def check_adapter_folder(directory: Path, manifest: Mapping[str, Any]) -> None:
         check_peft_settings(
             config_file, read_object(config_file), manifest["base"]["heads"], widest
         )
+
+
+def check_adapter_settings(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise ValueError for a setting of PEFT that `attach_lora` does not use.
+
+    Args:
+        directory: of a folder that passed `check_adapter_folder`, before PEFT reads it.
+        manifest: as it was read.
+    """
+    if ADAPTER_CONFIG in manifest["files"]:
+        config_file = directory / ADAPTER_CONFIG
+        check_unused_settings(config_file, read_object(config_file))
 
 
 def _wrong_types(manifest: Mapping[str, Any]) -> Iterator[str]:
@@ -331,7 +354,7 @@ def tensor_shapes(file: Path) -> dict[str, list[int]]:
         ValueError: the file is damaged.
     """
     try:
-        with safe_open(str(file), framework="pt") as opened:
+        with safe_open(str(file), framework="np") as opened:
             names = sorted(opened.keys())
             return {name: list(opened.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OSError) as error:
@@ -364,6 +387,8 @@ def all_finite(tensor: torch.Tensor) -> bool:
     """Whether no value is nan or infinite, without a copy: 50 times faster than `isfinite`."""
     if tensor.numel() == 0:
         return True
+    import torch
+
     # If one value is nan, both extremes are nan.
     least, most = torch.aminmax(tensor)
     return bool(torch.isfinite(least) & torch.isfinite(most))

@@ -3,15 +3,16 @@
 from typing import Any
 
 import torch
-from peft.tuners.lora.layer import Linear
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from peftcls.models.peft_library import LoraLinear
+
 Tensor = torch.Tensor
 
 
-class FusedLoraLinear(Linear):
+class FusedLoraLinear(LoraLinear):
     """PEFT's LoRA layer with a fused forward pass.
 
     PEFT's own forward pass is used for everything but one plain update: merged weights, several
@@ -105,5 +106,5 @@ def fuse_lora_layers(model: torch.nn.Module) -> None:
     experimental, would have to be repeated whenever a saved configuration is read.
     """
     for module in model.modules():
-        if type(module) is Linear:
+        if type(module) is LoraLinear:
             module.__class__ = FusedLoraLinear

@@ -5,16 +5,17 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from peftcls.argument_checks import check_argument_types
+from peftcls.argument_names import names_arguments
 from peftcls.engine.model_state import base_facts, state_of, unwrapped
 from peftcls.models.adapter_methods import Method, method_config
 from peftcls.models.fused_lora import fuse_lora_layers
 from peftcls.models.label_layer import label_layer_name
 from peftcls.models.mixed_precision import keep_in_float32
+from peftcls.models.peft_library import PeftConfig, PeftModel, get_peft_model
 from peftcls.models.target_modules import target_modules
 from peftcls.models.trainable import _above_backbone
 from peftcls.models.weight_sharing import own_weights
@@ -23,6 +24,7 @@ from peftcls.tasks.base import Task
 DEFAULT_RANK = 16
 
 
+@names_arguments
 def attach_lora(
     model: PreTrainedModel,
     task: Task,

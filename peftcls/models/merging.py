@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from peftcls.engine.batch import INPUTS
 from peftcls.engine.model_state import base_facts
 from peftcls.models.adapter_folder import READABLE, Folder, load_adapter, open_folder
-from peftcls.models.folder_info import describe_folder
+from peftcls.models.folder_info import folder_facts
 from peftcls.models.mixed_precision import widen_all
 from peftcls.models.model_card import write_merged_card
+from peftcls.models.peft_library import PeftModel
 from peftcls.models.pretrained_io import quiet
 from peftcls.tasks.base import Feature, Task, token_limit
 
@@ -142,7 +142,9 @@ def _write_checked(
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(str(temporary))
         _check_reloaded(temporary, folder, tokenizer, probes, expected)
-        write_merged_card(temporary, folder.task, describe_folder(folder), remarks)
+        write_merged_card(
+            temporary, folder.task, folder_facts(folder.directory, folder.manifest), remarks
+        )
 
 
 @contextlib.contextmanager

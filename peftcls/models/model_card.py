@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from peftcls.evaluation import Evaluation
 from peftcls.models.adapter_folder import READABLE, Folder, open_folder
 from peftcls.models.folder_info import (
-    describe_folder,
+    folder_facts,
     tell_adapter,
     tell_decisions,
     tell_versions,
@@ -61,7 +61,7 @@ def write_card(
         ValueError: the folder is incomplete or damaged.
     """
     folder = directory if isinstance(directory, Folder) else open_folder(directory, tasks=tasks)
-    facts = describe_folder(folder)
+    facts = folder_facts(folder.directory, folder.manifest)
     path = folder.directory / CARD
     if path.is_file() and not is_own_card(path):
         return path
@@ -103,7 +103,7 @@ def write_merged_card(
     Args:
         out: the folder of the merged model.
         task: of the adapter folder.
-        facts: of the adapter folder, from `describe_folder`.
+        facts: of the adapter folder, from `folder_facts`.
         remarks: what plain transformers does otherwise, a sentence each.
     """
     text = _render(

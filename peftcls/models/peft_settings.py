@@ -8,9 +8,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-
 PEFT_TYPES = ("LORA", "ADALORA", "IA3")
 """The kinds of adapter that `attach_lora` makes."""
 PEFT_HEADS = frozenset(("classifier", "score", "qa_outputs"))
@@ -46,9 +43,9 @@ SHOWN_CHARACTERS = 200
 def check_peft_settings(
     file: Path, settings: Mapping[str, Any], heads: Iterable[str], widest: int
 ) -> None:
-    """Raise ValueError for PEFT settings that `attach_lora` does not make.
+    """Raise ValueError for a PEFT setting with a value that `attach_lora` does not make.
 
-    Settings that `attach_lora` does not use must have PEFT's defaults.
+    Settings that `attach_lora` does not use are left to `check_unused_settings`.
 
     Args:
         file: the settings' file, for messages.
@@ -61,14 +58,9 @@ def check_peft_settings(
         raise ValueError(
             f"{file} has the peft_type {peft_type!r}, expected one of {list(PEFT_TYPES)}."
         )
-    defaults = _default_settings(PEFT_TYPE_TO_CONFIG_MAPPING[peft_type])
     for name, value in settings.items():
-        if not _is_own_setting(name, value, heads, defaults):
-            # A name can hold line breaks.
-            setting = f"{' '.join(name.split())}={json.dumps(value)[:SHOWN_CHARACTERS]}"
-            raise ValueError(
-                f"{file} has {setting}, which is no setting of an adapter that peftcls wrote."
-            )
+        if _is_own_setting(name, value, heads) is False:
+            raise _not_own(file, name, value)
     ranks = {name: settings[name] for name in RANK_SETTINGS if name in settings}
     ranks |= settings.get("rank_pattern") or {}
     for name, rank in ranks.items():
@@ -79,7 +71,30 @@ def check_peft_settings(
             )
 
 
-def _default_settings(config_class: type[PeftConfig]) -> dict[str, Any]:
+def check_unused_settings(file: Path, settings: Mapping[str, Any]) -> None:
+    """Raise ValueError where a setting that `attach_lora` does not use is not PEFT's default.
+
+    Args:
+        file: the settings' file, for messages.
+        settings: as they were read; they have passed `check_peft_settings`.
+    """
+    from peftcls.models.peft_library import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    defaults = _default_settings(PEFT_TYPE_TO_CONFIG_MAPPING[settings["peft_type"]])
+    for name, value in settings.items():
+        if _is_own_setting(name, value, ()) is None and not _is_default(name, value, defaults):
+            raise _not_own(file, name, value)
+
+
+def _not_own(file: Path, name: str, value: Any) -> ValueError:
+    # A name can hold line breaks.
+    setting = f"{' '.join(name.split())}={json.dumps(value)[:SHOWN_CHARACTERS]}"
+    return ValueError(
+        f"{file} has {setting}, which is no setting of an adapter that peftcls wrote."
+    )
+
+
+def _default_settings(config_class: Any) -> dict[str, Any]:
     defaults = {}
     for field in dataclasses.fields(config_class):
         if field.default_factory is dataclasses.MISSING:
@@ -89,10 +104,8 @@ def _default_settings(config_class: type[PeftConfig]) -> dict[str, Any]:
     return defaults
 
 
-def _is_own_setting(
-    name: str, value: Any, heads: Iterable[str], defaults: Mapping[str, Any]
-) -> bool:
-    """Whether a PEFT setting has a value that `attach_lora` can give it."""
+def _is_own_setting(name: str, value: Any, heads: Iterable[str]) -> bool | None:
+    """Whether a PEFT setting has a value that `attach_lora` can give it; None if it gives none."""
     if name in TEXT_SETTINGS:
         return isinstance(value, str | None)
     if name in SWITCH_SETTINGS:
@@ -110,6 +123,10 @@ def _is_own_setting(
             return value is None or (isinstance(value, list) and set(map(str, value)) <= allowed)
         case "init_lora_weights":
             return value in (True, "pissa")
+    return None
+
+
+def _is_default(name: str, value: Any, defaults: Mapping[str, Any]) -> bool:
     # A setting of another version of PEFT must be switched off.
     if name not in defaults:
         return not value

@@ -8,7 +8,7 @@ import torch
 from transformers import BitsAndBytesConfig
 from transformers.quantizers.base import get_keys_to_not_convert
 
-from peftcls.engine.model_state import Quantize
+from peftcls.engine.model_choices import Quantize
 from peftcls.models.structure import head_modules
 from peftcls.tasks.base import Task
 

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import bitsandbytes as bnb
 import torch
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from peftcls.engine.head_logits import sees_later_tokens
+from peftcls.models.peft_library import bnb
 from peftcls.tasks.base import Task
 
 QUANTIZED_LAYERS = (bnb.nn.Linear8bitLt, bnb.nn.Linear4bit)

@@ -3,13 +3,12 @@
 from typing import Literal, get_args
 
 import torch
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from peftcls.engine.model_state import base_facts, unwrapped
 from peftcls.models.mixed_precision import _is_trained, widen_trained
+from peftcls.models.peft_library import BaseTunerLayer, PeftModel
 from peftcls.models.weight_sharing import own_weights
 from peftcls.tasks.base import Task
 

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import PreTrainedModel
 
 from peftcls.engine.model_state import base_facts, state_of
+from peftcls.models.peft_library import PeftModel
 
 
 def share_base(model: PreTrainedModel) -> PreTrainedModel:

@@ -1,9 +1,11 @@
 """Examine the rows of all splits together, before training: errors, leaks and oddities."""
 
+from __future__ import annotations
+
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import datasets
-from transformers import PreTrainedTokenizerBase
 
 from peftcls.data.reading import as_dataset
 from peftcls.data.tables import Rows
@@ -17,6 +19,9 @@ from peftcls.quality.number_checks import number_findings, scale_findings
 from peftcls.quality.scan import SplitScan, has_closed_labels, scan_rows
 from peftcls.quality.split_checks import few_rows, question_findings, repeated_rows, row_findings
 from peftcls.tasks.base import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def examine_rows(

@@ -1,13 +1,18 @@
 """Check lengths: the tokens of rows, and rows that are longer than the model reads."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from peftcls.quality.findings import Finding, Severity
 from peftcls.quality.scan import SplitScan
 from peftcls.tasks.base import Task, token_limit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # With a larger share of shortened rows, the finding is a warning.
 MAX_SHORTENED_SHARE = 0.1

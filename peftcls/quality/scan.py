@@ -1,15 +1,17 @@
 """Scan a split: one pass over its rows collects what the checks compare; no text is kept."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
-from transformers import PreTrainedTokenizerBase
 
 from peftcls.data.reading import Row
+from peftcls.data.row_numbers import row_numbers
 from peftcls.errors import RowError
 from peftcls.quality.column_rules import ColumnProperties
 from peftcls.quality.findings import MAX_SHOWN_ROWS, Finding, Severity
@@ -18,6 +20,9 @@ from peftcls.quality.text_checks import text_faults
 from peftcls.tasks.base import Task, token_limit
 from peftcls.tasks.instruction import Instruction
 from peftcls.tasks.splitting import same_text_key
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 READ_ROWS = 256
 # Of these rows the formatting of all columns is kept; they are spread over the table.
@@ -165,11 +170,10 @@ def _checked_columns(task: Task) -> list[str]:
 
 
 def _numbered_rows(table: datasets.Dataset) -> Iterator[tuple[int, Row]]:
-    number = 0
+    numbers = iter(row_numbers(table))
     for batch in table.iter(batch_size=READ_ROWS):
         for values in zip(*batch.values(), strict=True):
-            number += 1
-            yield number, dict(zip(batch, values, strict=True))
+            yield next(numbers), dict(zip(batch, values, strict=True))
 
 
 def _labels(task: Task, row: Row, target: str) -> tuple[str, ...]:

@@ -1,6 +1,8 @@
 """Check the answers of extractive question answering: where they are, and whether they can be."""
 
-from transformers import PreTrainedTokenizerBase
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from peftcls.data.reading import Row
 from peftcls.tasks.base import Task
@@ -13,6 +15,9 @@ from peftcls.tasks.spans import (
     has_wrong_start,
     occurs_in_better_sentence,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def answer_faults(task: Task, row: Row, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:

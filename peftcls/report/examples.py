@@ -7,6 +7,7 @@ from typing import Any, Protocol, cast
 import datasets
 
 from peftcls.data.reading import Row, source_name
+from peftcls.data.row_numbers import row_numbers
 from peftcls.evaluation import NO_ANSWER
 from peftcls.metrics import keyword_scores, span_f1
 from peftcls.report.marked_text import Pieces, clip_text, mark_spans
@@ -83,11 +84,25 @@ def choose_examples(
 ) -> list[Group]:
     """Choose the rows of a test table that its reader should see, by kind.
 
+    Their numbers are those of the file.
+
     Args:
         task: that was answered.
         test: the rows that were answered.
         answers: of each system, the run's own first.
     """
+    numbers = row_numbers(test)
+    numbered = []
+    for group in _groups(task, test, answers):
+        examples = [
+            dataclasses.replace(example, row=numbers[example.row - 1]) for example in group.examples
+        ]
+        numbered.append(dataclasses.replace(group, examples=tuple(examples)))
+    return numbered
+
+
+def _groups(task: Task, test: datasets.Dataset, answers: Mapping[str, Answers]) -> list[Group]:
+    """The groups of examples of each kind of task; a row's number is its place in the table."""
     table: list[Row] = test.to_list()
     own_answers, *_ = answers.values()
     match task.answer_kind:

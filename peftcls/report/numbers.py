@@ -16,6 +16,7 @@ from peftcls.data.reading import source_name
 from peftcls.evaluation import Evaluation, compare_answers
 from peftcls.metrics import calibration_bins
 from peftcls.report.run import Run
+from peftcls.report.verdict import verdict_of
 from peftcls.tasks.base import Answer, Task
 
 FORMAT = 1
@@ -90,7 +91,7 @@ def _compare_with_strongest(
     evaluations: Mapping[str, Evaluation],
     resamples: int,
 ) -> Numbers:
-    """Compare the run with the best other system; the verdict is "ahead", "behind" or "level"."""
+    """Compare the run with the best other system; the verdict is a key of `verdict.TITLES`."""
     own_system = next(iter(answers))
     score = task.monitor
     other_scores = {
@@ -105,18 +106,13 @@ def _compare_with_strongest(
         task, answers[own_system], answers[strongest], test, score=score, resamples=resamples
     )
     low, high = comparison.interval
-    verdict = "level"
-    if low > 0:
-        verdict = "ahead"
-    elif high < 0:
-        verdict = "behind"
     return {
         "system": own_system,
         "against": strongest,
         "difference": comparison.difference,
         "from": low,
         "to": high,
-        "verdict": verdict,
+        "verdict": verdict_of(low, high, len(test)),
     }
 
 

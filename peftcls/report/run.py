@@ -30,6 +30,8 @@ class Run:
     """What is trained and what is frozen, in parameters and bytes; see `model_parts`."""
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """The fields of `TrainConfig`."""
+    unchanged: Sequence[str] = ()
+    """The settings that have their default, which the page does not list."""
     history: Sequence[Mapping[str, float]] = ()
     """`Progress.history`: entries with a step and a loss, or a step and validation scores."""
     best_step: int | None = None

@@ -20,6 +20,7 @@ from peftcls.report.figures import Drawing, draw_figures
 from peftcls.report.files import FIGURES, METRICS, PAGE, check_report_room
 from peftcls.report.numbers import Numbers, gather_numbers
 from peftcls.report.run import Run
+from peftcls.report.verdict import TITLES, next_step, tell_verdict
 from peftcls.tasks.base import Answer, Task
 
 THIS_RUN = "this run"
@@ -109,6 +110,16 @@ def write_report(
     return directory / PAGE
 
 
+def read_verdict(directory: Path) -> str:
+    """The verdict of a folder's report and what to do next; empty without another system."""
+    numbers = json.loads((directory / METRICS).read_text(encoding="utf-8"))
+    headline = numbers["headline"]
+    rows = numbers["rows"]["test"]["rows"]
+    if not headline["verdict"]:
+        return ""
+    return f"{tell_verdict(headline, numbers['score'], rows)} {next_step(headline, rows)}"
+
+
 def _name_tables(
     train: datasets.Dataset, valid: datasets.Dataset | None, test: datasets.Dataset
 ) -> dict[str, datasets.Dataset]:
@@ -159,6 +170,8 @@ def render_page(
         title_of=wording.score_title,
         meaning_of=wording.score_meaning,
     )
+    headline = numbers["headline"]
+    test_rows = numbers["rows"]["test"]["rows"]
     figures = {}
     for name, drawing in drawings.items():
         figures[name] = {
@@ -172,6 +185,8 @@ def render_page(
         groups=groups,
         figures=figures,
         title=title,
+        verdict_title=TITLES.get(headline["verdict"], ""),
+        next_step=next_step(headline, test_rows) if headline["verdict"] else "",
         own=numbers["headline"]["system"],
         confusion_table=_confusion_table(numbers),
         confusions=_commonest_confusions(numbers),

@@ -1,24 +1,29 @@
 """The base class of all tasks: what a row means to a model."""
 
+from __future__ import annotations
+
 import dataclasses
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import datasets
 import pyarrow as pa
-import torch
-from transformers import PreTrainedTokenizerBase
 
 from peftcls.data.reading import Row
 from peftcls.data.tables import Rows
-from peftcls.engine.batch import Batch
-from peftcls.engine.head_logits import Pooling, class_logits
+from peftcls.engine.model_choices import Pooling
 from peftcls.tasks.answer_columns import columns_of, values_of
 from peftcls.tasks.answers import Answer, AnswerKind
 from peftcls.tasks.decisions import PLAIN, Decisions
 from peftcls.tasks.descriptions import describe_fields
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from peftcls.engine.batch import Batch
 
 Feature = dict[str, Any]
 ANOTHER_VERSION = "the folder was written by another version of peftcls."
@@ -264,9 +269,15 @@ class Task(ABC):
         """Columns that are never shortened."""
         return set()
 
+    def head_logits(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """The logits of the head for a batch, of shape (rows, outputs)."""
+        from peftcls.engine.head_logits import class_logits
+
+        return class_logits(model, batch, self.pooling, causal=self.causal)
+
     def raw_logits(self, model: torch.nn.Module, batch: Batch) -> list[torch.Tensor]:
         """The logits that peftcls computes for a batch, one tensor per row or window."""
-        return list(class_logits(model, batch, self.pooling, causal=self.causal))
+        return list(self.head_logits(model, batch))
 
     def plain_logits(self, output: Any, batch: Batch) -> list[torch.Tensor]:
         """The same logits, out of what a plain transformers model returned for the batch."""
@@ -326,6 +337,8 @@ def pad(sequences: Sequence[Sequence[int]], value: int, side: str) -> torch.Tens
         value: the padding.
         side: of the padding, "right" or "left".
     """
+    import torch
+
     width = max(len(sequence) for sequence in sequences)
     padded = []
     for sequence in sequences:

@@ -1,23 +1,23 @@
 """One text, or a pair of texts, gets one label or several, through a classification head."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import datasets
 import numpy as np
-import torch
-from torch.nn import functional as F
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from peftcls import metrics
 from peftcls.argument_checks import check_argument_types
 from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
+from peftcls.data.row_numbers import row_numbers
 from peftcls.data.tables import Rows, training_split
-from peftcls.engine.batch import Batch
-from peftcls.engine.head_logits import Pooling, class_logits, in_float32, mean_of_windows
+from peftcls.engine.model_choices import Pooling
 from peftcls.tasks.answers import Answer, AnswerKind
+from peftcls.tasks.auto_models import AutoModel
 from peftcls.tasks.base import Feature, Task
 from peftcls.tasks.decisions import PLAIN, Decisions, decisions_setting, fit_decisions
 from peftcls.tasks.labels import (
@@ -42,6 +42,12 @@ from peftcls.tasks.text_encoding import (
     text_problem,
     text_setting_problems,
 )
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from peftcls.engine.batch import Batch
 
 FOCAL_GAMMA = 2.0  # Lin et al. 2017, "Focal Loss for Dense Object Detection", section 3.2
 LOSSES = ("cross_entropy", "bce", "focal")
@@ -97,7 +103,7 @@ class Classification(Task):
 
     monitor: ClassVar[str] = "f1_macro"
     new_head: ClassVar[bool] = True
-    auto_model: ClassVar[Any] = AutoModelForSequenceClassification
+    auto_model = AutoModel("AutoModelForSequenceClassification")
     peft_type: ClassVar[str] = "SEQ_CLS"
 
     def __post_init__(self) -> None:
@@ -217,7 +223,7 @@ class Classification(Task):
     def _label_counts(self, rows: datasets.Dataset) -> Counter[str]:
         """The sum of the shares of each label."""
         counts: Counter[str] = Counter()
-        for number, value in enumerate(rows[self.label], 1):
+        for number, value in zip(row_numbers(rows), rows[self.label], strict=True):
             try:
                 counts.update(self._shares(value))
             except ValueError as error:
@@ -328,6 +334,8 @@ class Classification(Task):
         return self.labels
 
     def collate(self, features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> Batch:
+        import torch
+
         batch = collate_texts(features, tokenizer)
         if "target" in features[0]:
             batch["target"] = torch.tensor([feature["target"] for feature in features])
@@ -335,8 +343,9 @@ class Classification(Task):
         return batch
 
     def loss_sum(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        logits = in_float32(class_logits(model, batch, self.pooling, causal=self.causal))
-        return self.loss_of_logits(logits, batch)
+        from peftcls.engine.precision import in_float32
+
+        return self.loss_of_logits(in_float32(self.head_logits(model, batch)), batch)
 
     def loss_of_logits(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         row_losses = self._row_losses(logits, batch["target"].to(logits.dtype))
@@ -344,6 +353,9 @@ class Classification(Task):
 
     def _row_losses(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Losses of shape (rows,) from logits and targets of shape (rows, labels)."""
+        import torch
+        from torch.nn import functional as F
+
         if self.loss == "bce":
             losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
             return losses.mean(1)
@@ -361,7 +373,7 @@ class Classification(Task):
         features: Sequence[Feature],
         tokenizer: PreTrainedTokenizerBase,
     ) -> list[Answer]:
-        return self.answers_of(class_logits(model, batch, self.pooling, causal=self.causal))
+        return self.answers_of(self.head_logits(model, batch))
 
     def decode_logits(
         self,
@@ -370,6 +382,8 @@ class Classification(Task):
         features: Sequence[Feature],
         tokenizer: PreTrainedTokenizerBase,
     ) -> list[Answer]:
+        from peftcls.engine.head_logits import mean_of_windows
+
         if "windows" in batch:
             logits = mean_of_windows(logits, batch["windows"])
         return self.answers_of(logits)
@@ -381,7 +395,7 @@ class Classification(Task):
             table = self.decisions.any_of(logits)
         elif self.loss == "bce":
             # The labels' independent probabilities are normalised to sum to one.
-            table = self.decisions.one_of(F.logsigmoid(logits))
+            table = self.decisions.one_of(_log_sigmoid(logits))
         else:
             table = self.decisions.one_of(logits)
         labels = self._known_labels
@@ -453,6 +467,12 @@ class Classification(Task):
             min_accuracy=min_accuracy,
         )
         return dataclasses.replace(self, decisions=decisions)
+
+
+def _log_sigmoid(logits: torch.Tensor) -> torch.Tensor:
+    from torch.nn import functional as F
+
+    return F.logsigmoid(logits)
 
 
 def _is_weight(value: Any) -> bool:

@@ -1,18 +1,19 @@
 """From probabilities to decisions: temperature, thresholds, abstention, and their calibration."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp, softplus
-from sklearn.metrics import precision_recall_curve
 
 from peftcls.argument_checks import check_argument_types
 from peftcls.tasks.answers import Answer
 from peftcls.tasks.descriptions import describe_fields
+
+if TYPE_CHECKING:
+    import torch
 
 MIN_PROBABILITY = 1e-300  # a smaller probability is raised to this before its logarithm is taken
 MIN_TEMPERATURE = 0.05
@@ -208,6 +209,8 @@ def _fit_label_sets(
     probabilities: np.ndarray, truth: np.ndarray, labels: Sequence[str], before: Decisions
 ) -> Decisions:
     """Fit a temperature and the thresholds of labels that do not exclude each other."""
+    from scipy.special import softplus
+
     noise = _label_noise(len(truth))
     target = np.where(truth, 1 - noise, noise)
     odds = np.log(probabilities.clip(MIN_PROBABILITY)) - np.log(
@@ -234,6 +237,8 @@ def _fit_single_labels(
     min_accuracy: float | None,
 ) -> Decisions:
     """Fit a temperature, and a threshold for abstention, of labels that exclude each other."""
+    from scipy.special import logsumexp
+
     noise = _label_noise(len(truth))
     target = np.where(truth, 1 - noise, noise / (len(labels) - 1))
     logits = before.temperature * np.log(probabilities.clip(MIN_PROBABILITY))
@@ -260,6 +265,8 @@ def _label_noise(rows: int) -> float:
 
 def _best_temperature(loss: Callable[[float], float]) -> float:
     """The temperature whose inverse minimises a loss."""
+    from scipy.optimize import minimize_scalar
+
     result = minimize_scalar(
         loss,
         bounds=(1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE),
@@ -273,6 +280,8 @@ def _best_threshold(truth: np.ndarray, probability: np.ndarray) -> float:
     """The threshold with the highest F1 of one label; 0.5 where too few rows have or lack it."""
     if min(truth.sum(), (~truth).sum()) < MIN_THRESHOLD_ROWS:
         return 0.5
+    from sklearn.metrics import precision_recall_curve
+
     precision, recall, thresholds = precision_recall_curve(truth, probability)
     # The last point belongs to no threshold.
     precision = precision[:-1]

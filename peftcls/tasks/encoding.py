@@ -1,20 +1,25 @@
 """Tokenize whole tables of rows; every error message names the row."""
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
-from transformers import PreTrainedTokenizerBase
 
 from peftcls.data.reading import Row, RowError, source_name, without_progress_bars
+from peftcls.data.row_numbers import row_numbers
 from peftcls.tasks.base import Feature, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CHECKSUM_ROWS = 1000
 MAX_CHUNK_ROWS = 256
@@ -81,6 +86,7 @@ class EncodedTable:
         shortened_rows: how many rows lost tokens.
         fingerprint: of the rows, the task, the base model and the tokenizer.
         sequences: how many sequences the model reads: the rows, or all their windows.
+        numbers: the number of each row in its file, from 1.
     """
 
     features: datasets.Dataset
@@ -90,6 +96,7 @@ class EncodedTable:
     shortened_rows: int
     fingerprint: str
     sequences: int
+    numbers: Sequence[int]
 
     def take(self, indices: Sequence[int]) -> list[Feature]:
         """The features of these rows."""
@@ -140,6 +147,7 @@ def encode_table(
     if not with_target:
         fingerprint = f"{fingerprint}-inputs"
     source = source_name(rows)
+    numbers = row_numbers(rows)
     columns = task.columns(with_target=with_target)
 
     def encode(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
@@ -148,7 +156,7 @@ def encode_table(
             _rows_of_columns(batch),
             tokenizer,
             source=source,
-            numbers=(index + 1 for index in indices),
+            numbers=[numbers[index] for index in indices],
             with_target=with_target,
         )
         features = list(encoded)
@@ -164,7 +172,7 @@ def encode_table(
             remove_columns=columns,
             new_fingerprint=fingerprint,
         )
-    return _summarise(features, fingerprint, with_target=with_target)
+    return _summarise(features, fingerprint, numbers, with_target=with_target)
 
 
 def _fingerprint(
@@ -188,7 +196,9 @@ def _fingerprint(
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _summarise(features: datasets.Dataset, fingerprint: str, *, with_target: bool) -> EncodedTable:
+def _summarise(
+    features: datasets.Dataset, fingerprint: str, numbers: Sequence[int], *, with_target: bool
+) -> EncodedTable:
     """Put what training plans need to know about the features into memory."""
     strata = None
     if "stratum" in features.column_names:
@@ -207,4 +217,5 @@ def _summarise(features: datasets.Dataset, fingerprint: str, *, with_target: boo
         shortened_rows=sum(features["shortened"]),
         fingerprint=fingerprint,
         sequences=sequences,
+        numbers=numbers,
     )

@@ -1,20 +1,20 @@
 """Extractive question answering: find the span of a context that answers a question, or none."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import datasets
-import torch
-from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 
 from peftcls import metrics
 from peftcls.argument_checks import check_argument_types
 from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
+from peftcls.data.row_numbers import row_numbers
 from peftcls.data.tables import Rows, training_split
-from peftcls.engine.batch import Batch
-from peftcls.engine.head_logits import end_logits, mean_of_windows, row_of_windows
 from peftcls.tasks.answers import Answer, AnswerKind
+from peftcls.tasks.auto_models import AutoModel
 from peftcls.tasks.base import Feature, Task, pad, without_padding
 from peftcls.tasks.qa_windows import (
     FLAGS,
@@ -22,7 +22,6 @@ from peftcls.tasks.qa_windows import (
     encode_questions,
     padded_offsets,
 )
-from peftcls.tasks.span_search import best_spans, row_logsumexp
 from peftcls.tasks.spans import find_answers, gold_answers, is_empty_cell
 from peftcls.tasks.text_encoding import (
     collate_texts,
@@ -30,6 +29,12 @@ from peftcls.tasks.text_encoding import (
     split_windows,
     text_problem,
 )
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from peftcls.engine.batch import Batch
 
 MIN_THRESHOLD = 1e-6
 
@@ -75,7 +80,7 @@ class ExtractiveQA(Task):
 
     monitor: ClassVar[str] = "f1"
     new_head: ClassVar[bool] = True
-    auto_model: ClassVar[Any] = AutoModelForQuestionAnswering
+    auto_model = AutoModel("AutoModelForQuestionAnswering")
     peft_type: ClassVar[str] = "QUESTION_ANS"
     pipeline_tag: ClassVar[str] = "question-answering"
     place_columns: ClassVar[tuple[str, ...]] = ("title", "paragraph", "id")
@@ -127,7 +132,7 @@ class ExtractiveQA(Task):
             RowError: a cell holds neither answers nor an empty list.
         """
         answerable = []
-        for number, value in enumerate(rows[self.answers], 1):
+        for number, value in zip(row_numbers(rows), rows[self.answers], strict=True):
             if is_empty_cell(value):
                 continue
             try:
@@ -223,6 +228,10 @@ class ExtractiveQA(Task):
         return batch
 
     def loss_sum(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        import torch
+
+        from peftcls.engine.head_logits import end_logits
+
         golds = (batch["starts"], batch["ends"])
         total = torch.zeros((), device=batch["starts"].device)
         for logits, gold in zip(end_logits(model, batch), golds, strict=True):
@@ -238,6 +247,11 @@ class ExtractiveQA(Task):
             gold: True at the right tokens, of the same shape.
             batch: the batch.
         """
+        import torch
+
+        from peftcls.engine.head_logits import row_of_windows
+        from peftcls.tasks.span_search import row_logsumexp
+
         windows = batch["windows"]
         every = row_logsumexp(logits, batch["allowed"], windows)
         right = row_logsumexp(logits, gold, windows)
@@ -257,6 +271,10 @@ class ExtractiveQA(Task):
         features: Sequence[Feature],
         tokenizer: PreTrainedTokenizerBase,
     ) -> list[Answer]:
+        import torch
+
+        from peftcls.engine.head_logits import end_logits
+
         logits = torch.stack(end_logits(model, batch), dim=-1)
         return self.decode_logits(logits, batch, features, tokenizer)
 
@@ -267,6 +285,8 @@ class ExtractiveQA(Task):
         features: Sequence[Feature],
         tokenizer: PreTrainedTokenizerBase,
     ) -> list[Answer]:
+        from peftcls.tasks.span_search import best_spans
+
         start, end = logits.double().cpu().unbind(-1)
         flags = {name: batch[name].cpu() for name in ("allowed", "null", "windows")}
         null_logits = _null_logits(start, flags) + _null_logits(end, flags)
@@ -318,10 +338,16 @@ class ExtractiveQA(Task):
         return {self.question}
 
     def raw_logits(self, model: torch.nn.Module, batch: Batch) -> list[torch.Tensor]:
+        import torch
+
+        from peftcls.engine.head_logits import end_logits
+
         logits = torch.stack(end_logits(model, batch), dim=-1)
         return without_padding(logits, batch["attention_mask"])
 
     def plain_logits(self, output: Any, batch: Batch) -> list[torch.Tensor]:
+        import torch
+
         logits = torch.stack([output.start_logits, output.end_logits], dim=-1)
         return without_padding(logits, batch["attention_mask"])
 
@@ -394,5 +420,7 @@ def _best_null_threshold(
 
 def _null_logits(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     """The logits of there being no answer: means over each row's windows, of shape (rows,)."""
+    from peftcls.engine.head_logits import mean_of_windows
+
     by_window = (logits * batch["null"]).sum(1, keepdim=True)
     return mean_of_windows(by_window, batch["windows"])[:, 0]

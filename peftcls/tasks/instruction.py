@@ -1,21 +1,19 @@
 """Instruction tuning: a causal LM answers a prompt with a text, or with one of a set of labels."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import datasets
-import torch
-from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
 
 from peftcls import metrics
 from peftcls.argument_checks import check_argument_types
 from peftcls.data.reading import Row, RowError, require_columns, source_name
-from peftcls.engine.batch import Batch
-from peftcls.engine.model_state import unwrapped
-from peftcls.engine.prompt_logits import Prompts, common_tokens
+from peftcls.data.row_numbers import row_numbers
 from peftcls.tasks.answers import Answer, AnswerKind
+from peftcls.tasks.auto_models import AutoModel
 from peftcls.tasks.base import Feature, Task, pad, pad_inputs, token_limit, without_padding
 from peftcls.tasks.decisions import PLAIN, Decisions, decisions_setting, fit_decisions
 from peftcls.tasks.label_trie import LabelTrie, Tokens
@@ -29,6 +27,12 @@ from peftcls.tasks.prompts import (
     tokenize_labels,
     tokenize_with_answers,
 )
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from peftcls.engine.batch import Batch
 
 IGNORED_TARGET = -100
 MIN_NEW_TOKENS = 2
@@ -77,7 +81,7 @@ class Instruction(Task):
     decisions: Decisions = PLAIN
 
     new_head: ClassVar[bool] = False
-    auto_model: ClassVar[Any] = AutoModelForCausalLM
+    auto_model = AutoModel("AutoModelForCausalLM")
     peft_type: ClassVar[str] = "CAUSAL_LM"
     pipeline_tag: ClassVar[str] = "text-generation"
 
@@ -141,7 +145,7 @@ class Instruction(Task):
         if not self.labels:
             return dataclasses.replace(self, decisions=PLAIN)
         new_labels = set()
-        for number, value in enumerate(rows[self.output], 1):
+        for number, value in zip(row_numbers(rows), rows[self.output], strict=True):
             if isinstance(value, list | Mapping):
                 raise RowError(f"row {number} of {source_name(rows)} {self._list_problem(value)}.")
             if value is not None:
@@ -323,6 +327,8 @@ class Instruction(Task):
         return batch
 
     def shared_tokens(self, model: torch.nn.Module, features: Sequence[Feature]) -> int:
+        from peftcls.engine.prompt_logits import common_tokens
+
         rows = []
         for feature in features:
             ids = feature["input_ids"]
@@ -331,6 +337,11 @@ class Instruction(Task):
         return common_tokens(model, rows)
 
     def loss_sum(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        import torch
+        from torch.nn import functional as F
+
+        from peftcls.engine.prompt_logits import Prompts
+
         supervised = batch["supervised"]
         next_ids = batch["input_ids"].roll(-1, dims=1)
         if supervised.dtype == torch.bool:
@@ -353,7 +364,10 @@ class Instruction(Task):
         prompts = [feature["input_ids"] for feature in features]
         if self.labels:
             return self._score_labels(model, batch, prompts, tokenizer)
-        return self._generate(model, prompts, tokenizer)
+        from peftcls.tasks.generation import generate_tokens
+
+        generated = generate_tokens(model, prompts, tokenizer, self.max_new_tokens)
+        return [self._generated_answer(new_ids, tokenizer) for new_ids in generated]
 
     def _score_labels(
         self,
@@ -363,6 +377,8 @@ class Instruction(Task):
         tokenizer: PreTrainedTokenizerBase,
     ) -> list[Answer]:
         """Answers out of the closed set of labels, with their probabilities."""
+        from peftcls.engine.prompt_logits import Prompts
+
         trie = LabelTrie.build(self.label_tokens(tokenizer), int(tokenizer.eos_token_id))
         marks = [[0] * (len(prompt) - 1) + [1] for prompt in prompts]
         last = pad(marks, 0, tokenizer.padding_side).bool().to(batch["input_ids"].device)
@@ -385,27 +401,6 @@ class Instruction(Task):
             label = self.decisions.choose(probabilities)
             answers.append(Answer(label=label, probabilities=probabilities))
         return answers
-
-    def _generate(
-        self, model: torch.nn.Module, prompts: list[list[int]], tokenizer: PreTrainedTokenizerBase
-    ) -> list[Answer]:
-        """Answers that are generated greedily, with padding on the left."""
-        device = next(model.parameters()).device
-        input_ids = pad(prompts, int(tokenizer.pad_token_id), "left")
-        mask = pad([[1] * len(prompt) for prompt in prompts], 0, "left")
-        greedy = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=self.max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-        ids = unwrapped(model).generate(
-            input_ids=input_ids.to(device),
-            attention_mask=mask.to(device),
-            generation_config=greedy,
-        )
-        new_ids = ids[:, input_ids.shape[1] :].tolist()
-        return [self._generated_answer(row_ids, tokenizer) for row_ids in new_ids]
 
     def _generated_answer(self, new_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> Answer:
         """The answer in generated tokens; it is unusable without an end mark or a text."""

@@ -1,9 +1,13 @@
 """Score a closed set of answers with a causal LM: a trie of their tokens (constrained decoding)."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 Tokens = tuple[int, ...]
 
@@ -28,7 +32,7 @@ class LabelTrie:
     runs: tuple[Tokens, ...]
 
     @classmethod
-    def build(cls, answers: Sequence[Sequence[int]], end: int) -> "LabelTrie":
+    def build(cls, answers: Sequence[Sequence[int]], end: int) -> LabelTrie:
         """Build the trie; an end mark after each answer lets one be the prefix of another."""
         ended = tuple((*answer, end) for answer in answers)
         # Dictionaries serve as ordered sets here.
@@ -57,6 +61,8 @@ class LabelTrie:
         Returns:
             (rows, answers), in float64.
         """
+        import torch
+
         branches = {}
         for prefix, tokens in self.forks.items():
             among_possible = logits[prefix][:, list(tokens)].double()

@@ -1,13 +1,16 @@
 """Prompts: fill in the template, find where the answer begins, and shorten only the document."""
 
+from __future__ import annotations
+
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from peftcls.data.reading import RowError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 

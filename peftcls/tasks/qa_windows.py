@@ -1,13 +1,17 @@
 """Tokenize questions with their contexts in overlapping windows, and mark the answers in them."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Iterator, Sequence
-
-from transformers import BatchEncoding, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from peftcls.data.reading import RowError
 from peftcls.tasks.base import Feature, token_limit
 from peftcls.tasks.text_encoding import has_separator
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 MIN_CONTEXT_TOKENS = 16
 FLAGS = ("allowed", "null", "starts", "ends")

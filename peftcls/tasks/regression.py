@@ -1,23 +1,23 @@
 """One text, or a pair of texts, gets a number, through a head with one output."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import datasets
 import numpy as np
-import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from peftcls import metrics
 from peftcls.argument_checks import check_argument_types
 from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
 from peftcls.data.tables import Rows, training_split
-from peftcls.engine.batch import Batch
-from peftcls.engine.head_logits import Pooling, class_logits, in_float32, mean_of_windows
+from peftcls.engine.model_choices import Pooling
 from peftcls.tasks.answers import Answer, AnswerKind
+from peftcls.tasks.auto_models import AutoModel
 from peftcls.tasks.base import Feature, Task
 from peftcls.tasks.text_encoding import (
     LongText,
@@ -32,6 +32,12 @@ from peftcls.tasks.text_encoding import (
     text_problem,
     text_setting_problems,
 )
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from peftcls.engine.batch import Batch
 
 STRATUM_ROWS = 10
 
@@ -69,7 +75,7 @@ class Regression(Task):
 
     monitor: ClassVar[str] = "pearson"
     new_head: ClassVar[bool] = True
-    auto_model: ClassVar[Any] = AutoModelForSequenceClassification
+    auto_model = AutoModel("AutoModelForSequenceClassification")
     peft_type: ClassVar[str] = "SEQ_CLS"
 
     def __post_init__(self) -> None:
@@ -177,14 +183,17 @@ class Regression(Task):
         return self.mean, self.deviation
 
     def collate(self, features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> Batch:
+        import torch
+
         batch = collate_texts(features, tokenizer)
         if "target" in features[0]:
             batch["target"] = torch.tensor([feature["target"] for feature in features])
         return batch
 
     def loss_sum(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        logits = class_logits(model, batch, self.pooling, causal=self.causal)
-        return self.loss_of_logits(in_float32(logits), batch)
+        from peftcls.engine.precision import in_float32
+
+        return self.loss_of_logits(in_float32(self.head_logits(model, batch)), batch)
 
     def loss_of_logits(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         predicted = logits[:, 0]
@@ -197,7 +206,7 @@ class Regression(Task):
         features: Sequence[Feature],
         tokenizer: PreTrainedTokenizerBase,
     ) -> list[Answer]:
-        return self.answers_of(class_logits(model, batch, self.pooling, causal=self.causal))
+        return self.answers_of(self.head_logits(model, batch))
 
     def decode_logits(
         self,
@@ -206,6 +215,8 @@ class Regression(Task):
         features: Sequence[Feature],
         tokenizer: PreTrainedTokenizerBase,
     ) -> list[Answer]:
+        from peftcls.engine.head_logits import mean_of_windows
+
         if "windows" in batch:
             logits = mean_of_windows(logits, batch["windows"])
         return self.answers_of(logits)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import datasets
 
 from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
+from peftcls.data.row_numbers import row_numbers
 from peftcls.tasks.base import Task
 
 MAX_SHOWN_ROWS = 5
@@ -25,7 +26,7 @@ def check_rows(
         rows: the table, or what `as_dataset` makes one of.
         with_target: whether the rows need a label, an answer or a target.
         training: whether the table must also be fit for training (have two labels, for example).
-        numbers: the number of each row, from 1, where the rows are a part of a table.
+        numbers: the number of each row in its file, where the table does not know it.
 
     Raises:
         RowError: a column is missing, or some rows or the whole table are wrong.
@@ -38,7 +39,7 @@ def check_rows(
         name for name in task.place_columns if name in rows.column_names and name not in columns
     ]
     if numbers is None:
-        numbers = range(1, len(rows) + 1)
+        numbers = row_numbers(rows)
     messages: list[str] = []
     wrong_rows = 0
     selected = rows.select_columns([*columns, *extra_columns])

@@ -6,6 +6,7 @@ import datasets
 import numpy as np
 
 from peftcls.data.reading import RowError, source_name
+from peftcls.data.row_numbers import select_rows
 from peftcls.tasks.base import Task
 
 ROUNDING = 1e-9  # a share of 0.1 of ten rows is one row, also in binary
@@ -57,7 +58,7 @@ def split_off(
             f"them aside for {name}; give a file of rows for {name}, or more rows."
         )
     rest = [index for index in range(len(rows)) if index not in chosen]
-    return rows.select(rest), rows.select(sorted(chosen))
+    return select_rows(rows, rest), select_rows(rows, sorted(chosen))
 
 
 def _choose(strata: list[list[int]], share: float) -> list[int]:

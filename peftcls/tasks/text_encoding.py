@@ -1,14 +1,17 @@
 """Tokenize a text, or a pair of texts: whole, truncated, or in overlapping windows."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from __future__ import annotations
 
-import torch
-from transformers import PreTrainedTokenizerBase
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from peftcls.data.reading import Row, RowError
-from peftcls.engine.batch import Batch
 from peftcls.tasks.base import Feature, pad_inputs, token_limit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from peftcls.engine.batch import Batch
 
 TextColumns = str | tuple[str, str]
 LongText = Literal["truncate", "windows"]
@@ -191,6 +194,8 @@ def collate_texts(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBas
     """
     if "windows" not in features[0]:
         return pad_inputs(features, tokenizer)
+    import torch
+
     batch = pad_inputs(split_windows(features, ("input_ids", "token_type_ids")), tokenizer)
     batch["windows"] = torch.tensor([len(feature["windows"]) for feature in features])
     return batch

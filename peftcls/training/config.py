@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from peftcls.argument_checks import check_argument_types
+from peftcls.argument_names import names_arguments
 from peftcls.data.reading import Row
 from peftcls.engine.fast_paths import FastPaths
 from peftcls.quality.split_checks import MIN_EVALUATION_ROWS
@@ -22,6 +23,7 @@ HeadInit = Literal["probe", "random"]
 Objective = Literal["answers", "contrast"]
 
 
+@names_arguments
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """How to optimize. `batch_size` decides what is learnt; micro-batches only decide the memory.
@@ -107,7 +109,7 @@ class TrainConfig:
                 "TrainConfig(cuda_graphs=...) is deprecated; use "
                 f"fast_paths=FastPaths(cuda_graphs={cuda_graphs}).",
                 DeprecationWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
             both = self.fast_paths & FastPaths(cuda_graphs=cuda_graphs)
             object.__setattr__(self, "fast_paths", both)

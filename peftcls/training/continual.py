@@ -22,7 +22,7 @@ from peftcls.data.reading import (
     without_progress_bars,
 )
 from peftcls.data.tables import Rows
-from peftcls.engine.model_state import Quantize
+from peftcls.engine.model_choices import Quantize
 from peftcls.metrics import is_lower_better
 from peftcls.models.adapter_folder import load_adapter
 from peftcls.tasks.base import Task

@@ -427,7 +427,7 @@ class GradientAccumulator:
             loss: of the step.
             norm: of its gradient.
         """
-        rows = sorted(index + 1 for index in indices)
+        rows = sorted(table.numbers[index] for index in indices)
         alone = self.not_finite_rows(table, indices)
         return (
             f"step {step + 1}: the loss is {loss} and the gradient norm {norm}, expected finite "
@@ -454,7 +454,7 @@ class GradientAccumulator:
                 if parameter.grad is not None
             ]
             if not all(math.isfinite(number) for number in (loss, *sums)):
-                numbers.append(index + 1)
+                numbers.append(table.numbers[index])
         self.clear()
         return sorted(set(gather_object(numbers)))
 

@@ -1,20 +1,17 @@
 """What a finished run is worth beside what needs no training: the probe, and counting words."""
 
 import datasets
-from peft import PeftModel
 
 from peftcls.baselines import baselines
+from peftcls.models.peft_library import PeftModel
 from peftcls.models.trainable import copy_tensors, put_tensors
 from peftcls.quality.split_checks import MIN_EVALUATION_ROWS
+from peftcls.report.verdict import WHAT_TO_TRY
 from peftcls.tasks.answers import Answer
 from peftcls.tasks.own_metrics import score_answers
 from peftcls.training.trainer import Trainer
 
 PROBE = "linear probe of the frozen base"
-WHAT_TO_TRY = (
-    "Try another base, more rows, or other settings: a learning rate three times as high or as "
-    "low, more epochs, adapters in all linear layers."
-)
 NEARLY_PERFECT = 0.995
 
 

@@ -1,13 +1,17 @@
-"""Checks before training starts: the launcher, the output folder and the trackers."""
+"""Checks before training starts: the task, the launcher, the output folder and the trackers."""
 
 import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate.utils import DistributedType
 
+from peftcls.engine.model_state import state_of, unwrapped
 from peftcls.errors import RunStoppedError
+from peftcls.tasks.base import Task
 from peftcls.training.checkpoint import nearest_existing
 from peftcls.training.config import TrainConfig
 
@@ -17,7 +21,37 @@ except ImportError:
     # Windows has no such locks; there the output folder is not locked.
     fcntl = None  # type: ignore[assignment]
 
+MAX_SHOWN_CHARACTERS = 200
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
+
+def check_task(model: torch.nn.Module, task: Task) -> None:
+    """Check that a model was loaded for a task, before rows are read.
+
+    Raises:
+        ValueError: it was loaded for another one, or the task has not learnt from rows yet.
+    """
+    settings = task.model_settings()
+    loaded_for = state_of(model).task_type
+    if loaded_for is not None and loaded_for != task.peft_type:
+        raise ValueError(
+            f"the model was loaded for a task of the kind {loaded_for}, and this task is a "
+            f"{type(task).__name__}, of the kind {task.peft_type}; give the same task to load_base "
+            "and Trainer."
+        )
+    config = unwrapped(model).config
+    for name in ("id2label", "num_labels", "problem_type"):
+        found = getattr(config, name, None)
+        if name in settings and found != settings[name]:
+            raise ValueError(
+                f"the model was loaded for another task: its {name} is {_shown(found)}, and that "
+                f"of this {type(task).__name__} is {_shown(settings[name])}; give the same task to "
+                "load_base and Trainer."
+            )
+
+
+def _shown(setting: Any) -> str:
+    return repr(setting)[:MAX_SHOWN_CHARACTERS]
 
 
 def check_launch(processes: int, kind: DistributedType, precision: str) -> None:

@@ -8,6 +8,7 @@ import datasets
 from transformers import PreTrainedTokenizerBase
 
 from peftcls.data.reading import source_name
+from peftcls.data.row_numbers import select_rows
 from peftcls.engine.model_state import BaseFacts
 from peftcls.quality.examine import examine_rows, raise_errors
 from peftcls.quality.findings import Examination
@@ -64,7 +65,7 @@ class Prepared:
             train=train,
             valid=None,
             valid_inputs=None,
-            train_rows=self.train_rows.select(indices),
+            train_rows=select_rows(self.train_rows, indices),
             valid_rows=None,
             train_sum=content_sum(train.features),
             valid_sum=None,
@@ -158,4 +159,5 @@ def _select(table: EncodedTable, indices: Sequence[int]) -> EncodedTable:
         strata=strata,
         shortened_rows=sum(features["shortened"]),
         sequences=sequences,
+        numbers=[table.numbers[index] for index in chosen],
     )

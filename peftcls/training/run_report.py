@@ -17,6 +17,7 @@ from peftcls.training.config import TrainConfig
 from peftcls.training.run_info import model_parts
 from peftcls.training.trainer import Trainer
 
+ALWAYS_SHOWN = ("epochs", "batch_size", "learning_rate", "seed")
 LIBRARIES = ("peftcls", "torch", "transformers", "peft", "accelerate", "datasets", "scikit-learn")
 
 
@@ -47,6 +48,7 @@ def describe_run(
         },
         parts=model_parts(model),
         settings={**_settings(trainer.config), "precision": precision},
+        unchanged=_unchanged(trainer.config),
         history=trainer.progress.history,
         best_step=trainer.progress.best_step,
         seconds=all_seconds,
@@ -84,6 +86,17 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
     switched_off = [name for name, is_on in fast_paths.items() if not is_on]
     settings["fast_paths"] = f"all but {', '.join(switched_off)}" if switched_off else "all"
     return settings
+
+
+def _unchanged(config: TrainConfig) -> list[str]:
+    """The names of the settings that have their default; what always matters is not among them."""
+    default = TrainConfig(config.output_dir)
+    return [
+        field.name
+        for field in dataclasses.fields(config)
+        if field.name not in ALWAYS_SHOWN
+        and getattr(config, field.name) == getattr(default, field.name)
+    ]
 
 
 def _device_name(device: torch.device) -> str:

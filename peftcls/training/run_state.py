@@ -153,6 +153,23 @@ class RunState:
                 ) from error
             raise
 
+    def skip_step(self, sentence: str, step: int) -> None:
+        """Continue without a step that is not finite, as often as the settings allow.
+
+        Raises:
+            FloatingPointError: as many steps as are allowed have been skipped.
+        """
+        skipped_steps = self.progress.skipped_steps
+        max_skipped = self.gradients.config.max_skipped_steps
+        if self.identity is None or len(skipped_steps) >= max_skipped:
+            raise FloatingPointError(
+                f"{sentence} Lower the learning rate (now {self.gradients.config.learning_rate}), look at "
+                f"these rows, or go on without such steps: max_skipped_steps={max_skipped + 1} and "
+                "resume=True."
+            )
+        skipped_steps.append(step + 1)
+        log_warning(f"{sentence} It is skipped, as {len(skipped_steps)} of at most {max_skipped}.")
+
     def write_checkpoint(self) -> None:
         """Write a checkpoint, and wait until all processes know whether that worked.
 

@@ -14,7 +14,8 @@ from peftcls.engine.allocator import trim_heap
 from peftcls.engine.frozen_layers import without_frozen_cache
 from peftcls.engine.model_state import base_facts, state_of, use_fast_paths
 from peftcls.inference.predictor import Predictor
-from peftcls.models.adapter_folder import MANIFEST, Folder, load_adapter, save_adapter
+from peftcls.models.adapter_folder import Folder, load_adapter, save_adapter
+from peftcls.models.adapter_manifest import MANIFEST
 from peftcls.models.model_card import write_card
 from peftcls.tasks.base import Answer, Task
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from peftcls.data.tables import Rows
 from peftcls.models.lora_injection import DEFAULT_RANK, attach_lora
+from peftcls.models.peft_library import PeftModel
 from peftcls.models.weight_sharing import share_base
 from peftcls.tasks.base import Task
 from peftcls.training.config import TrainConfig

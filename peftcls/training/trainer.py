@@ -43,10 +43,10 @@ from peftcls.training.frozen_tables import caching_tables
 from peftcls.training.gradient_accumulation import GradientAccumulator
 from peftcls.training.head_start import shrink_head, start_from_probe
 from peftcls.training.lr_schedule import learning_rate_factor
-from peftcls.training.preflight import check_output_dir, lock_output_dir, start_trackers
+from peftcls.training.preflight import check_output_dir, check_task, lock_output_dir, start_trackers
 from peftcls.training.prepare import Prepared, log_shortened_rows, log_warnings, prepare
 from peftcls.training.run_info import describe_model, identify_run
-from peftcls.training.run_log import RunLog, log_info, log_warning
+from peftcls.training.run_log import RunLog, log_info
 from peftcls.training.run_state import RunState
 from peftcls.training.save_check import probe_rows, save_and_check
 
@@ -61,8 +61,8 @@ class Trainer:
         config: how to optimize.
 
     Raises:
-        ValueError: nothing of the model is trained, the model was continued from `output_dir`, or
-            the launcher or a tracker asks for what is not supported.
+        ValueError: nothing of the model is trained, it was loaded for another task or continued
+            from `output_dir`, or the launcher or a tracker asks for what is not supported.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class Trainer:
                 "nothing of the model is trained; call attach_lora(model, task) or "
                 "train_only(model, task, ...) first."
             )
+        check_task(model, task)
         if base_facts(model).quantize is None:
             model.to(self.accelerator.device)
         self.model = model
@@ -373,7 +374,7 @@ class Trainer:
                 sentence = self.gradients.describe_not_finite(
                     table, indices, step, status.loss, norm
                 )
-                self._skip_step(sentence, step)
+                self.run.skip_step(sentence, step)
                 return None
         factor = learning_rate_factor(step, steps, warmup=config.warmup, schedule=config.schedule)
         for group in self.optimizer.param_groups:
@@ -382,23 +383,6 @@ class Trainer:
         adapter_methods.end_step(self.model, step + 1)
         self.optimizer.zero_grad()
         return status.loss
-
-    def _skip_step(self, sentence: str, step: int) -> None:
-        """Continue without a step that is not finite, as often as the settings allow.
-
-        Raises:
-            FloatingPointError: as many steps as are allowed have been skipped.
-        """
-        skipped_steps = self.progress.skipped_steps
-        max_skipped = self.config.max_skipped_steps
-        if self.run.identity is None or len(skipped_steps) >= max_skipped:
-            raise FloatingPointError(
-                f"{sentence} Lower the learning rate (now {self.config.learning_rate}), look at "
-                f"these rows, or go on without such steps: max_skipped_steps={max_skipped + 1} and "
-                "resume=True."
-            )
-        skipped_steps.append(step + 1)
-        log_warning(f"{sentence} It is skipped, as {len(skipped_steps)} of at most {max_skipped}.")
 
     def _finish(self) -> None:
         """Save the best adapter, and remove the checkpoints when it is whole."""

@@ -17,11 +17,12 @@ from datasets import Dataset
 
 import peftcls
 from peftcls import cli, recipe
+from peftcls.cli import train_commands
 from peftcls.cli.column_guessing import guess_columns
 from peftcls.cli.folders import copy_for_others
 from peftcls.cli.option_names import in_options
 from peftcls.data.reading import as_dataset, name_source, read_rows
-from peftcls.engine.model_state import Quantize
+from peftcls.engine.model_choices import Quantize
 from peftcls.inference import answer_parts, predict_file
 from peftcls.models.adapter_folder import save_adapter
 from peftcls.models.adapter_methods import Method
@@ -757,8 +758,8 @@ def test_a_mistyped_command_is_told_what_was_meant(arguments, said, capsys):
     [
         (
             ["train", "{rows}", "--out", "{tmp}/a", "--part", "head", "--rank", "4"],
-            "--part trains the model itself; it cannot be used with --method, --rank or --targets, "
-            "which are options of an adapter.",
+            "--part trains the model itself; it cannot be used with --rank, which is for an "
+            "adapter.",
         ),
         (
             ["train", "{rows}", "--out", "{tmp}/a", "--text", "mesage"],
@@ -887,7 +888,7 @@ def test_a_readme_of_somebody_else_is_left_and_a_second_run_into_the_folder_is_w
         ),
         (
             "raise max_length or use long_text='truncate'",
-            "raise --max-length or use long_text='truncate'",
+            "raise --max-length or use --long-text truncate",
         ),
         (
             "load it with quantize='8bit', and go on with resume=True.",
@@ -919,9 +920,9 @@ def test_a_row_that_fails_late_is_named_by_its_own_number(bert, tmp_path, capsys
 
 
 def test_the_choices_are_those_of_the_package():
-    assert get_args(Method) == cli.METHODS
-    assert get_args(Part) == cli.PARTS
-    assert get_args(Quantize) == cli.QUANTIZE
+    assert get_args(Method) == train_commands.METHODS
+    assert get_args(Part) == train_commands.PARTS
+    assert get_args(Quantize) == train_commands.QUANTIZE
 
 
 def test_the_module_is_the_command_and_its_help_loads_no_model_library():

@@ -11,9 +11,9 @@ from huggingface_hub import ModelCard
 from transformers.utils import logging as transformers_logging
 
 import peftcls
-from peftcls.models import adapter_folder
+from peftcls.models import adapter_folder, adapter_manifest
 from peftcls.models.adapter_folder import load_adapter, open_folder, save_adapter
-from peftcls.models.folder_info import describe_folder
+from peftcls.models.folder_info import describe_folder, folder_facts
 from peftcls.models.pretrained_io import quiet
 from peftcls.models.quantization import drop_cast_warnings
 
@@ -60,16 +60,18 @@ def test_a_task_class_of_ones_own_gets_a_card_and_is_merged(bert, tmp_path):
 
 def test_a_saved_folder_is_used_without_hashing_its_files_again(bert, tmp_path, monkeypatch):
     hashed = []
-    file_sum = adapter_folder.file_sum
-    monkeypatch.setattr(
-        adapter_folder, "file_sum", lambda file: hashed.append(file.name) or file_sum(file)
-    )
+    file_sum = adapter_manifest.file_sum
+    for module in (adapter_folder, adapter_manifest):
+        monkeypatch.setattr(
+            module, "file_sum", lambda file: hashed.append(file.name) or file_sum(file)
+        )
     folder = saved(bert, tmp_path / "a")
     load_adapter(folder)
     peftcls.write_card(folder)
     assert sorted(hashed) == sorted(folder.manifest["files"])
     assert open_folder(tmp_path / "a") == folder
-    assert describe_folder(folder) == describe_folder(tmp_path / "a")
+    facts = folder_facts(folder.directory, folder.manifest)
+    assert facts == describe_folder(tmp_path / "a")
 
 
 def test_a_damaged_part_is_described_in_one_sentence(bert, tmp_path):
@@ -79,7 +81,7 @@ def test_a_damaged_part_is_described_in_one_sentence(bert, tmp_path):
     file = tmp_path / "a" / "trained_part.safetensors"
     file.write_bytes(b"nonsense")
     with pytest.raises(ValueError, match=r"part\.safetensors is not a whole safetensors file"):
-        describe_folder(folder)
+        folder_facts(folder.directory, folder.manifest)
 
 
 @pytest.mark.parametrize("bars", [True, False])

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import peftcls
-from peftcls.models.adapter_folder import MANIFEST, save_adapter, seal
+from peftcls.models.adapter_folder import save_adapter
+from peftcls.models.adapter_manifest import MANIFEST, seal
 from peftcls.models.fingerprint import fingerprint_base
 from peftcls.models.folder_info import describe_folder, tell_folder
 
@@ -92,7 +93,7 @@ def reseal(folder: Path, change: Callable[[dict], Any] = lambda _: None) -> None
     """A manifest that fits the files as they are now: whoever sends a folder can make one."""
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["files"] = {
-        file.name: peftcls.models.adapter_folder.file_sum(file)
+        file.name: peftcls.models.adapter_manifest.file_sum(file)
         for file in sorted(folder.iterdir())
         if file.is_file() and file.name != MANIFEST
     }

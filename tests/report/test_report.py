@@ -500,9 +500,9 @@ def answers_with(right):
 @pytest.mark.parametrize(
     ("rights", "verdict", "words"),
     [
-        ((30, 20), "ahead", "Ahead of every other system"),
-        ((20, 20), "level", "Level with the best other system"),
-        ((20, 30), "behind", "Behind the best other system"),
+        ((30, 20), "ahead", "It earns its place"),
+        ((20, 20), "level", "Level with a simpler system"),
+        ((20, 30), "behind", "Below a simpler system"),
     ],
 )
 def test_the_verdict_is_the_paired_interval_against_the_best_other(

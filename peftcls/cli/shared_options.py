@@ -1,4 +1,4 @@
-"""Options that several commands have, and the values that they take."""
+"""Options that several commands have, and the check that the files they name exist."""
 
 import functools
 from collections.abc import Callable
@@ -7,11 +7,10 @@ from typing import Any
 
 import click
 
+from peftcls.cli.option_groups import data_option, training_option
+
 TASKS = ("classification", "pair", "multi-label", "regression", "qa", "instruction", "keywords")
-METHODS = ("lora", "lora+", "dora", "rslora", "pissa", "adalora", "ia3")
-PARTS = ("head", "last_block", "last_two_blocks", "all")
-QUANTIZE = ("8bit", "4bit")
-POOLINGS = ("cls", "first", "last", "mean")
+
 METRICS = (
     "average_precision_score",
     "balanced_accuracy_score",
@@ -34,27 +33,35 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 
 
+def existing_folder(_: click.Context, __: click.Parameter, directory: Path) -> Path:
+    """Check that an argument is an adapter folder, before a model library is imported."""
+    from peftcls.models.adapter_manifest import find_manifest
+
+    find_manifest(directory)
+    return directory
+
+
 def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that say how FILE is read, as one argument `source`."""
 
-    @click.option(
+    @data_option(
         "--encoding",
         metavar="NAME",
         help="Of text files that are not UTF-8, for example latin-1 or cp1252.",
     )
-    @click.option(
+    @data_option(
         "--columns",
         metavar="A,B,C",
         help="The names of the columns, where a csv or tsv file has no line with them.",
     )
-    @click.option(
+    @data_option(
         "--map",
         "column_map",
         multiple=True,
         metavar="NEW=OLD",
         help="Read the column OLD as NEW; may be repeated.",
     )
-    @click.option("--split", metavar="NAME", help="Of a data set, or a sheet of a workbook.")
+    @data_option("--split", metavar="NAME", help="Of a data set, or a sheet of a workbook.")
     @functools.wraps(command)
     def with_source(
         *,
@@ -65,31 +72,39 @@ def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
         **options: Any,
     ) -> Any:
         from peftcls.cli.sources import Source
+        from peftcls.data.reading import check_source
 
+        # Before a model library is imported, which takes seconds.
+        for name in ("file", "valid", "test"):
+            if options.get(name) is not None:
+                check_source(options[name])
         return command(source=Source(encoding, columns, split, column_map), **options)
 
     return with_source
 
 
-# Options that several commands have.
-task_option = click.option(
+# Arguments and options that several commands have.
+directory_argument = click.argument(
+    "directory", metavar="DIR", type=FOLDER, callback=existing_folder
+)
+task_option = data_option(
     "--task", "kind", type=click.Choice(TASKS), help="Guessed from the columns unless given."
 )
-text_option = click.option(
+text_option = data_option(
     "--text",
     multiple=True,
     metavar="COLUMN",
     help="The text's column; given twice, a pair (for qa question and context).",
 )
-label_option = click.option(
+label_option = data_option(
     "--label",
     metavar="COLUMN",
     help="The column with what is learnt: label, number, answer or keywords.",
 )
-max_length_option = click.option(
+max_length_option = data_option(
     "--max-length", type=click.IntRange(min=1), help="Tokens that are read at once."
 )
-max_new_tokens_option = click.option(
+max_new_tokens_option = data_option(
     "--max-new-tokens",
     type=click.IntRange(min=1),
     help="Of an answer after a prompt.  [default: 128; 96 for keywords]",
@@ -97,10 +112,13 @@ max_new_tokens_option = click.option(
 base_option = click.option(
     "--base", metavar="MODEL", help="Where the base model is now, if it moved."
 )
+device_option = click.option(
+    "--device", metavar="NAME", help="Where to compute: cpu, cuda, cuda:1.  [default: a GPU if any]"
+)
 batch_option = click.option(
     "--batch-size", type=click.IntRange(min=1), help="At most this many rows at once."
 )
-metric_option = click.option(
+metric_option = training_option(
     "--metric",
     "metrics",
     multiple=True,
@@ -108,7 +126,7 @@ metric_option = click.option(
     metavar="NAME",
     help=f"A score of scikit-learn beside the task's own; may be repeated: {', '.join(METRICS)}.",
 )
-label_names_option = click.option(
+label_names_option = data_option(
     "--label-names",
     metavar="A=B,C=D",
     help="Names of the labels that FILE has: 0=ham,1=spam.",

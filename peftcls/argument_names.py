@@ -1,0 +1,113 @@
+"""Names that settings have in other libraries, and what they are called here."""
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, cast
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+OTHER_NAMES = {
+    "lr": "learning_rate",
+    "num_train_epochs": "epochs",
+    "num_epochs": "epochs",
+    "n_epochs": "epochs",
+    "max_epochs": "epochs",
+    "train_batch_size": "batch_size",
+    "per_device_train_batch_size": "batch_size",
+    "per_device_batch_size": "batch_size",
+    "effective_batch_size": "batch_size",
+    "per_device_eval_batch_size": "batch_size",
+    "gradient_accumulation_steps": "micro_batch_size",
+    "warmup_ratio": "warmup",
+    "warmup_steps": "warmup",
+    "lr_scheduler_type": "schedule",
+    "scheduler": "schedule",
+    "clip": "max_grad_norm",
+    "eval_steps": "eval_every",
+    "logging_steps": "log_every",
+    "early_stopping": "patience",
+    "early_stopping_patience": "patience",
+    "metric": "monitor",
+    "metric_for_best_model": "monitor",
+    "report_to": "trackers",
+    "r": "rank",
+    "lora_r": "rank",
+    "lora_rank": "rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "target_modules": "targets",
+    "layers_to_transform": "layers",
+    "num_layers": "layers",
+    "peft_type": "method",
+    "torch_dtype": "dtype",
+    "precision": "dtype",
+    "bf16": "dtype",
+    "fp16": "dtype",
+    "load_in_8bit": "quantize",
+    "load_in_4bit": "quantize",
+    "quantization": "quantize",
+    "base_model": "model",
+    "model_name": "model",
+    "model_name_or_path": "model",
+    "pretrained_model_name_or_path": "name",
+    "output": "out",
+    "output_dir": "out",
+    "save_dir": "out",
+    "max_len": "max_length",
+    "max_seq_len": "max_length",
+    "max_seq_length": "max_length",
+    "text_column": "text",
+    "label_column": "label",
+    "target": "label",
+    "dev": "valid",
+    "validation": "valid",
+    "cv": "folds",
+    "random_state": "seed",
+    "random_seed": "seed",
+}
+"""The name here, by the name elsewhere."""
+
+
+def name_here(name: str, known: Iterable[str]) -> str | None:
+    """The setting that a name from elsewhere stands for, or the most similar one; None if none is.
+
+    Args:
+        name: what was written, with underscores.
+        known: the names of the settings that exist.
+    """
+    known = list(known)
+    meant = OTHER_NAMES.get(name.casefold())
+    if meant in known:
+        return meant
+    similar = difflib.get_close_matches(name, known, 1)
+    return similar[0] if similar else None
+
+
+def names_arguments(owner: T) -> T:
+    """Make a function or a class say what an argument that it does not have is called here.
+
+    Without it Python raises a TypeError that names the argument only.
+    """
+    function = owner.__init__ if isinstance(owner, type) else owner  # type: ignore[misc]
+    known = [name for name in inspect.signature(function).parameters if name != "self"]
+
+    @functools.wraps(function)
+    def checked(*arguments: Any, **settings: Any) -> Any:
+        for name in settings:
+            if name not in known:
+                raise TypeError(_unknown_argument(owner.__name__, name, known))
+        return function(*arguments, **settings)
+
+    if isinstance(owner, type):
+        owner.__init__ = checked  # type: ignore[misc]
+        return owner
+    return cast(T, checked)
+
+
+def _unknown_argument(owner: str, name: str, known: list[str]) -> str:
+    meant = name_here(name, known)
+    if meant is None:
+        return f"{owner} has no argument {name}=; it has {known}."
+    return f"{owner} has no argument {name}=; it is called {meant}= here."

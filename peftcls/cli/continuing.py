@@ -1,0 +1,94 @@
+"""`peftcls learn-on`: train an adapter further on new rows, and show what was forgotten."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from peftcls.cli.finishing import finish
+from peftcls.cli.sources import Source
+from peftcls.cli.tables import Files, Tables, examine, print_once, split_rows
+from peftcls.cli.training import check_output, train
+from peftcls.engine.model_state import base_facts
+from peftcls.models.adapter_manifest import read_manifest, read_task
+from peftcls.report import Meter
+from peftcls.tasks.base import Task
+from peftcls.tasks.row_checks import check_rows
+from peftcls.training.config import TrainConfig
+from peftcls.training.continual import Scores, compare_scores, learn_on, with_replay
+from peftcls.training.prepare import prepare
+from peftcls.training.trainer import Trainer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnOnOptions:
+    """The options of `peftcls learn-on`; their meaning is in its help."""
+
+    directory: Path
+    file: str
+    replay: str | None
+    replay_share: float
+    valid: str | None
+    test: str | None
+    base: str | None
+    config: Mapping[str, Any]
+    calibrate: bool
+    out: Path
+    resume: bool
+    overwrite: bool
+    source: Source
+
+
+def learn_on_file(options: LearnOnOptions) -> None:
+    """Train a folder's adapter on further rows, save it, and print its scores before and after.
+
+    Raises:
+        RowError: something is wrong with a row or a table.
+        ValueError: something is wrong with an option or with the folder.
+    """
+    check_output(options.out, replaces=options.resume or options.overwrite)
+    meter = Meter()
+    tables, old_rows = _read_rows(options)
+    model, task, tokenizer = learn_on(options.directory, tables.train, base=options.base)
+    examination = examine(task, tables)
+    rows = prepare(
+        task, tables.train, tables.valid, tokenizer, base_facts(model), examination=examination
+    )
+    config = TrainConfig.for_task(options.out, task, rows=len(tables.train), **options.config)
+    with Trainer(model, task, tokenizer, config) as trainer:
+        before = _scores(trainer, tables, old_rows)
+        train(trainer, rows, resume=options.resume, calibrate=options.calibrate)
+        after = _scores(trainer, tables, old_rows)
+        print_once(compare_scores(before, after, scores=[task.score_names[0]]))
+        finish(trainer, tables, meter, file=options.file)
+
+
+def _read_rows(options: LearnOnOptions) -> tuple[Tables, datasets.Dataset | None]:
+    """The rows of the run, and the old rows that were not replayed; None without --replay."""
+    rows = options.source.read(options.file)
+    task = _task_for(options.directory, rows)
+    files = Files(
+        options.file, options.valid, options.test, options.source, int(options.config["seed"])
+    )
+    tables = split_rows(files, task, rows)
+    if options.replay is None:
+        return tables, None
+    old_rows = options.source.read_other(options.replay)
+    check_rows(task, old_rows)
+    tables.train = with_replay(tables.train, old_rows, share=options.replay_share, seed=files.seed)
+    return tables, old_rows
+
+
+def _task_for(directory: Path, rows: datasets.Dataset) -> Task:
+    """The folder's task, with the labels of these rows too."""
+    return read_task(directory, read_manifest(directory)).extended(rows)
+
+
+def _scores(trainer: Trainer, tables: Tables, old_rows: datasets.Dataset | None) -> Scores:
+    """The scores on the new test rows, and on the old rows if there are any."""
+    scores = {"new test rows": trainer.evaluate(tables.test)}
+    if old_rows is not None:
+        scores["rows of --replay"] = trainer.evaluate(old_rows)
+    return scores

@@ -1,0 +1,39 @@
+"""`peftcls show`: describe an adapter folder."""
+
+import contextlib
+import datetime
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from peftcls.models.adapter_manifest import MANIFEST
+from peftcls.models.folder_info import describe_folder, tell_folder
+
+METRICS = "metrics.json"
+"""The numbers of a report, beside the adapter."""
+
+
+def show_folder(*, directory: Path, as_json: bool) -> None:
+    """Print what is in a folder."""
+    facts = describe_folder(directory)
+    if as_json:
+        print(json.dumps(facts, indent=1, ensure_ascii=False))
+        return
+    print(tell_folder(facts))
+    # What a report says is not part of the folder, and may be missing or of another version.
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        for line in _report_lines(directory):
+            print(line)
+
+
+def _report_lines(directory: Path) -> Iterator[str]:
+    """When the folder was saved, and the rows and scores of its report."""
+    saved = datetime.datetime.fromtimestamp((directory / MANIFEST).stat().st_mtime)
+    yield f"saved      {saved:%Y-%m-%d at %H:%M}"
+    numbers = json.loads((directory / METRICS).read_text(encoding="utf-8"))
+    for part, rows in numbers["rows"].items():
+        yield f"{part:<10} {rows['rows']} rows of {rows['source']}"
+    scores = numbers["systems"][numbers["headline"]["system"]]
+    for name in numbers["headline_scores"]:
+        value, low, high = scores[name]
+        yield f"score      {name} {value:.4f}, 95 % interval {low:.4f} to {high:.4f} (test rows)"

@@ -1,0 +1,117 @@
+"""The rows of a run: to train on, to choose the best epoch by, and to score."""
+
+import dataclasses
+import os
+
+import datasets
+
+from peftcls.cli.sources import Source
+from peftcls.data.reading import source_name
+from peftcls.data.row_numbers import name_part
+from peftcls.quality.examine import refuse_errors
+from peftcls.quality.findings import Examination
+from peftcls.tasks.base import Task
+from peftcls.tasks.row_checks import check_rows
+from peftcls.tasks.splitting import split_off
+from peftcls.training.run_info import first_labels
+
+# The share of all rows that is put aside for validation, and for the test.
+HELD_OUT_SHARE = 0.15
+
+
+@dataclasses.dataclass
+class Tables:
+    """The rows of a run: to train on, to choose the best epoch by, and to score."""
+
+    train: datasets.Dataset
+    valid: datasets.Dataset
+    test: datasets.Dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """The files of a run: FILE, and those of --valid and --test, if any."""
+
+    file: str
+    valid: str | None
+    test: str | None
+    source: Source
+    seed: int
+
+
+def split_rows(files: Files, task: Task, rows: datasets.Dataset) -> Tables:
+    """The checked rows of the given files; what has no file is split off the training rows."""
+    check_rows(task, rows, training=True)
+    valid = _read_checked(task, files.valid, files.source)
+    test = _read_checked(task, files.test, files.source)
+    if test is None:
+        rows, test = _put_aside(files, task, rows, HELD_OUT_SHARE, "test")
+        valid_share = HELD_OUT_SHARE / (1 - HELD_OUT_SHARE)
+    else:
+        valid_share = HELD_OUT_SHARE
+    if valid is None:
+        rows, valid = _put_aside(files, task, rows, valid_share, "valid")
+    name_part(rows, f"{source_name(rows)}, training rows")
+    name_part(valid, f"{source_name(valid)}, validation rows")
+    name_part(test, f"{source_name(test)}, test rows")
+    return Tables(train=rows, valid=valid, test=test)
+
+
+def _read_checked(task: Task, file: str | None, source: Source) -> datasets.Dataset | None:
+    if not file:
+        return None
+    rows = source.read_other(file)
+    check_rows(task, rows)
+    return rows
+
+
+def _put_aside(
+    files: Files, task: Task, rows: datasets.Dataset, share: float, name: str
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Split a share off the rows, and say so: the rows that are left, and those put aside."""
+    left, aside = split_off(task, rows, share, name=name, seed=files.seed)
+    print_once(
+        f"put {len(aside)} rows of {files.file} aside for --{name} (seed {files.seed}"
+        f"{_stratification_remark(task)}, the same text never on both sides)"
+    )
+    return left, aside
+
+
+def _stratification_remark(task: Task) -> str:
+    if task.answer_kind == "number":
+        return ", spread over all numbers"
+    if task.labels:
+        return ", the same share of every label"
+    return ""
+
+
+def examine(task: Task, tables: Tables) -> Examination:
+    """Examine all rows, print the findings that concern test rows, and return the others.
+
+    Raises:
+        RowError: the examination found an error.
+    """
+    examination = refuse_errors(task, tables.train, tables.valid, tables.test)
+    other_findings = []
+    for finding in examination.findings:
+        if "test" not in finding.split:
+            other_findings.append(finding)
+        elif finding.severity != "note":
+            print_once(f"{finding.severity}: {finding.sentence}")
+    other_rows = {
+        split: count for split, count in examination.split_rows.items() if split != "test"
+    }
+    return Examination.of(other_findings, other_rows)
+
+
+def labels_remark(task: Task) -> str:
+    """The labels that were found, for the line that says what was guessed."""
+    if not task.labels:
+        return ""
+    return f" ({len(task.labels)} labels: {first_labels(task.labels)})"
+
+
+def print_once(message: str) -> None:
+    """Print, on the first process only where torchrun started several."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(message, flush=True)

@@ -1,0 +1,6 @@
+"""What can be chosen of a model, as the names that settings have; no model library is needed."""
+
+from typing import Literal
+
+Quantize = Literal["8bit", "4bit"]
+Pooling = Literal["cls", "first", "last", "mean"]

@@ -1,0 +1,134 @@
+"""The options of training: each reaches the setting that it is called after."""
+
+import json
+
+import pytest
+
+from peftcls import cli, load_predictor, recipe
+from peftcls.cli.column_guessing import Columns
+from peftcls.cli.task_building import task_for
+from peftcls.cli.training import parse_layers
+
+TINY = ("--epochs", "1", "--max-length", "16", "--batch-size", "16")
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(recipe, "RESAMPLES", 20)
+
+
+def rows_of(path, words, rows=20):
+    lines = ["text,label"]
+    lines += [f"{text} number {n},{label}" for n in range(rows) for label, text in words.items()]
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+@pytest.fixture
+def messages(tmp_path):
+    words = {"ham": "see you at lunch", "spam": "free prize call now"}
+    return rows_of(tmp_path / "messages.csv", words)
+
+
+def test_the_settings_of_task_adapter_and_training_reach_the_run(messages, bert, tmp_path, capsys):
+    out = tmp_path / "run"
+    options = {
+        "--dropout": "0.1",
+        "--alpha": "5",
+        "--layers": "-1",
+        "--sampling": "balanced",
+        "--label-smoothing": "0.1",
+        "--long-text": "windows",
+        "--weight-decay": "0.2",
+        "--warmup": "0.5",
+        "--patience": "1",
+        "--monitor": "accuracy",
+        "--dtype": "float32",
+    }
+    given = [word for option in options.items() for word in option]
+    command = ["train", messages, "--out", str(out), "--model", bert, *TINY, *given]
+    code = cli.main([*command, "--gradient-checkpointing", "--calibrate"])
+    assert code == 0, capsys.readouterr().err
+    settings = json.loads((out / "metrics.json").read_text())["run"]["settings"]
+    for name in ("weight_decay", "warmup", "patience", "monitor"):
+        assert str(settings[name]) in (options[f"--{name.replace('_', '-')}"], "1")
+    assert settings["gradient_checkpointing"] is True
+    adapter = json.loads((out / "adapter_config.json").read_text())
+    assert (adapter["lora_alpha"], adapter["lora_dropout"]) == (5, 0.1)
+    assert all(".layer.1." in name for name in adapter["target_modules"])
+    predictor = load_predictor(out)
+    task = predictor.task
+    assert (task.sampling, task.label_smoothing, task.long_text) == ("balanced", 0.1, "windows")
+    assert task.decisions.temperature != 1
+    assert json.loads((out / "peftcls.json").read_text())["base"]["dtype"] == "float32"
+    capsys.readouterr()
+    assert cli.main(["show", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "\nsaved      20" in shown
+    assert "\ntest       6 rows of messages.csv, test rows" in shown
+    assert "\nscore      f1_macro " in shown
+    assert cli.main(["check", messages]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "labels: 'ham' 20, 'spam' 20"
+    assert lines[2] == "words of a row: median 6, 95 % of the rows at most 6, longest 6"
+
+
+def test_an_option_that_the_task_does_not_have_is_refused():
+    columns = Columns(kind="regression", text=("x",), label="y")
+    with pytest.raises(ValueError, match=r"^--label-smoothing cannot be used with --task regr"):
+        task_for(columns, {"label_smoothing": 0.1})
+    with pytest.raises(ValueError, match=r"^--layers 'top': expected numbers of layers"):
+        parse_layers("top")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("--lr", "--learning-rate"),
+        ("--num-epochs", "--epochs"),
+        ("--num_train_epochs", "--epochs"),
+        ("--per-device-train-batch-size", "--batch-size"),
+        ("--lora-alpha", "--alpha"),
+    ],
+)
+def test_an_option_with_the_name_of_another_library_is_named(typed, meant, messages, capsys):
+    assert cli.main(["train", messages, "--out", "run", typed, "3"]) == cli.USAGE
+    sentence = f"There is no option {typed}; it is called {meant} here."
+    assert sentence in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_help_has_its_options_in_groups(capsys):
+    assert cli.main(["train", "--help"]) == 0
+    shown = capsys.readouterr().out
+    headings = [line for line in shown.splitlines() if line.endswith(":") and line[0] != " "]
+    assert headings == ["Data:", "Model and adapter:", "Training:", "Output:", "Other options:"]
+    assert "--learning-rate" in shown.partition("Training:")[2].partition("Output:")[0]
+
+
+def test_an_adapter_is_trained_on_from_the_command(messages, bert, tmp_path, capsys):
+    first, second = str(tmp_path / "first"), str(tmp_path / "second run")
+    assert cli.main(["train", messages, "--out", first, "--model", bert, *TINY]) == 0
+    new = rows_of(tmp_path / "new.csv", {"news": "stock prices fell", "ham": "see you at lunch"})
+    command = ["learn-on", first, new, "--replay", messages, "--epochs", "1"]
+    capsys.readouterr()
+    assert cli.main([*command, "--out", second]) == 0
+    shown = capsys.readouterr().out
+    assert "new test rows" in shown
+    assert "rows of --replay" in shown
+    assert f"next: peftcls predict '{second}' FILE" in shown
+    assert load_predictor(second).label_names == ("ham", "spam", "news")
+    assert json.loads((tmp_path / "second run" / "peftcls.json").read_text())["lineage"]
+    assert cli.main([*command, "--out", first, "--overwrite"]) == 1
+    assert "holds the folder that this run continues from" in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_there_is_refused(messages, bert, tmp_path, capsys):
+    out = str(tmp_path / "run")
+    assert cli.main(["train", messages, "--out", out, "--model", bert, *TINY]) == 0
+    capsys.readouterr()
+    for device in ("foo", "cuda:99"):
+        assert cli.main(["evaluate", out, messages, "--device", device]) == 1
+        assert f"--device {device}: there is no such device here" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"^device='foo': there is no such device"):
+        load_predictor(out, device="foo")
+    assert cli.main(["evaluate", out, messages, "--device", "cpu"]) == 0

@@ -1,0 +1,48 @@
+"""The verdict on a run is decided by the paired interval, and says what to do."""
+
+import pytest
+
+from peftcls.report.verdict import TITLES, next_step, rows_needed, tell_verdict, verdict_of
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "rows", "verdict"),
+    [
+        (0.01, 0.09, 100, "ahead"),
+        (-0.09, -0.01, 100, "behind"),
+        (-0.02, 0.03, 900, "level"),
+        (-0.02, 0.08, 100, "unclear"),
+        (0.1, 0.6, 12, "unclear"),
+        (0.0, 0.0, 12, "unclear"),
+    ],
+)
+def test_the_interval_and_the_number_of_rows_decide(low, high, rows, verdict):
+    assert verdict_of(low, high, rows) == verdict
+
+
+@pytest.mark.parametrize("verdict", TITLES)
+def test_each_verdict_has_a_sentence_with_its_numbers_and_a_next_step(verdict):
+    headline = {
+        "verdict": verdict,
+        "against": "TF-IDF and logistic regression",
+        "difference": 0.012,
+        "from": -0.02,
+        "to": 0.044,
+    }
+    told = tell_verdict(headline, "accuracy", 120)
+    assert told.startswith(f"{TITLES[verdict]}: ")
+    assert "TF-IDF" in told
+    assert "+1.2 in Accuracy, 95 % interval −2.0 to +4.4" in told
+    advice = next_step(headline, 120)
+    expected = {
+        "ahead": "Use it",
+        "level": "Use TF-IDF and logistic regression",
+        "behind": "Use TF-IDF and logistic regression for now. Try another base",
+        "unclear": "Give more test rows: about 240",
+    }
+    assert advice.startswith(expected[verdict])
+
+
+def test_the_rows_that_are_needed_go_with_the_square_of_the_width():
+    assert rows_needed(-0.06, 0.06, 1000) == 4000
+    assert rows_needed(0.0, 0.0, 12) == 100

@@ -1,0 +1,41 @@
+"""Arguments with the names of other libraries: a sentence says what they are called here."""
+
+import pytest
+
+from peftcls import TrainConfig, attach_lora, load_base
+from peftcls.argument_names import name_here, names_arguments
+
+
+@pytest.mark.parametrize(
+    ("function", "settings", "sentence"),
+    [
+        (attach_lora, {"r": 8}, "attach_lora has no argument r=; it is called rank= here."),
+        (attach_lora, {"lora_alpha": 8}, "it is called alpha= here."),
+        (attach_lora, {"drpout": 0.1}, "it is called dropout= here."),
+        (load_base, {"load_in_4bit": True}, "it is called quantize= here."),
+        (TrainConfig, {"lr": 1e-3}, "TrainConfig has no argument lr=; it is called learning_rate="),
+        (TrainConfig, {"num_train_epochs": 3}, "it is called epochs= here."),
+        (TrainConfig, {"fp16_opt_level": "O1"}, "has no argument fp16_opt_level=; it has ['outpu"),
+    ],
+)
+def test_an_argument_that_does_not_exist_is_named_as_it_is_here(function, settings, sentence):
+    with pytest.raises(TypeError) as caught:
+        function("runs/a", **settings)
+    assert sentence in str(caught.value)
+
+
+def test_settings_that_exist_pass_by_name_and_by_place():
+    assert TrainConfig("runs/a", 2, learning_rate=1e-4).epochs == 2
+
+    @names_arguments
+    def add(first: int, *, second: int = 1) -> int:
+        """Add two numbers."""
+        return first + second
+
+    assert add(1, second=3) == 4
+    assert add.__doc__ == "Add two numbers."
+
+
+def test_a_name_from_elsewhere_counts_only_where_the_setting_exists():
+    assert name_here("lr", ["learning_rate", "rank"]) == "learning_rate"
+    assert name_here("lr", ["rank"]) is None
