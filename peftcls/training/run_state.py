@@ -160,10 +160,11 @@ class RunState:
             FloatingPointError: as many steps as are allowed have been skipped.
         """
         skipped_steps = self.progress.skipped_steps
-        max_skipped = self.gradients.config.max_skipped_steps
+        config = self.gradients.config
+        max_skipped = config.max_skipped_steps
         if self.identity is None or len(skipped_steps) >= max_skipped:
             raise FloatingPointError(
-                f"{sentence} Lower the learning rate (now {self.gradients.config.learning_rate}), look at "
+                f"{sentence} Lower the learning rate (now {config.learning_rate}), look at "
                 f"these rows, or go on without such steps: max_skipped_steps={max_skipped + 1} and "
                 "resume=True."
             )
