@@ -5,6 +5,8 @@ import json
 import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ def commands(page: Path) -> list[str]:
 def recipe_commands() -> list[str]:
     """The commands of all pages that start a recipe, each once; tests/test_readme.py runs them."""
     every = [line for page in PAGES for line in commands(page)]
-    return [line for line in dict.fromkeys(every) if not line.startswith("peftcls ")]
+    return [line for line in dict.fromkeys(every) if "peftcls " not in line]
 
 
 def run_python(page: Path) -> dict[str, Any]:
@@ -47,8 +49,14 @@ def run_python(page: Path) -> dict[str, Any]:
 
 
 def run_command(line: str) -> int:
-    """Run a `peftcls` command in this process, a training for one epoch; its exit code."""
+    """Run a `peftcls` command, a training for one epoch; its exit code.
+
+    It runs in this process, unless a launcher starts several.
+    """
     program, *arguments = shlex.split(line)
+    if program == "torchrun":
+        launcher = [sys.executable, "-m", "torch.distributed.run"]
+        return subprocess.run([*launcher, *arguments], check=False).returncode
     assert program == "peftcls", f"{line!r} is not run here"
     if arguments[0] == "train":
         arguments += ["--epochs", "1"]

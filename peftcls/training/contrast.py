@@ -15,15 +15,18 @@ from peftcls.engine.head_inputs import head_layer, recording
 from peftcls.engine.head_logits import mean_of_windows
 from peftcls.engine.model_state import state_of
 from peftcls.tasks.base import Task
+from peftcls.training.head_start import trains_only
 from peftcls.training.linear_probe import classes_of
 
 TEMPERATURE = 0.1
 
 
 def can_contrast(model: torch.nn.Module, task: Task) -> bool:
-    """Whether a model can learn so: one label a row, and a new head that is a linear layer."""
-    is_new = state_of(model).head_is_new
-    return task.answer_kind == "label" and is_new and head_layer(model) is not None
+    """Whether a model can learn so: one label a row, a new head, and something trained below it."""
+    layer = head_layer(model)
+    if layer is None or task.answer_kind != "label":
+        return False
+    return state_of(model).head_is_new and not trains_only(model, layer)
 
 
 def contrastive_loss(states: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:

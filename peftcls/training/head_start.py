@@ -85,7 +85,7 @@ def shrink_head(model: torch.nn.Module, task: Task) -> None:
         task: what the rows mean.
     """
     layer = head_layer(model)
-    if layer is None or isinstance(task, ExtractiveQA) or _trains_only(model, layer):
+    if layer is None or isinstance(task, ExtractiveQA) or trains_only(model, layer):
         return
     config: Any = unwrapped(model).config
     random_size = getattr(config, "initializer_range", USUAL_DEVIATION) * layer.in_features**0.5
@@ -96,7 +96,8 @@ def shrink_head(model: torch.nn.Module, task: Task) -> None:
             parameter.mul_(share)
 
 
-def _trains_only(model: torch.nn.Module, layer: torch.nn.Module) -> bool:
+def trains_only(model: torch.nn.Module, layer: torch.nn.Module) -> bool:
+    """Whether nothing of a model is trained but one layer."""
     own = {id(parameter) for parameter in layer.parameters()}
     return all(id(p) in own for p in model.parameters() if p.requires_grad)
 

@@ -18,7 +18,7 @@ from peftcls import (
     compare_answers,
     evaluate_answers,
 )
-from peftcls.cli.options import METRICS
+from peftcls.cli.shared_options import METRICS
 from peftcls.tasks.metric_columns import NO_LABEL
 from peftcls.tasks.named_metrics import NAMED_METRICS
 from peftcls.tasks.own_metrics import OwnMetrics, score_answers

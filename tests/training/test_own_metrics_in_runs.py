@@ -113,6 +113,7 @@ def test_the_command_prints_named_metrics_with_intervals(bert, tmp_path, text_ro
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(json.dumps(row) for row in text_rows * 2), encoding="utf-8")
     build(bert, tmp_path / "run", text_rows, epochs=1).fit(text_rows)
+    capsys.readouterr()  # messages of the training
     arguments = ["evaluate", str(tmp_path / "run"), str(file), "--json"]
     assert cli.main([*arguments, "--metric", "matthews_corrcoef"]) == 0
     found = json.loads(capsys.readouterr().out)
