@@ -14,6 +14,7 @@ import click
 from peftcls.argument_names import OTHER_NAMES
 from peftcls.cli.folder_commands import export, merge, push, show
 from peftcls.cli.option_names import in_options
+from peftcls.cli.threads import wait_passively
 from peftcls.cli.train_commands import check, learn_on, train
 from peftcls.cli.use_commands import compare, evaluate, predict, serve, try_out
 from peftcls.logs import show_messages
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     The codes are 0, 1 for wrong rows or settings, 2 for wrong usage, and 130 when interrupted.
     SIGTERM during a training or a service raises SystemExit with the code 143.
     """
+    wait_passively()
     show_messages()
     try:
         return int(commands.main(arguments, prog_name="peftcls", standalone_mode=False) or 0)

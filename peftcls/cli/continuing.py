@@ -56,7 +56,10 @@ def learn_on_file(options: LearnOnOptions) -> None:
     rows = prepare(
         task, tables.train, tables.valid, tokenizer, base_facts(model), examination=examination
     )
-    config = TrainConfig.for_task(options.out, task, rows=len(tables.train), **options.config)
+    # A head that was trained before learns by its answers.
+    config = TrainConfig.for_task(
+        options.out, task, rows=len(tables.train), objective="answers", **options.config
+    )
     with Trainer(model, task, tokenizer, config) as trainer:
         before = _scores(trainer, tables, old_rows)
         train(trainer, rows, resume=options.resume, calibrate=options.calibrate)

@@ -136,9 +136,9 @@ class TrainConfig:
         if not isinstance(rows, Integral) or isinstance(rows, bool) or rows < 1:
             shown = rows if isinstance(rows, Number) else type(rows).__name__
             raise ValueError(f"rows={shown}: expected the number of training rows, len(train).")
-        is_few = has_few_rows(task, int(rows))
-        defaults = FEW_ROWS if is_few else defaults_for(task)
         given = {name: value for name, value in settings.items() if value is not None}
+        is_few = given.get("objective") != "answers" and has_few_rows(task, int(rows))
+        defaults = FEW_ROWS if is_few else defaults_for(task)
         batch_size = given.get("batch_size", defaults.batch_size)
         if not isinstance(batch_size, int) or batch_size < 1:
             # Refused below.

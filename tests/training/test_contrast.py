@@ -8,7 +8,7 @@ import torch
 import peftcls
 from peftcls.models.trainable import trained_parameters
 from peftcls.training.contrast import TEMPERATURE, contrastive_loss
-from peftcls.training.defaults import FEW_ROWS
+from peftcls.training.defaults import FEW_ROWS, HEAD
 
 ROWS = [
     {"text": f"{word} {place}", "label": label}
@@ -118,7 +118,7 @@ def test_several_labels_a_row_are_learnt_by_their_answers():
     chosen = peftcls.TrainConfig.for_task(
         "runs/x", dataclasses.replace(task, multi_label=False), rows=16, objective="answers"
     )
-    assert chosen.objective == "answers"
+    assert (chosen.objective, chosen.batch_size) == ("answers", HEAD.batch_size)
 
 
 def test_an_unknown_objective_is_refused(tmp_path):
