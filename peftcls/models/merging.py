@@ -36,6 +36,9 @@ ENCODER_MEAN = (
     "its head reads the mean of all tokens, and that of transformers would read the first one "
     "(an adapter that is trained with pooling='cls' can be merged)"
 )
+PADDING = (
+    "transformers reads a text that ends with {}, the padding token, up to the token before it."
+)
 USE_THE_FOLDER = "keep the adapter folder and load it with load_predictor"
 
 
@@ -87,7 +90,9 @@ def merge_adapter(
     model = merge_weights(model)
     merged = adapter_logits(task, model, probes, tokenizer)
     compare(expected, merged, f"{directory} cannot be merged without a change of its answers")
-    _write_checked(out, folder, model, tokenizer, probes, expected, remarks)
+    # Too rare for a warning at every merge; the folder's README.md has it.
+    padding = [PADDING.format(tokenizer.pad_token)] if task.new_head and facts.causal else []
+    _write_checked(out, folder, model, tokenizer, probes, expected, [*remarks, *padding])
     for remark in remarks:
         warnings.warn(remark, stacklevel=2)
     return out

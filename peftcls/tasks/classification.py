@@ -23,6 +23,8 @@ from peftcls.tasks.decisions import PLAIN, Decisions, decisions_setting, fit_dec
 from peftcls.tasks.labels import (
     TOO_FEW_LABELS,
     Shares,
+    are_balanced,
+    balanced_weights,
     is_blank,
     label_name,
     label_order,
@@ -207,18 +209,18 @@ class Classification(Task):
         labels = self.labels or label_order(counts)
         weights = self.class_weight
         if weights == "balanced":
-            total = sum(counts.values())
-            weights = {
-                label: total / (len(labels) * counts[label]) for label in labels if counts[label]
-            }
+            weights = balanced_weights(labels, counts)
         return dataclasses.replace(self, labels=labels, class_weight=weights)
 
     def extended(self, rows: datasets.Dataset) -> Self:
         require_columns(rows, self.columns(with_target=True), "Classification")
         old_labels = self._known_labels
-        new_labels = set(self._label_counts(rows)) - set(old_labels)
-        labels = (*old_labels, *label_order(new_labels))
-        return dataclasses.replace(self, labels=labels, decisions=PLAIN)
+        counts = self._label_counts(rows)
+        labels = (*old_labels, *label_order(set(counts) - set(old_labels)))
+        weights = self.class_weight
+        if isinstance(weights, Mapping) and are_balanced(weights, old_labels):
+            weights = balanced_weights(labels, counts)
+        return dataclasses.replace(self, labels=labels, class_weight=weights, decisions=PLAIN)
 
     def _label_counts(self, rows: datasets.Dataset) -> Counter[str]:
         """The sum of the shares of each label."""

@@ -2,9 +2,10 @@
 
 import contextlib
 import json
+import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from peftcls.tasks.list_cells import listed_cell
@@ -131,3 +132,20 @@ def _is_share(share: Any, *, several: bool) -> bool:
     if several:
         return 0 <= share <= 1
     return 0 <= share < float("inf")
+
+
+def balanced_weights(labels: Sequence[str], counts: Mapping[str, float]) -> dict[str, float]:
+    """A weight for each label that has rows, so that all labels count alike.
+
+    Args:
+        labels: all of them.
+        counts: how many rows each has.
+    """
+    total = sum(counts.values())
+    return {label: total / (len(labels) * counts[label]) for label in labels if counts.get(label)}
+
+
+def are_balanced(weights: Mapping[str, float], labels: Sequence[str]) -> bool:
+    """Whether weights are of the form that `balanced_weights` gives: shares of rows that add up."""
+    shares = sum(1 / (len(labels) * weight) for weight in weights.values())
+    return set(weights) <= set(labels) and math.isclose(shares, 1.0, rel_tol=1e-9)

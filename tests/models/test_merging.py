@@ -267,3 +267,12 @@ def test_a_folder_that_holds_something_is_never_merged_into(bert, tmp_path):
     (tmp_path / "empty").mkdir()
     peftcls.merge_adapter(folder, tmp_path / "empty")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "empty"]
+
+
+@pytest.mark.slow
+def test_the_card_of_a_decoder_tells_of_the_padding_token(gpt2, tmp_path):
+    folder = saved(gpt2, tmp_path / "adapter", peftcls.Classification(labels=("no", "yes")))
+    peftcls.merge_adapter(folder, tmp_path / "merged")
+    tokenizer = peftcls.load_predictor(folder).tokenizer
+    card = (tmp_path / "merged" / "README.md").read_text(encoding="utf-8").split()
+    assert f"a text that ends with {tokenizer.pad_token}, the padding token" in " ".join(card)

@@ -4,6 +4,7 @@ import pytest
 from task_checks import check_task
 
 from peftcls import Answer, Classification, Instruction, Regression
+from peftcls.data.reading import as_dataset
 
 TEXTS = [
     "the patient recovered",
@@ -158,3 +159,16 @@ def test_an_instruction_keeps_the_contract(kind, base, request):
     check_task(
         task, request.getfixturevalue(base), rows_of(targets, texts), right=right, sides=sides
     )
+
+
+def test_balanced_weights_are_balanced_anew_with_new_rows():
+    rows = [{"text": "a", "label": label} for label in ["no"] * 8 + ["yes"] * 2]
+    learnt = Classification(class_weight="balanced").learn(rows)
+    new = [{"text": "b", "label": label} for label in ["yes"] * 9 + ["maybe"]]
+    extended = learnt.extended(as_dataset(rows + new))
+    assert extended.class_weight == pytest.approx({"no": 20 / 24, "yes": 20 / 33, "maybe": 20 / 3})
+    own = Classification(class_weight={"no": 2.0, "yes": 3.0}).learn(rows)
+    assert own.extended(as_dataset(new)).class_weight == {
+        "no": 2.0,
+        "yes": 3.0,
+    }
