@@ -197,7 +197,8 @@ def _f1_bounds(
     """The 95 % percentile bootstrap bounds of the F1 of each label, each of shape (labels,).
 
     All labels share the resampled rows; only how often each row was drawn counts, so that a few
-    matrix products are enough for any number of labels.
+    matrix products are enough for any number of labels. Resamples that say nothing of a label, as
+    none of their rows has it or got it, do not count for it.
 
     Args:
         truth: 0 and 1, of shape (rows, labels).
@@ -212,8 +213,12 @@ def _f1_bounds(
     for _ in range(0, resamples, RESAMPLES_AT_ONCE):
         drawn = random.integers(rows, size=(RESAMPLES_AT_ONCE, rows))
         counts = np.array([np.bincount(chosen, minlength=rows) for chosen in drawn], np.float64)
-        f1.append(2 * (counts @ right) / np.maximum(counts @ either, 1))
-    low, high = np.percentile(np.concatenate(f1)[:resamples], [2.5, 97.5], axis=0)
+        sums = counts @ either
+        f1.append(np.where(sums > 0, 2 * (counts @ right) / np.maximum(sums, 1), np.nan))
+    drawn_f1 = np.concatenate(f1)[:resamples]
+    # A label that no row has or got has the F1 of 0.
+    drawn_f1[:, np.isnan(drawn_f1).all(0)] = 0.0
+    low, high = np.nanpercentile(drawn_f1, [2.5, 97.5], axis=0)
     return low, high
 
 

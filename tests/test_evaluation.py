@@ -1,5 +1,6 @@
 """Evaluations against tables worked out by hand, intervals, and comparisons of two systems."""
 
+import numpy as np
 import pytest
 
 from peftcls import (
@@ -10,7 +11,7 @@ from peftcls import (
     compare_answers,
     evaluate_answers,
 )
-from peftcls.evaluation import NO_ANSWER
+from peftcls.evaluation import NO_ANSWER, _f1_bounds
 
 LABELS = ("a", "b", "c")
 TASK = Classification(labels=LABELS)
@@ -265,3 +266,10 @@ def test_a_notebook_shows_tables_with_names_that_are_escaped():
     assert repr(found) == str(found)
     compared = compare_answers(task, answers, answers, rows_of(task.labels), resamples=30)
     assert repr(compared) == str(compared)
+
+
+def test_a_rare_label_that_is_always_right_is_never_counted_as_wrong():
+    truth = np.array([[1, 0, 0]] * 8 + [[0, 1, 0]])
+    low, high = _f1_bounds(truth, truth, 200)
+    assert low.tolist() == [1, 1, 0]
+    assert high.tolist() == [1, 1, 0]

@@ -21,6 +21,9 @@ from peftcls.training.continual import Scores, compare_scores, learn_on, with_re
 from peftcls.training.prepare import prepare
 from peftcls.training.trainer import Trainer
 
+OLD = "rows of --replay"
+LITTLE_LOSS = 0.02
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LearnOnOptions:
@@ -64,7 +67,10 @@ def learn_on_file(options: LearnOnOptions) -> None:
         before = _scores(trainer, tables, old_rows)
         train(trainer, rows, resume=options.resume, calibrate=options.calibrate)
         after = _scores(trainer, tables, old_rows)
-        print_once(compare_scores(before, after, scores=[task.score_names[0]]))
+        score = task.score_names[0]
+        print_once(compare_scores(before, after, scores=[score]))
+        if old_rows is not None:
+            _advise(before[OLD][score], after[OLD][score], options.replay_share)
         finish(trainer, tables, meter, file=options.file)
 
 
@@ -93,5 +99,14 @@ def _scores(trainer: Trainer, tables: Tables, old_rows: datasets.Dataset | None)
     """The scores on the new test rows, and on the old rows if there are any."""
     scores = {"new test rows": trainer.evaluate(tables.test)}
     if old_rows is not None:
-        scores["rows of --replay"] = trainer.evaluate(old_rows)
+        scores[OLD] = trainer.evaluate(old_rows)
     return scores
+
+
+def _advise(before: float, after: float, share: float) -> None:
+    """Say what helps where the old rows are answered clearly worse than before."""
+    if after < before - LITTLE_LOSS:
+        print_once(
+            f"the rows of --replay are answered worse than before: give a larger --replay-share "
+            f"(it was {share:g}), or train anew on all rows together."
+        )

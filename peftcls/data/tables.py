@@ -64,7 +64,8 @@ def table_of(rows: Any, name: str) -> datasets.Dataset | None:
     if isinstance(rows, datasets.Dataset):
         return with_class_names(rows)
     try:
-        if hasattr(rows, "__arrow_c_stream__"):
+        # A column of a data frame is a stream too, but no table: its values are listed elsewhere.
+        if hasattr(rows, "__arrow_c_stream__") and not hasattr(rows, "to_frame"):
             return _from_arrow(pa.table(rows), name)
         if is_columns(rows):
             return datasets.Dataset.from_dict({key: list(cells) for key, cells in rows.items()})

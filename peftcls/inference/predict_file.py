@@ -157,8 +157,8 @@ def _blank_rows(task: Task, rows: datasets.Dataset) -> set[int]:
     numbers = [str(index + 1) for index in blank[:MAX_SHOWN_ROWS]]
     more = ", ..." if len(blank) > MAX_SHOWN_ROWS else ""
     logger.warning(
-        f"{len(blank)} of {len(rows)} rows of {source_name(rows)} have no text and get no answer: "
-        f"rows {', '.join(numbers)}{more}."
+        f"{len(blank)} of {len(rows)} rows of {source_name(rows)} have no text and get an empty "
+        f"answer: {'row' if len(blank) == 1 else 'rows'} {', '.join(numbers)}{more}."
     )
     return set(blank)
 

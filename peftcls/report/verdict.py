@@ -16,7 +16,7 @@ WHAT_TO_TRY = (
 TITLES = {
     "ahead": "It earns its place",
     "level": "Level with a simpler system",
-    "unclear": "So few rows cannot tell",
+    "unclear": "It cannot be told yet",
     "behind": "Below a simpler system",
 }
 """The title of each verdict."""
@@ -62,7 +62,9 @@ def tell_verdict(headline: Mapping[str, Any], score: str, rows: int) -> str:
         case "level":
             said = f"it is as good as {against}, and no better"
         case _:
-            said = f"{write_count(rows)} test rows cannot tell it from {against}"
+            said = f"{write_count(rows)} test rows are too few to tell it from {against}"
+    if rows < MIN_EVALUATION_ROWS:
+        return f"{TITLES[headline['verdict']]}: {said}."
     return f"{TITLES[headline['verdict']]}: {said} ({numbers})."
 
 
@@ -81,6 +83,8 @@ def next_step(headline: Mapping[str, Any], rows: int) -> str:
             return f"Use {against} for now. {WHAT_TO_TRY}"
         case "level":
             return f"Use {against}, which is cheaper, unless more training rows change that."
+    if rows < MIN_EVALUATION_ROWS:
+        return f"Give more test rows: at least {MIN_EVALUATION_ROWS}, better some hundred."
     needed = write_count(rows_needed(headline["from"], headline["to"], rows))
     return (
         f"Give more test rows: about {needed} would show a difference of "

@@ -246,6 +246,8 @@ class Trainer:
         """Start at the first step or from a checkpoint, and log what is trained."""
         self.run.begin(self._total_steps(prepared), resume=resume)
         log_info(describe_model(self.model, self.task))
+        if self.gradients.by_contrast:
+            log_info("a few rows of each label: they learn by contrast; the loss compares rows")
         log_shortened_rows(prepared, token_limit(self.tokenizer, self.task.max_length))
         if self.config.trackers:
             start_trackers(self.accelerator.init_trackers, self.config)

@@ -36,7 +36,7 @@ def test_rows_without_a_text_get_an_empty_answer_and_are_counted(
     file = write("new.csv", 'id,text\n1,hello\n2,""\n3,   \n4,good morning\n')
     out = tmp_path / f"answers{ending}"
     assert cli.main(["predict", folder, str(file), "--out", str(out)]) == 0
-    assert "2 of 4 rows of new.csv have no text and get no answer: rows 2, 3." in caplog.text
+    assert "2 of 4 rows of new.csv have no text and get an empty answer: rows 2, 3." in caplog.text
     answered = read_rows(out)
     assert answered["id"][:] == ["1", "2", "3", "4"]
     assert [bool(label) for label in answered["label"]] == [True, False, False, True]

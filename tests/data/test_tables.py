@@ -189,3 +189,7 @@ def test_several_adapters_answer_a_frame(bert, text_rows, tmp_path):
     for found in (together.predict(TABLES["pandas"], "one"), together.predict(COLUMNS, "one")):
         assert [a.label for a in found] == [a.label for a in expected]
     assert len(together.predict_all("radio waves")["two"]) == 1
+
+
+def test_a_column_of_a_frame_is_no_table():
+    assert table_of(pd.Series(["a", "b"]), "rows") is None
