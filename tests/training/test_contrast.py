@@ -100,6 +100,11 @@ def test_a_head_that_was_trained_before_is_kept(bert, tmp_path):
     assert not peftcls.Trainer(model, task, tokenizer, config).gradients.by_contrast
 
 
+def test_a_task_without_a_probe_learns_by_its_answers(bert, tmp_path, monkeypatch):
+    monkeypatch.setattr(peftcls.Classification, "loss_of_logits", peftcls.Task.loss_of_logits)
+    assert not build(bert, tmp_path / "adapter").gradients.by_contrast
+
+
 @pytest.mark.parametrize(("rows", "objective"), [(16, "contrast"), (128, "contrast"), (129, None)])
 def test_few_rows_of_each_label_are_learnt_by_contrast(rows, objective):
     task = peftcls.Classification(labels=("no", "yes"))
