@@ -308,7 +308,7 @@ def test_a_run_that_was_cut_is_gone_on_with_and_ends_as_the_uninterrupted_one(
             "--model",
             bert,
             "--epochs",
-            "20",
+            "100",
             "--seed",
             "3",
             *FAST[2:],
