@@ -96,7 +96,7 @@ class AnswerParts:
         """
         starts = self._missing_starts()
         own = starts[process::processes]
-        others = [start for start in reversed(starts) if start not in set(own)]
+        others = sorted(set(starts) - set(own), reverse=True)
         for start in (*own, *others):
             if self.folder.is_dir() and not self._file(start).is_file():
                 yield start
@@ -128,8 +128,10 @@ class AnswerParts:
             yield from chunk
 
     def remove(self) -> None:
-        """Remove the folder."""
-        shutil.rmtree(self.folder)
+        """Remove the folder; under another name first, so that no process writes into it still."""
+        leaving = self.folder.with_name(f".{self.folder.name}-{os.getpid()}")
+        self.folder.rename(leaving)
+        shutil.rmtree(leaving)
 
     def _file(self, start: int) -> Path:
         return self.folder / f"{start:012d}{CHUNK_SUFFIX}"

@@ -137,7 +137,8 @@ def _fill(
         total=parts.rows, unit="row", dynamic_ncols=True, disable=not shows_progress
     ) as progress:
         for start in parts.missing(process, processes):
-            progress.update(parts.answered() - progress.n)
+            if shows_progress:
+                progress.update(parts.answered() - progress.n)
             parts.write(start, answer(start, min(start + parts.chunk_rows, parts.rows)))
         progress.update(parts.rows - progress.n)
 
