@@ -85,13 +85,13 @@ def caching_frozen_layers(
         layers, height = frozen
         with torch.no_grad():
             forward(model, first)  # asks the model's capabilities, while all layers compute
-        states, in_tuple = states_after(layers, height, functools.partial(forward, model, first))
+        states, in_tuple = _states_after(model, layers, height, first, forward)
         part: Part = "all"
         if height == len(layers):
             part = _used_part(model, first, forward, states, in_tuple)
         room = tokens if part == "all" else sequences
         size = room * states.shape[2] * states.dtype.itemsize
-        if size > min(MAX_CACHE_BYTES, DISK_SHARE * _free_bytes(folder)):
+        if not _has_room(model, size, folder):
             remark = (
                 f"the states of the {height} frozen layers would take {size / 2**30:.0f} GiB, so "
                 "they are computed in every epoch."
@@ -121,9 +121,22 @@ def _fill(
     model: torch.nn.Module, cache: FrozenLayerCache, batches: Iterable[Batch], forward: Forward
 ) -> None:
     for batch in batches:
-        compute = functools.partial(forward, model, batch)
-        states, _ = states_after(cache.layers, cache.height, compute)
+        states, _ = _states_after(model, cache.layers, cache.height, batch, forward)
         cache.add(batch, states)
+
+
+def _states_after(
+    model: torch.nn.Module,
+    layers: torch.nn.ModuleList,
+    height: int,
+    batch: Batch,
+    forward: Forward,
+) -> tuple[torch.Tensor, bool]:
+    found = states_after(layers, height, functools.partial(forward, model, batch))
+    shares = state_of(model).shares
+    if shares is not None:
+        shares.reset()
+    return found
 
 
 def _describe(cache: FrozenLayerCache, size: int) -> str:
@@ -134,6 +147,15 @@ def _describe(cache: FrozenLayerCache, size: int) -> str:
         f"{cache.height} of {len(cache.layers)} layers are frozen and below all that is trained; "
         f"{what}, {size / 2**20:.1f} MiB, are cached."
     )
+
+
+def _has_room(model: torch.nn.Module, size: int, folder: Path) -> bool:
+    has_room = size <= min(MAX_CACHE_BYTES, DISK_SHARE * _free_bytes(folder))
+    shares = state_of(model).shares
+    if shares is None:
+        return has_room
+    # Another process may have found less.
+    return bool(shares.least_and_most(has_room)[0])
 
 
 def _free_bytes(folder: Path) -> int:

@@ -12,6 +12,7 @@ from peftcls.engine.kernels import choose_kernels, use_plain_kernels
 from peftcls.engine.layers import layers_of
 from peftcls.engine.model_choices import Pooling, Quantize
 from peftcls.engine.prefix_cache import SharedPrefix
+from peftcls.engine.sharding import Shares
 
 SLOT = "peftcls_state"  # the one attribute that is put on a transformers model
 
@@ -68,6 +69,7 @@ class ModelState:
         frozen_cache: the states that left its frozen layers; None where none are cached.
         fills_frozen_cache: a frozen-layer cache is being filled, so nothing else may be shared
             between sequences.
+        shares: the processes that hold the base together; None where each holds the whole.
         prefix: what all rows of the present step begin with; None where nothing is shared.
         layers: of its backbone, in order; None before they were looked for.
         checkpointable: modules that have a switch for gradient checkpointing; None before they were
@@ -86,6 +88,7 @@ class ModelState:
     capabilities: Capabilities = dataclasses.field(default_factory=Capabilities)
     frozen_cache: FrozenLayerCache | None = None
     fills_frozen_cache: bool = False
+    shares: Shares | None = None
     prefix: SharedPrefix | None = None
     layers: torch.nn.ModuleList | None = dataclasses.field(default=None, repr=False)
     checkpointable: list[Any] | None = dataclasses.field(default=None, repr=False)

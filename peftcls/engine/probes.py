@@ -16,7 +16,13 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from peftcls.engine.layers import evaluation_mode
-from peftcls.engine.model_state import ModelState, state_of, transformer_layers, unwrapped
+from peftcls.engine.model_state import (
+    ModelState,
+    base_facts,
+    state_of,
+    transformer_layers,
+    unwrapped,
+)
 from peftcls.engine.packing import Packing, run_packed
 from peftcls.engine.precision import tolerance
 from peftcls.engine.prefix_cache import PrefixLengthCache, fill_cache, tensors_of
@@ -103,6 +109,19 @@ def head_reads_first_token(model: torch.nn.Module) -> bool:
     return state.capabilities.head_reads_first_token
 
 
+def ask_all(model: torch.nn.Module) -> None:
+    """Ask a model for everything that it may be able to do.
+
+    Processes that hold a base in shares must ask together: afterwards each has rows of its own.
+    """
+    inner = unwrapped(model)
+    can_subset_last_layer(inner)
+    if base_facts(inner).causal:
+        can_pack_behind_prefix(inner)
+    elif state_of(inner).task_type == "SEQ_CLS":
+        head_reads_first_token(inner)
+
+
 def describe_capabilities(model: torch.nn.Module) -> str:
     """One line: the fast paths that a model uses on its device, and why it does not use others."""
     inner = unwrapped(model)
@@ -168,6 +187,8 @@ def run_probe(state: ModelState, name: str, probe: Callable[[], str | None]) -> 
         if _raised_in_engine(error):
             logger.warning("the fast path %r failed in peftcls itself: %s", name, reason)
             logger.warning("".join(traceback.format_exception(error)))
+        if state.shares is not None:
+            state.shares.reset()
     if reason is not None:
         state.capabilities.reasons[name] = reason
         logger.debug("the fast path %r is not used: %s", name, reason)

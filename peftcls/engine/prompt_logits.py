@@ -102,9 +102,10 @@ class Prompts:
 
     def _prefix(self, marks: torch.Tensor) -> SharedPrefix | None:
         """The prefix of the present step, or one of this micro-batch's own where that pays."""
-        prefix = state_of(self.model).prefix
-        if prefix is not None or not can_share_prefix(self.model):
-            return prefix
+        state = state_of(self.model)
+        # Processes that hold a base in shares may not share a prefix some and others not.
+        if state.prefix is not None or state.shares or not can_share_prefix(self.model):
+            return state.prefix
         common = _common_prefix_tokens(self.ids, self.mask, marks)
         tokens = _worth_sharing(len(self.ids), common, self.ids.device)
         if not tokens:

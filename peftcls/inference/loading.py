@@ -28,6 +28,7 @@ def load_predictor(  # type: ignore[overload-overlap]
     device: str | torch.device | None = None,
     tasks: Sequence[type[Task]] = (),
     fast_paths: FastPaths | None = None,
+    shard: bool | None = None,
 ) -> Predictor: ...
 
 
@@ -51,6 +52,7 @@ def load_predictor(
     device: str | torch.device | None = None,
     tasks: Sequence[type[Task]] = (),
     fast_paths: FastPaths | None = None,
+    shard: bool | None = None,
 ) -> Predictor | ManyPredictor:
     """Load an adapter folder for prediction; only the folder and its base model are needed.
 
@@ -62,11 +64,13 @@ def load_predictor(
         device: where to compute; unless given, the first GPU, or the CPU where there is no GPU.
         tasks: subclasses of `Task` that the folder may name, besides the four of peftcls.
         fast_paths: which fast paths may be used; all of them unless given.
+        shard: hold the base in shares, one in each process of this machine, as `load_base` does.
+            Every process then has to answer the same rows, and gets all answers.
 
     Raises:
         ValueError: an argument has a wrong type, the folder is incomplete or damaged, or the base
             is not the one it was trained on; of several folders, two cannot share a base, or have
-            the same name.
+            the same name; several folders, or a device, are given with shard.
     """
     check_argument_types({"directory": directory, "base": base}, load_predictor)
     load: functools.partial[Any] = functools.partial(
@@ -77,7 +81,13 @@ def load_predictor(
         device=device,
         tasks=tasks,
         fast_paths=fast_paths,
+        shard=shard,
     )
+    if shard and (device is not None or not isinstance(directory, str | Path)):
+        raise ValueError(
+            "shard=True takes one folder, and no device: each process holds a share of the base on "
+            "its own."
+        )
     if not isinstance(directory, str | Path):
         return load_many(
             directory,
@@ -88,7 +98,9 @@ def load_predictor(
             fast_paths=fast_paths,
             load=load,
         )
-    model, task, tokenizer = load_adapter(directory, base=base, quantize=quantize, tasks=tasks)
+    model, task, tokenizer = load_adapter(
+        directory, base=base, quantize=quantize, tasks=tasks, shard=shard
+    )
     model.requires_grad_(False)
     move_to_device(model, device)
     if fast_paths is not None:

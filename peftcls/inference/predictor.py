@@ -251,15 +251,21 @@ class Predictor:
             shared=shared,
             call_tokens=call_tokens(device),
         )
+        shares = state_of(self.model).shares
         results: dict[int, Result] = {}
-        for batch in batches:
-            chosen = [features[i] for i in batch]
+        for batch in batches if shares is None else shares.padded(batches):
+            # A process that waits for others, which have more batches, computes its first row.
+            chosen = [features[i] for i in batch or (0,)]
             collated = self.task.collate(chosen, self.tokenizer)
             inputs = {name: tensor.to(device) for name, tensor in collated.items()}
             # Threads take turns: a model can compute one batch at a time.
             with lock, using_cached_states(self.model, inputs) as model_inputs:
                 computed = compute(model_inputs, chosen)
-            results.update(zip(batch, computed, strict=True))
+            if batch is not None:
+                results.update(zip(batch, computed, strict=True))
+        if shares is not None:
+            shares.check_calls("an evaluation")
+            shares.reset()
         return [results[i] for i in range(len(features))]
 
 

@@ -160,6 +160,7 @@ def load_adapter(
     quantize: Quantize | Literal["none"] | None = None,
     grow: Callable[[Task], Task] | None = None,
     tasks: Sequence[type[Task]] = (),
+    shard: bool | None = None,
 ) -> tuple[torch.nn.Module, Task, PreTrainedTokenizerBase]:
     """Load the base that a folder names and put the folder's weights on it, ready to be trained.
 
@@ -169,6 +170,7 @@ def load_adapter(
         quantize: as at training unless given; "none" is the base in full precision.
         grow: makes the folder's task able to learn other rows as well; the head then grows.
         tasks: your own task classes, beside the four built-in ones.
+        shard: hold the base in shares, as `load_base` does.
 
     Raises:
         ValueError: the folder is incomplete or damaged, its task is not known, or the base is
@@ -176,7 +178,7 @@ def load_adapter(
     """
     folder = source if isinstance(source, Folder) else open_folder(source, tasks=tasks)
     task = folder.task if grow is None else grow(folder.task)
-    model, tokenizer = load_own_base(folder, task, base=base, quantize=quantize)
+    model, tokenizer = load_own_base(folder, task, base=base, quantize=quantize, shard=shard)
     known_labels = len(folder.task.labels or ())
     loaded = load_weights(model, folder.directory, known_labels=known_labels)
     continued_from = {
@@ -227,6 +229,7 @@ def load_own_base(
     *,
     base: str | Path | None = None,
     quantize: Quantize | Literal["none"] | None = None,
+    shard: bool | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the base that a folder names, with a head for `task`, and the folder's tokenizer.
 
@@ -242,6 +245,7 @@ def load_own_base(
             moved_to=base,
             quantize=None if precision == "none" else precision,
             dtype=folder.dtype,
+            shard=shard,
         )
     except ValueError as error:
         moved = "" if base else " If the base has moved, say where it is: base=... (--base)."

@@ -1,5 +1,7 @@
 """The trained tensors of a model: collecting them for a folder, loading a folder's onto a base."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ from peftcls.models.peft_library import (
 )
 from peftcls.models.pretrained_io import reraise_as_value_error
 from peftcls.models.trainable import Tensors, trained_parameters
+
+BESIDE = "saved"
+"""The name of an adapter that was read from a folder, beside the model's own."""
 
 
 def trained_tensors(model: torch.nn.Module) -> Tensors:
@@ -70,6 +75,38 @@ def _load_part_weights(model: Any, directory: Path, known_labels: int) -> torch.
     for name, tensor in tensors.items():
         expected[name].data = tensor.to(expected[name].device)
     return model
+
+
+@contextlib.contextmanager
+def loaded_beside(model: PeftModel, directory: Path) -> Iterator[None]:
+    """Let a model compute with a folder's adapter, loaded beside its own, for a while.
+
+    Args:
+        model: with the adapter that was saved to the folder.
+        directory: the adapter folder.
+    """
+    trained = list(trained_parameters(model).values())
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    model.load_adapter(str(directory), BESIDE)
+    for name, parameter in model.named_parameters():
+        if f".{BESIDE}." in name:
+            parameter.data = parameter.data.to(dtypes[name.replace(f".{BESIDE}.", ".default.")])
+    model.set_adapter(BESIDE)
+    try:
+        yield
+    finally:
+        model.set_adapter("default")
+        model.delete_adapter(BESIDE)
+        model.requires_grad_(False)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def same_part(model: torch.nn.Module, directory: Path) -> bool:
+    """Whether a folder holds a trained part of a model bit for bit."""
+    saved = _read_tensors(directory / PART_WEIGHTS)
+    own = trained_tensors(model)
+    return saved.keys() == own.keys() and all(torch.equal(saved[n], own[n]) for n in own)
 
 
 def _wrap_as_saved(model: Any, directory: Path) -> PeftModel:

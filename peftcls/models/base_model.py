@@ -1,11 +1,14 @@
 """Loading a base model, with the head that a task needs, and its tokenizer."""
 
+import contextlib
 import dataclasses
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from peftcls.argument_checks import check_argument_types
 from peftcls.argument_names import names_arguments
@@ -13,6 +16,14 @@ from peftcls.engine.head_inputs import head_layer_name
 from peftcls.engine.kernels import choose_kernels, fast_dtype
 from peftcls.engine.model_choices import Quantize
 from peftcls.engine.model_state import BaseFacts, state_of
+from peftcls.engine.probes import ask_all
+from peftcls.engine.sharding import (
+    Shares,
+    join_machine,
+    launcher_asks_for_shares,
+    own_parts,
+    reading_shares,
+)
 from peftcls.models.fingerprint import fingerprint_base, fingerprint_tensors
 from peftcls.models.folder_safety import check_base_config, check_finite
 from peftcls.models.pretrained_io import (
@@ -37,6 +48,8 @@ from peftcls.models.structure import (
 from peftcls.models.tokenizers import load_tokenizer, position_limit
 from peftcls.tasks.base import Task
 
+logger = logging.getLogger("peftcls")
+
 
 @dataclasses.dataclass(frozen=True)
 class _Request:
@@ -51,6 +64,7 @@ class _Request:
     seed: int
     pretrained: bool
     reads_mean: bool
+    shares: Shares | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +93,7 @@ def load_base(
     revision: str | None = None,
     seed: int = 0,
     pretrained: bool = True,
+    shard: bool | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a pretrained model, with the head that the task needs, and its tokenizer.
 
@@ -96,10 +111,13 @@ def load_base(
         seed: for the weights of a new head.
         pretrained: False draws random weights in the same shape from the seed, as a control of what
             pretraining gave; the folder then holds the seed, and is loaded by drawing them again.
+        shard: hold the frozen weights in shares, one in each process of this machine, for a base
+            that does not fit on one GPU. With one process it is loaded as always. Unless given,
+            where the launcher asks for FSDP 2.
 
     Raises:
         ValueError: the model does not exist, is damaged or has no safetensors, or cannot do the
-            task.
+            task, or cannot be held in shares.
     """
     check_argument_types({"name": name, "revision": revision, "seed": seed}, load_base)
     if not isinstance(task, Task):
@@ -112,6 +130,7 @@ def load_base(
         revision=revision,
         seed=seed,
         pretrained=pretrained,
+        shard=shard,
     )
 
 
@@ -122,6 +141,7 @@ def load_same_base(
     moved_to: str | Path | None,
     quantize: Quantize | None,
     dtype: torch.dtype,
+    shard: bool | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the base that an adapter was trained on, with a head of the same kind.
 
@@ -131,6 +151,7 @@ def load_same_base(
         moved_to: where the base is now; None for where it was.
         quantize: as for `load_base`, whatever it was at training.
         dtype: as for `load_base`.
+        shard: as for `load_base`.
 
     Raises:
         ValueError: as `load_base`.
@@ -143,6 +164,7 @@ def load_same_base(
         revision=None if moved_to else facts.revision,
         seed=facts.random_seed or 0,
         pretrained=facts.random_seed is None,
+        shard=shard,
         reads_mean=facts.pooling == "mean",
     )
 
@@ -156,6 +178,7 @@ def _load(
     revision: str | None,
     seed: int,
     pretrained: bool,
+    shard: bool | None,
     reads_mean: bool | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a base; whether an encoder's head reads the mean, task and folder say unless given."""
@@ -177,8 +200,9 @@ def _load(
             f"quantize={quantize!r} with pretrained=False: random weights are a control, in full "
             "precision."
         )
+    shares = _join(shard, quantize, pretrained=pretrained)
     request = _Request(
-        source, task, config, quantize, dtype, revision, seed, pretrained, reads_mean
+        source, task, config, quantize, dtype, revision, seed, pretrained, reads_mean, shares
     )
     loaded = _load_or_draw(request)
     model = loaded.model
@@ -199,7 +223,34 @@ def _load(
     state.task_type = task.peft_type
     state.base = _collect_facts(lasting_name(name), request, model, heads, causal=causal)
     state.head_is_new = request.reads_mean or _is_new(loaded, head_layer_name(model))
+    if shares is not None:
+        ask_all(model)
     return model, tokenizer
+
+
+def _join(shard: bool | None, quantize: Quantize | None, *, pretrained: bool) -> Shares | None:
+    """The processes that are to hold a base in shares; None where each holds the whole."""
+    if shard is None:
+        shard = launcher_asks_for_shares()
+    if not shard:
+        return None
+    if quantize:
+        raise ValueError(
+            f"quantize={quantize!r} with shard=True: weights in 8 or 4 bits are not held in "
+            "shares; choose one of the two."
+        )
+    if not pretrained:
+        raise ValueError(
+            "pretrained=False with shard=True: random weights are drawn whole, in every process; "
+            "leave shard out."
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return join_machine()
+    logger.info(
+        "shard=True with one process: the base is held whole; start several with "
+        "torchrun --nproc-per-node."
+    )
+    return None
 
 
 def _validate_arguments(source: str, quantize: str | None) -> None:
@@ -267,20 +318,29 @@ def _load_weights(request: _Request, *, in_full: list[str]) -> _Loaded:
             task, request.config, request.quantize, request.dtype, in_full
         )
         arguments["device_map"] = {"": own_device()}
-    model, report = task.auto_model.from_pretrained(
-        request.source, ignore_mismatched_sizes=task.new_head, **arguments
-    )
-    missing = set(report["missing_keys"])
-    prefix = model.base_model_prefix
+    with contextlib.ExitStack() as stack:
+        if request.shares is not None:
+            arguments |= stack.enter_context(reading_shares(request.shares, task.new_head))
+        model, report = _read_weights(request, arguments)
+    state_of(model).shares = request.shares
+    mismatched = [key for key, *_ in report["mismatched_keys"]]
+    return _Loaded(model, set(report["missing_keys"]), mismatched)
+
+
+def _read_weights(request: _Request, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The model of a task, and what transformers reports of its files."""
+    auto_model = request.task.auto_model
+    arguments["ignore_mismatched_sizes"] = request.task.new_head
+    model, report = auto_model.from_pretrained(request.source, **arguments)
+    prefix, missing = model.base_model_prefix, report["missing_keys"]
     missing_in_backbone = sum(key.startswith(f"{prefix}.") for key in missing)
     if 2 * missing_in_backbone > len(model.base_model.state_dict()):
         # Some classes, such as Llama's for question answering, look for their backbone under a
         # name that no file has.
-        backbone, report = AutoModel.from_pretrained(request.source, **arguments)
-        setattr(model, prefix, backbone)
-        missing = {f"{prefix}.{key}" for key in report["missing_keys"]}
-    mismatched = [key for key, *_ in report["mismatched_keys"]]
-    return _Loaded(model, missing, mismatched)
+        arguments["key_mapping"] = {f"^{model.base_model.base_model_prefix}\\.": f"{prefix}."}
+        torch.manual_seed(request.seed)
+        model, report = auto_model.from_pretrained(request.source, **arguments)
+    return model, report
 
 
 def _new_quantized_modules(loaded: _Loaded) -> list[str]:
@@ -304,7 +364,7 @@ def _freeze(request: _Request, model: Any) -> None:
         drop_cast_warnings()
     model.requires_grad_(False).eval()
     choose_kernels(model)
-    check_finite(request.source, model.named_parameters())
+    check_finite(request.source, own_parts(model.named_parameters()))
     for module in model.modules():
         # bitsandbytes would repack 4-bit weights on some CPUs, in a layout without a gradient.
         if hasattr(module, "support_avx512bf16_for_cpu"):

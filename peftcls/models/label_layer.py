@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from peftcls.engine.model_state import state_of, unwrapped
+from peftcls.engine.sharding import own_class
 from peftcls.models.adapter_methods import Method
 from peftcls.tasks.base import Task
 
@@ -28,7 +29,7 @@ def label_layer_name(model: PreTrainedModel, task: Task, method: Method) -> str 
     if not is_closed or len(task.labels or ()) > MAX_LABELS or method not in METHODS:
         return None
     layer = model.get_output_embeddings()
-    if type(layer) is not torch.nn.Linear:
+    if layer is None or own_class(layer) is not torch.nn.Linear:
         return None
     return next(name for name, module in model.named_modules() if module is layer)
 

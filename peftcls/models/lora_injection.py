@@ -22,6 +22,7 @@ from peftcls.models.weight_sharing import own_weights
 from peftcls.tasks.base import Task
 
 DEFAULT_RANK = 16
+READS_WHOLE_WEIGHTS = ("dora", "pissa")
 
 
 @names_arguments
@@ -84,6 +85,11 @@ def attach_lora(
         raise ValueError(
             f"method='pissa' on a base in {facts.quantize}: it splits the base's own weights, "
             "which must be in full precision; use another method."
+        )
+    if method in READS_WHOLE_WEIGHTS and state_of(model).shares is not None:
+        raise ValueError(
+            f"method={method!r} on a base in shares: it starts from whole weights, and no process "
+            "holds them; use 'lora' or 'rslora'."
         )
     names = target_modules(model, targets, layers)
     target_layers = [model.get_submodule(name) for name in names]

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from peftcls.engine.model_state import base_facts, unwrapped
+from peftcls.engine.model_state import base_facts, state_of, unwrapped
 from peftcls.models.mixed_precision import _is_trained, widen_trained
 from peftcls.models.peft_library import BaseTunerLayer, PeftModel
 from peftcls.models.weight_sharing import own_weights
@@ -52,6 +52,11 @@ def _check_part(model: PreTrainedModel, task: Task, part: str) -> None:
     if part not in get_args(Part):
         raise ValueError(
             f"part={part!r}: expected 'head', 'last_block', 'last_two_blocks' or 'all'."
+        )
+    if state_of(model).shares is not None and part != "head":
+        raise ValueError(
+            f"train_only({part!r}) on a base in shares: only its head can be trained there; use "
+            "attach_lora(layers=[-1])."
         )
     if part == "head" and not facts.heads:
         raise ValueError(

@@ -29,6 +29,11 @@ def share_base(model: PreTrainedModel) -> PreTrainedModel:
             "share_base got a model that is to be trained, expected a frozen one from load_base; "
             "call it before attach_lora or train_only."
         )
+    if state_of(model).shares is not None:
+        raise ValueError(
+            "share_base got a base in shares, expected a whole one: shares cannot be copied. Train "
+            "one model after the other."
+        )
     state_of(model).shares_base = True
     return copy.deepcopy(model, _not_copied(model))
 

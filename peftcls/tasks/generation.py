@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from peftcls.engine.model_state import unwrapped
+from peftcls.engine.model_state import state_of, unwrapped
 from peftcls.tasks.base import pad
 
 
@@ -29,6 +29,8 @@ def generate_tokens(
         input_ids=input_ids.to(device),
         attention_mask=mask.to(device),
         generation_config=greedy,
+        # Another process's answers may be longer, and to gather the base takes all of them.
+        synced_gpus=state_of(model).shares is not None,
     )
     new_ids: list[list[int]] = ids[:, input_ids.shape[1] :].tolist()
     return new_ids

@@ -40,6 +40,7 @@ def learn_on(
     base: str | Path | None = None,
     quantize: Quantize | None = None,
     tasks: Sequence[type[Task]] = (),
+    shard: bool | None = None,
 ) -> tuple[torch.nn.Module, Task, PreTrainedTokenizerBase]:
     """Load a saved folder as the start of a new run (continual training).
 
@@ -56,6 +57,7 @@ def learn_on(
         base: where the base model is now, if it moved.
         quantize: as in the first training unless given.
         tasks: your own task classes, beside the four built-in ones.
+        shard: hold the base in shares, as `load_base` does.
 
     Raises:
         ValueError: the folder is incomplete or damaged, or the base is not the one it was trained
@@ -68,7 +70,9 @@ def learn_on(
     def add_labels(task: Task) -> Task:
         return task.extended(table)
 
-    return load_adapter(directory, base=base, quantize=quantize, grow=add_labels, tasks=tasks)
+    return load_adapter(
+        directory, base=base, quantize=quantize, grow=add_labels, tasks=tasks, shard=shard
+    )
 
 
 def with_replay(

@@ -8,13 +8,14 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from peftcls.data.reading import Row
+from peftcls.engine import lost_processes
+from peftcls.engine.lost_processes import PATIENT_SECONDS
+from peftcls.engine.model_state import state_of
 from peftcls.inference.predictor import CHUNK_ROWS, Predictor
 from peftcls.tasks.base import Answer, Task
 from peftcls.tasks.encoding import EncodedTable
 from peftcls.tasks.own_metrics import OwnMetrics, score_answers
 from peftcls.tasks.row_checks import check_rows
-from peftcls.training import lost_processes
-from peftcls.training.gradient_accumulation import PATIENT_SECONDS
 
 
 def predict_rows(predictor: Predictor, rows: datasets.Dataset) -> list[Answer]:
@@ -27,7 +28,7 @@ def predict_rows(predictor: Predictor, rows: datasets.Dataset) -> list[Answer]:
         return predictor.predict(rows)
     started = time.perf_counter()
     check_rows(predictor.task, rows, with_target=False)
-    share = _share(len(rows))
+    share = _share(predictor, len(rows))
     answers = predictor.predict(rows.select(share)) if share else []
     return _gather(share, answers, len(rows), time.perf_counter() - started)
 
@@ -36,7 +37,7 @@ def predict_encoded(predictor: Predictor, inputs: EncodedTable) -> list[Answer]:
     """Answer rows that were checked and encoded without targets, in the rows' order."""
     started = time.perf_counter()
     count = len(inputs.lengths)
-    share = _share(count)
+    share = _share(predictor, count)
     answers: list[Answer] = []
     for start in range(0, len(share), CHUNK_ROWS):
         answers += predictor.answer(inputs.take(share[start : start + CHUNK_ROWS]))
@@ -57,10 +58,16 @@ def score_gathered(
     return shared[0]
 
 
-def _share(rows: int) -> list[int]:
-    """The indices of the rows that this process answers."""
+def _share(predictor: Predictor, rows: int) -> list[int]:
+    """The indices of the rows that this process answers.
+
+    Processes that hold a base in shares all answer equally many: some answer row 0 again.
+    """
     processes = PartialState()
-    return list(range(processes.process_index, rows, processes.num_processes))
+    share = list(range(processes.process_index, rows, processes.num_processes))
+    if state_of(predictor.model).shares is not None:
+        share += [0] * (-(-rows // processes.num_processes) - len(share))
+    return share
 
 
 def _gather(share: list[int], answers: Sequence[Answer], rows: int, seconds: float) -> list[Answer]:

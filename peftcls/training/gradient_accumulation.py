@@ -3,13 +3,13 @@
 The result does not depend on the number of processes or on how the rows are cut into micro-batches.
 """
 
+import contextlib
 import dataclasses
 import math
 import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Self
 
 import numpy as np
 import torch
@@ -17,12 +17,14 @@ from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
 from transformers import PreTrainedTokenizerBase
 
+from peftcls.engine import lost_processes
 from peftcls.engine.batch import Batch
 from peftcls.engine.batching import MicroBatch, micro_batches
 from peftcls.engine.cuda_graphs import MAX_CAPTURED_PARAM_TOKENS, WEIGHT, CudaGraphRunner
 from peftcls.engine.fixed_shapes import in_fixed_shape
 from peftcls.engine.frozen_layers import using_cached_states
 from peftcls.engine.kernels import batch_tokens, call_tokens
+from peftcls.engine.lost_processes import PATIENT_SECONDS
 from peftcls.engine.model_state import base_facts, state_of, unwrapped
 from peftcls.engine.probes import can_pack, can_pack_behind_prefix, uses_gradient_checkpointing
 from peftcls.engine.prompt_logits import shared_prefix
@@ -30,80 +32,15 @@ from peftcls.errors import RunStoppedError, is_out_of_memory
 from peftcls.models import adapter_methods
 from peftcls.tasks.base import Feature, Task
 from peftcls.tasks.encoding import EncodedTable
-from peftcls.training import data_order, lost_processes
+from peftcls.training import data_order
 from peftcls.training.config import TrainConfig
 from peftcls.training.contrast import can_contrast, contrastive_loss_of_batch
 from peftcls.training.run_log import log_warning
 from peftcls.training.signals import Signals
+from peftcls.training.step_parts import StepShare, StepStatus
 
-# The wait for other processes before it is known how long a step takes, and where a process loads,
-# encodes, predicts or saves.
-PATIENT_SECONDS = 1800.0
-
-
-@dataclasses.dataclass(frozen=True)
-class StepStatus:
-    """What became of a step: of one process's rows, or, summed over all processes, of all rows.
-
-    Args:
-        loss: the sum of the rows' losses over the step's weight.
-        out_of_memory: memory ran out; there is no gradient.
-        at_one_row: memory ran out with one row at a time.
-        terminated: SIGTERM was received.
-        interrupted: SIGINT was received.
-    """
-
-    loss: float
-    out_of_memory: bool = False
-    at_one_row: bool = False
-    terminated: bool = False
-    interrupted: bool = False
-
-    @property
-    def signal_number(self) -> int:
-        """The number of the signal that was received; 0 for none."""
-        if self.terminated:
-            return signal.SIGTERM
-        if self.interrupted:
-            return signal.SIGINT
-        return 0
-
-    def to_floats(self) -> list[float]:
-        """The fields as numbers, which travel between processes together with the gradients."""
-        return [float(value) for value in dataclasses.astuple(self)]
-
-    @classmethod
-    def from_floats(cls, sums: Sequence[float]) -> Self:
-        """The status of all processes, from the sums of what `to_floats` gave in each.
-
-        A flag is set where it is set in any process.
-        """
-        loss, *flags = sums
-        return cls(loss, *(bool(flag) for flag in flags))
-
-
-@dataclasses.dataclass(frozen=True)
-class StepShare:
-    """The rows of a step that one process computes.
-
-    Args:
-        step: from 0.
-        rows: their indices; a row that was drawn twice is there twice.
-        features: of these rows, by index.
-        lengths: tokens of every row of the table, by index.
-        step_weight: the sum of the weights of all rows of the step, in all processes.
-    """
-
-    step: int
-    rows: list[int]
-    features: dict[int, Feature]
-    lengths: np.ndarray
-    step_weight: float
-
-    @property
-    def padded_tokens(self) -> int:
-        """The tokens of all rows, each as long as the longest."""
-        return len(self.rows) * int(self.lengths[self.rows].max(initial=0))
+NO_ROWS = 1 << 30
+"""The prefix of a process without rows, which leaves the choice to the others."""
 
 
 class GradientAccumulator:
@@ -134,6 +71,7 @@ class GradientAccumulator:
         self.parameters = parameters
         self.autocast = autocast
         self.processes = PartialState()
+        self.shares = state_of(model).shares
         self.by_contrast = config.objective == "contrast" and can_contrast(model, task)
         self.tokens: int | None = None
         """How many tokens fit into memory at once, where these are fewer than were set."""
@@ -188,8 +126,10 @@ class GradientAccumulator:
         share = self._share(table, indices, step)
         while True:
             tokens = self.max_tokens(table.lengths)
+            with self._watching_others(step):
+                own_status = self._accumulate_share(share, tokens)
             own_status = dataclasses.replace(
-                self._accumulate_share(share, tokens),
+                own_status,
                 terminated=signals.number == signal.SIGTERM,
                 interrupted=signals.number == signal.SIGINT,
             )
@@ -209,12 +149,18 @@ class GradientAccumulator:
             rows = data_order.share(
                 indices, table.lengths, self.processes.process_index, self.processes.num_processes
             )
+        features = dict(zip(rows, table.take(rows), strict=True))
+        spare = None
+        if self.shares is not None:
+            shortest = min(rows, key=lambda row: table.lengths[row], default=None)
+            spare = table.take(indices[:1])[0] if shortest is None else features[shortest]
         return StepShare(
             step=step,
             rows=rows,
-            features=dict(zip(rows, table.take(rows), strict=True)),
+            features=features,
             lengths=table.lengths,
             step_weight=float(table.weights[indices].sum()),
+            spare=spare,
         )
 
     def _accumulate_share(self, share: StepShare, tokens: int) -> StepStatus:
@@ -228,13 +174,23 @@ class GradientAccumulator:
             if share.rows and graphs is None:
                 features = list(share.features.values())
                 prefix_tokens = self.task.shared_tokens(self.model, features)
+            if self.shares is not None:
+                number = prefix_tokens if share.rows else NO_ROWS
+                prefix_tokens, _ = self.shares.least_and_most(number)
             batches = self._cut(share, tokens, prefix_tokens)
+            most = len(batches)
+            if self.shares is not None:
+                # Before the first of them: to gather the base takes all processes.
+                _, most = self.shares.least_and_most(most)
             with shared_prefix(self.model, prefix_tokens):
                 loss = self._accumulate_batches(share, batches, graphs)
+                self._repeat_spare(share, most - len(batches))
             return StepStatus(loss + self._add_penalty())
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            if self.shares is not None:
+                raise RunStoppedError(self._out_of_memory_in_shares(share, tokens)) from error
         # Outside of the except block the error no longer holds the tensors of the failed calls.
         self.clear()
         if torch.cuda.is_available():
@@ -270,11 +226,18 @@ class GradientAccumulator:
                 total += self._replay(graphs, features, share.step_weight)
         return total
 
-    def _backward(self, features: Sequence[Feature], weight: float) -> float:
+    def _repeat_spare(self, share: StepShare, times: int) -> None:
+        """Compute a row without effect, as often as another process has more micro-batches."""
+        for _ in range(times if share.spare is not None else 0):
+            self._backward([share.spare], share.step_weight, factor=0.0)
+
+    def _backward(
+        self, features: Sequence[Feature], weight: float, *, factor: float = 1.0
+    ) -> float:
         """Add the gradient of some rows' loss over a step's weight. Returns that loss."""
         batch = self.collate(features)
         with self.autocast(), using_cached_states(self.model, batch) as model_batch:
-            loss = self.task.loss_sum(self.model, model_batch) / weight
+            loss = self.task.loss_sum(self.model, model_batch) / weight * factor
         loss.backward()
         return float(loss.detach())
 
@@ -340,6 +303,27 @@ class GradientAccumulator:
             f"{self.tokens} tokens at once."
         )
 
+    def _out_of_memory_in_shares(self, share: StepShare, tokens: int) -> str:
+        process = self.processes.process_index
+        return (
+            f"step {share.step + 1}: out of memory in process {process}, with up to {tokens} "
+            "tokens at once. Processes that hold a base in shares cannot repeat a step; set "
+            f"micro_batch_tokens={max(1, tokens // 2)} or gradient_checkpointing=True, and go on "
+            "with resume=True. A dry run finds this before the first step."
+        )
+
+    def _watching_others(self, step: int) -> AbstractContextManager[None]:
+        """Notice a process that stalls, where a step waits for the others all the time."""
+        if self.shares is None:
+            return contextlib.nullcontext()
+        return self._watchdog(step)
+
+    def _watchdog(self, step: int) -> AbstractContextManager[None]:
+        seconds = PATIENT_SECONDS
+        if self._longest_seconds is not None:
+            seconds = lost_processes.stall_limit_seconds(self._longest_seconds)
+        return lost_processes.watchdog(seconds, self.processes.process_index, f"step {step + 1}")
+
     def _can_use_cuda_graphs(self) -> bool:
         """Whether CUDA graphs may be used.
 
@@ -348,6 +332,8 @@ class GradientAccumulator:
         """
         device = self.processes.device
         if device.type != "cuda" or not state_of(self.model).fast_paths.cuda_graphs:
+            return False
+        if self.shares is not None:
             return False
         with self.autocast():
             casts = torch.is_autocast_enabled("cuda")
@@ -401,10 +387,9 @@ class GradientAccumulator:
         flat = torch.cat(
             [*(gradient.flatten().to(dtype) for gradient in gradients), numbers_tensor]
         )
-        seconds = PATIENT_SECONDS
-        if self._longest_seconds is not None:
-            seconds = lost_processes.stall_limit_seconds(self._longest_seconds)
-        with lost_processes.watchdog(seconds, self.processes.process_index, f"step {step + 1}"):
+        with self._watchdog(step):
+            if self.shares is not None:
+                self.shares.check_calls(f"step {step + 1}")
             flat = reduce(flat, reduction="sum")
             sums: list[float] = flat[-len(numbers) :].tolist()
         sizes = [gradient.numel() for gradient in gradients]
@@ -445,9 +430,12 @@ class GradientAccumulator:
             indices, table.lengths, self.processes.process_index, self.processes.num_processes
         )
         numbers = []
-        for index in dict.fromkeys(share):
+        own = dict.fromkeys(share)
+        for index in own if self.shares is None else self.shares.padded(own):
             self.clear()
-            loss = self._backward([table.features[index]], 1.0)
+            loss = self._backward([table.features[indices[0] if index is None else index]], 1.0)
+            if index is None:
+                continue
             sums = [
                 float(parameter.grad.abs().sum())
                 for parameter in self.parameters.values()

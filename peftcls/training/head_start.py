@@ -264,12 +264,18 @@ def _read_examples(
         packed=can_pack(model),
     )
     parts: list[tuple[torch.Tensor, torch.Tensor, Batch]] = []
+    own = plan[processes.process_index :: processes.num_processes]
+    shares = state_of(model).shares
     with evaluation_mode(model):
-        for indices in plan[processes.process_index :: processes.num_processes]:
+        for part in own if shares is None else shares.padded(own):
+            indices = plan[0] if part is None else part
             collated = task.collate(table.take(indices), tokenizer)
             batch = {name: tensor.to(device) for name, tensor in collated.items()}
             with using_cached_states(model, batch) as used, recording(layer) as recorded:
                 forward(used)
+            if part is None:
+                # It was computed for the sake of other processes, which have more.
+                continue
             states, targets = read(recorded, used)
             row_of = torch.tensor(indices)
             if ROW in targets:

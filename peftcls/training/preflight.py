@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import DistributedType
 
 from peftcls.engine.model_state import state_of, unwrapped
+from peftcls.engine.sharding import Shares, launcher_asks_for_shares
 from peftcls.errors import RunStoppedError
 from peftcls.tasks.base import Task
 from peftcls.training.checkpoint import nearest_existing
@@ -22,7 +24,6 @@ except ImportError:
     fcntl = None  # type: ignore[assignment]
 
 MAX_SHOWN_CHARACTERS = 200
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 def check_task(model: torch.nn.Module, task: Task) -> None:
@@ -50,6 +51,22 @@ def check_task(model: torch.nn.Module, task: Task) -> None:
             )
 
 
+def check_shares(model: torch.nn.Module) -> Shares | None:
+    """The processes that hold a model's base together; None where each holds the whole.
+
+    Raises:
+        ValueError: the launcher asks for shares, and the base was loaded whole.
+    """
+    shares = state_of(model).shares
+    processes = PartialState().num_processes
+    if shares is None and processes > 1 and launcher_asks_for_shares():
+        raise ValueError(
+            "the launcher asks for FSDP, but the base was loaded whole, before the processes were "
+            "joined or with shard=False; leave one of the two out."
+        )
+    return shares
+
+
 def _shown(setting: Any) -> str:
     return repr(setting)[:MAX_SHOWN_CHARACTERS]
 
@@ -72,10 +89,10 @@ def check_launch(processes: int, kind: DistributedType, precision: str) -> None:
             f"the launcher started {started} processes, but Accelerate sees {processes}; on a "
             "machine without a GPU start them with torchrun --nproc-per-node."
         )
-    if kind in SHARDED:
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ValueError(
-            f"the launcher asks for {kind.value}, expected plain processes: every process holds "
-            "the base. If it does not fit, load it with quantize='8bit' or '4bit'."
+            f"the launcher asks for {kind.value}, expected plain processes or FSDP 2. A base that "
+            "does not fit on one GPU is held in shares with shard=True (--shard)."
         )
     if precision == "fp16":
         raise ValueError(

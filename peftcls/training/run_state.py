@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast, gather_object
 
+from peftcls.engine.lost_processes import is_lost_process
 from peftcls.errors import RunStoppedError
 from peftcls.metrics import rank_scores
 from peftcls.models import adapter_methods
@@ -20,7 +21,6 @@ from peftcls.models.trainable import copy_tensors
 from peftcls.training import checkpoint as checkpoints
 from peftcls.training.checkpoint import Progress, Tensors
 from peftcls.training.gradient_accumulation import GradientAccumulator
-from peftcls.training.lost_processes import is_lost_process
 from peftcls.training.run_log import log_info, log_warning
 from peftcls.training.signals import Signals, end_by
 

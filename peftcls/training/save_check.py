@@ -5,9 +5,11 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import datasets
 import torch
+from accelerate import PartialState
 
 from peftcls.data.reading import Row
 from peftcls.engine.allocator import trim_heap
@@ -16,7 +18,9 @@ from peftcls.engine.model_state import base_facts, state_of, use_fast_paths
 from peftcls.inference.predictor import Predictor
 from peftcls.models.adapter_folder import Folder, load_adapter, save_adapter
 from peftcls.models.adapter_manifest import MANIFEST
+from peftcls.models.adapter_weights import loaded_beside, same_part
 from peftcls.models.model_card import write_card
+from peftcls.models.peft_library import PeftModel
 from peftcls.tasks.base import Answer, Task
 
 logger = logging.getLogger("peftcls")
@@ -49,6 +53,8 @@ def probe_rows(task: Task, rows: datasets.Dataset) -> list[Row]:
 def save_and_check(directory: str | Path, trained: Predictor, probe: Sequence[Row]) -> None:
     """Write the adapter folder and its model card, and check that it can be loaded.
 
+    The main process does it; all processes do where they hold the base in shares.
+
     Args:
         directory: the adapter folder.
         trained: the model to save.
@@ -57,9 +63,21 @@ def save_and_check(directory: str | Path, trained: Predictor, probe: Sequence[Ro
     Raises:
         RuntimeError: the loaded model's answers differ. The folder can no longer be loaded then.
     """
+    processes = PartialState()
+    is_shared = state_of(trained.model).shares is not None
+    if not (is_shared or processes.is_main_process):
+        return
     started = time.perf_counter()
-    folder = save_adapter(directory, trained.model, trained.task, trained.tokenizer)
-    compare_reloaded(folder, trained, probe)
+    folder: Folder | None = None
+    if processes.is_main_process:
+        folder = save_adapter(directory, trained.model, trained.task, trained.tokenizer)
+    if is_shared:
+        processes.wait_for_everyone()
+        compare_in_shares(Path(directory), trained, probe)
+    if folder is None:
+        return
+    if not is_shared:
+        compare_reloaded(folder, trained, probe)
     write_card(folder)
     seconds = time.perf_counter() - started
     logger.info("saved to %s, loaded again and compared in %.1f s", directory, seconds)
@@ -82,18 +100,57 @@ def compare_reloaded(folder: Folder, trained: Predictor, probe: Sequence[Row]) -
     loaded = _load_beside(folder, trained)
     with without_frozen_cache(trained.model):
         expected_answers = trained.predict(rows)
-    loaded_answers = loaded.predict(rows)
-    pairs = zip(expected_answers, loaded_answers, strict=True)
-    for number, (expected, found) in enumerate(pairs, 1):
-        if _same_answer(expected, found):
-            continue
-        # A folder without its manifest is never loaded.
-        (folder.directory / MANIFEST).unlink()
-        raise RuntimeError(
-            f"{folder.directory} was saved, but when it is loaded its answers differ from the "
-            f"trained model's: row {number} gives {found}, expected {expected}. Do not use it; "
-            "please report the model and the settings."
-        )
+    _compare(folder.directory, expected_answers, loaded.predict(rows))
+
+
+def compare_in_shares(directory: Path, trained: Predictor, probe: Sequence[Row]) -> None:
+    """Compare a saved folder with the trained model, in all processes that hold the base together.
+
+    There is no room for a second base. The folder's adapter is loaded beside the model's own and
+    answers through the same base; the tensors of a trained part are compared with the model's.
+
+    Args:
+        directory: the adapter folder, which the main process has written.
+        trained: the model that was saved.
+        probe: as for `compare_reloaded`.
+
+    Raises:
+        RuntimeError: they differ. The folder can no longer be loaded then.
+    """
+    model = trained.model
+    if not isinstance(model, PeftModel):
+        if not same_part(model, directory):
+            _refuse(directory, "it holds other tensors than the trained model")
+        return
+    if not probe:
+        return
+    rows = list(probe)
+    with without_frozen_cache(model):
+        expected_answers = trained.predict(rows)
+        with loaded_beside(model, directory):
+            found_answers = trained.predict(rows)
+    _compare(directory, expected_answers, found_answers)
+
+
+def _compare(directory: Path, expected: Sequence[Answer], found: Sequence[Answer]) -> None:
+    """Compare the answers of the trained model with those of the saved folder."""
+    pairs = zip(expected, found, strict=True)
+    for number, (expected_answer, found_answer) in enumerate(pairs, 1):
+        if not _same_answer(expected_answer, found_answer):
+            _refuse(
+                directory,
+                "when it is loaded its answers differ from the trained model's: row "
+                f"{number} gives {found_answer}, expected {expected_answer}",
+            )
+
+
+def _refuse(directory: Path, difference: str) -> NoReturn:
+    """Raise RuntimeError for a saved folder; without its manifest it is never loaded."""
+    (directory / MANIFEST).unlink(missing_ok=True)
+    raise RuntimeError(
+        f"{directory} was saved, but {difference}. Do not use it; please report the model and the "
+        "settings."
+    )
 
 
 def _load_beside(folder: Folder, trained: Predictor) -> Predictor:

@@ -1,5 +1,6 @@
 """The training loop, on one process or many: the same rows, the same sums, the same weights."""
 
+import contextlib
 import dataclasses
 import math
 import warnings
@@ -43,7 +44,13 @@ from peftcls.training.frozen_tables import caching_tables
 from peftcls.training.gradient_accumulation import GradientAccumulator
 from peftcls.training.head_start import shrink_head, start_from_probe
 from peftcls.training.lr_schedule import learning_rate_factor
-from peftcls.training.preflight import check_output_dir, check_task, lock_output_dir, start_trackers
+from peftcls.training.preflight import (
+    check_output_dir,
+    check_shares,
+    check_task,
+    lock_output_dir,
+    start_trackers,
+)
 from peftcls.training.prepare import Prepared, log_shortened_rows, log_warnings, prepare
 from peftcls.training.run_info import describe_model, identify_run
 from peftcls.training.run_log import RunLog, log_info
@@ -80,6 +87,7 @@ class Trainer:
                 "train_only(model, task, ...) first."
             )
         check_task(model, task)
+        self.shares = check_shares(model)
         if base_facts(model).quantize is None:
             model.to(self.accelerator.device)
         self.model = model
@@ -329,7 +337,9 @@ class Trainer:
         """Evaluate on the validation rows, if any, and keep the weights if they are the best."""
         if prepared.valid_rows is None or prepared.valid_inputs is None:
             return
-        with self.run.keeping_progress(), self.run.signals.not_deferred():
+        # Processes that hold a base in shares leave an evaluation together or not at all.
+        breaks_off = contextlib.nullcontext() if self.shares else self.run.signals.not_deferred()
+        with self.run.keeping_progress(), breaks_off:
             scores = self._evaluate(prepared.valid_rows, prepared.valid_inputs)
         self.run.keep_if_best(scores, step, self._monitor(prepared))
         log.add({"step": step, **{f"valid_{name}": value for name, value in scores.items()}})
@@ -474,8 +484,7 @@ class Trainer:
         Raises:
             RuntimeError: the loaded model's answers differ from those of the trained model.
         """
-        if self.accelerator.is_main_process:
-            save_and_check(directory, self._predictor(), self._probe)
+        save_and_check(directory, self._predictor(), self._probe)
         self.accelerator.wait_for_everyone()
         return Path(directory)
 

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 
 from peftcls.errors import RunStoppedError
 
+# The wait for other processes before it is known how long they take, and where a process loads,
+# encodes, predicts or saves.
+PATIENT_SECONDS = 1800.0
 STALL_SECONDS = 60.0
 # A process may take this many times as long as another one for its share of a step.
 STALL_FACTOR = 10.0

@@ -1,0 +1,107 @@
+"""Started by torchrun, or alone: train several small models in float64, the base in shares or not.
+
+Writes what each has trained, its scores and answers, and how much of the base this process held.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from accelerate.utils import gather_object
+from safetensors.torch import save_file
+
+import peftcls
+from peftcls.engine.model_state import state_of
+from peftcls.engine.sharding import own_parts
+from peftcls.models.lora_injection import set_head_dropout
+
+bases = json.loads(sys.argv[1])
+out, rows_file, kinds = Path(sys.argv[2]), sys.argv[3], sys.argv[4].split(",")
+shard = int(os.environ.get("WORLD_SIZE", "1")) > 1
+torch.set_num_threads(1)
+rows = peftcls.read_rows(rows_file)
+CONTEXT = "the patient was given a new drug and recovered. a galaxy emits radio waves."
+QUESTIONS = [
+    {"question": f"{question} {n}", "context": CONTEXT * (n + 1), "answers": answers}
+    for n in range(2)
+    for question, answers in [
+        ("who recovered?", {"text": ["the patient"], "answer_start": [0]}),
+        ("what was given?", {"text": ["a new drug"], "answer_start": [22]}),
+        ("what emits waves?", {"text": ["a galaxy"], "answer_start": [48]}),
+    ]
+]
+
+
+def task_of(kind):
+    if kind in ("labels", "generated"):
+        return peftcls.Instruction(
+            template="Read this text.\nText: {input}\nAnswer: ",
+            input="text",
+            output="label",
+            labels=("no", "yes") if kind == "labels" else None,
+            max_length=64,
+            max_new_tokens=6,
+        )
+    if kind == "spans":
+        return peftcls.ExtractiveQA(max_length=40, stride=12).learn(QUESTIONS)
+    if kind == "numbers":
+        return peftcls.Regression(target="length", max_length=64).learn(table_of(kind))
+    sampling = "balanced" if kind == "balanced" else None
+    return peftcls.Classification(max_length=64, sampling=sampling).learn(rows)
+
+
+def table_of(kind):
+    if kind == "spans":
+        return QUESTIONS
+    if kind == "numbers":
+        return [{"text": row["text"], "length": float(len(row["text"]))} for row in rows]
+    return list(rows)
+
+
+def train(base, kind, method):
+    name = f"{base}-{kind}-{method}"
+    task, table = task_of(kind), table_of(kind)
+    model, tokenizer = peftcls.load_base(bases[base], task, dtype=torch.float64, shard=shard)
+    own = sum(part.numel() for _, part in own_parts(model.named_parameters()))
+    if method == "head":
+        model = peftcls.train_only(model, task, "head")
+        set_head_dropout(model, 0.0)
+    else:
+        settings = {"targets": "all-linear"} if method == "all-linear" else {"method": method}
+        if method == "top":
+            settings = {"layers": [-1]}
+        # Every process starts from other weights; the main process's are used.
+        model = peftcls.attach_lora(
+            model, task, rank=4, seed=int(os.environ.get("RANK", "0")), **settings
+        )
+    model.double()
+    config = peftcls.TrainConfig(
+        out / name,
+        epochs=2,
+        batch_size=5,
+        micro_batch_size=2,
+        learning_rate=1e-2,
+        gradient_checkpointing=method == "rslora",
+        objective="contrast" if method == "ia3" else "answers",
+    )
+    trainer = peftcls.Trainer(model, task, tokenizer, config)
+    # Without validation rows the last step is kept, not the probe that it began with.
+    trainer.fit(table)
+    answers = [str(answer.text) for answer in trainer.predict(table)]
+    found = {
+        "tensors": {name: p.detach().clone() for name, p in trainer.parameters.items()},
+        "scores": [trainer.history, trainer.evaluate(table)],
+        "answers": answers,
+        "held": gather_object([own]),
+        "shared": state_of(model).shares is not None,
+    }
+    if trainer.accelerator.is_main_process:
+        save_file(found.pop("tensors"), out / f"{name}.safetensors")
+        (out / f"{name}.json").write_text(json.dumps(found))
+
+
+out.mkdir(exist_ok=True)
+for kind in kinds:
+    train(*kind.split("-", 2))
