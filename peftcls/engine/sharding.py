@@ -63,6 +63,10 @@ class Shares:
         dist.all_reduce(ends, dist.ReduceOp.MAX, group=self.group)
         return -int(ends[0]), int(ends[1])
 
+    def wait(self) -> None:
+        """Wait until every process has come as far."""
+        dist.barrier(group=self.group)
+
     def padded(self, items: Iterable[Item]) -> list[Item | None]:
         """Items, and as many Nones behind them that every process has the same number."""
         items = list(items)
@@ -217,7 +221,7 @@ def _without_loading_on_the_first_process_only() -> Iterator[None]:
 
 
 def shard_layers(model: Any, shares: Shares, whole: Sequence[torch.nn.Module]) -> None:
-    """Hold a frozen base in shares: each layer, the output layer, and the rest of the backbone.
+    """Hold a frozen base in shares: its layers, its token embeddings and its output layer.
 
     The backbone is the root, and not the language model around it, since a head reads the states of
     the backbone.
@@ -239,23 +243,24 @@ def shard_layers(model: Any, shares: Shares, whole: Sequence[torch.nn.Module]) -
         )
     output = model.get_output_embeddings()
     ignored = {parameter for module in whole for parameter in module.parameters()}
-    shard = functools.partial(
-        fully_shard, mesh=shares.mesh, reshard_after_forward=True, ignored_params=ignored
-    )
-    for layer in layers:
-        shard(layer)
-    # Otherwise they would stay gathered for as long as the backbone computes.
-    shard(backbone.get_input_embeddings())
-    # What is left is small, and stays gathered until the gradient has passed: whether its turn comes
-    # before or after the last layer's depends on the padding of a batch, which processes differ in.
-    shares.roots = [shard(backbone, reshard_after_forward=False)]
+    shard = functools.partial(fully_shard, mesh=shares.mesh, reshard_after_forward=True)
+    embeddings = backbone.get_input_embeddings()
+    for module in (*layers, embeddings):
+        shard(module, ignored_params=ignored)
+    # What is left, norms and positions, is small and whole in every process. Gathered in a backward
+    # pass, it would come before or after the last layer, by the padding of a batch.
+    shares.roots = [shard(backbone, ignored_params=_not_in_shares(backbone))]
     if output is not None and not any(output is module for module in whole):
-        shares.roots.append(shard(output))
+        shares.roots.append(shard(output, ignored_params=ignored))
 
     def count(*_: Any) -> None:
         shares.calls += 1
 
     backbone.register_forward_pre_hook(count)
+
+
+def _not_in_shares(module: torch.nn.Module) -> set[torch.nn.Parameter]:
+    return {p for p in module.parameters() if not isinstance(p, DTensor)}
 
 
 def _heads_of(model: Any) -> list[torch.nn.Module]:

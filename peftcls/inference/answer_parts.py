@@ -94,12 +94,20 @@ class AnswerParts:
             process: its number, from 0.
             processes: how many there are.
         """
-        starts = self._missing_starts()
+        starts = self.missing_starts()
         own = starts[process::processes]
         others = sorted(set(starts) - set(own), reverse=True)
         for start in (*own, *others):
             if self.folder.is_dir() and not self._file(start).is_file():
                 yield start
+
+    def missing_starts(self) -> list[int]:
+        """The first rows of the chunks that are not answered."""
+        return sorted(set(range(0, self.rows, self.chunk_rows)) - set(self._kept_starts()))
+
+    def end_of(self, start: int) -> int:
+        """The row behind the last one of a chunk."""
+        return min(start + self.chunk_rows, self.rows)
 
     def write(self, start: int, answers: list[Values]) -> None:
         """Keep the answers to a chunk, unless another process has finished the whole already."""
@@ -138,9 +146,6 @@ class AnswerParts:
 
     def _kept_starts(self) -> list[int]:
         return [int(file.stem) for file in self.folder.glob(f"*{CHUNK_SUFFIX}")]
-
-    def _missing_starts(self) -> list[int]:
-        return sorted(set(range(0, self.rows, self.chunk_rows)) - set(self._kept_starts()))
 
     def _read_header(self) -> Any:
         """What the folder says it belongs to; None where it says nothing."""

@@ -17,6 +17,8 @@ from tqdm.auto import tqdm
 from peftcls.data.reading import read_rows, require_columns, source_name
 from peftcls.data.row_numbers import select_rows
 from peftcls.data.tables import with_column_names
+from peftcls.engine.model_state import state_of
+from peftcls.engine.sharding import Shares
 from peftcls.inference.answer_files import Columns, check_output, write_output
 from peftcls.inference.answer_parts import AnswerParts, Values
 from peftcls.inference.launched import first_enters, launched_processes
@@ -115,7 +117,11 @@ def predict_file(
         first_enters(parts.opened(resume=resume), process, processes),
     ):
         shows_progress = process == 0 and shows_bars() and sys.stderr.isatty()
-        _fill(parts, answer, process, processes, shows_progress=shows_progress)
+        shares = state_of(predictor.model).shares
+        if shares is None:
+            _fill(parts, answer, process, processes, shows_progress=shows_progress)
+        else:
+            _fill_together(parts, answer, shares, process, processes)
         if process == 0:
             separator = predictor.task.separator or DEFAULT_SEPARATOR
             answers = _with_blank_answers(parts.read(), len(rows), blank, len(columns))
@@ -139,8 +145,29 @@ def _fill(
         for start in parts.missing(process, processes):
             if shows_progress:
                 progress.update(parts.answered() - progress.n)
-            parts.write(start, answer(start, min(start + parts.chunk_rows, parts.rows)))
+            parts.write(start, answer(start, parts.end_of(start)))
         progress.update(parts.rows - progress.n)
+
+
+def _fill_together(
+    parts: AnswerParts,
+    answer: Callable[[int, int], list[Values]],
+    shares: Shares,
+    process: int,
+    processes: int,
+) -> None:
+    """Answer the missing chunks in processes that hold the base together: each as many as another.
+
+    None of them can stand in for one that has died, since none holds the whole base.
+    """
+    starts = parts.missing_starts()
+    # Here they wait for one another, so none has written a chunk before all have looked.
+    for own in shares.padded(starts[process::processes]):
+        start = starts[0] if own is None else own
+        answers = answer(start, parts.end_of(start))
+        if own is not None:
+            parts.write(own, answers)
+    shares.wait()
 
 
 def _blank_rows(task: Task, rows: datasets.Dataset) -> set[int]:

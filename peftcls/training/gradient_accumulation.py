@@ -189,9 +189,9 @@ class GradientAccumulator:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if self.shares is not None:
-                raise RunStoppedError(self._out_of_memory_in_shares(share, tokens)) from error
         # Outside of the except block the error no longer holds the tensors of the failed calls.
+        if self.shares is not None:
+            raise RunStoppedError(self._out_of_memory_in_shares(share, tokens))
         self.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -13,11 +13,11 @@ from small_runs import build, weights
 
 from peftcls import Predictor
 from peftcls.data.reading import as_dataset
+from peftcls.engine.lost_processes import is_lost_process, watchdog
 from peftcls.errors import RunStoppedError, is_out_of_memory
 from peftcls.tasks.encoding import encode_table
 from peftcls.training import data_order
 from peftcls.training.checkpoint import find_checkpoints, find_damage
-from peftcls.engine.lost_processes import is_lost_process, watchdog
 from peftcls.training.signals import Signals
 
 SETTINGS = {"dropout": 0.3, "eval_every": 2, "micro_batch_size": 2, "log_every": 3}

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 import peftcls
-from peftcls.errors import RunStoppedError
 from peftcls.engine import lost_processes
+from peftcls.errors import RunStoppedError
 
 base, out, rows_file, end = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4]
 torch.set_num_threads(1)

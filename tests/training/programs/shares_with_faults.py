@@ -1,0 +1,46 @@
+"""Started by torchrun on two processes that hold a base in shares; something goes wrong in one."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+import peftcls
+from peftcls.engine import lost_processes
+
+base, out, rows_file, fault = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4]
+FAULT_AT = 3
+if fault == "stalls":
+    lost_processes.STALL_SECONDS, lost_processes.STALL_FACTOR = 2.0, 1.0
+torch.set_num_threads(1)
+rank, rows = int(os.environ["RANK"]), peftcls.read_rows(rows_file)
+task = peftcls.Classification(max_length=64).learn(rows)
+model, tokenizer = peftcls.load_base(base, task, dtype=torch.float64, shard=True)
+model = peftcls.attach_lora(model, task, rank=4).double()
+config = peftcls.TrainConfig(
+    out, epochs=2, batch_size=6, eval_every=2, learning_rate=1e-2, head_init="random"
+)
+trainer = peftcls.Trainer(model, task, tokenizer, config)
+plain = task.loss_sum
+
+
+def loss_sum(model, batch):
+    """In the second process, at one step, once."""
+    if torch.is_grad_enabled() and rank == 1 and trainer.progress.step == FAULT_AT:
+        match fault:
+            case "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "stalls":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            case "no_memory":
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried.")
+            case "calls_once_more":
+                trainer.shares.calls += 1
+    return plain(model, batch)
+
+
+if rank == 1:
+    object.__setattr__(trainer.gradients.task, "loss_sum", loss_sum)
+trainer.fit(rows, resume=True)

@@ -1,0 +1,277 @@
+"""A base in shares trains what a whole one trains, and ends in a sentence when something fails."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_runs import build
+
+import peftcls
+from peftcls.engine.model_state import state_of
+from peftcls.engine.sharding import launcher_asks_for_shares
+from peftcls.inference.predictor import Predictor
+from peftcls.training.save_check import compare_in_shares
+
+PROGRAMS = Path(__file__).parent / "programs"
+SECONDS = 300
+TINY = 1e-7
+# Llama computes its norms and rotations in float32, and rounds otherwise in batches of other sizes.
+TINY_FOR_LLAMA = 1e-5
+TWO = (
+    "bert-head-lora",
+    "bert-balanced-adalora",
+    "bert-head-head",
+    "bert-head-ia3",
+    "bert-numbers-top",
+    "bert-spans-lora",
+    "gpt2-labels-rslora",
+    "gpt2-generated-all-linear",
+    "llama-labels-lora",
+)
+THREE = ("bert-head-lora", "gpt2-generated-all-linear")
+
+
+def launch(processes, program, *arguments) -> subprocess.Popen:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
+    command = [sys.executable, *(launcher if processes > 1 else []), PROGRAMS / program, *arguments]
+    return subprocess.Popen(
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def ended(running: subprocess.Popen) -> tuple[int, str]:
+    output, _ = running.communicate(timeout=SECONDS)
+    return running.returncode, output
+
+
+@pytest.fixture(scope="module")
+def rows_file(tmp_path_factory):
+    """Sixteen rows of unequal lengths, so that the last of four steps has one row only."""
+    words = {"yes": "the patient was given a new drug", "no": "radio waves from a galaxy"}
+    rows = [
+        {"text": f"{words[label]} {'and recovered ' * (n % 4)}{n}", "label": label}
+        for n in range(8)
+        for label in words
+    ]
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(bert, gpt2, llama, rows_file, tmp_path_factory):
+    """What one process has trained, and what two and three have; each in one start."""
+    bases = json.dumps({"bert": bert, "gpt2": gpt2, "llama": llama})
+    folders = {}
+    for processes, kinds in ((1, TWO), (2, TWO), (3, THREE)):
+        out = folders[processes] = tmp_path_factory.mktemp(f"on_{processes}")
+        running = launch(processes, "train_in_shares.py", bases, out, rows_file, ",".join(kinds))
+        code, output = ended(running)
+        assert code == 0, output[-3000:]
+    return folders
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "kind"), [*((2, kind) for kind in TWO), *((3, kind) for kind in THREE)]
+)
+def test_a_base_in_shares_trains_what_a_whole_one_does(processes, kind, runs):
+    alone, shared = runs[1] / kind, runs[processes] / kind
+    expected, found = load_file(f"{alone}.safetensors"), load_file(f"{shared}.safetensors")
+    allowed = TINY_FOR_LLAMA if kind.startswith("llama") else TINY
+    for name, tensor in expected.items():
+        assert float((tensor - found[name]).abs().max()) < allowed, name
+    alone, shared = (json.loads(Path(f"{run}.json").read_text()) for run in (alone, shared))
+    assert shared["answers"] == alone["answers"]
+    assert shared["scores"][1] == pytest.approx(alone["scores"][1])
+    assert shared["shared"]
+    assert not alone["shared"]
+    whole = alone["held"][0]
+    assert len(shared["held"]) == processes
+    assert max(shared["held"]) < whole * (1 / processes + 0.1), "each holds its share"
+
+
+@pytest.mark.slow
+def test_shares_are_read_bit_for_bit(bert, gpt2, llama):
+    bases = json.dumps({"bert": bert, "gpt2": gpt2, "llama": llama})
+    code, output = ended(launch(2, "load_in_shares.py", bases))
+    assert code == 0, output[-3000:]
+
+
+SENTENCES = {
+    "killed": "another process has ended or does not answer, after step 3",
+    "stalls": "has waited 2 s for the others in step 4",
+    "no_memory": "step 4: out of memory in process 1, with up to",
+    "calls_once_more": "step 4: one process has called the base",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", SENTENCES)
+def test_a_fault_in_one_process_ends_all_with_a_sentence(fault, bert, rows_file, tmp_path):
+    started = time.monotonic()
+    running = launch(2, "shares_with_faults.py", bert, tmp_path / "run", rows_file, fault)
+    code, output = ended(running)
+    assert code != 0
+    assert SENTENCES[fault] in output, output[-3000:]
+    assert time.monotonic() - started < SECONDS / 2
+    assert not (tmp_path / "run" / "peftcls.json").exists()
+    if fault != "killed":
+        return
+    # What two processes began with shares, one goes on with that holds the whole base.
+    rows = peftcls.read_rows(rows_file)
+    resumed, whole = (in_float64(bert, tmp_path / name, rows) for name in ("run", "whole"))
+    assert list((tmp_path / "run").glob("checkpoint-*"))
+    for trainer in (resumed, whole):
+        trainer.fit(rows, resume=trainer is resumed)
+    for name, parameter in whole.parameters.items():
+        difference = (parameter - resumed.parameters[name]).detach().abs().max()
+        assert float(difference) < TINY
+
+
+def in_float64(base, out, rows):
+    """The trainer of `shares_with_faults.py`, in one process."""
+    task = peftcls.Classification(max_length=64).learn(rows)
+    model, tokenizer = peftcls.load_base(base, task, dtype=torch.float64)
+    model = peftcls.attach_lora(model, task, rank=4).double()
+    config = peftcls.TrainConfig(
+        out, epochs=2, batch_size=6, eval_every=2, learning_rate=1e-2, head_init="random"
+    )
+    return peftcls.Trainer(model, task, tokenizer, config)
+
+
+# The check of what was saved
+
+
+@pytest.fixture
+def saved(bert, text_rows, tmp_path):
+    trainer = build(bert, tmp_path / "run", text_rows)
+    trainer.fit(text_rows)
+    return trainer, tmp_path / "run"
+
+
+def test_the_saved_adapter_answers_through_the_same_base(saved, text_rows):
+    trainer, folder = saved
+    before = {name: p.requires_grad for name, p in trainer.model.named_parameters()}
+    probe = [{"text": row["text"]} for row in text_rows[:4]]
+    compare_in_shares(folder, Predictor(trainer.model, trainer.task, trainer.tokenizer), probe)
+    assert {name: p.requires_grad for name, p in trainer.model.named_parameters()} == before
+    assert list(trainer.model.peft_config) == ["default"]
+
+
+@pytest.mark.parametrize("what", ["weights", "scale"])
+def test_an_adapter_that_answers_otherwise_is_found(what, saved, text_rows):
+    trainer, folder = saved
+    if what == "weights":
+        file = folder / "adapter_model.safetensors"
+        tensors = load_file(file)
+        save_file({name: tensor * 1.5 for name, tensor in tensors.items()}, file)
+    else:
+        file = folder / "adapter_config.json"
+        config = json.loads(file.read_text())
+        file.write_text(json.dumps({**config, "lora_alpha": 50 * config["lora_alpha"]}))
+    probe = [{"text": row["text"]} for row in text_rows[:4]]
+    with pytest.raises(RuntimeError, match="its answers differ"):
+        compare_in_shares(folder, Predictor(trainer.model, trainer.task, trainer.tokenizer), probe)
+    assert not (folder / "peftcls.json").exists()
+
+
+def test_a_trained_head_is_compared_bit_for_bit(bert, text_rows, tmp_path):
+    task = peftcls.Classification(max_length=16).learn(text_rows)
+    model, tokenizer = peftcls.load_base(bert, task)
+    model = peftcls.train_only(model, task, "head")
+    config = peftcls.TrainConfig(tmp_path / "run", epochs=1, batch_size=8)
+    trainer = peftcls.Trainer(model, task, tokenizer, config)
+    trainer.fit(text_rows)
+    predictor = Predictor(model, task, tokenizer)
+    compare_in_shares(tmp_path / "run", predictor, [])
+    with torch.no_grad():
+        next(iter(trainer.parameters.values())).view(-1)[0] += 1e-3
+    with pytest.raises(RuntimeError, match="holds other tensors than the trained model"):
+        compare_in_shares(tmp_path / "run", predictor, [])
+
+
+# What is refused, before anything is loaded or learnt
+
+
+@pytest.fixture
+def task(text_rows):
+    return peftcls.Classification(max_length=16).learn(text_rows)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"quantize": "4bit"}, "weights in 8 or 4 bits are not held in shares"),
+        ({"pretrained": False}, "random weights are drawn whole"),
+    ],
+)
+def test_what_cannot_be_held_in_shares_is_refused(settings, sentence, bert, task):
+    with pytest.raises(ValueError, match=sentence):
+        peftcls.load_base(bert, task, shard=True, **settings)
+
+
+def test_one_process_holds_the_whole_base(bert, task, caplog):
+    model, _ = peftcls.load_base(bert, task, shard=True)
+    assert state_of(model).shares is None
+
+
+@pytest.fixture
+def as_if_in_shares(bert, task):
+    model, _ = peftcls.load_base(bert, task)
+    state_of(model).shares = object()
+    return model
+
+
+@pytest.mark.parametrize("method", ["dora", "pissa"])
+def test_methods_that_read_whole_weights_are_refused(method, as_if_in_shares, task):
+    with pytest.raises(ValueError, match="it starts from whole weights"):
+        peftcls.attach_lora(as_if_in_shares, task, method=method)
+
+
+def test_only_the_head_of_a_base_in_shares_can_be_trained(as_if_in_shares, task):
+    with pytest.raises(ValueError, match="only its head can be trained there"):
+        peftcls.train_only(as_if_in_shares, task, "last_block")
+
+
+def test_shares_cannot_be_copied(as_if_in_shares):
+    with pytest.raises(ValueError, match="shares cannot be copied"):
+        peftcls.share_base(as_if_in_shares)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({}, "asks for FSDP 1, expected 2"),
+        ({"FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"}, "sets fsdp_offload_params"),
+        (
+            {"FSDP_VERSION": "2", "FSDP_ACTIVATION_CHECKPOINTING": "true"},
+            "set gradient_checkpointing=True instead",
+        ),
+        (
+            {"FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "false"},
+            "each process would hold the whole base",
+        ),
+    ],
+)
+def test_what_the_launcher_asks_for_is_done_or_refused(settings, sentence, monkeypatch):
+    assert not launcher_asks_for_shares()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=sentence):
+        launcher_asks_for_shares()
+
+
+def test_fsdp_2_of_the_launcher_is_taken_as_shares(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    assert launcher_asks_for_shares()
