@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from peftcls.argument_checks import check_argument_types
 from peftcls.argument_names import names_arguments
+from peftcls.engine.allocator import trim_heap
 from peftcls.engine.head_inputs import head_layer_name
 from peftcls.engine.kernels import choose_kernels, fast_dtype
 from peftcls.engine.model_choices import Quantize
@@ -225,6 +226,8 @@ def _load(
     state.head_is_new = request.reads_mean or _is_new(loaded, head_layer_name(model))
     if shares is not None:
         ask_all(model)
+        shares.reset()
+        trim_heap()
     return model, tokenizer
 
 
