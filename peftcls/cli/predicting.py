@@ -9,9 +9,9 @@ from pathlib import Path
 import datasets
 import pandas as pd
 
-from peftcls.cli.sources import Source, copies_folder, pair_of
-from peftcls.data.reading import Row, require_columns
-from peftcls.data.tables import with_label_names
+from peftcls.cli.label_naming import name_labels
+from peftcls.cli.sources import Source, copies_folder
+from peftcls.data.reading import Row
 from peftcls.evaluation import Evaluation, compare_answers, evaluate_answers
 from peftcls.inference.loading import load_predictor
 from peftcls.inference.predict_file import PART, predict_file
@@ -82,7 +82,7 @@ def evaluate_rows(
 ) -> None:
     """Score an adapter on the labelled rows of a file."""
     predictor = load_predictor(directory, base=base, device=device)
-    rows = _name_labels(source.read(file), predictor.task, label_names)
+    rows = name_labels(source.read(file), predictor.task, label_names)
     answers = predictor.predict(rows, batch_size=batch_size)
     evaluation = evaluate_answers(predictor.task, answers, rows, metrics=metrics)
     if as_json:
@@ -90,24 +90,6 @@ def evaluate_rows(
     else:
         print(evaluation)
     _warn_of_truncation(predictor, file)
-
-
-def _name_labels(rows: datasets.Dataset, task: Task, label_names: str | None) -> datasets.Dataset:
-    """The rows with the labels that --label-names gives them."""
-    if label_names is None:
-        return rows
-    targets = [
-        name
-        for name in task.columns(with_target=True)
-        if name not in task.columns(with_target=False)
-    ]
-    if not task.labels or len(targets) != 1:
-        raise ValueError(f"--label-names is for labels; this folder holds a {type(task).__name__}.")
-    require_columns(rows, targets, type(task).__name__)
-    option = "--label-names 0=ham,1=spam"
-    return with_label_names(
-        rows, targets[0], dict(pair_of(pair, option) for pair in label_names.split(","))
-    )
 
 
 def _evaluation_json(evaluation: Evaluation) -> dict[str, object]:
@@ -155,7 +137,7 @@ def compare_folders(
     task, second_answers = _answer_once(
         second, rows, base=base, device=device, batch_size=batch_size
     )
-    rows = _name_labels(rows, task, label_names)
+    rows = name_labels(rows, task, label_names)
     comparison = compare_answers(
         task, first_answers, second_answers, rows, score=score, metrics=metrics
     )

@@ -5,6 +5,7 @@ import os
 
 import datasets
 
+from peftcls.cli.label_naming import name_labels
 from peftcls.cli.sources import Source
 from peftcls.data.reading import source_name
 from peftcls.data.row_numbers import name_part
@@ -30,20 +31,21 @@ class Tables:
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """The files of a run: FILE, and those of --valid and --test, if any."""
+    """The files of a run: FILE, those of --valid and --test, if any, and how they are read."""
 
     file: str
     valid: str | None
     test: str | None
     source: Source
     seed: int
+    label_names: str | None = None
 
 
 def split_rows(files: Files, task: Task, rows: datasets.Dataset) -> Tables:
     """The checked rows of the given files; what has no file is split off the training rows."""
     check_rows(task, rows, training=True)
-    valid = _read_checked(task, files.valid, files.source)
-    test = _read_checked(task, files.test, files.source)
+    valid = _read_checked(task, files.valid, files)
+    test = _read_checked(task, files.test, files)
     if test is None:
         rows, test = _put_aside(files, task, rows, HELD_OUT_SHARE, "test")
         valid_share = HELD_OUT_SHARE / (1 - HELD_OUT_SHARE)
@@ -57,10 +59,10 @@ def split_rows(files: Files, task: Task, rows: datasets.Dataset) -> Tables:
     return Tables(train=rows, valid=valid, test=test)
 
 
-def _read_checked(task: Task, file: str | None, source: Source) -> datasets.Dataset | None:
+def _read_checked(task: Task, file: str | None, files: Files) -> datasets.Dataset | None:
     if not file:
         return None
-    rows = source.read_other(file)
+    rows = name_labels(files.source.read_other(file), task, files.label_names)
     check_rows(task, rows)
     return rows
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from peftcls.cli.column_guessing import guess_columns
 from peftcls.cli.finishing import finish
+from peftcls.cli.label_naming import name_labels
 from peftcls.cli.sources import Source
 from peftcls.cli.tables import Files, Tables, examine, labels_remark, print_once, split_rows
 from peftcls.cli.task_building import task_for
@@ -49,6 +50,7 @@ class TrainOptions:
     kind: str | None
     text: tuple[str, ...]
     label: str | None
+    label_names: str | None
     valid: str | None
     test: str | None
     model: str
@@ -153,11 +155,25 @@ def check_output(folder: Path, *, replaces: bool) -> None:
 def _read_rows(options: TrainOptions) -> tuple[Task, Tables]:
     """Read, check and split the rows; the task has learnt from the training rows."""
     rows = options.source.read(options.file)
-    columns = guess_columns(rows, kind=options.kind, text=options.text, label=options.label)
+    columns = guess_columns(
+        rows,
+        kind=options.kind,
+        text=options.text,
+        label=options.label,
+        separator=options.task_settings["separator"],
+    )
     unlearnt_task = task_for(columns, options.task_settings)
+    rows = name_labels(rows, unlearnt_task, options.label_names)
     task = unlearnt_task.learn(rows)
     print_once(f"{columns}{labels_remark(task)}")
-    files = Files(options.file, options.valid, options.test, options.source, options.seed)
+    files = Files(
+        options.file,
+        options.valid,
+        options.test,
+        options.source,
+        options.seed,
+        label_names=options.label_names,
+    )
     tables = split_rows(files, task, rows)
 
     # The rows that were put aside teach the task nothing except the names of their labels.

@@ -24,6 +24,7 @@ from peftcls.inference.predictor import Predictor
 from peftcls.logs import shows_bars
 from peftcls.models.adapter_manifest import read_manifest
 from peftcls.tasks.base import Answer, Task
+from peftcls.tasks.list_cells import DEFAULT_SEPARATOR
 from peftcls.tasks.row_checks import check_rows
 
 logger = logging.getLogger("peftcls")
@@ -32,7 +33,6 @@ logger = logging.getLogger("peftcls")
 COLUMN_PREFIX = "predicted_"
 PART = ".part"
 MAX_SHOWN_ROWS = 5
-DEFAULT_SEPARATOR = ";"
 
 
 def predict_file(

@@ -79,6 +79,12 @@ class Task(ABC):
         """The columns with the texts that the model reads."""
         return tuple(self.columns(with_target=False))
 
+    def target_columns(self) -> tuple[str, ...]:
+        """The columns with the right answer; several where each label is a column of its own."""
+        read = self.columns(with_target=False)
+        columns = self.columns(with_target=True)
+        return tuple(name for name in columns if name not in read) or (columns[-1],)
+
     def learn(self, rows: Rows) -> Self:
         """A copy with the settings that the rows determine; itself where none is missing."""
         return self
