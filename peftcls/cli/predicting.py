@@ -10,6 +10,7 @@ import datasets
 import pandas as pd
 
 from peftcls.cli.label_naming import name_labels
+from peftcls.cli.skipping import SkippedRows
 from peftcls.cli.sources import Source, copies_folder
 from peftcls.data.reading import Row
 from peftcls.evaluation import Evaluation, compare_answers, evaluate_answers
@@ -74,6 +75,7 @@ def evaluate_rows(
     file: str,
     metrics: tuple[str, ...],
     label_names: str | None,
+    skip_bad_rows: Path | None,
     as_json: bool,
     batch_size: int | None,
     base: str | None,
@@ -81,8 +83,13 @@ def evaluate_rows(
     source: Source,
 ) -> None:
     """Score an adapter on the labelled rows of a file."""
+    skipped = SkippedRows(skip_bad_rows, [file])
     predictor = load_predictor(directory, base=base, device=device)
     rows = name_labels(source.read(file), predictor.task, label_names)
+    rows = skipped.left_out(predictor.task, rows, tokenizer=predictor.tokenizer)
+    skipped.write()
+    for sentence in skipped.sentences():
+        print(sentence, file=sys.stderr)
     answers = predictor.predict(rows, batch_size=batch_size)
     evaluation = evaluate_answers(predictor.task, answers, rows, metrics=metrics)
     if as_json:

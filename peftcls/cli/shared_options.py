@@ -132,6 +132,12 @@ label_names_option = data_option(
     metavar="A=B,C=D",
     help="Names of the labels that FILE has: 0=ham,1=spam.",
 )
+skip_option = data_option(
+    "--skip-bad-rows",
+    type=FILE,
+    metavar="FILE",
+    help="Leave out rows with errors, and write them to FILE (.csv or .jsonl) with the reasons.",
+)
 separator_option = data_option(
     "--label-separator",
     "separator",

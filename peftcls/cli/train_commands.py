@@ -22,6 +22,7 @@ from peftcls.cli.shared_options import (
     max_new_tokens_option,
     metric_option,
     separator_option,
+    skip_option,
     source_options,
     task_option,
     text_option,
@@ -228,6 +229,7 @@ def check(**options: Any) -> int:
 @label_names_option
 @valid_option
 @test_option
+@skip_option
 @source_options
 @model_option(
     "--model",
