@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator
 
@@ -15,6 +16,8 @@ from peftcls.cli.task_building import task_for
 from peftcls.quality.examine import examine_rows
 from peftcls.tasks.base import Task
 from peftcls.tasks.labels import is_blank
+
+logger = logging.getLogger("peftcls")
 
 MAX_LABELS_SHOWN = 20
 
@@ -38,7 +41,12 @@ def check_files(
     as_json: bool,
 ) -> bool:
     """Print the findings; return whether the rows can be trained on."""
-    train_rows = source.read(file)
+    logger.addFilter(_is_no_finding)
+    try:
+        train_rows = source.read(file)
+        other_rows = [None if name is None else source.read_other(name) for name in (valid, test)]
+    finally:
+        logger.removeFilter(_is_no_finding)
     columns = guess_columns(train_rows, kind=kind, text=text, label=label, separator=separator)
     settings = {
         "labels": labels,
@@ -50,8 +58,7 @@ def check_files(
     task = task_for(columns, settings)
     train_rows = name_labels(train_rows, task, label_names)
     valid_rows, test_rows = (
-        None if other is None else name_labels(source.read_other(other), task, label_names)
-        for other in (valid, test)
+        None if rows is None else name_labels(rows, task, label_names) for rows in other_rows
     )
     tokenizer = None
     if model is not None:
@@ -66,6 +73,11 @@ def check_files(
         print(*_overview(task, train_rows), sep="\n")
         print(examination)
     return not examination.errors
+
+
+def _is_no_finding(record: logging.LogRecord) -> bool:
+    """Whether a message is said; what the findings say again, and count, is not."""
+    return not getattr(record, "is_finding", False)
 
 
 def _overview(task: Task, rows: datasets.Dataset) -> Iterator[str]:

@@ -10,15 +10,18 @@ import datasets
 import pandas as pd
 
 from peftcls.cli.label_naming import name_labels
+from peftcls.cli.seen_rows import note_of_seen_rows
 from peftcls.cli.skipping import SkippedRows
 from peftcls.cli.sources import Source, copies_folder
 from peftcls.data.reading import Row
 from peftcls.evaluation import Evaluation, compare_answers, evaluate_answers
+from peftcls.inference.answer_parts import count_answered
 from peftcls.inference.loading import load_predictor
 from peftcls.inference.predict_file import PART, predict_file
 from peftcls.inference.predictor import Predictor
 from peftcls.tasks.base import Answer, Task, token_limit
 from peftcls.tasks.extractive_qa import ExtractiveQA
+from peftcls.training.signals import Signals
 
 MAX_LABELS_SHOWN = 5
 
@@ -36,30 +39,32 @@ def predict_rows(
     source: Source,
 ) -> None:
     """Answer every row of a file."""
-    predictor = load_predictor(directory, base=base, device=device)
     part = Path(f"{out}{PART}")
     replaces = out.is_file()
     is_first = int(os.environ.get("RANK", "0")) == 0
     if resume and is_first and not part.is_dir():
         print(f"there is no {part} to go on from: this begins with the first row.")
     try:
-        count, columns = predict_file(
-            predictor,
-            directory,
-            file,
-            out,
-            probabilities=probabilities,
-            resume=resume,
-            encoding=source.encoding,
-            names=source.column_names,
-            split=source.split,
-            column_map=source.new_names,
-            batch_size=batch_size,
-            cache_dir=copies_folder().name,
-        )
-    except KeyboardInterrupt:
-        if part.is_dir():
-            print(f"\nthe answers so far are in {part}; go on with --resume.", file=sys.stderr)
+        with Signals().captured():
+            predictor = load_predictor(directory, base=base, device=device)
+            count, columns = predict_file(
+                predictor,
+                directory,
+                file,
+                out,
+                probabilities=probabilities,
+                resume=resume,
+                encoding=source.encoding,
+                names=source.column_names,
+                split=source.split,
+                column_map=source.new_names,
+                batch_size=batch_size,
+                cache_dir=copies_folder().name,
+            )
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if is_first:
+            name = "SIGTERM" if isinstance(stop, SystemExit) else "Ctrl-C"
+            print(f"\n{_stopped_sentence(name, part)}", file=sys.stderr, flush=True)
         raise
     if not is_first:
         return
@@ -67,6 +72,15 @@ def predict_rows(
     new_columns = ", ".join(map(repr, columns))
     print(f"{count} rows answered in {out}{remark}; new columns: {new_columns}")
     _warn_of_truncation(predictor, file)
+
+
+def _stopped_sentence(name: str, part: Path) -> str:
+    """How far a prediction had come when a signal ended it, and how to continue."""
+    answered = count_answered(part)
+    if answered is None:
+        return f"ended by {name} before the first rows were answered; nothing is written."
+    done, rows = answered
+    return f"ended by {name}: {done} of {rows} rows are answered, in {part}; go on with --resume."
 
 
 def evaluate_rows(
@@ -97,6 +111,9 @@ def evaluate_rows(
     else:
         print(evaluation)
     _warn_of_truncation(predictor, file)
+    note = note_of_seen_rows(directory, file, rows)
+    if note is not None:
+        print(note, file=sys.stderr)
 
 
 def _evaluation_json(evaluation: Evaluation) -> dict[str, object]:
