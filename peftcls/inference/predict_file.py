@@ -150,7 +150,8 @@ def _blank_rows(task: Task, rows: datasets.Dataset) -> set[int]:
     """
     require_columns(rows, task.columns(with_target=False), type(task).__name__)
     blank = []
-    for index, row in enumerate(rows.select_columns(task.columns(with_target=False))):
+    columns = task.columns_among(rows.column_names, with_target=False)
+    for index, row in enumerate(rows.select_columns(columns)):
         if any(_is_blank(value) for value in row.values()) and task.problem(row, with_target=False):
             blank.append(index)
     if not blank or len(blank) == len(rows):

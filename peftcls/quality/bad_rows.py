@@ -80,7 +80,7 @@ def _reasons(
     training: bool,
 ) -> Iterator[tuple[int, str]]:
     """The index of each row with an error, and what is wrong with it."""
-    columns = task.columns(with_target=True)
+    columns = task.columns_among(rows.column_names, with_target=True)
     extra = [name for name in (ID, "is_impossible") if name in rows.column_names]
     has_ids = training and task.answer_kind == "span" and ID in rows.column_names
     seen: dict[str, int] = {}
