@@ -1,11 +1,12 @@
 """`--label-names`, `--label-separator` and label columns, from check to predict."""
 
+import functools
 import json
 
 import pytest
 
 from peftcls import Classification, attach_lora, load_base, recipe
-from peftcls.cli import main
+from peftcls.cli import main, predicting
 from peftcls.models.adapter_folder import save_adapter
 
 TRAIN = ("--max-length", "16", "--epochs", "1", "--batch-size", "16")
@@ -13,7 +14,10 @@ TRAIN = ("--max-length", "16", "--epochs", "1", "--batch-size", "16")
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
+    """Intervals are tested elsewhere."""
     monkeypatch.setattr(recipe, "RESAMPLES", 20)
+    few = functools.partial(predicting.evaluate_answers, resamples=20)
+    monkeypatch.setattr(predicting, "evaluate_answers", few)
 
 
 def table(path, header, *rows, times=12):
@@ -79,12 +83,12 @@ def test_many_different_lists_are_no_labels_and_the_message_says_what_they_are(t
 
 def test_columns_of_0_and_1_are_labels_from_check_to_predict(bert, tmp_path, capsys):
     rows = (("free prize call now", "1,0"), ("see you at lunch", "0,0"), ("you drug", "1,1"))
-    file = table(tmp_path / "rows.csv", "text,toxic,insult", *rows)
+    file = table(tmp_path / "rows.csv", "text,toxic,insult", *rows, times=6)
     columns = ["--label", "toxic, Insult"]
     assert main(["check", file, *columns]) == 0
     shown = capsys.readouterr().out
     assert "task: multi-label; text column: 'text', a column for each label: 'toxic', 'ins" in shown
-    assert "labels: 'toxic' 24, 'insult' 12\n" in shown
+    assert "labels: 'toxic' 12, 'insult' 6\n" in shown
     out = str(tmp_path / "run")
     assert main(["train", file, *columns, "--out", out, "--model", bert, *TRAIN]) == 0
     assert "(2 labels: 'toxic', 'insult')" in capsys.readouterr().out
