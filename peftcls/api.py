@@ -25,6 +25,7 @@ from peftcls.tasks.classification import Classification
 from peftcls.tasks.decisions import Decisions
 from peftcls.tasks.extractive_qa import ExtractiveQA
 from peftcls.tasks.instruction import Instruction
+from peftcls.tasks.label_renaming import with_label_names
 from peftcls.tasks.regression import Regression
 from peftcls.tasks.row_checks import check_rows
 from peftcls.training.config import TrainConfig
@@ -76,6 +77,7 @@ __all__ = [
     "share_base",
     "sweep",
     "train_only",
+    "with_label_names",
     "with_replay",
     "write_card",
 ]

@@ -61,6 +61,8 @@ OTHER_NAMES = {
     "text_column": "text",
     "label_column": "label",
     "target": "label",
+    "label_separator": "separator",
+    "label_delimiter": "separator",
     "dev": "valid",
     "validation": "valid",
     "cv": "folds",

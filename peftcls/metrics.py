@@ -19,6 +19,13 @@ LABEL_SCORES = ("accuracy", "f1_macro", "loss", "ece")
 LABEL_SET_SCORES = ("f1_macro", "f1_micro", "accuracy", "ece")
 SPAN_SCORES = ("f1", "exact_match")
 NUMBER_SCORES = ("pearson", "spearman", "rmse")
+KEYWORD_SCORES = (
+    *("f1", "f1_at_5", "f1_at_10"),
+    *("precision", "precision_at_5", "precision_at_10"),
+    *("recall", "recall_at_5", "recall_at_10"),
+    *("recall_present", "recall_absent", "unusable"),
+)
+TEXT_SCORES = ("exact_match", "unusable")
 CALIBRATION_BINS = 15
 
 

@@ -1,6 +1,8 @@
 """`peftcls check`: look for errors and oddities in the rows before training."""
 
+import contextlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator
 
@@ -8,11 +10,14 @@ import datasets
 import numpy as np
 
 from peftcls.cli.column_guessing import guess_columns
+from peftcls.cli.label_naming import name_labels
 from peftcls.cli.sources import Source
 from peftcls.cli.task_building import task_for
 from peftcls.quality.examine import examine_rows
 from peftcls.tasks.base import Task
-from peftcls.tasks.labels import label_name
+from peftcls.tasks.labels import is_blank
+
+logger = logging.getLogger("peftcls")
 
 MAX_LABELS_SHOWN = 20
 
@@ -24,6 +29,8 @@ def check_files(
     text: tuple[str, ...],
     label: str | None,
     labels: str | None,
+    label_names: str | None,
+    separator: str | None,
     prompt: str | None,
     valid: str | None,
     test: str | None,
@@ -34,17 +41,25 @@ def check_files(
     as_json: bool,
 ) -> bool:
     """Print the findings; return whether the rows can be trained on."""
-    train_rows = source.read(file)
-    columns = guess_columns(train_rows, kind=kind, text=text, label=label)
+    logger.addFilter(_is_no_finding)
+    try:
+        train_rows = source.read(file)
+        other_rows = [None if name is None else source.read_other(name) for name in (valid, test)]
+    finally:
+        logger.removeFilter(_is_no_finding)
+    columns = guess_columns(train_rows, kind=kind, text=text, label=label, separator=separator)
     settings = {
         "labels": labels,
+        "separator": separator,
         "prompt": prompt,
         "max_length": max_length,
         "max_new_tokens": max_new_tokens,
     }
     task = task_for(columns, settings)
-    valid_rows = None if valid is None else source.read_other(valid)
-    test_rows = None if test is None else source.read_other(test)
+    train_rows = name_labels(train_rows, task, label_names)
+    valid_rows, test_rows = (
+        None if rows is None else name_labels(rows, task, label_names) for rows in other_rows
+    )
     tokenizer = None
     if model is not None:
         from peftcls.models.tokenizers import load_tokenizer_only
@@ -60,12 +75,15 @@ def check_files(
     return not examination.errors
 
 
+def _is_no_finding(record: logging.LogRecord) -> bool:
+    """Whether a message is said; what the findings say again, and count, is not."""
+    return not getattr(record, "is_finding", False)
+
+
 def _overview(task: Task, rows: datasets.Dataset) -> Iterator[str]:
     """The labels with their numbers of rows, the commonest first, and the lengths of the texts."""
-    target = task.columns(with_target=True)[-1]
-    cells = [cell for cell in rows[target] if isinstance(cell, str | int) and cell != ""]
-    if task.answer_kind == "label":
-        counts = Counter(label_name(cell) for cell in cells)
+    if task.answer_kind in ("label", "label_set"):
+        counts = _count_labels(task, rows)
         if 0 < len(counts) <= MAX_LABELS_SHOWN:
             listed = ", ".join(f"{name!r} {count}" for name, count in counts.most_common())
             yield f"labels: {listed}"
@@ -78,3 +96,14 @@ def _overview(task: Task, rows: datasets.Dataset) -> Iterator[str]:
         f"words of a row: median {median:.0f}, 95 % of the rows at most {long:.0f}, "
         f"longest {lengths.max()}"
     )
+
+
+def _count_labels(task: Task, rows: datasets.Dataset) -> Counter[str]:
+    """How many rows have each label; rows that cannot be read are left to the findings."""
+    counts: Counter[str] = Counter()
+    for row in rows.select_columns(list(task.target_columns())):
+        if any(map(is_blank, row.values())):
+            continue
+        with contextlib.suppress(ValueError):
+            counts.update(task.gold_of(row))
+    return counts

@@ -3,13 +3,14 @@
 import dataclasses
 import difflib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import datasets
 
 from peftcls.data.reading import RowError, source_name
-from peftcls.tasks.list_cells import listed_cell
+from peftcls.tasks.list_cells import DEFAULT_SEPARATOR, likely_separator, listed_cell
 
 SAMPLE_ROWS = 2000
 # Limits for a column of labels.
@@ -69,16 +70,19 @@ PREFERRED_LABEL_COLUMNS = ("label", "labels")
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """The kind of task, its text columns and its label column."""
+    """The kind of task, its text columns, and its label column or one column for each label."""
 
     kind: str
     text: tuple[str, ...]
-    label: str
+    label: str | tuple[str, ...]
 
     def __str__(self) -> str:
         texts = " and ".join(map(repr, self.text))
         plural = "s" if len(self.text) > 1 else ""
-        return f"task: {self.kind}; text column{plural}: {texts}, label column: {self.label!r}"
+        said = f"label column: {self.label!r}"
+        if not isinstance(self.label, str):
+            said = f"a column for each label: {', '.join(map(repr, self.label))}"
+        return f"task: {self.kind}; text column{plural}: {texts}, {said}"
 
 
 def guess_columns(
@@ -87,6 +91,7 @@ def guess_columns(
     kind: str | None = None,
     text: Sequence[str] = (),
     label: str | None = None,
+    separator: str | None = None,
 ) -> Columns:
     """The columns of a table: those that are given, and a guess of the others.
 
@@ -94,25 +99,48 @@ def guess_columns(
         rows: the table.
         kind: the value of --task; guessed unless given.
         text: the text columns; one, or two for a pair or for question and context.
-        label: the column with the targets.
+        label: the column with the targets, or several with commas between them, one for each
+            label.
+        separator: between several labels in a text, where that is said.
 
     Raises:
         RowError: a given column is missing, or the table allows no guess or more than one.
         ValueError: the arguments contradict each other.
     """
     text = tuple(_find_column(rows, name) for name in text)
-    if label:
-        label = _find_column(rows, label)
+    label_columns = _find_label_columns(rows, label) if label else ()
+    label = label_columns[0] if label_columns else None
     if len(text) > 2 or (kind == "pair" and len(text) == 1):
         raise ValueError(
             f"--text is given {len(text)} times, expected once for a text, or twice for a pair."
         )
+    if len(label_columns) > 1:
+        return _one_hot_columns(rows, kind, text, label_columns)
     can_guess_kind = kind is None and not text
     if kind == "qa" or (can_guess_kind and _looks_like_questions(rows)):
         return _question_columns(rows, text, label)
     if kind == "instruction" or (can_guess_kind and _looks_like_instructions(rows)):
         return _instruction_columns(rows, text, label)
-    return _labelled_columns(rows, kind, text, label)
+    return _labelled_columns(rows, kind, text, label, separator)
+
+
+def _find_label_columns(rows: datasets.Dataset, label: str) -> tuple[str, ...]:
+    """The column of --label, or its columns: a comma may be a part of a column's name."""
+    if "," not in label or _columns_named(rows, [label.casefold()]):
+        return (_find_column(rows, label),)
+    return tuple(_find_column(rows, name.strip()) for name in label.split(","))
+
+
+def _one_hot_columns(
+    rows: datasets.Dataset, kind: str | None, text: tuple[str, ...], labels: tuple[str, ...]
+) -> Columns:
+    """The columns of a table with a column of 0 and 1 for each label."""
+    if kind not in (None, "multi-label"):
+        raise ValueError(
+            f"--label names {len(labels)} columns, one for each label, which is for --task "
+            f"multi-label; it cannot be used with --task {kind}."
+        )
+    return Columns("multi-label", text or _guess_text(rows, kind, labels), labels)
 
 
 def _looks_like_questions(rows: datasets.Dataset) -> bool:
@@ -152,13 +180,17 @@ def _instruction_columns(
 
 
 def _labelled_columns(
-    rows: datasets.Dataset, kind: str | None, text: tuple[str, ...], label: str | None
+    rows: datasets.Dataset,
+    kind: str | None,
+    text: tuple[str, ...],
+    label: str | None,
+    separator: str | None,
 ) -> Columns:
     """The columns of all other tasks: texts with labels, numbers or keywords."""
     label = label or _guess_label(rows, kind, text)
-    guessed_kind = _guess_kind(rows, kind, label)
+    guessed_kind = _guess_kind(rows, kind, label, separator)
     if not text:
-        text = _guess_text(rows, kind, label)
+        text = _guess_text(rows, kind, (label,))
     if guessed_kind == "classification" and len(text) == 2:
         guessed_kind = "pair"
     return Columns(guessed_kind, text, label)
@@ -228,7 +260,7 @@ def _holds_labels(values: list[Any]) -> bool:
     )
 
 
-def _guess_kind(rows: datasets.Dataset, kind: str | None, label: str) -> str:
+def _guess_kind(rows: datasets.Dataset, kind: str | None, label: str, separator: str | None) -> str:
     """The kind of task by the label column; a pair counts as classification here."""
     if kind == "pair":
         return "classification"
@@ -237,21 +269,32 @@ def _guess_kind(rows: datasets.Dataset, kind: str | None, label: str) -> str:
     if label.casefold() in KEYWORD_COLUMNS:
         return "keywords"
     values = _sample(rows, label)
-    if _holds_label_sets(values):
+    if separator is not None or _holds_label_sets(values):
         return "multi-label"
     if _holds_scores(values, label):
         return "regression"
     # A sample of a large table may show few of each label's rows.
     values = [value for value in rows[label] if value is not None and value != ""]
-    different = len({str(value) for value in values})
-    if different > max(MAX_LABELS, len(values) / 2):
+    counts = Counter(str(value) for value in values)
+    if len(counts) > max(MAX_LABELS, len(values) / 2):
         raise RowError(
-            f"column {label!r} of {source_name(rows)} has {different} different values in "
+            f"column {label!r} of {source_name(rows)} has {len(counts)} different values in "
             f"{len(values)} rows, too many for labels; choose another column with --label, "
             "--task regression for numbers, or --task instruction or keywords for free answers "
-            "(--task classification if they are labels all the same)."
+            f"(--task classification if they are labels all the same).{_list_hint(counts)}"
         )
     return "classification"
+
+
+def _list_hint(counts: Counter[str]) -> str:
+    """What to write where the values look like several labels each, with a space before it."""
+    mark = likely_separator(counts)
+    if mark is None:
+        return ""
+    return (
+        f" They look like several labels with {mark!r} between them: if they are, give "
+        f'--task multi-label --label-separator "{mark}".'
+    )
 
 
 def _holds_label_sets(values: list[Any]) -> bool:
@@ -259,7 +302,7 @@ def _holds_label_sets(values: list[Any]) -> bool:
 
     Lists that all have one entry are labels.
     """
-    listed = [listed_cell(value, ";") for value in values]
+    listed = [listed_cell(value, DEFAULT_SEPARATOR) for value in values]
     lists = [isinstance(value, list) for value in values]
     several = [len(entries) != 1 for entries in listed]
     if any(lists):
@@ -287,14 +330,14 @@ def _holds_scores(values: list[Any], label: str) -> bool:
     return different > MAX_LABELS and not are_classes
 
 
-def _guess_text(rows: datasets.Dataset, kind: str | None, label: str) -> tuple[str, ...]:
+def _guess_text(rows: datasets.Dataset, kind: str | None, labels: Sequence[str]) -> tuple[str, ...]:
     """One text column, or two for a pair; --task pair and --task classification decide which."""
     if kind != "classification":
         for names in PAIR_COLUMNS:
-            pair = [name for name in _columns_named(rows, names) if name != label]
+            pair = [name for name in _columns_named(rows, names) if name not in labels]
             if len(pair) == 2:
                 return tuple(pair)
-    others = [name for name in rows.column_names if name != label]
+    others = [name for name in rows.column_names if name not in labels]
     texts = [name for name in others if _holds_texts(_sample(rows, name))]
     if kind == "pair":
         if len(texts) != 2:

@@ -8,13 +8,13 @@ from typing import Any
 import datasets
 
 from peftcls.cli.finishing import finish
+from peftcls.cli.label_naming import name_labels
 from peftcls.cli.sources import Source
 from peftcls.cli.tables import Files, Tables, examine, print_once, split_rows
 from peftcls.cli.training import check_output, train
 from peftcls.engine.model_state import base_facts
 from peftcls.models.adapter_manifest import read_manifest, read_task
 from peftcls.report import Meter
-from peftcls.tasks.base import Task
 from peftcls.tasks.row_checks import check_rows
 from peftcls.training.config import TrainConfig
 from peftcls.training.continual import Scores, compare_scores, learn_on, with_replay
@@ -33,6 +33,7 @@ class LearnOnOptions:
     file: str
     replay: str | None
     replay_share: float
+    label_names: str | None
     valid: str | None
     test: str | None
     base: str | None
@@ -77,9 +78,16 @@ def learn_on_file(options: LearnOnOptions) -> None:
 def _read_rows(options: LearnOnOptions) -> tuple[Tables, datasets.Dataset | None]:
     """The rows of the run, and the old rows that were not replayed; None without --replay."""
     rows = options.source.read(options.file)
-    task = _task_for(options.directory, rows)
+    saved_task = read_task(options.directory, read_manifest(options.directory))
+    rows = name_labels(rows, saved_task, options.label_names)
+    task = saved_task.extended(rows)
     files = Files(
-        options.file, options.valid, options.test, options.source, int(options.config["seed"])
+        options.file,
+        options.valid,
+        options.test,
+        options.source,
+        int(options.config["seed"]),
+        label_names=options.label_names,
     )
     tables = split_rows(files, task, rows)
     if options.replay is None:
@@ -88,11 +96,6 @@ def _read_rows(options: LearnOnOptions) -> tuple[Tables, datasets.Dataset | None
     check_rows(task, old_rows)
     tables.train = with_replay(tables.train, old_rows, share=options.replay_share, seed=files.seed)
     return tables, old_rows
-
-
-def _task_for(directory: Path, rows: datasets.Dataset) -> Task:
-    """The folder's task, with the labels of these rows too."""
-    return read_task(directory, read_manifest(directory)).extended(rows)
 
 
 def _scores(trainer: Trainer, tables: Tables, old_rows: datasets.Dataset | None) -> Scores:

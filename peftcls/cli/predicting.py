@@ -9,15 +9,19 @@ from pathlib import Path
 import datasets
 import pandas as pd
 
-from peftcls.cli.sources import Source, copies_folder, pair_of
-from peftcls.data.reading import Row, require_columns
-from peftcls.data.tables import with_label_names
+from peftcls.cli.label_naming import name_labels
+from peftcls.cli.seen_rows import note_of_seen_rows
+from peftcls.cli.skipping import SkippedRows
+from peftcls.cli.sources import Source, copies_folder
+from peftcls.data.reading import Row
 from peftcls.evaluation import Evaluation, compare_answers, evaluate_answers
+from peftcls.inference.answer_parts import count_answered
 from peftcls.inference.loading import load_predictor
 from peftcls.inference.predict_file import PART, predict_file
 from peftcls.inference.predictor import Predictor
 from peftcls.tasks.base import Answer, Task, token_limit
 from peftcls.tasks.extractive_qa import ExtractiveQA
+from peftcls.training.signals import Signals
 
 MAX_LABELS_SHOWN = 5
 
@@ -35,30 +39,32 @@ def predict_rows(
     source: Source,
 ) -> None:
     """Answer every row of a file."""
-    predictor = load_predictor(directory, base=base, device=device)
     part = Path(f"{out}{PART}")
     replaces = out.is_file()
     is_first = int(os.environ.get("RANK", "0")) == 0
     if resume and is_first and not part.is_dir():
         print(f"there is no {part} to go on from: this begins with the first row.")
     try:
-        count, columns = predict_file(
-            predictor,
-            directory,
-            file,
-            out,
-            probabilities=probabilities,
-            resume=resume,
-            encoding=source.encoding,
-            names=source.column_names,
-            split=source.split,
-            column_map=source.new_names,
-            batch_size=batch_size,
-            cache_dir=copies_folder().name,
-        )
-    except KeyboardInterrupt:
-        if part.is_dir():
-            print(f"\nthe answers so far are in {part}; go on with --resume.", file=sys.stderr)
+        with Signals().captured():
+            predictor = load_predictor(directory, base=base, device=device)
+            count, columns = predict_file(
+                predictor,
+                directory,
+                file,
+                out,
+                probabilities=probabilities,
+                resume=resume,
+                encoding=source.encoding,
+                names=source.column_names,
+                split=source.split,
+                column_map=source.new_names,
+                batch_size=batch_size,
+                cache_dir=copies_folder().name,
+            )
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if is_first:
+            name = "SIGTERM" if isinstance(stop, SystemExit) else "Ctrl-C"
+            print(f"\n{_stopped_sentence(name, part)}", file=sys.stderr, flush=True)
         raise
     if not is_first:
         return
@@ -68,12 +74,22 @@ def predict_rows(
     _warn_of_truncation(predictor, file)
 
 
+def _stopped_sentence(name: str, part: Path) -> str:
+    """How far a prediction had come when a signal ended it, and how to continue."""
+    answered = count_answered(part)
+    if answered is None:
+        return f"ended by {name} before the first rows were answered; nothing is written."
+    done, rows = answered
+    return f"ended by {name}: {done} of {rows} rows are answered, in {part}; go on with --resume."
+
+
 def evaluate_rows(
     *,
     directory: Path,
     file: str,
     metrics: tuple[str, ...],
     label_names: str | None,
+    skip_bad_rows: Path | None,
     as_json: bool,
     batch_size: int | None,
     base: str | None,
@@ -81,8 +97,13 @@ def evaluate_rows(
     source: Source,
 ) -> None:
     """Score an adapter on the labelled rows of a file."""
+    skipped = SkippedRows(skip_bad_rows, [file])
     predictor = load_predictor(directory, base=base, device=device)
-    rows = _name_labels(source.read(file), predictor.task, label_names)
+    rows = name_labels(source.read(file), predictor.task, label_names)
+    rows = skipped.left_out(predictor.task, rows, tokenizer=predictor.tokenizer)
+    skipped.write()
+    for sentence in skipped.sentences():
+        print(sentence, file=sys.stderr)
     answers = predictor.predict(rows, batch_size=batch_size)
     evaluation = evaluate_answers(predictor.task, answers, rows, metrics=metrics)
     if as_json:
@@ -90,24 +111,9 @@ def evaluate_rows(
     else:
         print(evaluation)
     _warn_of_truncation(predictor, file)
-
-
-def _name_labels(rows: datasets.Dataset, task: Task, label_names: str | None) -> datasets.Dataset:
-    """The rows with the labels that --label-names gives them."""
-    if label_names is None:
-        return rows
-    targets = [
-        name
-        for name in task.columns(with_target=True)
-        if name not in task.columns(with_target=False)
-    ]
-    if not task.labels or len(targets) != 1:
-        raise ValueError(f"--label-names is for labels; this folder holds a {type(task).__name__}.")
-    require_columns(rows, targets, type(task).__name__)
-    option = "--label-names 0=ham,1=spam"
-    return with_label_names(
-        rows, targets[0], dict(pair_of(pair, option) for pair in label_names.split(","))
-    )
+    note = note_of_seen_rows(directory, file, rows)
+    if note is not None:
+        print(note, file=sys.stderr)
 
 
 def _evaluation_json(evaluation: Evaluation) -> dict[str, object]:
@@ -155,7 +161,7 @@ def compare_folders(
     task, second_answers = _answer_once(
         second, rows, base=base, device=device, batch_size=batch_size
     )
-    rows = _name_labels(rows, task, label_names)
+    rows = name_labels(rows, task, label_names)
     comparison = compare_answers(
         task, first_answers, second_answers, rows, score=score, metrics=metrics
     )

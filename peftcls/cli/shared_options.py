@@ -99,7 +99,8 @@ text_option = data_option(
 label_option = data_option(
     "--label",
     metavar="COLUMN",
-    help="The column with what is learnt: label, number, answer or keywords.",
+    help="The column with what is learnt: label, number, answer or keywords. Several, A,B,C, are "
+    "one for each label, with 0 or 1 in them.",
 )
 max_length_option = data_option(
     "--max-length", type=click.IntRange(min=1), help="Tokens that are read at once."
@@ -130,6 +131,18 @@ label_names_option = data_option(
     "--label-names",
     metavar="A=B,C=D",
     help="Names of the labels that FILE has: 0=ham,1=spam.",
+)
+skip_option = data_option(
+    "--skip-bad-rows",
+    type=FILE,
+    metavar="FILE",
+    help="Leave out rows with errors, and write them to FILE (.csv or .jsonl) with the reasons.",
+)
+separator_option = data_option(
+    "--label-separator",
+    "separator",
+    metavar="TEXT",
+    help='Between several labels or keywords in one cell, such as ","; ";" unless given.',
 )
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON for another program."

@@ -4,7 +4,10 @@ import dataclasses
 import os
 
 import datasets
+from transformers import PreTrainedTokenizerBase
 
+from peftcls.cli.label_naming import name_labels
+from peftcls.cli.skipping import SkippedRows
 from peftcls.cli.sources import Source
 from peftcls.data.reading import source_name
 from peftcls.data.row_numbers import name_part
@@ -30,20 +33,35 @@ class Tables:
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """The files of a run: FILE, and those of --valid and --test, if any."""
+    """The files of a run: FILE, those of --valid and --test, if any, and how they are read."""
 
     file: str
     valid: str | None
     test: str | None
     source: Source
     seed: int
+    label_names: str | None = None
+    skipped: SkippedRows = dataclasses.field(default_factory=lambda: SkippedRows(None, []))
 
 
-def split_rows(files: Files, task: Task, rows: datasets.Dataset) -> Tables:
-    """The checked rows of the given files; what has no file is split off the training rows."""
+def split_rows(
+    files: Files,
+    task: Task,
+    rows: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Tables:
+    """The checked rows of the given files; what has no file is split off the training rows.
+
+    Args:
+        files: of the run.
+        task: that has learnt from the rows.
+        rows: of FILE.
+        tokenizer: where rows that do not fit are left out.
+    """
+    rows = files.skipped.left_out(task, rows, training=True, tokenizer=tokenizer)
     check_rows(task, rows, training=True)
-    valid = _read_checked(task, files.valid, files.source)
-    test = _read_checked(task, files.test, files.source)
+    valid = _read_checked(task, files.valid, files, tokenizer)
+    test = _read_checked(task, files.test, files, tokenizer)
     if test is None:
         rows, test = _put_aside(files, task, rows, HELD_OUT_SHARE, "test")
         valid_share = HELD_OUT_SHARE / (1 - HELD_OUT_SHARE)
@@ -57,10 +75,13 @@ def split_rows(files: Files, task: Task, rows: datasets.Dataset) -> Tables:
     return Tables(train=rows, valid=valid, test=test)
 
 
-def _read_checked(task: Task, file: str | None, source: Source) -> datasets.Dataset | None:
+def _read_checked(
+    task: Task, file: str | None, files: Files, tokenizer: PreTrainedTokenizerBase | None
+) -> datasets.Dataset | None:
     if not file:
         return None
-    rows = source.read_other(file)
+    rows = name_labels(files.source.read_other(file), task, files.label_names)
+    rows = files.skipped.left_out(task, rows, tokenizer=tokenizer)
     check_rows(task, rows)
     return rows
 
@@ -104,6 +125,14 @@ def examine(task: Task, tables: Tables) -> Examination:
     return Examination.of(other_findings, other_rows)
 
 
+def tell_skipped(skipped: SkippedRows, *, writes: bool) -> None:
+    """Write the rows that were left out, on the first process only, and say how many they are."""
+    if writes and _is_first():
+        skipped.write()
+    for sentence in skipped.sentences(written=writes):
+        print_once(sentence)
+
+
 def labels_remark(task: Task) -> str:
     """The labels that were found, for the line that says what was guessed."""
     if not task.labels:
@@ -113,5 +142,9 @@ def labels_remark(task: Task) -> str:
 
 def print_once(message: str) -> None:
     """Print, on the first process only where torchrun started several."""
-    if int(os.environ.get("RANK", 0)) == 0:
+    if _is_first():
         print(message, flush=True)
+
+
+def _is_first() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0

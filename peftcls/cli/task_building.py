@@ -25,12 +25,15 @@ TASKS_WITH = {
     "labels": (*WITH_LABELS, "instruction"),
     "class_weight": WITH_ONE_LABEL,
     "sampling": WITH_ONE_LABEL,
+    "separator": ("multi-label", "keywords"),
     "label_smoothing": WITH_ONE_LABEL,
     "loss": WITH_LABELS,
     "pooling": WITH_HEAD,
     "long_text": WITH_HEAD,
 }
 """The tasks that have a setting; all others have every task."""
+OPTION_NAMES = {"separator": "label-separator"}
+"""The options that are not called after their setting."""
 
 
 def task_for(columns: Columns, settings: Mapping[str, Any]) -> Task:
@@ -48,23 +51,25 @@ def task_for(columns: Columns, settings: Mapping[str, Any]) -> Task:
     kind = columns.kind
     for name in given:
         if kind not in TASKS_WITH.get(name, (kind,)):
-            raise ValueError(f"--{name.replace('_', '-')} cannot be used with --task {kind}.")
+            option = OPTION_NAMES.get(name, name.replace("_", "-"))
+            raise ValueError(f"--{option} cannot be used with --task {kind}.")
     if "labels" in given:
         given["labels"] = parse_labels(given["labels"])
+    text = _text_argument(columns)
+    if kind in WITH_LABELS:
+        return Classification(
+            text=text, label=columns.label, multi_label=kind == "multi-label", **given
+        )
+    assert isinstance(columns.label, str), "only a task with labels has several columns of them"
     if kind == "qa":
         question, context = columns.text
         return ExtractiveQA(question=question, context=context, answers=columns.label, **given)
-    if kind in WITH_PROMPT:
-        return _instruction_task(columns, given)
-    text = _text_argument(columns)
     if kind == "regression":
         return Regression(text=text, target=columns.label, **given)
-    return Classification(
-        text=text, label=columns.label, multi_label=kind == "multi-label", **given
-    )
+    return _instruction_task(columns, columns.label, given)
 
 
-def _instruction_task(columns: Columns, settings: Mapping[str, Any]) -> Instruction:
+def _instruction_task(columns: Columns, output: str, settings: Mapping[str, Any]) -> Instruction:
     options = dict(settings)
     template = options.pop("prompt", None) or _default_template(columns)
     if columns.kind == "keywords":
@@ -73,7 +78,7 @@ def _instruction_task(columns: Columns, settings: Mapping[str, Any]) -> Instruct
         template=template,
         instruction=columns.text[0],
         input=columns.text[-1],
-        output=columns.label,
+        output=output,
         **options,
     )
 

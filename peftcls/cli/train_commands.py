@@ -16,10 +16,13 @@ from peftcls.cli.shared_options import (
     FOLDER,
     directory_argument,
     json_option,
+    label_names_option,
     label_option,
     max_length_option,
     max_new_tokens_option,
     metric_option,
+    separator_option,
+    skip_option,
     source_options,
     task_option,
     text_option,
@@ -57,6 +60,7 @@ test_option = data_option(
 task_settings = collected(
     "task_settings",
     labels_option,
+    separator_option,
     prompt_option,
     max_length_option,
     max_new_tokens_option,
@@ -196,6 +200,8 @@ overwrite_option = output_option(
 @text_option
 @label_option
 @labels_option
+@label_names_option
+@separator_option
 @prompt_option
 @data_option("--valid", metavar="FILE", help="Validation rows, looked at beside the others.")
 @data_option("--test", metavar="FILE", help="Test rows, looked at beside the others.")
@@ -220,8 +226,10 @@ def check(**options: Any) -> int:
 @task_option
 @text_option
 @label_option
+@label_names_option
 @valid_option
 @test_option
+@skip_option
 @source_options
 @model_option(
     "--model",
@@ -292,6 +300,7 @@ def train(**options: Any) -> None:
     show_default=True,
     help="The part of the training rows that is old.",
 )
+@label_names_option
 @valid_option
 @test_option
 @source_options

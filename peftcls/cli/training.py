@@ -11,14 +11,25 @@ from transformers import PreTrainedTokenizerBase
 
 from peftcls.cli.column_guessing import guess_columns
 from peftcls.cli.finishing import finish
+from peftcls.cli.label_naming import name_labels
+from peftcls.cli.skipping import SkippedRows
 from peftcls.cli.sources import Source
-from peftcls.cli.tables import Files, Tables, examine, labels_remark, print_once, split_rows
+from peftcls.cli.tables import (
+    Files,
+    Tables,
+    examine,
+    labels_remark,
+    print_once,
+    split_rows,
+    tell_skipped,
+)
 from peftcls.cli.task_building import task_for
 from peftcls.engine.model_choices import Quantize
 from peftcls.engine.model_state import base_facts
 from peftcls.models.adapter_manifest import MANIFEST
 from peftcls.models.base_model import load_base
 from peftcls.models.lora_injection import DEFAULT_RANK, attach_lora
+from peftcls.models.tokenizers import load_tokenizer_only
 from peftcls.models.trainable import Part, train_only
 from peftcls.report import Meter
 from peftcls.report.files import check_out_folder
@@ -49,8 +60,10 @@ class TrainOptions:
     kind: str | None
     text: tuple[str, ...]
     label: str | None
+    label_names: str | None
     valid: str | None
     test: str | None
+    skip_bad_rows: Path | None
     model: str
     quantize: Quantize | None
     dtype: str | None
@@ -85,9 +98,11 @@ def train_file(options: TrainOptions) -> None:
         ValueError: something is wrong with an option.
     """
     _check_options(options)
+    skipped = SkippedRows(options.skip_bad_rows, [options.file, options.valid, options.test])
     meter = Meter()
-    task, tables = _read_rows(options)
+    task, tables = _read_rows(options, skipped)
     examination = examine(task, tables)
+    tell_skipped(skipped, writes=not options.dry_run)
     OwnMetrics(options.config["metrics"]).try_on(task, tables.test)
     base, tokenizer = load_base(
         options.model,
@@ -150,15 +165,33 @@ def check_output(folder: Path, *, replaces: bool) -> None:
     )
 
 
-def _read_rows(options: TrainOptions) -> tuple[Task, Tables]:
+def _read_rows(options: TrainOptions, skipped: SkippedRows) -> tuple[Task, Tables]:
     """Read, check and split the rows; the task has learnt from the training rows."""
     rows = options.source.read(options.file)
-    columns = guess_columns(rows, kind=options.kind, text=options.text, label=options.label)
+    columns = guess_columns(
+        rows,
+        kind=options.kind,
+        text=options.text,
+        label=options.label,
+        separator=options.task_settings["separator"],
+    )
     unlearnt_task = task_for(columns, options.task_settings)
+    rows = name_labels(rows, unlearnt_task, options.label_names)
+    # What cannot be read must not teach the task its labels; what does not fit is found afterwards.
+    rows = skipped.left_out(unlearnt_task, rows, training=True)
     task = unlearnt_task.learn(rows)
     print_once(f"{columns}{labels_remark(task)}")
-    files = Files(options.file, options.valid, options.test, options.source, options.seed)
-    tables = split_rows(files, task, rows)
+    files = Files(
+        options.file,
+        options.valid,
+        options.test,
+        options.source,
+        options.seed,
+        label_names=options.label_names,
+        skipped=skipped,
+    )
+    tokenizer = load_tokenizer_only(options.model) if options.skip_bad_rows else None
+    tables = split_rows(files, task, rows, tokenizer)
 
     # The rows that were put aside teach the task nothing except the names of their labels.
     if isinstance(unlearnt_task, Classification):

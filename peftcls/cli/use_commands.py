@@ -16,6 +16,7 @@ from peftcls.cli.shared_options import (
     json_option,
     label_names_option,
     metric_option,
+    skip_option,
     source_options,
 )
 
@@ -52,6 +53,7 @@ def predict(**options: Any) -> None:
 @click.argument("file", type=str)
 @metric_option
 @label_names_option
+@skip_option
 @json_option
 @batch_option
 @base_option

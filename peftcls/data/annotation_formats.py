@@ -18,7 +18,9 @@ SPEAKERS = {
     "assistant": "assistant",
     "gpt": "assistant",
 }
-SHAPES = (["user"], ["user", "assistant"], ["system", "user"], ["system", "user", "assistant"])
+EARLIER_TURNS = "earlier_turns"
+"""The column of the turns before the last question: objects with role and content."""
+MAX_SHOWN_TURNS = 8
 
 
 def plain_rows(rows: Iterable[Row], path: Path) -> Iterator[Row]:
@@ -53,10 +55,10 @@ def _is_conversation(turns: Any, fields: tuple[str, str]) -> bool:
 
 
 def _conversation_row(row: Row, column: str, fields: tuple[str, str]) -> Row:
-    """A conversation of one question and one answer as instruction, input and output.
+    """A conversation as instruction, input and output, of its last question and answer.
 
     The system's text is the instruction, and the user's the input; without a system's text the
-    user's is the instruction.
+    user's is the instruction. Earlier questions and answers are in a column of their own.
     """
     speaker_field, text_field = fields
     texts: list[tuple[str, str]] = []
@@ -68,23 +70,31 @@ def _conversation_row(row: Row, column: str, fields: tuple[str, str]) -> Row:
                 f"{sorted(SPEAKERS)}"
             )
         texts.append((speaker, turn[text_field]))
-    shape = [speaker for speaker, _ in texts]
-    if shape not in SHAPES:
-        raise ValueError(
-            f"has the turns {shape} in column {column!r}, expected one question and one answer: "
-            "['user', 'assistant'], with a 'system' before them or without"
-        )
-    said = dict(texts)
-    instruction, document = said["user"], ""
-    if "system" in said:
-        instruction, document = said["system"], said["user"]
-    others = {name: value for name, value in row.items() if name != column}
-    return {
-        **others,
-        "instruction": instruction,
-        "input": document,
-        "output": said.get("assistant"),
-    }
+    system = texts.pop(0)[1] if texts[0][0] == "system" else None
+    _check_turns([speaker for speaker, _ in texts], column)
+    answer = texts.pop()[1] if texts[-1][0] == "assistant" else None
+    question = texts.pop()[1]
+    plain = {name: value for name, value in row.items() if name != column}
+    plain["instruction"] = question if system is None else system
+    plain["input"] = "" if system is None else question
+    plain["output"] = answer
+    if texts:
+        plain[EARLIER_TURNS] = [{"role": speaker, "content": text} for speaker, text in texts]
+    return plain
+
+
+def _check_turns(speakers: list[str], column: str) -> None:
+    """Raise ValueError unless questions and answers follow each other."""
+    expected = ["user", "assistant"] * len(speakers)
+    if speakers and speakers == expected[: len(speakers)]:
+        return
+    more = ", ..." if len(speakers) > MAX_SHOWN_TURNS else ""
+    shown = ", ".join(map(repr, speakers[:MAX_SHOWN_TURNS]))
+    raise ValueError(
+        f"has the turns [{shown}{more}] in column {column!r}, expected one question and one "
+        "answer, or several in turn: ['user', 'assistant', 'user', 'assistant'], with one "
+        "'system' before them or without; begin with a question, and join what one says twice"
+    )
 
 
 # Label Studio

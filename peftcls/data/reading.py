@@ -30,6 +30,7 @@ from peftcls.data.file_sets import (
     name_of_files,
 )
 from peftcls.data.formats import PARSERS
+from peftcls.data.missing_header import name_among_values
 from peftcls.data.tables import (
     CONVERSION_ERRORS,
     not_a_table,
@@ -46,9 +47,8 @@ logger = logging.getLogger("peftcls")
 SUFFIXES = (*PARSERS, ".parquet", ".xlsx")
 NOT_TEXT = (".parquet", ".xlsx")
 HAVE_HEADER = (".csv", ".tsv")
-HEADER_ROWS = 1000
-HEADER_SHARE = 0.05
-"""A column whose name is so often one of its first values probably has no name."""
+FINDING = {"is_finding": True}
+"""Marks a message that an examination of the rows gives as a finding, too."""
 HASH_BLOCK_BYTES = 1 << 20
 MAX_SHOWN_CHARACTERS = 80
 
@@ -326,17 +326,14 @@ def _read_parsed(
 
 def _warn_of_missing_header(rows: datasets.Dataset, path: Path) -> None:
     """Warn if the first line of a file looks like a row: a label in it occurs again below it."""
-    first = rows.select(range(min(HEADER_ROWS, len(rows))))
-    for column in rows.column_names:
-        count = first[column][:].count(column)
-        if count > HEADER_SHARE * len(first):
-            logger.warning(
-                f"The first line of {path.name} was read as the names of the columns, but "
-                f"{column!r} is also a value of its column, in {count} of the first {len(first)} "
-                "rows. If the file has no names, give them: read_rows(..., "
-                'columns=["text", "label"]), or a first line in the file.'
-            )
-            return
+    found = name_among_values(rows)
+    if found is not None:
+        logger.warning(
+            f"The first line of {path.name} was read as the names of the columns, but {found} If "
+            "the file has no names, give them: read_rows(..., "
+            'columns=["text", "label"]), or a first line in the file.',
+            extra=FINDING,
+        )
 
 
 def _find_column_types(path: Path, rows: Iterator[Row]) -> dict[str, ColumnType]:

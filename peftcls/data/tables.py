@@ -172,43 +172,6 @@ def with_column_names(table: datasets.Dataset, names: Mapping[str, str]) -> data
     return renamed
 
 
-def with_label_names(
-    table: datasets.Dataset, column: str, names: Mapping[str, str]
-) -> datasets.Dataset:
-    """A table whose labels have other names, for example "spam" for 1.
-
-    Args:
-        table: with its labels as they are.
-        column: of the labels; each cell is one, or a list of them.
-        names: from the text of a label to its name. A label that is not among them stays.
-
-    Raises:
-        RowError: no row has one of these labels.
-    """
-    found = set()
-
-    def name_of(cell: Any) -> Any:
-        if isinstance(cell, list):
-            return [name_of(each) for each in cell]
-        key = str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
-        if cell is None or key not in names:
-            return cell if cell is None else key
-        found.add(key)
-        return names[key]
-
-    cells = [name_of(cell) for cell in table[column]]
-    missing = sorted(set(names) - found)
-    if len(missing) == len(names):
-        shown = sorted({str(cell) for cell in table[column][:100]})[:10]
-        raise RowError(
-            f"{table.info.description or 'rows'} has none of the labels {missing} in column "
-            f"{column!r}; it has {shown}."
-        )
-    renamed = table.remove_columns(column).add_column(column, cells)
-    renamed.info.description = table.info.description
-    return renamed
-
-
 def _class_names(cell: Any, names: Sequence[str]) -> Any:
     if isinstance(cell, list):
         return [_class_names(each, names) for each in cell]

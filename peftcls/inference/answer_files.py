@@ -43,7 +43,7 @@ def write_output(
     answers: Iterator[list[Any]],
     separator: str,
 ) -> None:
-    """Write rows and answers to a temporary file in the same folder, and give it the output's name.
+    """Write rows with their answers; the file is there as a whole, or not at all.
 
     Args:
         out: its ending says the form.
@@ -52,21 +52,28 @@ def write_output(
         answers: the values of each row, in the rows' order.
         separator: of a list of labels or keywords, in csv and tsv.
     """
+    suffix = out.suffix.lower()
+    with written_whole(out) as temporary:
+        if suffix == ".parquet":
+            _write_parquet(temporary, rows, columns, answers)
+            return
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            if suffix == ".jsonl":
+                _write_jsonl(file, rows, columns, answers)
+            else:
+                delimiter = "\t" if suffix == ".tsv" else ","
+                _write_csv(file, rows, columns, answers, delimiter, separator)
+
+
+@contextlib.contextmanager
+def written_whole(out: Path) -> Iterator[Path]:
+    """A temporary file in the output's folder, which gets the output's name at the end."""
     with tempfile.NamedTemporaryFile(
         dir=out.absolute().parent, prefix=".saving-", delete=False
     ) as created:
         temporary = Path(created.name)
-    suffix = out.suffix.lower()
     try:
-        if suffix == ".parquet":
-            _write_parquet(temporary, rows, columns, answers)
-        else:
-            with temporary.open("w", newline="", encoding="utf-8") as file:
-                if suffix == ".jsonl":
-                    _write_jsonl(file, rows, columns, answers)
-                else:
-                    delimiter = "\t" if suffix == ".tsv" else ","
-                    _write_csv(file, rows, columns, answers, delimiter, separator)
+        yield temporary
         temporary.chmod(READABLE)
         os.replace(temporary, out)
     finally:
@@ -118,12 +125,13 @@ def _write_csv(
     table.writerow([*rows.column_names, *columns])
     for chunk in _chunks(rows):
         for row in chunk:
-            cells = [_cell(value) for value in row.values()]
+            cells = [cell_text(value) for value in row.values()]
             values = [_joined(value, separator) for value in next(answers)]
             table.writerow([*cells, *values])
 
 
-def _cell(value: Any) -> Any:
+def cell_text(value: Any) -> Any:
+    """A value as a cell of a csv file: a list or an object as JSON."""
     if isinstance(value, list | dict):
         return json.dumps(value, ensure_ascii=False, default=str)
     return value

@@ -166,6 +166,19 @@ class AnswerParts:
         return [json.loads(line) for line in lines.splitlines()]
 
 
+def count_answered(folder: Path) -> tuple[int, int] | None:
+    """How many rows of how many have their answers in a folder; None where none has."""
+    chunks = [int(file.stem) for file in folder.glob(f"*{CHUNK_SUFFIX}")]
+    try:
+        header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+        rows, chunk_rows = int(header["count"]), int(header["chunk_rows"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not chunks:
+        return None
+    return sum(min(chunk_rows, rows - start) for start in chunks), rows
+
+
 def _sum(lines: bytes) -> str:
     return hashlib.sha256(lines).hexdigest()
 

@@ -211,7 +211,9 @@ class ManyPredictor:
             _check_rows(self._task(adapter), rows, numbers)
         columns: dict[str, None] = {}
         for adapter in rows_of_adapter:
-            columns |= dict.fromkeys(self._task(adapter).columns(with_target=False))
+            task = self._task(adapter)
+            names = rows.column_names if isinstance(rows, datasets.Dataset) else ()
+            columns |= dict.fromkeys(task.columns_among(names, with_target=False))
         answers: list[Answer] = []
         for start in range(0, len(requests), CHUNK_ROWS):
             chunk = requests[start : start + CHUNK_ROWS]

@@ -26,6 +26,7 @@ from peftcls.inference.predictor import Predictor
 from peftcls.logs import shows_bars
 from peftcls.models.adapter_manifest import read_manifest
 from peftcls.tasks.base import Answer, Task
+from peftcls.tasks.list_cells import DEFAULT_SEPARATOR
 from peftcls.tasks.row_checks import check_rows
 
 logger = logging.getLogger("peftcls")
@@ -34,7 +35,6 @@ logger = logging.getLogger("peftcls")
 COLUMN_PREFIX = "predicted_"
 PART = ".part"
 MAX_SHOWN_ROWS = 5
-DEFAULT_SEPARATOR = ";"
 
 
 def predict_file(
@@ -177,7 +177,8 @@ def _blank_rows(task: Task, rows: datasets.Dataset) -> set[int]:
     """
     require_columns(rows, task.columns(with_target=False), type(task).__name__)
     blank = []
-    for index, row in enumerate(rows.select_columns(task.columns(with_target=False))):
+    columns = task.columns_among(rows.column_names, with_target=False)
+    for index, row in enumerate(rows.select_columns(columns)):
         if any(_is_blank(value) for value in row.values()) and task.problem(row, with_target=False):
             blank.append(index)
     if not blank or len(blank) == len(rows):

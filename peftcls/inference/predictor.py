@@ -205,7 +205,9 @@ class Predictor:
         part = table.select(range(start, end))
         return tokenize_rows(
             self.task,
-            part.select_columns(self.task.columns(with_target=False)).to_list(),
+            part.select_columns(
+                self.task.columns_among(table.column_names, with_target=False)
+            ).to_list(),
             self.tokenizer,
             source=source_name(table),
             numbers=row_numbers(table)[start:end],

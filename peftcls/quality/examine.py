@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import datasets
 
+from peftcls.data.missing_header import name_among_values
 from peftcls.data.reading import as_dataset
 from peftcls.data.tables import Rows
 from peftcls.errors import RowError
@@ -59,6 +60,7 @@ def examine_rows(
     if findings:
         return Examination.of(findings, split_rows)
 
+    findings += _missing_headers(tables)
     learnt_task = _learn(task, tables["train"])
     properties = None
     if task.answer_kind == "label":
@@ -114,6 +116,21 @@ def _missing_columns(task: Task, name: str, table: datasets.Dataset) -> list[Fin
         f"{type(task).__name__} needs {columns}."
     )
     return [Finding("error", "no-column", sentence, name)]
+
+
+def _missing_headers(tables: dict[str, datasets.Dataset]) -> list[Finding]:
+    findings = {}
+    for name, table in tables.items():
+        found = name_among_values(table)
+        # Splits of one file have the same columns, and are one finding.
+        if found is None or found.column in findings:
+            continue
+        sentence = (
+            f"the first line seems to have been read as the names of the columns: {found} If the "
+            "file has no names, give them with columns= (--columns text,label)."
+        )
+        findings[found.column] = Finding("warning", "no-header", sentence, name)
+    return list(findings.values())
 
 
 def _learn(task: Task, train: datasets.Dataset) -> Task | None:

@@ -8,6 +8,7 @@ from peftcls.quality.findings import MAX_SHOWN_ROWS, Finding, Severity, count_of
 from peftcls.quality.scan import RowSample, SplitScan
 from peftcls.tasks.base import Task
 from peftcls.tasks.labels import TOO_FEW_LABELS
+from peftcls.tasks.list_cells import likely_separator
 
 # A label with fewer training rows is hard to learn.
 MIN_ROWS_PER_LABEL = 5
@@ -42,6 +43,7 @@ def label_findings(task: Task, scans: Sequence[SplitScan]) -> list[Finding]:
     findings += _label_types(scans)
     findings += _padded_labels(scans)
     findings += _misspellings(scans)
+    findings += _joined_labels(task, train)
     return findings
 
 
@@ -173,6 +175,28 @@ def _per_label(
 
 
 # How labels are written
+
+
+def _joined_labels(task: Task, train: SplitScan) -> Iterator[Finding]:
+    """Labels that look like several with a separator between them that is not the task's."""
+    mark = likely_separator({label: rows.count for label, rows in train.labels.items()})
+    if mark is None:
+        return
+    joined = {label: rows for label, rows in train.labels.items() if mark in label}
+    setting = f"separator={mark!r}"
+    option = f'--label-separator "{mark}"'
+    if not task.multi_label:
+        setting = f"multi_label=True, {setting}"
+        option = f"--task multi-label {option}"
+    numbers = sorted(number for rows in joined.values() for number in rows.rows)
+    count = sum(rows.count for rows in joined.values())
+    yield RowSample(numbers[:MAX_SHOWN_ROWS], count).finding(
+        "warning",
+        "list-separator",
+        f"labels such as {next(iter(joined))!r} look like several with {mark!r} between them, and "
+        f"each is read as one; if they are several, give {setting} ({option}).",
+        train.name,
+    )
 
 
 def _label_types(scans: Sequence[SplitScan]) -> Iterator[Finding]:

@@ -45,11 +45,11 @@ def split_leakage(first: SplitScan, second: SplitScan) -> Iterator[Finding]:
 
 def columns_to_check(table: datasets.Dataset, task: Task) -> list[str]:
     """The columns that may leak the label: all with a text or a number, except the target."""
-    target = task.columns(with_target=True)[-1]
+    targets = task.target_columns()
     columns = []
     for name, feature in table.features.items():
         is_single_value = isinstance(feature, datasets.Value | datasets.ClassLabel)
-        if is_single_value and name != target:
+        if is_single_value and name not in targets:
             columns.append(name)
     return columns
 

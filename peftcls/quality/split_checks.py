@@ -83,8 +83,9 @@ def row_findings(scan: SplitScan) -> Iterator[Finding]:
         yield scan.other_separators.finding(
             "warning",
             "list-separator",
-            "the answers look like lists with another separator than the task's; "
-            "each is read as one item.",
+            "the answers look like lists with another separator than the task's; each is read as "
+            "one item. Give the separator that they have, such as separator=',' "
+            '(--label-separator ",").',
             scan.name,
         )
 

@@ -43,8 +43,10 @@ class Served:
             RowError: the task cannot read one of them.
         """
         check_mappings(self.task, rows, range(len(rows)), source=source)
-        columns = self.task.columns(with_target=False)
-        selected = [{name: row[name] for name in columns} for row in rows]
+        selected = []
+        for row in rows:
+            columns = self.task.columns_among(row, with_target=False)
+            selected.append({name: row[name] for name in columns})
         return tokenize_rows(
             self.task, selected, self.tokenizer, source=source, numbers=itertools.count(1)
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import datasets
@@ -61,6 +61,8 @@ class Task(ABC):
     """The name of the task on the Hugging Face hub, for the model card."""
     place_columns: ClassVar[tuple[str, ...]] = ()
     """Optional columns that help to find a row in its file, such as an id; messages show them."""
+    optional_columns: ClassVar[tuple[str, ...]] = ()
+    """Columns that are read where a table has them."""
 
     # Settings that most tasks have as fields. These are the values for the tasks that do not.
     labels: tuple[str, ...] | None = None
@@ -75,9 +77,21 @@ class Task(ABC):
     def columns(self, *, with_target: bool) -> list[str]:
         """The columns that a row must have."""
 
+    def columns_among(self, names: Collection[str], *, with_target: bool) -> list[str]:
+        """The columns that a row must have, and the optional ones that are among these names."""
+        columns = self.columns(with_target=with_target)
+        present = [name for name in self.optional_columns if name in names]
+        return list(dict.fromkeys([*columns, *present]))
+
     def text_columns(self) -> tuple[str, ...]:
         """The columns with the texts that the model reads."""
         return tuple(self.columns(with_target=False))
+
+    def target_columns(self) -> tuple[str, ...]:
+        """The columns with the right answer; several where each label is a column of its own."""
+        read = self.columns(with_target=False)
+        columns = self.columns(with_target=True)
+        return tuple(name for name in columns if name not in read) or (columns[-1],)
 
     def learn(self, rows: Rows) -> Self:
         """A copy with the settings that the rows determine; itself where none is missing."""

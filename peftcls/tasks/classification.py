@@ -20,6 +20,13 @@ from peftcls.tasks.answers import Answer, AnswerKind
 from peftcls.tasks.auto_models import AutoModel
 from peftcls.tasks.base import Feature, Task
 from peftcls.tasks.decisions import PLAIN, Decisions, decisions_setting, fit_decisions
+from peftcls.tasks.label_columns import (
+    LabelColumns,
+    label_columns_problems,
+    names_of_columns,
+    row_shares,
+    target_rows,
+)
 from peftcls.tasks.labels import (
     TOO_FEW_LABELS,
     Shares,
@@ -29,7 +36,6 @@ from peftcls.tasks.labels import (
     label_name,
     label_order,
     label_setting_problem,
-    label_shares,
 )
 from peftcls.tasks.text_encoding import (
     LongText,
@@ -61,11 +67,13 @@ class Classification(Task):
 
     Args:
         text: the column with the text, or two columns that are read as a pair.
-        label: the column with the label; with `multi_label`, a list of labels or a text with `;`
-            between them. A mapping of labels to shares or votes, {"spam": 2, "ham": 1}, is a soft
-            target.
+        label: the column with the label; with `multi_label`, a list of labels or a text with
+            separators between them. A mapping of labels to shares or votes, {"spam": 2, "ham": 1},
+            is a soft target. Several columns, ("toxic", "insult"), are one for each label, with 1
+            in the rows that have it and 0 in the others; `multi_label` is then True.
         labels: the label names in order; learnt from the training rows if not given.
         multi_label: whether a row can have any number of labels.
+        separator: between several labels in a text, such as ","; ";" unless given.
         loss: "cross_entropy", "bce" (binary cross-entropy of each label; the only one for
             `multi_label`) or "focal".
         class_weight: a weight for the rows of each label; "balanced" learns
@@ -90,9 +98,10 @@ class Classification(Task):
     """
 
     text: TextColumns = "text"
-    label: str = "label"
+    label: LabelColumns = "label"
     labels: tuple[str, ...] | None = None
     multi_label: bool = False
+    separator: str | None = None
     loss: Literal["cross_entropy", "bce", "focal"] | None = None
     class_weight: Literal["balanced"] | Mapping[str, float] | None = None
     sampling: Literal["balanced"] | None = None
@@ -114,6 +123,9 @@ class Classification(Task):
         if self.labels is not None:
             problems.append(label_setting_problem(self.labels))
         self._normalise()
+        problems += label_columns_problems(
+            self.label, self.labels, self.separator, several=self.multi_label
+        )
         problems += self._class_weight_problems()
         problems += [sentence for is_wrong, sentence in self._setting_checks() if is_wrong]
         problems.append(pooling_problem(self.pooling))
@@ -122,7 +134,12 @@ class Classification(Task):
             raise ValueError("; ".join(sentences) + ".")
 
     def _normalise(self) -> None:
-        """Fill in the default loss, and write label names in one spelling."""
+        """Fill in what other settings decide, and write label names in one spelling."""
+        columns = names_of_columns(self.label)
+        if columns is not None:
+            object.__setattr__(self, "label", tuple(self.label))
+            object.__setattr__(self, "multi_label", True)
+            object.__setattr__(self, "labels", self.labels or columns or None)
         decisions = decisions_setting(self.decisions, self.labels, several=self.multi_label)
         object.__setattr__(self, "decisions", decisions)
         if not self.loss:
@@ -197,7 +214,7 @@ class Classification(Task):
 
     def columns(self, *, with_target: bool) -> list[str]:
         texts = list(self.text_columns())
-        return [*texts, self.label] if with_target else texts
+        return [*texts, *as_columns(self.label)] if with_target else texts
 
     def text_columns(self) -> tuple[str, ...]:
         return as_columns(self.text)
@@ -225,29 +242,28 @@ class Classification(Task):
     def _label_counts(self, rows: datasets.Dataset) -> Counter[str]:
         """The sum of the shares of each label."""
         counts: Counter[str] = Counter()
-        for number, value in zip(row_numbers(rows), rows[self.label], strict=True):
+        cells = target_rows(rows, as_columns(self.label))
+        for number, row in zip(row_numbers(rows), cells, strict=True):
             try:
-                counts.update(self._shares(value))
+                counts.update(self._shares(row))
             except ValueError as error:
-                raise RowError(
-                    f"row {number} of {source_name(rows)} {error} in column {self.label!r}."
-                ) from None
+                raise RowError(f"row {number} of {source_name(rows)} {error}.") from None
         return counts
 
-    def _shares(self, value: Any) -> Shares:
-        return label_shares(value, several=self.multi_label)
+    def _shares(self, row: Row) -> Shares:
+        return row_shares(row, self.label, several=self.multi_label, separator=self.separator)
 
     def problem(self, row: Row, *, with_target: bool) -> str | None:
         problem = text_problem(row, self.text_columns())
         if problem or not with_target:
             return problem
         try:
-            names = list(self._shares(row[self.label]))
+            names = list(self._shares(row))
         except ValueError as error:
-            return f"{error} in column {self.label!r}"
+            return str(error)
         if not names and not self.multi_label:
             return f"has no label in column {self.label!r}; fill it in or leave the row out"
-        if self.multi_label and is_blank(row[self.label]):
+        if self.multi_label and isinstance(self.label, str) and is_blank(row[self.label]):
             return (
                 f"has nothing in column {self.label!r}; write an empty list, [] in a csv file, "
                 "where a text has none of the labels, or leave the row out"
@@ -260,8 +276,8 @@ class Classification(Task):
 
     def table_problem(self, rows: datasets.Dataset) -> str | None:
         names: set[str] = set()
-        for value in rows[self.label]:
-            shares = self._shares(value)
+        for row in target_rows(rows, as_columns(self.label)):
+            shares = self._shares(row)
             names.update(name for name, share in shares.items() if share)
         # With several labels a row, a label and its absence are enough.
         fewest = 1 if self.multi_label else 2
@@ -288,7 +304,7 @@ class Classification(Task):
         return "\n".join(row[column] for column in self.text_columns())
 
     def gold_of(self, row: Row) -> tuple[str, ...]:
-        shares = self._shares(row[self.label])
+        shares = self._shares(row)
         if self.multi_label:
             return tuple(name for name, share in shares.items() if share >= 0.5)
         # Of a soft target, the label with most votes.
@@ -314,7 +330,7 @@ class Classification(Task):
 
     def _add_target(self, feature: Feature, row: Row) -> None:
         """Add a row's target and weight, and its label's index for balanced sampling."""
-        shares = self._shares(row[self.label])
+        shares = self._shares(row)
         feature["target"] = [shares.get(name, 0.0) for name in self._known_labels]
         feature["weight"] = 1.0
         if isinstance(self.class_weight, Mapping):

@@ -148,7 +148,7 @@ def encode_table(
         fingerprint = f"{fingerprint}-inputs"
     source = source_name(rows)
     numbers = row_numbers(rows)
-    columns = task.columns(with_target=with_target)
+    columns = task.columns_among(rows.column_names, with_target=with_target)
 
     def encode(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         encoded = encode_rows(

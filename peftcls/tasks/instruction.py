@@ -15,15 +15,24 @@ from peftcls.data.row_numbers import row_numbers
 from peftcls.tasks.answers import Answer, AnswerKind
 from peftcls.tasks.auto_models import AutoModel
 from peftcls.tasks.base import Feature, Task, pad, pad_inputs, token_limit, without_padding
+from peftcls.tasks.conversations import (
+    EARLIER_TURNS,
+    fit_conversation,
+    text_of_conversation,
+    turns_of,
+    turns_problem,
+    with_place_for_turns,
+    write_turns,
+)
 from peftcls.tasks.decisions import PLAIN, Decisions, decisions_setting, fit_decisions
 from peftcls.tasks.label_trie import LabelTrie, Tokens
 from peftcls.tasks.labels import TOO_FEW_LABELS, label_name, label_order, label_setting_problem
 from peftcls.tasks.list_cells import listed_cell
 from peftcls.tasks.prompts import (
-    fit_document,
     placeholders,
     render,
     split_cue,
+    supervised_positions,
     tokenize_labels,
     tokenize_with_answers,
 )
@@ -37,13 +46,6 @@ if TYPE_CHECKING:
 IGNORED_TARGET = -100
 MIN_NEW_TOKENS = 2
 TEMPLATE = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-KEYWORD_SCORES = (
-    *("f1", "f1_at_5", "f1_at_10"),
-    *("precision", "precision_at_5", "precision_at_10"),
-    *("recall", "recall_at_5", "recall_at_10"),
-    *("recall_present", "recall_absent", "unusable"),
-)
-TEXT_SCORES = ("exact_match", "unusable")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -60,7 +62,8 @@ class Instruction(Task):
         separator: of a list-like answer such as keywords (";"); the answer is then scored as a set.
         template: the prompt. `{instruction}` and `{input}` stand for the columns above, any other
             `{name}` for the column of that name, so a template can also hold the instruction
-            itself. White space at its end is the beginning of the answer.
+            itself. White space at its end is the beginning of the answer. Where a row has
+            `earlier_turns`, a list of objects with role and content, they stand before the prompt.
         max_length: tokens of prompt and answer together.
         max_new_tokens: tokens of a generated answer, its end mark included.
         decisions: with `labels`, temperature, thresholds and abstention; fitted by
@@ -84,6 +87,7 @@ class Instruction(Task):
     auto_model = AutoModel("AutoModelForCausalLM")
     peft_type: ClassVar[str] = "CAUSAL_LM"
     pipeline_tag: ClassVar[str] = "text-generation"
+    optional_columns: ClassVar[tuple[str, ...]] = (EARLIER_TURNS,)
 
     def __post_init__(self) -> None:
         check_argument_types(vars(self), Instruction)
@@ -165,7 +169,8 @@ class Instruction(Task):
             inputs = [self.input]
         if inputs and not any(str(row[column] or "").strip() for column in inputs):
             return f"has no text in column {inputs[0]!r}; fill it in or leave the row out"
-        return self._answer_problem(row[self.output]) if with_target else None
+        problem = self._answer_problem(row[self.output]) if with_target else None
+        return turns_problem(row) or problem
 
     def _answer_problem(self, answer: Any) -> str | None:
         """What is wrong with a cell of the answer's column."""
@@ -216,7 +221,7 @@ class Instruction(Task):
         return [{self.input: text} for text in texts]
 
     def text_of(self, row: Row) -> str:
-        return "\n".join(str(row[column] or "") for column in self.columns(with_target=False))
+        return text_of_conversation(row, self.columns(with_target=False))
 
     def gold_of(self, row: Row) -> tuple[str, ...]:
         answer = row[self.output]
@@ -235,11 +240,11 @@ class Instruction(Task):
     def encode_many(
         self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, with_target: bool
     ) -> Iterator[Feature]:
-        cue, space = split_cue(self.template)
+        cue, space = split_cue(with_place_for_turns(self.template))
         answer_limit = self._answer_limit(tokenizer)
         length_limit = token_limit(tokenizer, self.max_length)
         prompt_limit = length_limit - answer_limit
-        values = [self._template_values(row) for row in rows]
+        values = [self._template_values(row, tokenizer) for row in rows]
         # Without a target, any text shows where the prompt's tokens end.
         answers = [self.labels[0] if self.labels else "x"] * len(rows)
         if with_target:
@@ -250,14 +255,12 @@ class Instruction(Task):
         for index, (prompt_ids, answer_ids) in enumerate(tokenize_with_answers(tokenizer, pairs)):
             shortened = False
             if len(prompt_ids) > prompt_limit:
-                # Also where a row is trained on: it must be possible to answer it later.
-                prompt, shortened = fit_document(
-                    tokenizer, cue, values[index], "input", prompt_limit
+                # An answer to train on is there, with its end mark: no more room is kept free.
+                has_answer = with_target and not self.labels
+                room = length_limit - len(answer_ids) - 1 if has_answer else prompt_limit
+                prompt, shortened = fit_conversation(
+                    tokenizer, cue, values[index], turns_of(rows[index]), (prompt_limit, room)
                 )
-                if with_target and not self.labels:
-                    # The answer is there, with its end mark: no more room is kept free for it.
-                    room = length_limit - len(answer_ids) - 1
-                    prompt, shortened = fit_document(tokenizer, cue, values[index], "input", room)
                 pair = (prompt, answers[index])
                 ((prompt_ids, answer_ids),) = tokenize_with_answers(tokenizer, [pair])
             if not with_target:
@@ -278,9 +281,14 @@ class Instruction(Task):
             return self.max_new_tokens
         return max(len(tokens) for tokens in label_tokens) + 1
 
-    def _template_values(self, row: Row) -> Row:
+    def _template_values(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> Row:
         """The row by placeholder names."""
-        return {**row, "instruction": row.get(self.instruction), "input": row.get(self.input)}
+        return {
+            **row,
+            "instruction": row.get(self.instruction),
+            "input": row.get(self.input),
+            EARLIER_TURNS: write_turns(turns_of(row), tokenizer),
+        }
 
     def _target_text(self, row: Row) -> str:
         """The answer as the model is trained to write it."""
@@ -322,7 +330,7 @@ class Instruction(Task):
     def collate(self, features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> Batch:
         batch = pad_inputs(features, tokenizer)
         if "prompt_tokens" in features[0]:
-            marks = [_supervised_positions(feature) for feature in features]
+            marks = [supervised_positions(feature) for feature in features]
             batch["supervised"] = pad(marks, 0, tokenizer.padding_side).bool()
         return batch
 
@@ -447,7 +455,7 @@ class Instruction(Task):
     def score_names(self) -> tuple[str, ...]:
         if self.labels:
             return metrics.LABEL_SCORES
-        return TEXT_SCORES if self.separator is None else KEYWORD_SCORES
+        return metrics.TEXT_SCORES if self.separator is None else metrics.KEYWORD_SCORES
 
     def score(self, answers: Sequence[Answer], rows: Iterable[Row]) -> dict[str, float]:
         rows = list(rows)
@@ -485,9 +493,3 @@ class Instruction(Task):
             min_accuracy=min_accuracy,
         )
         return dataclasses.replace(self, decisions=decisions)
-
-
-def _supervised_positions(feature: Feature) -> list[int]:
-    """1 at each position whose logits predict a token of the answer: the position before it."""
-    before = feature["prompt_tokens"] - 1
-    return [0] * before + [1] * int(feature["weight"]) + [0]

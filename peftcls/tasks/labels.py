@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from peftcls.tasks.list_cells import listed_cell
+from peftcls.tasks.list_cells import DEFAULT_SEPARATOR, listed_cell
 
 Shares = dict[str, float]
 TOO_FEW_LABELS = (
@@ -48,15 +48,16 @@ def label_order(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(unique))
 
 
-def label_shares(value: Any, *, several: bool) -> Shares:
+def label_shares(value: Any, *, several: bool, separator: str = DEFAULT_SEPARATOR) -> Shares:
     """The labels of a cell, each with its share of the target.
 
     Args:
-        value: a label, or a list of one; with `several` a list of labels, a text with `;` between
-            them, or a list that is written as a text (see `listed_cell`), each with the share 1; or
-            a soft target: a mapping of labels to shares or votes, or its JSON text.
+        value: a label, or a list of one; with `several` a list of labels, a text with separators
+            between them, or a list that is written as a text (see `listed_cell`), each with the
+            share 1; or a soft target: a mapping of labels to shares or votes, or its JSON text.
         several: whether a row can have any number of labels. If so, each share is taken as it is;
             otherwise the shares are divided by their sum.
+        separator: between several labels in a text.
 
     Raises:
         ValueError: a share is not a number or out of range; the text continues "row 17".
@@ -66,7 +67,10 @@ def label_shares(value: Any, *, several: bool) -> Shares:
         return _soft_shares(value, several=several)
     if _is_missing(value) or value == "":
         return {}
-    listed = _listed(value, several=several)
+    if several:
+        listed = listed_cell(value, separator)
+    else:
+        listed = value if isinstance(value, list) else [value]
     expected = None
     if not several and len(listed) > 1:
         expected = "one label (multi_label=True is for several)"
@@ -94,13 +98,6 @@ def is_blank(value: Any) -> bool:
 def _is_missing(value: Any) -> bool:
     """Whether a cell holds nothing: None, or NaN, which alone differs from itself."""
     return value is None or bool(value != value)
-
-
-def _listed(value: Any, *, several: bool) -> list[Any]:
-    """The labels of a cell as a list."""
-    if not several:
-        return value if isinstance(value, list) else [value]
-    return listed_cell(value, ";")
 
 
 def _soft_shares(value: Mapping[Any, Any], *, several: bool) -> Shares:

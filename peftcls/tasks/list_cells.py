@@ -3,7 +3,15 @@
 import ast
 import contextlib
 import json
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
+
+DEFAULT_SEPARATOR = ";"
+"""Between several labels of a text, unless another separator is set."""
+LIKELY_SEPARATORS = (",", "|", ";")
+MIN_JOINED_SHARE = 0.1
+"""Labels are lists only if so many rows have a separator in them."""
 
 
 def listed_cell(cell: Any, separator: str) -> list[Any]:
@@ -22,6 +30,37 @@ def listed_cell(cell: Any, separator: str) -> list[Any]:
         if entries is not None:
             return entries
     return text.split(separator)
+
+
+def likely_separator(rows: Mapping[str, int]) -> str | None:
+    """The mark that seems to stand between several labels where each text was read as one label.
+
+    "a,b" beside "b,c" and "a" are lists. "Rome, Italy" beside "Paris, France" are not: what is
+    between the commas does not occur again.
+
+    Args:
+        rows: how many rows have each label.
+
+    Returns:
+        None where the labels do not look like lists.
+    """
+    for mark in LIKELY_SEPARATORS:
+        joined = [label for label in rows if mark in label]
+        if not joined or sum(rows[label] for label in joined) < MIN_JOINED_SHARE * sum(
+            rows.values()
+        ):
+            continue
+        parts = [_parts(label, mark) for label in rows]
+        in_labels = Counter(part for each in parts for part in each)
+        in_lists = {part for label in joined for part in _parts(label, mark)}
+        repeated = sum(in_labels[part] > 1 for part in in_lists)
+        if repeated > len(in_lists) / 2:
+            return mark
+    return None
+
+
+def _parts(label: str, mark: str) -> set[str]:
+    return {part.strip() for part in label.split(mark)} - {""}
 
 
 def _written_list(text: str) -> list[Any] | None:

@@ -87,6 +87,12 @@ def _first_token_after(characters: int, offsets: Sequence[tuple[int, int]]) -> i
     return len(offsets)
 
 
+def supervised_positions(feature: Mapping[str, Any]) -> list[int]:
+    """1 at each position whose logits predict a token of the answer: the position before it."""
+    before = feature["prompt_tokens"] - 1
+    return [0] * before + [1] * int(feature["weight"]) + [0]
+
+
 @functools.lru_cache(maxsize=4)
 def tokenize_labels(
     template: str, labels: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, vocabulary: int

@@ -42,7 +42,8 @@ def check_rows(
         numbers = row_numbers(rows)
     messages: list[str] = []
     wrong_rows = 0
-    selected = rows.select_columns([*columns, *extra_columns])
+    read = task.columns_among(rows.column_names, with_target=with_target)
+    selected = rows.select_columns(list(dict.fromkeys([*read, *extra_columns])))
     for number, row in zip(numbers, selected, strict=True):
         problem = task.problem(row, with_target=with_target)
         if problem is None:

@@ -41,7 +41,8 @@ def split_off(
     """
     rows_by_text: dict[bytes, list[int]] = {}
     golds: list[tuple[str, ...]] = []
-    for index, row in enumerate(rows.select_columns(task.columns(with_target=True))):
+    columns = task.columns_among(rows.column_names, with_target=True)
+    for index, row in enumerate(rows.select_columns(columns)):
         key = hashlib.blake2b(same_text_key(task.split_key(row)).encode(), digest_size=16).digest()
         rows_by_text.setdefault(key, []).append(index)
         golds.append(task.gold_of(row))

@@ -27,7 +27,7 @@ def as_columns(text: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def text_setting_problems(
-    text: Any, target: str, max_length: int, long_text: str
+    text: Any, target: str | Sequence[str], max_length: int, long_text: str
 ) -> list[str | None]:
     """What is wrong with the settings that all tasks on texts share."""
     problems: list[str | None] = [_columns_problem(text, target)]
@@ -40,12 +40,12 @@ def text_setting_problems(
     return problems
 
 
-def _columns_problem(text: Any, target: str) -> str | None:
+def _columns_problem(text: Any, target: str | Sequence[str]) -> str | None:
     """What is wrong with the setting `text`, or None."""
     is_pair = isinstance(text, list | tuple) and len(text) == 2
     if not isinstance(text, str) and not is_pair:
         return f"text={text!r}: expected one column or two"
-    columns = [*as_columns(text), target]
+    columns = [*as_columns(text), *as_columns(target)]
     if len(set(columns)) < len(columns):
         return f"text={text!r} with the target {target!r}: expected different columns"
     return None

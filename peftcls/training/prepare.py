@@ -113,7 +113,8 @@ def prepare(
     train_table = encode_table(task, train, tokenizer, base.fingerprint)
     valid_sum = None
     if valid is not None:
-        valid_sum = content_sum(valid.select_columns(task.columns(with_target=True)))
+        columns = task.columns_among(valid.column_names, with_target=True)
+        valid_sum = content_sum(valid.select_columns(columns))
     return Prepared(
         train=train_table,
         valid=valid_table,

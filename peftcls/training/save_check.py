@@ -47,7 +47,8 @@ def share_weights(loaded: torch.nn.Module, trained: torch.nn.Module) -> None:
 def probe_rows(task: Task, rows: datasets.Dataset) -> list[Row]:
     """The first few rows, without their targets, for the save check to answer."""
     first_rows = rows.select(range(min(PROBE_ROWS, len(rows))))
-    return first_rows.select_columns(task.columns(with_target=False)).to_list()
+    columns = task.columns_among(rows.column_names, with_target=False)
+    return first_rows.select_columns(columns).to_list()
 
 
 def save_and_check(directory: str | Path, trained: Predictor, probe: Sequence[Row]) -> None:

@@ -629,7 +629,7 @@ SETTINGS: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     ),
     (Classification, {"text": 5}, "text=5: expected a text or 2 texts."),
     (Classification, {"text": ("a", 5)}, "text=('a', 5): expected a text or 2 texts."),
-    (Classification, {"label": None}, "label=None: expected a text."),
+    (Classification, {"label": None}, "label=None: expected a text or several, each a text."),
     (Classification, {"labels": 5}, "labels=5: expected several, each a text or None."),
     (
         Classification,

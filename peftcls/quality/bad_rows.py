@@ -1,0 +1,118 @@
+"""Leave out the rows that have an error: those that a task cannot read, or cannot encode."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import datasets
+
+from peftcls.data.reading import Row, require_columns
+from peftcls.data.row_numbers import row_numbers, select_rows
+from peftcls.errors import RowError
+from peftcls.quality.span_checks import answer_faults
+from peftcls.quality.split_checks import FAULTS
+from peftcls.tasks.base import Task
+from peftcls.tasks.extractive_qa import ExtractiveQA
+from peftcls.tasks.instruction import Instruction
+from peftcls.tasks.row_checks import check_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ID = "id"
+
+
+@dataclasses.dataclass(frozen=True)
+class BadRow:
+    """A row with an error.
+
+    Args:
+        number: in its file, from 1.
+        row: with all of its columns.
+        reason: in the words that follow "row 17 of train.csv".
+    """
+
+    number: int
+    row: Row
+    reason: str
+
+
+def leave_out_bad_rows(
+    task: Task,
+    rows: datasets.Dataset,
+    *,
+    training: bool = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> tuple[datasets.Dataset, list[BadRow]]:
+    """The rows without an error, which keep their numbers, and those with one.
+
+    Args:
+        task: that reads the rows; as long as it has not learnt from them, they may have any labels.
+        rows: of a file, with their targets.
+        training: whether the rows are to be trained on.
+        tokenizer: to find prompts and answers that do not fit; None not to look for them.
+
+    Raises:
+        RowError: a column is missing, or every row has an error.
+    """
+    require_columns(rows, task.columns(with_target=True), type(task).__name__)
+    if isinstance(task, ExtractiveQA) and task.unanswerable is None:
+        task = dataclasses.replace(task, unanswerable=True)
+    reasons = dict(_reasons(task, rows, tokenizer, training=training))
+    if not reasons:
+        return rows, []
+    if len(reasons) == len(rows):
+        check_rows(task, rows)
+        reason = next(iter(reasons.values()))
+        raise RowError(f"every row has an error; row {row_numbers(rows)[0]} {reason}.")
+    numbers = row_numbers(rows)
+    bad = [BadRow(numbers[index], rows[index], reason) for index, reason in reasons.items()]
+    return select_rows(rows, [i for i in range(len(rows)) if i not in reasons]), bad
+
+
+def _reasons(
+    task: Task,
+    rows: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    training: bool,
+) -> Iterator[tuple[int, str]]:
+    """The index of each row with an error, and what is wrong with it."""
+    columns = task.columns_among(rows.column_names, with_target=True)
+    extra = [name for name in (ID, "is_impossible") if name in rows.column_names]
+    has_ids = training and task.answer_kind == "span" and ID in rows.column_names
+    seen: dict[str, int] = {}
+    for index, row in enumerate(rows.select_columns(list(dict.fromkeys([*columns, *extra])))):
+        reason = _reason(task, row, tokenizer)
+        if reason is None and has_ids and row[ID] is not None:
+            first = seen.setdefault(str(row[ID]), index)
+            if first != index:
+                number = row_numbers(rows)[first]
+                reason = f"has the id {row[ID]!r}, which row {number} has already"
+        if reason is not None:
+            yield index, reason
+
+
+def _reason(task: Task, row: Row, tokenizer: PreTrainedTokenizerBase | None) -> str | None:
+    """What is wrong with one row, or None."""
+    problem = task.problem(row, with_target=True)
+    if problem is not None:
+        return problem
+    for code in answer_faults(task, row, None):
+        severity, sentence = FAULTS[code]
+        if severity == "error":
+            return sentence
+    if tokenizer is None or not _may_not_fit(task):
+        return None
+    try:
+        task.encode(row, tokenizer, with_target=True)
+    except RowError as error:
+        return str(error)
+    return None
+
+
+def _may_not_fit(task: Task) -> bool:
+    """Whether a row of the task can be too long to be shortened; a text alone never is."""
+    return isinstance(task, Instruction | ExtractiveQA) or task.reads_windows
