@@ -36,6 +36,7 @@ def predict_rows(
     batch_size: int | None,
     base: str | None,
     device: str | None,
+    shard: bool | None,
     source: Source,
 ) -> None:
     """Answer every row of a file."""
@@ -46,7 +47,7 @@ def predict_rows(
         print(f"there is no {part} to go on from: this begins with the first row.")
     try:
         with Signals().captured():
-            predictor = load_predictor(directory, base=base, device=device)
+            predictor = load_predictor(directory, base=base, device=device, shard=shard)
             count, columns = predict_file(
                 predictor,
                 directory,

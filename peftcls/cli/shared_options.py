@@ -116,6 +116,8 @@ base_option = click.option(
 device_option = click.option(
     "--device", metavar="NAME", help="Where to compute: cpu, cuda, cuda:1.  [default: a GPU if any]"
 )
+SHARD_HELP = "Hold the base in shares, one in each process that torchrun has started."
+shard_option = click.option("--shard", is_flag=True, default=None, help=SHARD_HELP)
 batch_option = click.option(
     "--batch-size", type=click.IntRange(min=1), help="At most this many rows at once."
 )

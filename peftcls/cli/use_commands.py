@@ -16,6 +16,7 @@ from peftcls.cli.shared_options import (
     json_option,
     label_names_option,
     metric_option,
+    shard_option,
     skip_option,
     source_options,
 )
@@ -32,6 +33,7 @@ from peftcls.cli.shared_options import (
 @batch_option
 @base_option
 @device_option
+@shard_option
 @source_options
 def predict(**options: Any) -> None:
     """Answer every row of FILE with the adapter in DIR; the answers are added as new columns.

@@ -85,6 +85,19 @@ def test_several_processes_write_the_answers_of_one(processes, folder, rows_file
     assert [path.name for path in tmp_path.iterdir()] == ["answers.csv"]
 
 
+@pytest.mark.slow
+def test_processes_that_hold_the_base_together_write_the_answers_of_one(
+    folder, rows_file, alone, tmp_path
+):
+    out = tmp_path / "answers.csv"
+    # Of four chunks one process has two, so that the others compute one without effect.
+    running = start(3, folder, rows_file, out, "--shard", "--batch-size", "50")
+    printed, errors = running.communicate(timeout=SECONDS)
+    assert running.returncode == 0, errors
+    assert printed.count("rows answered") == 1
+    same_answers(read(out), alone)
+
+
 def kill_in_a_run(processes, folder, rows_file, out, victim, *options):
     """Start a run, and kill one of its processes when something is answered."""
     running = start(processes, folder, rows_file, out, *options)
