@@ -116,19 +116,7 @@ def make_adapter(folder: Path) -> Path:
 
 def make_rows(folder: Path, draw: random.Random) -> Path:
     """A table of random words."""
-    words = [
-        "patient",
-        "prize",
-        "stock",
-        "drug",
-        "lunch",
-        "bank",
-        "call",
-        "free",
-        "galaxy",
-        "rates",
-        "winner",
-    ]
+    words = ["patient", "prize", "stock", "drug", "lunch", "bank", "galaxy", "winner"]
     file = folder / "rows.csv"
     with file.open("w", newline="") as opened:
         table = csv.writer(opened)
