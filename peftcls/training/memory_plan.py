@@ -133,7 +133,7 @@ class MemoryPlan:
             return
         source = ""
         if self.rate_is_measured:
-            source = ", measured on this machine; tflops=... sets the rate of another"
+            source = ", measured on this machine (tflops gives that of another)"
         yield (
             f"at least, for {self.tokens:,} tokens at {self.tflops:,.3g} TFLOP/s in each "
             f"process{source}:"
