@@ -32,6 +32,7 @@ from peftcls.training.config import TrainConfig
 from peftcls.training.continual import compare_scores, learn_on, with_replay
 from peftcls.training.continual import side_by_side as side_by_side  # deprecated
 from peftcls.training.cross_validation import cross_validate
+from peftcls.training.planning import plan_memory
 from peftcls.training.search import search
 from peftcls.training.sweep import Trained, sweep
 from peftcls.training.trainer import Trainer
@@ -71,6 +72,7 @@ __all__ = [
     "load_base",
     "load_predictor",
     "merge_adapter",
+    "plan_memory",
     "read_rows",
     "search",
     "set_quiet",

@@ -288,3 +288,19 @@ def test_a_contenders_crash_is_a_result_and_one_of_ours_is_not(tmp_path):
     )
     with pytest.raises(SystemExit, match="peftcls failed in a job"):
         start(dataclasses.replace(job, system="peftcls"))
+
+
+def test_the_tables_on_the_page_of_many_gpus_are_those_of_the_script():
+    from scaling_arithmetic import tables
+
+    page = (BENCHMARKS.parent / "docs" / "scaling.md").read_text(encoding="utf-8")
+    for title, table in tables().items():
+        assert table in page, f"{title}: python benchmarks/scaling_arithmetic.py prints another"
+
+
+def test_the_arithmetic_of_many_gpus_has_the_parameters_of_the_models():
+    from scaling_arithmetic import LARGE, SMALL
+
+    assert SMALL.weights == pytest.approx(6.74e9, rel=0.01)
+    assert LARGE.weights == pytest.approx(70.55e9, rel=0.01)
+    assert LARGE.adapter_parameters(LARGE.all_linear, 16) == 207_093_760

@@ -14,6 +14,7 @@ import click
 from peftcls.argument_names import OTHER_NAMES
 from peftcls.cli.folder_commands import export, merge, push, show
 from peftcls.cli.option_names import in_options
+from peftcls.cli.plan_commands import plan
 from peftcls.cli.threads import wait_passively
 from peftcls.cli.train_commands import check, learn_on, train
 from peftcls.cli.use_commands import compare, evaluate, predict, serve, try_out
@@ -118,6 +119,7 @@ def commands() -> None:
 
 for command in (
     check,
+    plan,
     train,
     learn_on,
     evaluate,

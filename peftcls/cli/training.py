@@ -118,7 +118,7 @@ def train_file(options: TrainOptions) -> None:
     candidate = Candidate(
         config.learning_rate,
         options.adapter["rank"] or DEFAULT_RANK,
-        _adapter_targets(options.adapter["targets"]),
+        adapter_targets(options.adapter["targets"]),
     )
     if options.search and not options.dry_run:
         candidate = _search(base, task, tokenizer, config, rows, options.search)
@@ -241,7 +241,7 @@ def parse_layers(layers: str) -> list[int]:
         ) from None
 
 
-def _adapter_targets(targets: str | None) -> Any:
+def adapter_targets(targets: str | None) -> Any:
     """The value of --targets: one of the known groups of modules, or a list of module names."""
     if targets is None or targets in ("attention", "all-linear"):
         return targets

@@ -59,7 +59,8 @@ class FusedLoraLinear(LoraLinear):
             return False
         if any(parameter.requires_grad for parameter in base.parameters()):
             return False
-        return not torch.is_autocast_enabled(x.device.type)
+        # The meta device has no autocast.
+        return x.is_meta or not torch.is_autocast_enabled(x.device.type)
 
 
 class _FusedUpdate(torch.autograd.Function):
@@ -108,3 +109,10 @@ def fuse_lora_layers(model: torch.nn.Module) -> None:
     for module in model.modules():
         if type(module) is LoraLinear:
             module.__class__ = FusedLoraLinear
+
+
+def unfuse_lora_layers(model: torch.nn.Module) -> None:
+    """Undo `fuse_lora_layers`."""
+    for module in model.modules():
+        if type(module) is FusedLoraLinear:
+            module.__class__ = LoraLinear  # type: ignore[assignment]

@@ -17,6 +17,7 @@ import torch
 
 from peftcls.engine.batching import micro_batches
 from peftcls.models.trainable import copy_tensors, put_tensors, train_mode
+from peftcls.training.durations import in_words
 
 MAX_LISTED_TENSORS = 5
 # The first step of LoRA moves only B, which starts as zeros. It is also slower than later steps.
@@ -51,7 +52,7 @@ class DryRun:
         lines = [
             f"two steps on the {self.rows} rows that take the most memory at once: "
             f"{self.peak_bytes / 2**20:,.0f} MiB at the peak, {self.seconds:.2f} s for the last",
-            f"estimated {_duration(self.total_seconds)} for {self.steps} steps, "
+            f"estimated {in_words(self.total_seconds)} for {self.steps} steps, "
             "without evaluations and saving",
             f"{len(self.moved)} of {trained} trained tensors moved",
         ]
@@ -180,15 +181,6 @@ def _peak_bytes(device: torch.device) -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # macOS counts bytes, Linux counts KiB.
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds_left = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    if minutes:
-        return f"{minutes} min {seconds_left} s"
-    return f"{seconds_left} s"
 
 
 def _list_tensors(names: tuple[str, ...]) -> str:

@@ -42,6 +42,7 @@ def test_the_settings_of_task_adapter_and_training_reach_the_run(messages, bert,
         "--weight-decay": "0.2",
         "--warmup": "0.5",
         "--patience": "1",
+        "--micro-batch-tokens": "64",
         "--monitor": "accuracy",
         "--dtype": "float32",
     }
@@ -50,7 +51,7 @@ def test_the_settings_of_task_adapter_and_training_reach_the_run(messages, bert,
     code = cli.main([*command, "--gradient-checkpointing", "--calibrate"])
     assert code == 0, capsys.readouterr().err
     settings = json.loads((out / "metrics.json").read_text())["run"]["settings"]
-    for name in ("weight_decay", "warmup", "patience", "monitor"):
+    for name in ("weight_decay", "warmup", "patience", "micro_batch_tokens", "monitor"):
         assert str(settings[name]) in (options[f"--{name.replace('_', '-')}"], "1")
     assert settings["gradient_checkpointing"] is True
     adapter = json.loads((out / "adapter_config.json").read_text())
