@@ -4,9 +4,9 @@
 
 The tiny training of `fault_campaign.py` runs on two processes with the base in shares. One of them
 is killed as by `kill -9` at a random moment, up to three times in a row; the other one has to end
-by itself, with a sentence. Where it waits for the killed one to join the run, which torchrun would
-end, it gets SIGTERM after some seconds. Then two processes go on from the newest checkpoint. Every file at the
-end must be, byte for byte, that of the training that was never killed. Figures go to
+by itself, with a sentence. Where it waits for the killed one to join the run, it gets SIGTERM after
+some seconds, as torchrun would send it. Then two processes go on from the newest checkpoint. Every
+file at the end must be, byte for byte, that of the training that was never killed. Figures go to
 benchmarks/results/shares_faults.json.
 """
 
