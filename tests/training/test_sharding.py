@@ -1,6 +1,7 @@
 """A base in shares trains what a whole one trains, and ends in a sentence when something fails."""
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import peftcls
 from peftcls.engine.model_state import state_of
 from peftcls.engine.sharding import launcher_asks_for_shares
 from peftcls.inference.predictor import Predictor
+from peftcls.models.adapter_weights import trained_tensors
 from peftcls.training.save_check import compare_in_shares
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -38,7 +40,18 @@ THREE = ("bert-head-lora", "gpt2-generated-all-linear")
 
 def launch(processes, program, *arguments) -> subprocess.Popen:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
-    command = [sys.executable, *(launcher if processes > 1 else []), PROGRAMS / program, *arguments]
+    return start(launcher if processes > 1 else [], program, *arguments)
+
+
+def launch_machine(number, port, program, *arguments) -> subprocess.Popen:
+    """One of two machines with a process each; both are this one."""
+    place = ["--nnodes", 2, "--node-rank", number, "--master-port", port]
+    launcher = ["-m", "torch.distributed.run", "--master-addr", "127.0.0.1", *place]
+    return start([*launcher, "--nproc-per-node", 1], program, *arguments)
+
+
+def start(launcher, program, *arguments) -> subprocess.Popen:
+    command = [sys.executable, *launcher, PROGRAMS / program, *arguments]
     return subprocess.Popen(
         [str(part) for part in command],
         stdout=subprocess.PIPE,
@@ -135,6 +148,24 @@ def test_a_fault_in_one_process_ends_all_with_a_sentence(fault, bert, rows_file,
     for name, parameter in whole.parameters.items():
         difference = (parameter - resumed.parameters[name]).detach().abs().max()
         assert float(difference) < TINY
+
+
+@pytest.mark.slow
+def test_two_machines_go_on_after_one_has_died(bert, rows_file, tmp_path):
+    for fault in ("killed", "none"):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        program = ("shares_with_faults.py", bert, tmp_path / "run", rows_file, fault)
+        machines = [launch_machine(number, port, *program) for number in (0, 1)]
+        codes, outputs = zip(*map(ended, machines), strict=True)
+        assert [code == 0 for code in codes] == [fault == "none"] * 2, outputs[0][-3000:]
+    rows = peftcls.read_rows(rows_file)
+    whole = in_float64(bert, tmp_path / "whole", rows)
+    whole.fit(rows)
+    found = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    for name, tensor in trained_tensors(whole.model).items():
+        assert float((tensor - found[name]).abs().max()) < TINY, name
 
 
 def in_float64(base, out, rows):
