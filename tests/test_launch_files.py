@@ -8,14 +8,17 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from torch.distributed.run import get_args_parser
 
 from peftcls.cli import commands
+from peftcls.engine.sharding import launcher_asks_for_shares
 
 LAUNCH = Path(__file__).parents[1] / "recipes" / "launch"
 CONFIGURATIONS = sorted(LAUNCH.glob("*.yaml"))
 SLURM = LAUNCH / "slurm.sh"
 PLACES = {
+    "fsdp2": ("FSDP", 1, 8),
     "one_gpu": ("NO", 1, 1),
     "several_gpus": ("MULTI_GPU", 1, 2),
     "shares": ("MULTI_GPU", 1, 8),
@@ -28,17 +31,28 @@ def test_there_is_a_file_for_each_place():
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
-def test_accelerate_reads_a_configuration_and_starts_plain_processes(path):
+def test_accelerate_reads_a_configuration(path):
     config = load_config_from_file(str(path))
     found = (config.distributed_type, config.num_machines, config.num_processes)
     assert found == PLACES[path.stem]
     assert config.mixed_precision == "bf16"
-    assert not config.fsdp_config
+    is_fsdp = path.stem == "fsdp2"
+    assert bool(config.fsdp_config) == is_fsdp
     arguments = ["--config_file", str(path), "--machine_rank", "0", "train.py"]
     args, _, _ = _validate_launch_command(launch_command_parser().parse_args(arguments))
     assert args.num_processes == PLACES[path.stem][2]
-    assert args.multi_gpu == (path.stem != "one_gpu")
-    assert not args.use_fsdp
+    assert args.multi_gpu == (path.stem not in ("one_gpu", "fsdp2"))
+    assert args.use_fsdp == is_fsdp
+
+
+def test_fsdp_of_the_launcher_turns_shares_on(monkeypatch):
+    path = str(LAUNCH / "fsdp2.yaml")
+    arguments = launch_command_parser().parse_args(["--config_file", path, "train.py"])
+    args, _, _ = _validate_launch_command(arguments)
+    for name, value in prepare_multi_gpu_env(args).items():
+        if "FSDP" in name:
+            monkeypatch.setenv(name, value)
+    assert launcher_asks_for_shares()
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
