@@ -4,6 +4,7 @@ A difference has two intervals: over seeds (a t-interval of the paired differenc
 rows (a bootstrap of the rows; each row's difference is a mean over seeds).
 """
 
+import math
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -48,10 +49,15 @@ def _tables(runs: Runs) -> list[str]:
 
 
 def _by_system(runs: list[dict[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]:
-    """What each system scored, by its name with its learning rate, and by seed."""
+    """What each system scored, by its name with its learning rate, and by seed.
+
+    A system without a score is left out: answers that are all the same have no correlation.
+    """
     found: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     for run in runs:
         for system, scores in run["found"].items():
+            if math.isnan(scores["score"]):
+                continue
             rate = f", rate {run['rate']:g}" if run["rate"] else ""
             found[system + rate][run["seed"]] = {**scores, "seconds": run["seconds"]}
     return found

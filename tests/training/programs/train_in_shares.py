@@ -48,6 +48,10 @@ def task_of(kind):
         return peftcls.ExtractiveQA(max_length=40, stride=12).learn(QUESTIONS)
     if kind == "numbers":
         return peftcls.Regression(target="length", max_length=64).learn(table_of(kind))
+    if kind == "pairs":
+        return peftcls.Classification(text=("text", "other"), max_length=64).learn(table_of(kind))
+    if kind == "several":
+        return peftcls.Classification(multi_label=True, max_length=64).learn(table_of(kind))
     sampling = "balanced" if kind == "balanced" else None
     return peftcls.Classification(max_length=64, sampling=sampling).learn(rows)
 
@@ -57,6 +61,10 @@ def table_of(kind):
         return QUESTIONS
     if kind == "numbers":
         return [{"text": row["text"], "length": float(len(row["text"]))} for row in rows]
+    if kind == "pairs":
+        return [{**row, "other": rows[n - 1]["text"]} for n, row in enumerate(rows)]
+    if kind == "several":
+        return [{**row, "label": [row["label"], str(n % 3)]} for n, row in enumerate(rows)]
     return list(rows)
 
 
