@@ -81,7 +81,9 @@ class Shares:
     def reset(self) -> None:
         """Let go of what is still gathered of a pass that was left before its end."""
         for root in self.roots:
-            root.reset_iter_state()
+            # An output layer that has not computed yet has nothing to let go of.
+            if root._get_fsdp_state()._is_root:
+                root.reset_iter_state()
 
     def check_calls(self, where: str) -> None:
         """Check that every process has called the base equally often.
