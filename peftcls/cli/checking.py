@@ -10,6 +10,7 @@ import numpy as np
 from peftcls.cli.column_guessing import guess_columns
 from peftcls.cli.sources import Source
 from peftcls.cli.task_building import task_for
+from peftcls.data.row_batches import each_cell
 from peftcls.quality.examine import examine_rows
 from peftcls.tasks.base import Task
 from peftcls.tasks.labels import label_name
@@ -63,16 +64,19 @@ def check_files(
 def _overview(task: Task, rows: datasets.Dataset) -> Iterator[str]:
     """The labels with their numbers of rows, the commonest first, and the lengths of the texts."""
     target = task.columns(with_target=True)[-1]
-    cells = [cell for cell in rows[target] if isinstance(cell, str | int) and cell != ""]
     if task.answer_kind == "label":
-        counts = Counter(label_name(cell) for cell in cells)
+        counts = Counter(
+            label_name(cell)
+            for cell in each_cell(rows, target)
+            if isinstance(cell, str | int) and cell != ""
+        )
         if 0 < len(counts) <= MAX_LABELS_SHOWN:
             listed = ", ".join(f"{name!r} {count}" for name, count in counts.most_common())
             yield f"labels: {listed}"
-    words = []
+    lengths = np.zeros(len(rows), dtype=np.int64)
     for column in task.text_columns():
-        words.append([len(str(cell or "").split()) for cell in rows[column]])
-    lengths = np.sum(words, axis=0)
+        words = (len(str(cell or "").split()) for cell in each_cell(rows, column))
+        lengths += np.fromiter(words, np.int64, len(rows))
     median, long = np.percentile(lengths, [50, 95])
     yield (
         f"words of a row: median {median:.0f}, 95 % of the rows at most {long:.0f}, "

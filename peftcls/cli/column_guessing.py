@@ -3,12 +3,15 @@
 import dataclasses
 import difflib
 import re
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
 import datasets
+import numpy as np
 
 from peftcls.data.reading import RowError, source_name
+from peftcls.data.row_batches import each_cell
 from peftcls.tasks.list_cells import listed_cell
 
 SAMPLE_ROWS = 2000
@@ -242,12 +245,15 @@ def _guess_kind(rows: datasets.Dataset, kind: str | None, label: str) -> str:
     if _holds_scores(values, label):
         return "regression"
     # A sample of a large table may show few of each label's rows.
-    values = [value for value in rows[label] if value is not None and value != ""]
-    different = len({str(value) for value in values})
-    if different > max(MAX_LABELS, len(values) / 2):
+    filled = array("q")
+    for value in each_cell(rows, label):
+        if value is not None and value != "":
+            filled.append(hash(str(value)))
+    different = len(np.unique(filled))
+    if different > max(MAX_LABELS, len(filled) / 2):
         raise RowError(
             f"column {label!r} of {source_name(rows)} has {different} different values in "
-            f"{len(values)} rows, too many for labels; choose another column with --label, "
+            f"{len(filled)} rows, too many for labels; choose another column with --label, "
             "--task regression for numbers, or --task instruction or keywords for free answers "
             "(--task classification if they are labels all the same)."
         )

@@ -3,6 +3,7 @@
 They travel with the table's name, which messages need anyway, so no column is added.
 """
 
+from array import array
 from collections.abc import Sequence
 
 import datasets
@@ -31,7 +32,7 @@ def select_rows(rows: datasets.Dataset, indices: Sequence[int]) -> datasets.Data
     """
     numbers = row_numbers(rows)
     part = rows.select(indices)
-    return _number_rows(part, source_name(rows), [numbers[index] for index in indices])
+    return _number_rows(part, source_name(rows), array("q", (numbers[index] for index in indices)))
 
 
 def name_part(rows: datasets.Dataset, name: str) -> datasets.Dataset:

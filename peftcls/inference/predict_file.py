@@ -15,6 +15,7 @@ import datasets
 from tqdm.auto import tqdm
 
 from peftcls.data.reading import read_rows, require_columns, source_name
+from peftcls.data.row_batches import each_row
 from peftcls.data.row_numbers import select_rows
 from peftcls.data.tables import with_column_names
 from peftcls.inference.answer_files import Columns, check_output, write_output
@@ -150,7 +151,7 @@ def _blank_rows(task: Task, rows: datasets.Dataset) -> set[int]:
     """
     require_columns(rows, task.columns(with_target=False), type(task).__name__)
     blank = []
-    for index, row in enumerate(rows.select_columns(task.columns(with_target=False))):
+    for index, row in enumerate(each_row(rows, task.columns(with_target=False))):
         if any(_is_blank(value) for value in row.values()) and task.problem(row, with_target=False):
             blank.append(index)
     if not blank or len(blank) == len(rows):

@@ -13,6 +13,7 @@ import numpy as np
 from peftcls import metrics
 from peftcls.argument_checks import check_argument_types
 from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
+from peftcls.data.row_batches import each_cell
 from peftcls.data.row_numbers import row_numbers
 from peftcls.data.tables import Rows, training_split
 from peftcls.engine.model_choices import Pooling
@@ -225,7 +226,7 @@ class Classification(Task):
     def _label_counts(self, rows: datasets.Dataset) -> Counter[str]:
         """The sum of the shares of each label."""
         counts: Counter[str] = Counter()
-        for number, value in zip(row_numbers(rows), rows[self.label], strict=True):
+        for number, value in zip(row_numbers(rows), each_cell(rows, self.label), strict=True):
             try:
                 counts.update(self._shares(value))
             except ValueError as error:
@@ -260,7 +261,7 @@ class Classification(Task):
 
     def table_problem(self, rows: datasets.Dataset) -> str | None:
         names: set[str] = set()
-        for value in rows[self.label]:
+        for value in each_cell(rows, self.label):
             shares = self._shares(value)
             names.update(name for name, share in shares.items() if share)
         # With several labels a row, a label and its absence are enough.

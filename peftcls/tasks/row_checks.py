@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import datasets
 
 from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
+from peftcls.data.row_batches import each_row
 from peftcls.data.row_numbers import row_numbers
 from peftcls.tasks.base import Task
 
@@ -42,7 +43,7 @@ def check_rows(
         numbers = row_numbers(rows)
     messages: list[str] = []
     wrong_rows = 0
-    selected = rows.select_columns([*columns, *extra_columns])
+    selected = each_row(rows, [*columns, *extra_columns])
     for number, row in zip(numbers, selected, strict=True):
         problem = task.problem(row, with_target=with_target)
         if problem is None:
