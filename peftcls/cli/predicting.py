@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 import pandas as pd
 
-from peftcls.cli.sources import Source, copies_folder, pair_of
+from peftcls.cli.sources import Source, pair_of
 from peftcls.data.reading import Row, require_columns
 from peftcls.data.tables import with_label_names
 from peftcls.evaluation import Evaluation, compare_answers, evaluate_answers
@@ -54,7 +54,7 @@ def predict_rows(
             split=source.split,
             column_map=source.new_names,
             batch_size=batch_size,
-            cache_dir=copies_folder().name,
+            cache_dir=source.copies,
         )
     except KeyboardInterrupt:
         if part.is_dir():

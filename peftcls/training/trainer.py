@@ -240,7 +240,14 @@ class Trainer:
             return train_rows
         train = as_dataset(train_rows, "train_rows")
         valid = None if valid_rows is None else as_dataset(valid_rows, "valid_rows")
-        return prepare(self.task, train, valid, self.tokenizer, base_facts(self.model))
+        return prepare(
+            self.task,
+            train,
+            valid,
+            self.tokenizer,
+            base_facts(self.model),
+            cache_dir=self.config.cache_dir,
+        )
 
     def _begin(self, prepared: Prepared, *, resume: bool) -> None:
         """Start at the first step or from a checkpoint, and log what is trained."""
