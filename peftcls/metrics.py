@@ -20,6 +20,8 @@ LABEL_SET_SCORES = ("f1_macro", "f1_micro", "accuracy", "ece")
 SPAN_SCORES = ("f1", "exact_match")
 NUMBER_SCORES = ("pearson", "spearman", "rmse")
 CALIBRATION_BINS = 15
+MAX_DRAWN_ROWS = 2**22
+"""Numbers of rows, in all resamples that are in memory together."""
 
 
 # One label a row
@@ -353,6 +355,11 @@ def _normalized_spaces(text: str) -> str:
 # Intervals and order
 
 
+def resamples_at_once(rows: int) -> int:
+    """How many resamples of so many rows are in memory together; the draws do not depend on it."""
+    return max(1, MAX_DRAWN_ROWS // rows)
+
+
 def interval(
     score: Callable[..., float], *columns: Sequence[Any], resamples: int = 1000, seed: int = 0
 ) -> Interval:
@@ -377,6 +384,7 @@ def interval(
         vectorized=False,
         n_resamples=resamples,
         method="percentile",
+        batch=resamples_at_once(rows),
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return float(bounds.low), float(bounds.high)

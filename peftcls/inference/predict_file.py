@@ -25,6 +25,7 @@ from peftcls.inference.predictor import Predictor
 from peftcls.logs import shows_bars
 from peftcls.models.adapter_manifest import read_manifest
 from peftcls.tasks.base import Answer, Task
+from peftcls.tasks.encoding import content_sum
 from peftcls.tasks.row_checks import check_rows
 
 logger = logging.getLogger("peftcls")
@@ -195,9 +196,9 @@ def _new_columns(
 
 
 def _fingerprint(source: Path, rows: datasets.Dataset) -> str:
-    """The SHA-256 of a file; of a hub's table its fingerprint."""
+    """The SHA-256 of a file; of several files, or a hub's table, a checksum of all rows."""
     if not source.is_file():
-        return str(rows._fingerprint)
+        return content_sum(rows)
     with source.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import datasets
 import pytest
+import torch
 from conftest import word_piece_tokenizer
+from small_runs import build, weights
 
 from peftcls import Classification, cli, read_rows
 from peftcls.data.reading import as_dataset
@@ -100,6 +102,17 @@ def test_features_are_removed_at_the_end_unless_a_folder_is_given(shards, tmp_pa
     in_memory = encode_table(task, as_dataset(rows.to_list()), TOKENIZER, "base")
     assert in_memory.features.cache_files == []
     assert in_memory.features.to_list() == table.features.to_list()
+
+
+def test_a_run_with_a_cache_trains_the_same_weights(bert, text_rows, tmp_path):
+    rows = as_dataset(text_rows)
+    build(bert, tmp_path / "plain", text_rows, epochs=1).fit(rows)
+    for name in ("first", "second"):
+        trainer = build(bert, tmp_path / name, text_rows, epochs=1, cache_dir=tmp_path / "cache")
+        trainer.fit(rows)
+        found, expected = weights(tmp_path / name), weights(tmp_path / "plain")
+        assert all(torch.equal(found[tensor], expected[tensor]) for tensor in expected)
+    assert len(list((tmp_path / "cache").glob("tokens-*/rows.arrow"))) == 1
 
 
 def test_the_command_keeps_copies_where_it_is_told(tmp_path, monkeypatch):
