@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Sequence
 
 import datasets
+import numpy as np
 
 from peftcls.data.reading import name_source, source_name
 
@@ -23,7 +24,7 @@ class _NumberedName(str):
     fingerprint: str
 
 
-def select_rows(rows: datasets.Dataset, indices: Sequence[int]) -> datasets.Dataset:
+def select_rows(rows: datasets.Dataset, indices: Sequence[int] | np.ndarray) -> datasets.Dataset:
     """A part of a table whose rows keep the numbers that they have in the whole.
 
     Args:
