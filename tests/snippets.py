@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +68,21 @@ def run_command(line: str) -> int:
 
 
 def run_recipe(recipe: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a recipe as its command line does, but in this process, which has the libraries loaded.
+    """Run a recipe as its command line does, in this process, which has the libraries loaded."""
 
-    Warnings are as in a process of its own.
-    """
-    command = [str(recipe), *map(str, arguments)]
+    def start() -> None:
+        runpy.run_path(str(recipe), run_name="__main__")
+
+    return _run_here(start, [str(recipe), *map(str, arguments)])
+
+
+def run_peftcls(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a `peftcls` command in this process."""
+    return _run_here(lambda: sys.exit(cli.main(arguments)), ["peftcls", *arguments])
+
+
+def _run_here(start: Callable[[], None], command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a program in this process; warnings are as in a process of its own."""
     out, err = io.StringIO(), io.StringIO()
     given, sys.argv = sys.argv, command
     code = 0
@@ -83,7 +93,7 @@ def run_recipe(recipe: Path, *arguments: object) -> subprocess.CompletedProcess[
             warnings.catch_warnings(),
         ):
             warnings.resetwarnings()
-            runpy.run_path(str(recipe), run_name="__main__")
+            start()
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1
         err.write(f"{ended.code or ''}\n")
