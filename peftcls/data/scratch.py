@@ -69,8 +69,9 @@ def _shared_folder(cache: Path) -> Path | None:
     folder = cache / f"{PREFIX}{name}"
     folder.mkdir(mode=0o700, exist_ok=True)
     # Names of temporary files can be guessed, and a link could lead anywhere.
-    is_own = not folder.is_symlink() and folder.stat().st_uid == os.getuid()
-    return folder if is_own else None
+    if folder.is_symlink() or (os.name != "nt" and folder.stat().st_uid != os.getuid()):
+        return None
+    return folder
 
 
 def _remove(folder: Path, process: int) -> None:

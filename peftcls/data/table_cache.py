@@ -18,6 +18,7 @@ except ImportError:  # not on Windows
 
 TABLE = "rows.arrow"
 LOCK = "lock"
+UNFINISHED = "new-"
 
 
 def cached_table(folder: Path, rows: int, write: Callable[[Path], object]) -> datasets.Dataset:
@@ -35,9 +36,11 @@ def cached_table(folder: Path, rows: int, write: Callable[[Path], object]) -> da
         ValueError: the folder cannot be written.
     """
     check_cache(folder)
-    with _alone_in(folder):
+    with _alone_in(folder) as is_alone:
         table = _whole_table(folder / TABLE, rows)
         if table is None:
+            if is_alone:
+                _remove_unfinished(folder)
             _write_and_rename(folder, write)
             table = datasets.Dataset.from_file(str(folder / TABLE))
     return table
@@ -52,10 +55,14 @@ def _whole_table(file: Path, rows: int) -> datasets.Dataset | None:
     return table if len(table) == rows else None
 
 
-def _write_and_rename(folder: Path, write: Callable[[Path], object]) -> None:
-    for left in folder.glob("new-*"):
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what processes left that were killed while they wrote."""
+    for left in folder.glob(f"{UNFINISHED}*"):
         shutil.rmtree(left, ignore_errors=True)
-    beside = folder / f"new-{os.getpid()}"
+
+
+def _write_and_rename(folder: Path, write: Callable[[Path], object]) -> None:
+    beside = folder / f"{UNFINISHED}{os.getpid()}"
     beside.mkdir()
     try:
         write(beside / TABLE)
@@ -67,11 +74,18 @@ def _write_and_rename(folder: Path, write: Callable[[Path], object]) -> None:
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Wait until no other process writes into a folder, and let none until the body ends."""
+def _alone_in(folder: Path) -> Iterator[bool]:
+    """Wait until no other process writes into a folder, and let none until the body ends.
+
+    Yields:
+        Whether that is so. Without locks in its file system, several processes may write the same
+        table, each beside the others'.
+    """
     with (folder / LOCK).open("a", encoding="utf-8") as file:
-        # Without locks in its file system, two processes may write the same table, one by one.
-        if fcntl is not None:
-            with contextlib.suppress(OSError):
+        is_alone = fcntl is not None
+        if is_alone:
+            try:
                 fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+            except OSError:
+                is_alone = False
+        yield is_alone

@@ -65,7 +65,9 @@ class RowSample:
 
 @dataclasses.dataclass
 class SplitScan:
-    """What was collected from the rows of one split; what it keeps of each row takes eight bytes.
+    """What was collected from the rows of one split.
+
+    What it keeps of each row takes eight bytes; of a question, its id too.
 
     Args:
         name: of the split.
