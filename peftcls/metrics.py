@@ -27,6 +27,8 @@ KEYWORD_SCORES = (
 )
 TEXT_SCORES = ("exact_match", "unusable")
 CALIBRATION_BINS = 15
+MAX_DRAWN_ROWS = 2**22
+"""Numbers of rows, in all resamples that are in memory together."""
 
 
 # One label a row
@@ -360,6 +362,11 @@ def _normalized_spaces(text: str) -> str:
 # Intervals and order
 
 
+def resamples_at_once(rows: int) -> int:
+    """How many resamples of so many rows are in memory together; the draws do not depend on it."""
+    return max(1, MAX_DRAWN_ROWS // rows)
+
+
 def interval(
     score: Callable[..., float], *columns: Sequence[Any], resamples: int = 1000, seed: int = 0
 ) -> Interval:
@@ -384,6 +391,7 @@ def interval(
         vectorized=False,
         n_resamples=resamples,
         method="percentile",
+        batch=resamples_at_once(rows),
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return float(bounds.low), float(bounds.high)

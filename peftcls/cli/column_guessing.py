@@ -3,13 +3,16 @@
 import dataclasses
 import difflib
 import re
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import datasets
+import numpy as np
 
 from peftcls.data.reading import RowError, source_name
+from peftcls.data.row_batches import each_cell
 from peftcls.tasks.list_cells import DEFAULT_SEPARATOR, likely_separator, listed_cell
 
 SAMPLE_ROWS = 2000
@@ -274,21 +277,24 @@ def _guess_kind(rows: datasets.Dataset, kind: str | None, label: str, separator:
     if _holds_scores(values, label):
         return "regression"
     # A sample of a large table may show few of each label's rows.
-    values = [value for value in rows[label] if value is not None and value != ""]
-    counts = Counter(str(value) for value in values)
-    if len(counts) > max(MAX_LABELS, len(values) / 2):
+    filled = array("q")
+    for value in each_cell(rows, label):
+        if value is not None and value != "":
+            filled.append(hash(str(value)))
+    different = len(np.unique(filled))
+    if different > max(MAX_LABELS, len(filled) / 2):
         raise RowError(
-            f"column {label!r} of {source_name(rows)} has {len(counts)} different values in "
-            f"{len(values)} rows, too many for labels; choose another column with --label, "
+            f"column {label!r} of {source_name(rows)} has {different} different values in "
+            f"{len(filled)} rows, too many for labels; choose another column with --label, "
             "--task regression for numbers, or --task instruction or keywords for free answers "
-            f"(--task classification if they are labels all the same).{_list_hint(counts)}"
+            f"(--task classification if they are labels all the same).{_list_hint(values)}"
         )
     return "classification"
 
 
-def _list_hint(counts: Counter[str]) -> str:
+def _list_hint(values: list[Any]) -> str:
     """What to write where the values look like several labels each, with a space before it."""
-    mark = likely_separator(counts)
+    mark = likely_separator(Counter(map(str, values)))
     if mark is None:
         return ""
     return (

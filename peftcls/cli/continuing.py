@@ -58,7 +58,13 @@ def learn_on_file(options: LearnOnOptions) -> None:
     model, task, tokenizer = learn_on(options.directory, tables.train, base=options.base)
     examination = examine(task, tables)
     rows = prepare(
-        task, tables.train, tables.valid, tokenizer, base_facts(model), examination=examination
+        task,
+        tables.train,
+        tables.valid,
+        tokenizer,
+        base_facts(model),
+        examination=examination,
+        cache_dir=options.source.cache,
     )
     # A head that was trained before learns by its answers.
     config = TrainConfig.for_task(

@@ -20,6 +20,8 @@ from peftcls.training.run_info import first_labels
 
 # The share of all rows that is put aside for validation, and for the test.
 HELD_OUT_SHARE = 0.15
+# More would take long to answer, and all of their answers are in memory together.
+MAX_HELD_OUT_ROWS = 100_000
 
 
 @dataclasses.dataclass
@@ -62,11 +64,11 @@ def split_rows(
     check_rows(task, rows, training=True)
     valid = _read_checked(task, files.valid, files, tokenizer)
     test = _read_checked(task, files.test, files, tokenizer)
+    share = min(HELD_OUT_SHARE, MAX_HELD_OUT_ROWS / len(rows))
+    valid_share = share
     if test is None:
-        rows, test = _put_aside(files, task, rows, HELD_OUT_SHARE, "test")
-        valid_share = HELD_OUT_SHARE / (1 - HELD_OUT_SHARE)
-    else:
-        valid_share = HELD_OUT_SHARE
+        rows, test = _put_aside(files, task, rows, share, "test")
+        valid_share = share / (1 - share)
     if valid is None:
         rows, valid = _put_aside(files, task, rows, valid_share, "valid")
     name_part(rows, f"{source_name(rows)}, training rows")

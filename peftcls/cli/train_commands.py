@@ -49,12 +49,14 @@ prompt_option = data_option(
 valid_option = data_option(
     "--valid",
     metavar="FILE",
-    help="Rows that decide which epoch was best; 15 % of FILE, put aside, unless given.",
+    help="Rows that decide which epoch was best; unless given, 15 % of FILE, put aside (100,000 "
+    "rows at most).",
 )
 test_option = data_option(
     "--test",
     metavar="FILE",
-    help="Rows for the table of scores; 15 % of FILE, put aside, unless given.",
+    help="Rows for the table of scores; unless given, 15 % of FILE, put aside (100,000 rows at "
+    "most).",
 )
 
 task_settings = collected(

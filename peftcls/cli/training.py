@@ -112,7 +112,13 @@ def train_file(options: TrainOptions) -> None:
         seed=options.seed,
     )
     rows = prepare(
-        task, tables.train, tables.valid, tokenizer, base_facts(base), examination=examination
+        task,
+        tables.train,
+        tables.valid,
+        tokenizer,
+        base_facts(base),
+        examination=examination,
+        cache_dir=options.source.cache,
     )
     config = _train_config(options, task, len(tables.train))
     candidate = Candidate(

@@ -13,6 +13,7 @@ import numpy as np
 from peftcls import metrics
 from peftcls.argument_checks import check_argument_types
 from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
+from peftcls.data.row_batches import each_row
 from peftcls.data.row_numbers import row_numbers
 from peftcls.data.tables import Rows, training_split
 from peftcls.engine.model_choices import Pooling
@@ -25,7 +26,6 @@ from peftcls.tasks.label_columns import (
     label_columns_problems,
     names_of_columns,
     row_shares,
-    target_rows,
 )
 from peftcls.tasks.labels import (
     TOO_FEW_LABELS,
@@ -242,7 +242,7 @@ class Classification(Task):
     def _label_counts(self, rows: datasets.Dataset) -> Counter[str]:
         """The sum of the shares of each label."""
         counts: Counter[str] = Counter()
-        cells = target_rows(rows, as_columns(self.label))
+        cells = each_row(rows, as_columns(self.label))
         for number, row in zip(row_numbers(rows), cells, strict=True):
             try:
                 counts.update(self._shares(row))
@@ -276,7 +276,7 @@ class Classification(Task):
 
     def table_problem(self, rows: datasets.Dataset) -> str | None:
         names: set[str] = set()
-        for row in target_rows(rows, as_columns(self.label)):
+        for row in each_row(rows, as_columns(self.label)):
             shares = self._shares(row)
             names.update(name for name, share in shares.items() if share)
         # With several labels a row, a label and its absence are enough.

@@ -14,6 +14,7 @@ import numpy as np
 from peftcls import metrics
 from peftcls.argument_checks import check_argument_types
 from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
+from peftcls.data.row_batches import each_cell
 from peftcls.data.tables import Rows, training_split
 from peftcls.engine.model_choices import Pooling
 from peftcls.tasks.answers import Answer, AnswerKind
@@ -100,9 +101,9 @@ class Regression(Task):
     def learn(self, rows: Rows) -> Self:
         table = as_dataset(training_split(rows))
         require_columns(table, self.columns(with_target=True), "Regression")
-        parsed = [_parse_number(value) for value in table[self.target]]
-        numbers = [number for number in parsed if number is not None]
-        if not numbers:
+        parsed = (_parse_number(value) for value in each_cell(table, self.target))
+        numbers = np.fromiter((number for number in parsed if number is not None), np.float64)
+        if not len(numbers):
             raise RowError(
                 f"{source_name(table)} has no number in column {self.target!r}; "
                 "Regression learns from numbers."
@@ -125,8 +126,9 @@ class Regression(Task):
         return None
 
     def table_problem(self, rows: datasets.Dataset) -> str | None:
-        numbers = {_parse_number(value) for value in rows[self.target]}
-        if len(numbers) < 2:
+        numbers = (_parse_number(value) for value in each_cell(rows, self.target))
+        first = next(numbers, None)
+        if all(number == first for number in numbers):
             return (
                 f"has the same number in column {self.target!r} of every row; "
                 "there is nothing to learn"
@@ -147,11 +149,12 @@ class Regression(Task):
     def gold_of(self, row: Row) -> tuple[str, ...]:
         return (str(_parse_number(row[self.target])),)
 
-    def strata(self, golds: Sequence[tuple[str, ...]]) -> list[list[int]]:
+    def strata(self, golds: Sequence[tuple[str, ...]]) -> Sequence[Sequence[int]]:
         """Groups of `STRATUM_ROWS` neighbours in the order of their numbers."""
-        by_number = sorted(range(len(golds)), key=lambda i: float(golds[i][0]))
+        numbers = np.fromiter((float(gold[0]) for gold in golds), np.float64, len(golds))
+        by_number = numbers.argsort(kind="stable")
         starts = range(0, len(golds), STRATUM_ROWS)
-        return [sorted(by_number[start : start + STRATUM_ROWS]) for start in starts]
+        return [np.sort(by_number[start : start + STRATUM_ROWS]).tolist() for start in starts]
 
     @property
     def reads_windows(self) -> bool:

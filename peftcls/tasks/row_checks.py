@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import datasets
 
 from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
+from peftcls.data.row_batches import each_row
 from peftcls.data.row_numbers import row_numbers
 from peftcls.tasks.base import Task
 
@@ -43,7 +44,7 @@ def check_rows(
     messages: list[str] = []
     wrong_rows = 0
     read = task.columns_among(rows.column_names, with_target=with_target)
-    selected = rows.select_columns(list(dict.fromkeys([*read, *extra_columns])))
+    selected = each_row(rows, list(dict.fromkeys([*read, *extra_columns])))
     for number, row in zip(numbers, selected, strict=True):
         problem = task.problem(row, with_target=with_target)
         if problem is None:

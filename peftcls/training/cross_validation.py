@@ -108,7 +108,7 @@ def cross_validate(
             f"folds={folds!r}: expected a whole number of at least 2 and at most the {len(table)} "
             "rows."
         )
-    prepared = prepare(task, table, None, tokenizer, base_facts(model))
+    prepared = prepare(task, table, None, tokenizer, base_facts(model), cache_dir=config.cache_dir)
     held_out = _assign_rows(task, table, folds, config.seed)
     _check_folds(task, table, held_out)
     metrics = config.own_metrics

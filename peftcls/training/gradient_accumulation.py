@@ -228,7 +228,9 @@ class GradientAccumulator:
 
     def _repeat_spare(self, share: StepShare, times: int) -> None:
         """Compute a row without effect, as often as another process has more micro-batches."""
-        for _ in range(times if share.spare is not None else 0):
+        if share.spare is None:
+            return
+        for _ in range(times):
             self._backward([share.spare], share.step_weight, factor=0.0)
 
     def _backward(

@@ -51,7 +51,7 @@ from peftcls.training.preflight import (
     lock_output_dir,
     start_trackers,
 )
-from peftcls.training.prepare import Prepared, log_shortened_rows, log_warnings, prepare
+from peftcls.training.prepare import Prepared, log_shortened_rows, log_warnings, prepare_once
 from peftcls.training.run_info import describe_model, identify_run
 from peftcls.training.run_log import RunLog, log_info
 from peftcls.training.run_state import RunState
@@ -242,13 +242,10 @@ class Trainer:
 
     def _prepare(self, train_rows: Rows | Prepared, valid_rows: Rows | None) -> Prepared:
         """Check, examine and encode the rows, unless that was done before."""
-        if isinstance(train_rows, Prepared):
-            if valid_rows is not None:
-                raise ValueError("valid_rows are given beside prepared rows; give them to prepare.")
-            return train_rows
-        train = as_dataset(train_rows, "train_rows")
-        valid = None if valid_rows is None else as_dataset(valid_rows, "valid_rows")
-        return prepare(self.task, train, valid, self.tokenizer, base_facts(self.model))
+        base = base_facts(self.model)
+        return prepare_once(
+            self.task, train_rows, valid_rows, self.tokenizer, base, cache_dir=self.config.cache_dir
+        )
 
     def _begin(self, prepared: Prepared, *, resume: bool) -> None:
         """Start at the first step or from a checkpoint, and log what is trained."""

@@ -17,10 +17,11 @@ from datasets import Dataset
 
 import peftcls
 from peftcls import cli, recipe
-from peftcls.cli import train_commands
+from peftcls.cli import tables, train_commands
 from peftcls.cli.column_guessing import guess_columns
 from peftcls.cli.folders import copy_for_others
 from peftcls.cli.option_names import in_options
+from peftcls.cli.sources import Source
 from peftcls.data.reading import as_dataset, name_source, read_rows
 from peftcls.engine.model_choices import Quantize
 from peftcls.inference import answer_parts, predict_file
@@ -370,6 +371,15 @@ def test_rows_put_aside_keep_their_own_name():
     kept, aside = split_off(SPLIT.learn(rows), rows, 0.2, name="test")
     name_source(aside, "b")
     assert (rows.info.description, kept.info.description) == ("a.csv", "a.csv")
+
+
+def test_of_a_long_table_only_so_many_rows_are_put_aside(monkeypatch, capsys):
+    monkeypatch.setattr(tables, "MAX_HELD_OUT_ROWS", 6)
+    rows = as_dataset([{"message": f"text {n}", "category": str(n % 2)} for n in range(80)])
+    files = tables.Files("a.csv", None, None, Source(), seed=0)
+    split = tables.split_rows(files, SPLIT.learn(rows), rows)
+    assert [len(split.train), len(split.valid), len(split.test)] == [68, 6, 6]
+    assert "put 6 rows of a.csv aside for --test" in capsys.readouterr().out
 
 
 # guesses

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import peftcls
 from peftcls.engine.head_inputs import head_layer
 from peftcls.models.trainable import copy_tensors, put_tensors
+from peftcls.training import head_start
 from peftcls.training.linear_probe import Examples, LinearProbe, fit_probe
 
 
@@ -54,6 +55,29 @@ def test_a_layer_without_biases_is_as_good_where_states_are_far_from_zero():
         right = probe.logits(held_out).argmax(1) == held_out_classes
         scores[has_bias] = float(right.float().mean())
     assert scores[False] > scores[True] - 0.02
+
+
+def test_the_probe_of_a_long_table_reads_a_sample_of_its_rows(
+    bert, text_rows, tmp_path, monkeypatch
+):
+    trainer = build(bert, tmp_path, text_rows, epochs=1, head_init="probe")
+    width = head_layer(trainer.model).in_features
+    read = []
+    collate = type(trainer.task).collate
+
+    def counted(task, features, tokenizer):
+        read.append(len(features))
+        return collate(task, features, tokenizer)
+
+    table = trainer._prepare(text_rows, None).train
+    assert head_start.rows_to_read(table, width, 0) is None
+    monkeypatch.setattr(head_start, "MAX_VALUES", 10 * width)
+    rows = head_start.rows_to_read(table, width, 0)
+    assert len(set(rows)) == 10
+    assert rows == sorted(rows) == head_start.rows_to_read(table, width, 0)
+    monkeypatch.setattr(type(trainer.task), "collate", counted)
+    assert trainer._fit_head(trainer._prepare(text_rows, None))
+    assert sum(read) == 10
 
 
 def test_numbers_are_fitted_as_by_ridge_regression():
