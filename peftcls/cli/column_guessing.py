@@ -1,14 +1,14 @@
 """Guesses the kind of task and its columns from a table; what is ambiguous is an error."""
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import datasets
 
-from peftcls.data.reading import RowError, source_name
+from peftcls.data.column_names import find_column
+from peftcls.data.reading import RowError, name_source, source_name
 from peftcls.tasks.list_cells import listed_cell
 
 SAMPLE_ROWS = 2000
@@ -87,6 +87,7 @@ def guess_columns(
     kind: str | None = None,
     text: Sequence[str] = (),
     label: str | None = None,
+    other_columns: Sequence[str] = (),
 ) -> Columns:
     """The columns of a table: those that are given, and a guess of the others.
 
@@ -95,14 +96,16 @@ def guess_columns(
         kind: the value of --task; guessed unless given.
         text: the text columns; one, or two for a pair or for question and context.
         label: the column with the targets.
+        other_columns: columns that are neither a text nor a target.
 
     Raises:
         RowError: a given column is missing, or the table allows no guess or more than one.
         ValueError: the arguments contradict each other.
     """
-    text = tuple(_find_column(rows, name) for name in text)
+    text = tuple(find_column(rows, name) for name in text)
     if label:
-        label = _find_column(rows, label)
+        label = find_column(rows, label)
+    rows = _without(rows, {*other_columns} - {*text, label})
     if len(text) > 2 or (kind == "pair" and len(text) == 1):
         raise ValueError(
             f"--text is given {len(text)} times, expected once for a text, or twice for a pair."
@@ -113,6 +116,14 @@ def guess_columns(
     if kind == "instruction" or (can_guess_kind and _looks_like_instructions(rows)):
         return _instruction_columns(rows, text, label)
     return _labelled_columns(rows, kind, text, label)
+
+
+def _without(rows: datasets.Dataset, columns: set[str | None]) -> datasets.Dataset:
+    """A table without some columns; messages call it as before."""
+    if not columns:
+        return rows
+    kept = [name for name in rows.column_names if name not in columns]
+    return name_source(rows.select_columns(kept), source_name(rows))
 
 
 def _looks_like_questions(rows: datasets.Dataset) -> bool:
@@ -178,18 +189,6 @@ def _first_named(rows: datasets.Dataset, names: Sequence[str], option: str) -> s
             f"Say which one is meant with {option}."
         )
     return columns[0]
-
-
-def _find_column(rows: datasets.Dataset, name: str) -> str:
-    """The table's spelling of a column name, which may differ in upper and lower case."""
-    if name in rows.column_names:
-        return name
-    same_letters = _columns_named(rows, [name.casefold()])
-    if same_letters:
-        return same_letters[0]
-    similar = difflib.get_close_matches(name, rows.column_names, 1)
-    hint = f" Did you mean {similar[0]!r}?" if similar else ""
-    raise RowError(f"{source_name(rows)} has no column {name!r}; it has {rows.column_names}.{hint}")
 
 
 def _sample(rows: datasets.Dataset, column: str) -> list[Any]:
