@@ -31,6 +31,7 @@ from peftcls.tasks.labels import (
     label_setting_problem,
     label_shares,
 )
+from peftcls.tasks.row_weights import kept_weight, weight_of, weight_setting_problem
 from peftcls.tasks.text_encoding import (
     LongText,
     TextColumns,
@@ -84,6 +85,8 @@ class Classification(Task):
             the longer text does; with "windows" it is read in windows that overlap by a quarter,
             and their logits are averaged, in training as in prediction.
         decisions: temperature, thresholds and abstention; fitted by `Trainer.calibrate`.
+        weight: the column with the weight of each training row, a number of at least 0; the loss is
+            the weighted mean. It is multiplied by `class_weight`. Scores are not weighted.
 
     Raises:
         ValueError: settings that exclude each other or are out of range.
@@ -102,6 +105,7 @@ class Classification(Task):
     max_length: int = 512
     long_text: LongText = "truncate"
     decisions: Decisions = PLAIN
+    weight: str | None = None
 
     monitor: ClassVar[str] = "f1_macro"
     new_head: ClassVar[bool] = True
@@ -117,6 +121,7 @@ class Classification(Task):
         problems += self._class_weight_problems()
         problems += [sentence for is_wrong, sentence in self._setting_checks() if is_wrong]
         problems.append(pooling_problem(self.pooling))
+        problems.append(weight_setting_problem(self.weight, self.columns(with_target=True)))
         sentences = [problem for problem in problems if problem]
         if sentences:
             raise ValueError("; ".join(sentences) + ".")
@@ -220,7 +225,10 @@ class Classification(Task):
         weights = self.class_weight
         if isinstance(weights, Mapping) and are_balanced(weights, old_labels):
             weights = balanced_weights(labels, counts)
-        return dataclasses.replace(self, labels=labels, class_weight=weights, decisions=PLAIN)
+        weight = kept_weight(self.weight, rows)
+        return dataclasses.replace(
+            self, labels=labels, class_weight=weights, decisions=PLAIN, weight=weight
+        )
 
     def _label_counts(self, rows: datasets.Dataset) -> Counter[str]:
         """The sum of the shares of each label."""
@@ -316,10 +324,10 @@ class Classification(Task):
         """Add a row's target and weight, and its label's index for balanced sampling."""
         shares = self._shares(row[self.label])
         feature["target"] = [shares.get(name, 0.0) for name in self._known_labels]
-        feature["weight"] = 1.0
+        feature["weight"] = weight_of(row, self.weight)
         if isinstance(self.class_weight, Mapping):
             weights = self.class_weight
-            feature["weight"] = sum(
+            feature["weight"] *= sum(
                 share * float(weights.get(name, 1.0)) for name, share in shares.items()
             )
         if self.sampling:

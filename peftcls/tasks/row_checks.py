@@ -7,6 +7,7 @@ import datasets
 from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
 from peftcls.data.row_numbers import row_numbers
 from peftcls.tasks.base import Task
+from peftcls.tasks.row_weights import check_weights
 
 MAX_SHOWN_ROWS = 5
 
@@ -25,7 +26,8 @@ def check_rows(
         task: the task, with its labels learnt.
         rows: the table, or what `as_dataset` makes one of.
         with_target: whether the rows need a label, an answer or a target.
-        training: whether the table must also be fit for training (have two labels, for example).
+        training: whether the table must also be fit for training (have two labels, for example, and
+            weights if the task reads them).
         numbers: the number of each row in its file, where the table does not know it.
 
     Raises:
@@ -34,6 +36,8 @@ def check_rows(
     rows = as_dataset(rows)
     columns = task.columns(with_target=with_target)
     require_columns(rows, columns, type(task).__name__)
+    if training:
+        check_weights(task, rows)
     source = source_name(rows)
     extra_columns = [
         name for name in task.place_columns if name in rows.column_names and name not in columns

@@ -214,7 +214,8 @@ class GradientAccumulator:
             rows=rows,
             features=dict(zip(rows, table.take(rows), strict=True)),
             lengths=table.lengths,
-            step_weight=float(table.weights[indices].sum()),
+            # Rows that all have the weight 0 have a gradient of 0, over any weight.
+            step_weight=float(table.weights[indices].sum()) or 1.0,
         )
 
     def _accumulate_share(self, share: StepShare, tokens: int) -> StepStatus:
