@@ -8,9 +8,10 @@ from typing import Any
 import datasets
 
 from peftcls.cli.finishing import finish
+from peftcls.cli.running import train
 from peftcls.cli.sources import Source
 from peftcls.cli.tables import Files, Tables, examine, print_once, split_rows
-from peftcls.cli.training import check_output, train
+from peftcls.cli.train_setup import check_output
 from peftcls.engine.model_state import base_facts
 from peftcls.models.adapter_manifest import read_manifest, read_task
 from peftcls.report import Meter
@@ -35,6 +36,7 @@ class LearnOnOptions:
     replay_share: float
     valid: str | None
     test: str | None
+    group: str | None
     base: str | None
     config: Mapping[str, Any]
     calibrate: bool
@@ -79,7 +81,12 @@ def _read_rows(options: LearnOnOptions) -> tuple[Tables, datasets.Dataset | None
     rows = options.source.read(options.file)
     task = _task_for(options.directory, rows)
     files = Files(
-        options.file, options.valid, options.test, options.source, int(options.config["seed"])
+        options.file,
+        options.valid,
+        options.test,
+        options.source,
+        int(options.config["seed"]),
+        options.group,
     )
     tables = split_rows(files, task, rows)
     if options.replay is None:

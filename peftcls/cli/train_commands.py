@@ -54,6 +54,12 @@ test_option = data_option(
     help="Rows for the table of scores; 15 % of FILE, put aside, unless given.",
 )
 
+group_option = data_option(
+    "--group",
+    metavar="COLUMN",
+    help="Rows with the same value in it, such as a customer's, stay on one side of each split.",
+)
+
 task_settings = collected(
     "task_settings",
     labels_option,
@@ -82,6 +88,11 @@ task_settings = collected(
         "--sampling",
         type=click.Choice(["balanced"]),
         help="Draw as many rows of each label in an epoch.",
+    ),
+    data_option(
+        "--weight",
+        metavar="COLUMN",
+        help="How much each row counts in training, as a number of at least 0.",
     ),
     model_option(
         "--pooling",
@@ -222,6 +233,7 @@ def check(**options: Any) -> int:
 @label_option
 @valid_option
 @test_option
+@group_option
 @source_options
 @model_option(
     "--model",
@@ -248,6 +260,18 @@ def check(**options: Any) -> int:
     type=click.IntRange(min=2),
     metavar="N",
     help="Try N settings on the validation rows first, and train with the best ones.",
+)
+@training_option(
+    "--folds",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Score by cross-validation instead of rows put aside, then train on all rows.",
+)
+@training_option(
+    "--seeds",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Run with N seeds and print the mean; --out holds the run of --seed.",
 )
 @calibrate_option
 @out_option
@@ -294,6 +318,7 @@ def train(**options: Any) -> None:
 )
 @valid_option
 @test_option
+@group_option
 @source_options
 @model_option("--base", metavar="MODEL", help="Where the base model is now, if it moved.")
 @loop_settings
