@@ -55,7 +55,7 @@ TASKS = {
 TEXTS = 40
 MOST_TEXTS = 8
 ACCEPTED_REQUESTS = 4
-ACCEPTED_TEXTS = 32
+ACCEPTED_TEXTS = 16
 """Of each request that is in work when a signal comes, so that it is in work for some time."""
 TOLERANCE = 1e-4
 TIMEOUT_SECONDS = 60.0
@@ -346,7 +346,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--kills", type=int, default=12)
     parser.add_argument("--clients", type=int, default=4)
-    parser.add_argument("--answers", type=int, default=20, help="right ones between two kills")
+    parser.add_argument("--answers", type=int, default=10, help="right ones between two kills")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

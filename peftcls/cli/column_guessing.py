@@ -105,7 +105,7 @@ def guess_columns(
     text = tuple(find_column(rows, name) for name in text)
     if label:
         label = find_column(rows, label)
-    rows = _without(rows, {*other_columns} - {*text, label})
+    rows = _without(rows, {*other_columns} - {*text, label or ""})
     if len(text) > 2 or (kind == "pair" and len(text) == 1):
         raise ValueError(
             f"--text is given {len(text)} times, expected once for a text, or twice for a pair."
@@ -118,7 +118,7 @@ def guess_columns(
     return _labelled_columns(rows, kind, text, label)
 
 
-def _without(rows: datasets.Dataset, columns: set[str | None]) -> datasets.Dataset:
+def _without(rows: datasets.Dataset, columns: set[str]) -> datasets.Dataset:
     """A table without some columns; messages call it as before."""
     if not columns:
         return rows
