@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from peftcls.cli.running import train
-from peftcls.cli.tables import Tables, print_once
+from peftcls.cli.tables import Tables, is_first_process, print_once
 from peftcls.cli.train_setup import TrainOptions, build_model, given_candidate, load_run_base
 from peftcls.engine.model_state import base_facts
 from peftcls.metrics import mean_interval
@@ -100,15 +100,19 @@ def _scores_of_seed(
 def scratch_folder(out: Path, name: str) -> Iterator[Path]:
     """A folder in --out for runs that are not kept; what an earlier command left is removed.
 
+    Of several processes the first one removes: another would remove what that one has begun.
+
     Args:
         out: the value of --out; it is removed too if it stays empty.
         name: of the folder, without the dot that it begins with.
     """
     folder = out / f".{name}"
-    shutil.rmtree(folder, ignore_errors=True)
+    if is_first_process():
+        shutil.rmtree(folder, ignore_errors=True)
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            out.rmdir()
+        if is_first_process():
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                out.rmdir()

@@ -139,7 +139,12 @@ def labels_remark(task: Task) -> str:
     return f" ({len(task.labels)} labels: {first_labels(task.labels)})"
 
 
+def is_first_process() -> bool:
+    """Whether this process is the first one, where torchrun started several."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def print_once(message: str) -> None:
     """Print, on the first process only where torchrun started several."""
-    if int(os.environ.get("RANK", 0)) == 0:
+    if is_first_process():
         print(message, flush=True)

@@ -67,6 +67,15 @@ def test_one_two_and_three_processes_train_the_same_weights(kind, gpt2, tmp_path
 
 
 @pytest.mark.slow
+def test_two_processes_give_weighted_rows_the_same_weight(bert, tmp_path, rows_file):
+    one, two = (
+        trained_on(processes, bert, tmp_path / str(processes), rows_file, "weighted")
+        for processes in (1, 2)
+    )
+    same_run(one, two)
+
+
+@pytest.mark.slow
 def test_two_processes_draw_the_same_rows_for_rare_labels_and_deal_out_the_same_ranks(
     bert, tmp_path, text_rows, rows_file
 ):
