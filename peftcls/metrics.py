@@ -397,6 +397,19 @@ def interval(
     return float(bounds.low), float(bounds.high)
 
 
+def mean_interval(values: Sequence[float]) -> tuple[float, Interval]:
+    """The mean of independent values, with its 95 % t-interval (Student 1908).
+
+    Args:
+        values: two or more, such as the scores of runs with different seeds.
+    """
+    from scipy import stats
+
+    mean = float(np.mean(values))
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return mean, (mean - half, mean + half)
+
+
 def is_lower_better(score: str) -> bool:
     """Whether a lower value of a score is better, by its name."""
     return score in LOWER_IS_BETTER or score.endswith(LOWER_IS_BETTER_ENDINGS)

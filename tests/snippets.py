@@ -122,6 +122,7 @@ def write_all(folder: Path) -> None:
     (folder / "old_export.csv").write_bytes("text,label\nCafé?,ham\n".encode("cp1252"))
     messages = read_rows(folder / "messages.csv").to_list()
     _write_new_label(folder / "new_messages.csv", messages)
+    _write_tickets(folder / "tickets.csv", messages)
     _write_scores(folder / "scores.csv", read_rows(folder / "pairs.csv").to_list())
     _write_topics(folder / "topics.jsonl", messages[:12])
     _write_topics(folder / "topics_held_out.jsonl", messages[12:24])
@@ -134,6 +135,14 @@ def write_all(folder: Path) -> None:
 def _write_new_label(path: Path, messages: Sequence[Mapping[str, Any]]) -> None:
     parcels = [{"text": f"Parcel {n} is on its way", "label": "delivery"} for n in range(4)]
     _write(path, [*messages[:4], *parcels])
+
+
+def _write_tickets(path: Path, messages: Sequence[Mapping[str, Any]]) -> None:
+    rows = [
+        {**message, "customer": f"c{number % 8}", "weight": 1 + number % 2}
+        for number, message in enumerate(messages)
+    ]
+    _write(path, rows)
 
 
 def _write_scores(path: Path, pairs: Iterable[dict[str, Any]]) -> None:

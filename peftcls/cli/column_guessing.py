@@ -1,7 +1,6 @@
 """Guesses the kind of task and its columns from a table; what is ambiguous is an error."""
 
 import dataclasses
-import difflib
 import re
 from array import array
 from collections import Counter
@@ -11,7 +10,8 @@ from typing import Any
 import datasets
 import numpy as np
 
-from peftcls.data.reading import RowError, source_name
+from peftcls.data.column_names import find_column
+from peftcls.data.reading import RowError, name_source, source_name
 from peftcls.data.row_batches import each_cell
 from peftcls.tasks.list_cells import DEFAULT_SEPARATOR, likely_separator, listed_cell
 
@@ -95,6 +95,7 @@ def guess_columns(
     text: Sequence[str] = (),
     label: str | None = None,
     separator: str | None = None,
+    other_columns: Sequence[str] = (),
 ) -> Columns:
     """The columns of a table: those that are given, and a guess of the others.
 
@@ -105,14 +106,16 @@ def guess_columns(
         label: the column with the targets, or several with commas between them, one for each
             label.
         separator: between several labels in a text, where that is said.
+        other_columns: columns that are neither a text nor a target.
 
     Raises:
         RowError: a given column is missing, or the table allows no guess or more than one.
         ValueError: the arguments contradict each other.
     """
-    text = tuple(_find_column(rows, name) for name in text)
+    text = tuple(find_column(rows, name) for name in text)
     label_columns = _find_label_columns(rows, label) if label else ()
     label = label_columns[0] if label_columns else None
+    rows = _without(rows, {*other_columns} - {*text, *label_columns})
     if len(text) > 2 or (kind == "pair" and len(text) == 1):
         raise ValueError(
             f"--text is given {len(text)} times, expected once for a text, or twice for a pair."
@@ -130,8 +133,8 @@ def guess_columns(
 def _find_label_columns(rows: datasets.Dataset, label: str) -> tuple[str, ...]:
     """The column of --label, or its columns: a comma may be a part of a column's name."""
     if "," not in label or _columns_named(rows, [label.casefold()]):
-        return (_find_column(rows, label),)
-    return tuple(_find_column(rows, name.strip()) for name in label.split(","))
+        return (find_column(rows, label),)
+    return tuple(find_column(rows, name.strip()) for name in label.split(","))
 
 
 def _one_hot_columns(
@@ -144,6 +147,14 @@ def _one_hot_columns(
             f"multi-label; it cannot be used with --task {kind}."
         )
     return Columns("multi-label", text or _guess_text(rows, kind, labels), labels)
+
+
+def _without(rows: datasets.Dataset, columns: set[str]) -> datasets.Dataset:
+    """A table without some columns; messages call it as before."""
+    if not columns:
+        return rows
+    kept = [name for name in rows.column_names if name not in columns]
+    return name_source(rows.select_columns(kept), source_name(rows))
 
 
 def _looks_like_questions(rows: datasets.Dataset) -> bool:
@@ -213,18 +224,6 @@ def _first_named(rows: datasets.Dataset, names: Sequence[str], option: str) -> s
             f"Say which one is meant with {option}."
         )
     return columns[0]
-
-
-def _find_column(rows: datasets.Dataset, name: str) -> str:
-    """The table's spelling of a column name, which may differ in upper and lower case."""
-    if name in rows.column_names:
-        return name
-    same_letters = _columns_named(rows, [name.casefold()])
-    if same_letters:
-        return same_letters[0]
-    similar = difflib.get_close_matches(name, rows.column_names, 1)
-    hint = f" Did you mean {similar[0]!r}?" if similar else ""
-    raise RowError(f"{source_name(rows)} has no column {name!r}; it has {rows.column_names}.{hint}")
 
 
 def _sample(rows: datasets.Dataset, column: str) -> list[Any]:

@@ -59,6 +59,12 @@ test_option = data_option(
     "most).",
 )
 
+group_option = data_option(
+    "--group",
+    metavar="COLUMN",
+    help="Rows with the same value in it, such as a customer's, stay on one side of each split.",
+)
+
 task_settings = collected(
     "task_settings",
     labels_option,
@@ -88,6 +94,11 @@ task_settings = collected(
         "--sampling",
         type=click.Choice(["balanced"]),
         help="Draw as many rows of each label in an epoch.",
+    ),
+    data_option(
+        "--weight",
+        metavar="COLUMN",
+        help="How much each row counts in training, as a number of at least 0.",
     ),
     model_option(
         "--pooling",
@@ -237,6 +248,7 @@ def check(**options: Any) -> int:
 @label_names_option
 @valid_option
 @test_option
+@group_option
 @skip_option
 @source_options
 @model_option(
@@ -264,6 +276,18 @@ def check(**options: Any) -> int:
     type=click.IntRange(min=2),
     metavar="N",
     help="Try N settings on the validation rows first, and train with the best ones.",
+)
+@training_option(
+    "--folds",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Score by cross-validation instead of rows put aside, then train on all rows.",
+)
+@training_option(
+    "--seeds",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Run with N seeds and print the mean; --out holds the run of --seed.",
 )
 @calibrate_option
 @out_option
@@ -311,6 +335,7 @@ def train(**options: Any) -> None:
 @label_names_option
 @valid_option
 @test_option
+@group_option
 @source_options
 @model_option("--base", metavar="MODEL", help="Where the base model is now, if it moved.")
 @loop_settings

@@ -73,6 +73,7 @@ class Task(ABC):
     pooling: Pooling | None = None
     causal: bool = True
     decisions: Decisions = PLAIN
+    weight: str | None = None
 
     @abstractmethod
     def columns(self, *, with_target: bool) -> list[str]:

@@ -159,6 +159,8 @@ def encode_table(
     source = source_name(rows)
     numbers = row_numbers(rows)
     columns = task.columns_among(rows.column_names, with_target=with_target)
+    if with_target and task.weight in rows.column_names:
+        columns = [*columns, str(task.weight)]
 
     def encode(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         encoded = encode_rows(

@@ -37,6 +37,7 @@ from peftcls.tasks.prompts import (
     tokenize_labels,
     tokenize_with_answers,
 )
+from peftcls.tasks.text_encoding import what_is_no_text
 
 if TYPE_CHECKING:
     import torch
@@ -217,8 +218,8 @@ class Instruction(Task):
             )
         for number, text in enumerate(texts, 1):
             if not isinstance(text, str):
-                shown = repr(str(text)[:80])
-                raise RowError(f"text {number} of {len(texts)} is {shown}, expected a text.")
+                found = what_is_no_text(text)
+                raise RowError(f"text {number} of {len(texts)} is {found}, expected a text.")
         return [{self.input: text} for text in texts]
 
     def text_of(self, row: Row) -> str:

@@ -159,7 +159,8 @@ class GradientAccumulator:
             rows=rows,
             features=features,
             lengths=table.lengths,
-            step_weight=float(table.weights[indices].sum()),
+            # Rows that all have the weight 0 have a gradient of 0, over any weight.
+            step_weight=float(table.weights[indices].sum()) or 1.0,
             spare=spare,
         )
 

@@ -26,6 +26,7 @@ from peftcls.tasks.encoding import (
     encode_table,
 )
 from peftcls.tasks.row_checks import check_rows
+from peftcls.tasks.row_weights import check_weights
 from peftcls.training.run_log import log_warning
 
 logger = logging.getLogger("peftcls")
@@ -109,6 +110,7 @@ def prepare(
         RowError: rows that cannot be trained on. Rows that the task cannot read come first, then
             rows that cannot be encoded, then the other errors of the examination.
     """
+    check_weights(task, train)
     if examination is None:
         examination = examine_rows(task, train, valid)
     has_errors = bool(examination.errors)

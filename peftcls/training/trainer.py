@@ -108,8 +108,6 @@ class Trainer:
         )
         self.run = RunState(self.output_dir, self.gradients, self.optimizer)
         self._probe: list[Row] = []
-        self.start: Tensors | None = None
-        """The trained tensors before the first step, if they are a linear probe."""
 
     def __enter__(self) -> Self:
         return self
@@ -125,6 +123,11 @@ class Trainer:
     def progress(self) -> Progress:
         """How far the run is, or how the last one went: steps, best step, scores, history."""
         return self.run.progress
+
+    @property
+    def start(self) -> Tensors | None:
+        """The trained tensors before the first step, if they are a linear probe."""
+        return self.run.start
 
     @property
     def history(self) -> list[dict[str, float]]:
@@ -185,8 +188,8 @@ class Trainer:
                 self._begin(prepared, resume=resume)
                 with self._caching_frozen_layers(prepared):
                     starts_anew = self.config.head_init == "probe" and self.progress.step == 0
-                    is_probe = starts_anew and self._fit_head(prepared)
-                    self.start = copy_tensors(self.parameters) if is_probe else None
+                    if starts_anew and self._fit_head(prepared):
+                        self.run.start = copy_tensors(self.parameters)
                     self.run.signals.is_deferred = True
                     self._loop(prepared)
                 self._finish()
@@ -286,7 +289,7 @@ class Trainer:
             track=self.accelerator.log if self.config.trackers else None,
         )
         train_mode(self.model)
-        if self.start is not None:
+        if self.start is not None and self.progress.step == 0:
             self._judge(prepared, 0, log)
             if not self.gradients.by_contrast:
                 shrink_head(self.model, self.task)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -632,6 +633,24 @@ def test_two_folders_are_compared_on_the_same_rows(classifier, other_classifier,
     )
     assert found["second"] == 0.0, "who never answers is never right"
     assert found["difference"] == found["first"] > 0
+
+
+@pytest.mark.parametrize(("best_step", "is_probe"), [(0, True), (8, False)])
+def test_show_tells_where_the_probe_was_kept(
+    best_step, is_probe, other_classifier, tmp_path, capsys
+):
+    folder = shutil.copytree(other_classifier, tmp_path / "kept")
+    numbers = {
+        "rows": {"test": {"rows": 4, "source": "t.csv"}},
+        "systems": {"this run": {"accuracy": [1.0, 1.0, 1.0]}},
+        "headline": {"system": "this run"},
+        "headline_scores": ["accuracy"],
+        "run": {"best_step": best_step, "method": "lora"},
+    }
+    (folder / "metrics.json").write_text(json.dumps(numbers))
+    shown = run(capsys, "show", folder)[1]
+    assert "score      accuracy 1.0000" in shown
+    assert ("kept       the linear probe that the training began with" in shown) == is_probe
 
 
 def test_a_folder_is_shown_without_its_base(other_classifier, bert, tmp_path, capsys, monkeypatch):

@@ -14,6 +14,7 @@ import peftcls
 from peftcls.engine.head_inputs import head_layer
 from peftcls.models.trainable import copy_tensors, put_tensors
 from peftcls.training import head_start
+from peftcls.training.judgement import answers_at_start
 from peftcls.training.linear_probe import Examples, LinearProbe, fit_probe
 
 
@@ -193,6 +194,24 @@ def test_an_interrupted_run_goes_on_bit_for_bit(bert, text_rows, tmp_path, monke
     build(bert, tmp_path / "cut", text_rows, **settings).fit(text_rows, resume=True)
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_a_resumed_run_knows_the_probe_that_it_began_with(bert, text_rows, tmp_path, monkeypatch):
+    settings = {"head_init": "probe", "eval_every": 2}
+    whole = build(bert, tmp_path / "whole", text_rows, **settings)
+    whole.fit(text_rows, text_rows)
+    cut = build(bert, tmp_path / "cut", text_rows, **settings)
+    interrupt(cut, text_rows, monkeypatch, at=5, valid=text_rows)
+    again = build(bert, tmp_path / "cut", text_rows, **settings)
+    again.fit(text_rows, text_rows, resume=True)
+    assert again.history == whole.history
+    assert again.history[0]["step"] == 0
+    assert answers_at_start(whole, text_rows) == answers_at_start(again, text_rows)
+    without = build(bert, tmp_path / "random", text_rows, eval_every=2)
+    interrupt(without, text_rows, monkeypatch, at=3)
+    without = build(bert, tmp_path / "random", text_rows, eval_every=2)
+    without.fit(text_rows, resume=True)
+    assert answers_at_start(without, text_rows) is None
 
 
 def test_a_head_that_was_trained_before_is_not_replaced(bert, text_rows, tmp_path):

@@ -38,9 +38,11 @@ def trained_on(runs, bert, gpt2, tmp_path_factory, text_rows):
     All kinds are trained by the same processes, one after the other.
     """
     rare = [row for n, row in enumerate(text_rows) if row["label"] == "no" or n < 2]
+    weighted = [{**row, "weight": 0.25 * (n % 5)} for n, row in enumerate(text_rows)]
     kinds = {
         "head": (gpt2, text_rows),
         "instruction": (gpt2, text_rows),
+        "weighted": (bert, weighted),
         "balanced": (bert, rare),
     }
 
@@ -94,6 +96,13 @@ def same_run(one, other):
 def test_one_two_and_three_processes_train_the_same_weights(kind, trained_on):
     for processes in (2, 3):
         same_run(trained_on(1)[kind], trained_on(processes)[kind])
+
+
+@pytest.mark.slow
+def test_processes_give_weighted_rows_the_same_weight(trained_on):
+    one = trained_on(1)["weighted"]
+    for processes in (2, 3):
+        same_run(one, trained_on(processes)["weighted"])
 
 
 @pytest.mark.slow

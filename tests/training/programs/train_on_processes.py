@@ -30,7 +30,8 @@ def make_task(kind: str, rows):
             max_new_tokens=16,
         )
     sampling = "balanced" if kind == "balanced" else None
-    return peftcls.Classification(max_length=64, sampling=sampling).learn(rows)
+    weight = "weight" if kind == "weighted" else None
+    return peftcls.Classification(max_length=64, sampling=sampling, weight=weight).learn(rows)
 
 
 def train(kind: str, base: str, rows: list, out: str) -> peftcls.Trainer:
