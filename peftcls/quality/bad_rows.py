@@ -19,6 +19,7 @@ from peftcls.tasks.base import Task
 from peftcls.tasks.extractive_qa import ExtractiveQA
 from peftcls.tasks.instruction import Instruction
 from peftcls.tasks.row_checks import check_rows
+from peftcls.tasks.row_weights import weight_problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -86,9 +87,14 @@ def _reasons(
     columns = task.columns_among(rows.column_names, with_target=True)
     extra = [name for name in (ID, "is_impossible") if name in rows.column_names]
     has_ids = training and task.answer_kind == "span" and ID in rows.column_names
+    weight = task.weight if training and task.weight in rows.column_names else None
+    if weight is not None:
+        extra.append(weight)
     seen: dict[str, int] = {}
     for index, row in enumerate(each_row(rows, list(dict.fromkeys([*columns, *extra])))):
         reason = _reason(task, row, tokenizer)
+        if reason is None and weight is not None:
+            reason = weight_problem(row[weight], weight)
         if reason is None and has_ids and row[ID] is not None:
             first = seen.setdefault(str(row[ID]), index)
             if first != index:

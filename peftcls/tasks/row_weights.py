@@ -41,6 +41,14 @@ def kept_weight(column: str | None, rows: datasets.Dataset) -> str | None:
     return column if column in rows.column_names else None
 
 
+def weight_problem(value: Any, column: str) -> str | None:
+    """What is wrong with the weight of a row, in the words that follow "row 17", or None."""
+    weight = parse_number(value)
+    if weight is not None and weight >= 0:
+        return None
+    return f"has {value!r} in column {column!r}, expected a weight of at least 0, such as 0.5"
+
+
 def check_weights(task: Task, rows: datasets.Dataset) -> None:
     """Check the weights of the rows to train on.
 
@@ -60,13 +68,13 @@ def check_weights(task: Task, rows: datasets.Dataset) -> None:
     wrong_rows = 0
     all_zero = True
     for number, value in zip(row_numbers(rows), each_cell(rows, column), strict=True):
-        weight = parse_number(value)
-        all_zero = all_zero and weight == 0
-        if weight is not None and weight >= 0:
+        all_zero = all_zero and parse_number(value) == 0
+        problem = weight_problem(value, column)
+        if problem is None:
             continue
         wrong_rows += 1
         if wrong_rows <= MAX_SHOWN_ROWS:
-            sentences.append(_wrong_weight(number, value, source_name(rows), column))
+            sentences.append(f"row {number} of {source_name(rows)} {problem}.")
     if wrong_rows > MAX_SHOWN_ROWS:
         sentences.append(f"({wrong_rows - MAX_SHOWN_ROWS} more rows have such weights.)")
     if sentences:
@@ -83,11 +91,4 @@ def _refuse_missing(rows: datasets.Dataset, column: str) -> None:
     raise RowError(
         f"{source_name(rows)} has no column {column!r}; it has {rows.column_names}. Did you mean "
         f"{spelling!r}?"
-    )
-
-
-def _wrong_weight(number: int, value: Any, source: str, column: str) -> str:
-    return (
-        f"row {number} of {source} has {value!r} in column {column!r}, expected a weight of at "
-        "least 0, such as 0.5."
     )

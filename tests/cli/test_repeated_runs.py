@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,20 @@ def test_folds_score_all_rows_and_the_adapter_is_trained_on_all(messages, bert, 
     assert "(2 folds)" in (out / "README.md").read_text()
     assert json.loads((out / "peftcls.json").read_text())["task"]["weight"] == "weight"
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_rows_with_errors_are_left_out_of_folds_and_written(messages, bert, tmp_path, capsys):
+    rows = Path(messages)
+    rows.write_text(rows.read_text() + "a message,,c1,1\nanother message,ham,c2,heavy\n")
+    out, bad = tmp_path / "run", tmp_path / "bad.csv"
+    options = ("--folds", "2", "--group", "customer", "--weight", "weight")
+    assert train(messages, out, bert, *options) == 1
+    assert "row 50 of messages.csv has 'heavy' in column 'weight'" in capsys.readouterr().err
+    assert train(messages, out, bert, *options, "--skip-bad-rows", str(bad)) == 0
+    shown = capsys.readouterr().out
+    assert "left out 2 of 50 rows of messages.csv: rows 49, 50; row 49 has no label" in shown
+    assert "\n48 rows in 2 folds\n" in shown
+    assert [line.split(",")[1] for line in bad.read_text().splitlines()[1:]] == ["49", "50"]
 
 
 def test_seeds_are_averaged_and_the_folder_holds_the_first(messages, bert, tmp_path, capsys):
