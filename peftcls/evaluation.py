@@ -1,7 +1,7 @@
 """Evaluate answers: scores with intervals, scores of each label, confusion, and comparisons."""
 
 import dataclasses
-import functools
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -11,7 +11,7 @@ from sklearn.metrics import confusion_matrix
 
 from peftcls.data.reading import Row, as_dataset
 from peftcls.data.tables import Rows
-from peftcls.metrics import Interval, interval, label_table
+from peftcls.metrics import Interval, interval, label_table, resamples_at_once
 from peftcls.tasks.answers import NO_ANSWER, Answer
 from peftcls.tasks.base import Task
 from peftcls.tasks.own_metrics import Metrics, OwnMetrics, score_answers
@@ -22,7 +22,7 @@ RESAMPLES = 1000
 MIN_INTERVAL_ROWS = 20
 RESAMPLES_AT_ONCE = 100
 
-Scorer: TypeAlias = Callable[[tuple[int, ...]], dict[str, float]]
+Scorer: TypeAlias = Callable[[Sequence[int]], dict[str, float]]
 """From the indices of rows to the scores of the answers to them."""
 
 
@@ -210,8 +210,9 @@ def _f1_bounds(
     right = (truth * answers).astype(np.float64)
     either = (truth + answers).astype(np.float64)
     f1 = []
-    for _ in range(0, resamples, RESAMPLES_AT_ONCE):
-        drawn = random.integers(rows, size=(RESAMPLES_AT_ONCE, rows))
+    at_once = min(RESAMPLES_AT_ONCE, resamples_at_once(rows))
+    for _ in range(0, resamples, at_once):
+        drawn = random.integers(rows, size=(at_once, rows))
         counts = np.array([np.bincount(chosen, minlength=rows) for chosen in drawn], np.float64)
         sums = counts @ either
         f1.append(np.where(sums > 0, 2 * (counts @ right) / np.maximum(sums, 1), np.nan))
@@ -325,7 +326,7 @@ def _compare(
     score: str,
     resamples: int,
 ) -> Comparison:
-    every_row = tuple(range(rows))
+    every_row = range(rows)
     first_scores = first(every_row)
     second_scores = second(every_row)
     if score not in first_scores:
@@ -333,8 +334,7 @@ def _compare(
     differences: list[float] = []
 
     def difference_of(chosen: Sequence[int]) -> float:
-        resample = tuple(chosen)
-        difference = first(resample)[score] - second(resample)[score]
+        difference = first(chosen)[score] - second(chosen)[score]
         differences.append(difference)
         return difference
 
@@ -384,10 +384,15 @@ def _resample_scorer(
 
     scores_of_all = {**score_of(range(len(table))), **score_by_metrics(None)}
 
-    @functools.cache
-    def scorer(chosen: tuple[int, ...]) -> dict[str, float]:
-        # A score about rows that a resample lacks has the value that it has for all rows.
-        return {**scores_of_all, **score_of(chosen), **score_by_metrics(chosen)}
+    # By their sums: the row numbers of a thousand resamples of a long table would fill the memory.
+    scored: dict[bytes, dict[str, float]] = {}
+
+    def scorer(chosen: Sequence[int]) -> dict[str, float]:
+        key = hashlib.blake2b(np.asarray(chosen, np.int64).tobytes(), digest_size=16).digest()
+        if key not in scored:
+            # A score about rows that a resample lacks has the value that it has for all rows.
+            scored[key] = {**scores_of_all, **score_of(chosen), **score_by_metrics(chosen)}
+        return scored[key]
 
     return scorer
 
@@ -401,6 +406,6 @@ def _score_intervals(
 
 def _score_interval(scorer: Scorer, name: str, rows: int, resamples: int) -> Interval:
     def score_of(chosen: Sequence[int]) -> float:
-        return scorer(tuple(chosen))[name]
+        return scorer(chosen)[name]
 
     return interval(score_of, range(rows), resamples=resamples)

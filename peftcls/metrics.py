@@ -27,6 +27,8 @@ KEYWORD_SCORES = (
 )
 TEXT_SCORES = ("exact_match", "unusable")
 CALIBRATION_BINS = 15
+MAX_DRAWN_ROWS = 2**22
+"""Numbers of rows, in all resamples that are in memory together."""
 
 
 # One label a row
@@ -360,6 +362,11 @@ def _normalized_spaces(text: str) -> str:
 # Intervals and order
 
 
+def resamples_at_once(rows: int) -> int:
+    """How many resamples of so many rows are in memory together; the draws do not depend on it."""
+    return max(1, MAX_DRAWN_ROWS // rows)
+
+
 def interval(
     score: Callable[..., float], *columns: Sequence[Any], resamples: int = 1000, seed: int = 0
 ) -> Interval:
@@ -384,9 +391,23 @@ def interval(
         vectorized=False,
         n_resamples=resamples,
         method="percentile",
+        batch=resamples_at_once(rows),
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return float(bounds.low), float(bounds.high)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, Interval]:
+    """The mean of independent values, with its 95 % t-interval (Student 1908).
+
+    Args:
+        values: two or more, such as the scores of runs with different seeds.
+    """
+    from scipy import stats
+
+    mean = float(np.mean(values))
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return mean, (mean - half, mean + half)
 
 
 def is_lower_better(score: str) -> bool:

@@ -1,13 +1,17 @@
 """The snippets of the README and the documentation, and small files under the names they use."""
 
+import contextlib
 import csv
+import io
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +67,41 @@ def run_command(line: str) -> int:
     return cli.main(arguments)
 
 
+def run_recipe(recipe: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a recipe as its command line does, in this process, which has the libraries loaded."""
+
+    def start() -> None:
+        runpy.run_path(str(recipe), run_name="__main__")
+
+    return _run_here(start, [str(recipe), *map(str, arguments)])
+
+
+def run_peftcls(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a `peftcls` command in this process."""
+    return _run_here(lambda: sys.exit(cli.main(arguments)), ["peftcls", *arguments])
+
+
+def _run_here(start: Callable[[], None], command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a program in this process; warnings are as in a process of its own."""
+    out, err = io.StringIO(), io.StringIO()
+    given, sys.argv = sys.argv, command
+    code = 0
+    try:
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            warnings.catch_warnings(),
+        ):
+            warnings.resetwarnings()
+            start()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+        err.write(f"{ended.code or ''}\n")
+    finally:
+        sys.argv = given
+    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
+
+
 def write_papers(folder: Path) -> None:
     """Write the files that the README calls papers.csv, held_out.csv and unlabelled.csv."""
     some_rows("papers_train.csv", folder / "papers.csv", 16)
@@ -83,6 +122,7 @@ def write_all(folder: Path) -> None:
     (folder / "old_export.csv").write_bytes("text,label\nCafé?,ham\n".encode("cp1252"))
     messages = read_rows(folder / "messages.csv").to_list()
     _write_new_label(folder / "new_messages.csv", messages)
+    _write_tickets(folder / "tickets.csv", messages)
     _write_scores(folder / "scores.csv", read_rows(folder / "pairs.csv").to_list())
     _write_topics(folder / "topics.jsonl", messages[:12])
     _write_topics(folder / "topics_held_out.jsonl", messages[12:24])
@@ -95,6 +135,14 @@ def write_all(folder: Path) -> None:
 def _write_new_label(path: Path, messages: Sequence[Mapping[str, Any]]) -> None:
     parcels = [{"text": f"Parcel {n} is on its way", "label": "delivery"} for n in range(4)]
     _write(path, [*messages[:4], *parcels])
+
+
+def _write_tickets(path: Path, messages: Sequence[Mapping[str, Any]]) -> None:
+    rows = [
+        {**message, "customer": f"c{number % 8}", "weight": 1 + number % 2}
+        for number, message in enumerate(messages)
+    ]
+    _write(path, rows)
 
 
 def _write_scores(path: Path, pairs: Iterable[dict[str, Any]]) -> None:
@@ -131,6 +179,15 @@ def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def some_pages(name: str, path: Path, count: int) -> Path:
+    """Write the first pages of a sample file of questions."""
+    squad = json.loads(sample(name).read_text(encoding="utf-8"))
+    pages = [page for article in squad["data"] for page in article["paragraphs"]]
+    squad["data"] = [{"title": "A clinic", "paragraphs": pages[:count]}]
+    path.write_text(json.dumps(squad), encoding="utf-8")
+    return path
 
 
 def some_rows(name: str, path: Path, count: int, *, drop: str | None = None) -> Path:

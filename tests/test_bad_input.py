@@ -895,6 +895,20 @@ def predictor(adapter):
             "row 1 of rows has no column 'text'; it has ['body']. Classification needs ['text'].",
         ),
         (
+            [1, 2],
+            "text 1 of 2 is 1 (int), expected a text.",
+        ),
+        (
+            ["a", None],
+            "text 2 of 2 is None (NoneType), expected a text.",
+        ),
+        (
+            [{"text": 1.5}, {"text": 2.5}],
+            "row 1 of rows has no text in column 'text', it has 1.5 (float); fill it in or leave "
+            "the row out.\nrow 2 of rows has no text in column 'text', it has 2.5 (float); fill it "
+            "in or leave the row out.",
+        ),
+        (
             [{"text": "a"}, {"text": None}],
             "row 2 of rows has no text in column 'text'; fill it in or leave the row out.",
         ),

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from peftcls import metrics
 from peftcls.metrics import interval, keyword_scores, label_loss, label_scores, label_set_scores
 
 
@@ -174,6 +175,13 @@ def test_the_interval_covers_the_score_and_is_the_same_every_time():
     low, high = interval(accuracy, gold, predicted, resamples=100)
     assert 0 < low < accuracy(gold, predicted) < high < 1
     assert (low, high) == interval(accuracy, gold, predicted, resamples=100)
+
+
+def test_the_interval_of_a_long_table_is_drawn_in_parts_and_is_the_same(monkeypatch):
+    values = np.random.default_rng(0).random(50)
+    whole = interval(lambda column: float(np.mean(column)), values, resamples=100)
+    monkeypatch.setattr(metrics, "MAX_DRAWN_ROWS", 150)
+    assert interval(lambda column: float(np.mean(column)), values, resamples=100) == whole
 
 
 def test_the_interval_of_a_share_is_about_as_wide_as_theory_says():

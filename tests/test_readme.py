@@ -18,7 +18,9 @@ from snippets import (
     blocks,
     commands,
     recipe_commands,
+    run_peftcls,
     run_python,
+    run_recipe,
     write_papers,
 )
 
@@ -49,16 +51,28 @@ def command_groups() -> list[list[str]]:
     return groups
 
 
-def command_line(command: str) -> list[str]:
-    """A command as this environment starts it, with one epoch where it trains."""
+def run(command: str) -> subprocess.CompletedProcess:
+    """Run a command, with one epoch where it trains.
+
+    What a launcher starts, and the first `peftcls` command of a page, has processes of its own;
+    the others run in this one. tests/test_recipes.py starts a recipe as a program.
+    """
     program, *arguments = shlex.split(command)
+    if program == "peftcls" and arguments[0] in FOLLOW_UPS:
+        return run_peftcls(*arguments)
+    if program == "python":
+        recipe, *options = arguments
+        return run_recipe(ROOT / recipe, *options, "--epochs", "1")
     if program == "peftcls":
-        epochs = ["--epochs", "1"] if arguments[0] == "train" else []
-        return [sys.executable, "-m", "peftcls", *arguments, *epochs]
-    started = [sys.executable] if program == "python" else [str(BIN / program)]
-    for argument in arguments:
-        started.append(str(ROOT / argument) if argument.startswith("recipes/") else argument)
-    return [*started, "--epochs", "1"]
+        started = [sys.executable, "-m", "peftcls", *arguments]
+        if arguments[0] == "train":
+            started += ["--epochs", "1"]
+    else:
+        started = [str(BIN / program)]
+        for argument in arguments:
+            started.append(str(ROOT / argument) if argument.startswith("recipes/") else argument)
+        started += ["--epochs", "1"]
+    return subprocess.run(started, capture_output=True, text=True, timeout=900, check=False)
 
 
 def words_and_numbers(text: str) -> tuple[list[str], list[float]]:
@@ -95,9 +109,7 @@ def test_the_python_blocks_print_what_the_readme_shows(folder, capsys, caplog):
 @pytest.mark.parametrize("commands", command_groups(), ids=lambda commands: commands[0])
 def test_a_command_runs(commands, folder):
     for command in commands:
-        ended = subprocess.run(
-            command_line(command), capture_output=True, text=True, timeout=900, check=False
-        )
+        ended = run(command)
         assert ended.returncode == 0, ended.stderr[-3000:]
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from snippets import some_rows
+from snippets import run_recipe, some_pages, some_rows
 
 import peftcls
 from peftcls.demo import BASE_FOLDER, sample
@@ -16,6 +16,11 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 def run(recipe: str, *arguments: object) -> subprocess.CompletedProcess:
+    return run_recipe(RECIPES / f"{recipe}.py", *arguments)
+
+
+def start(recipe: str, *arguments: object) -> subprocess.CompletedProcess:
+    """The same in a process of its own."""
     return subprocess.run(
         [sys.executable, str(RECIPES / f"{recipe}.py"), *map(str, arguments)],
         capture_output=True,
@@ -99,7 +104,7 @@ def test_the_simplest_recipe_trains_on_its_sample_rows_and_keeps_the_columns_of_
     new = tmp_path / "new.csv"
     new.write_text("when,text\nMay,A lovely pen\nJune,It broke at once\n")
     answers = tmp_path / "answers.jsonl"
-    ended = run(
+    ended = start(
         "sentiment",
         *("--out", tmp_path / "out", "--epochs", 1, "--predict", new, "--predictions", answers),
     )
@@ -113,53 +118,41 @@ def test_the_simplest_recipe_trains_on_its_sample_rows_and_keeps_the_columns_of_
 @pytest.mark.slow
 def test_the_help_desk_is_trained_asked_and_taught_new_pages(tmp_path):
     out = tmp_path / "desk"
-    data = sample("diabetes_new_pages.json")
+    train = some_pages("diabetes_train.json", tmp_path / "train.json", 6)
+    new_pages = some_pages("diabetes_new_pages.json", tmp_path / "new_pages.json", 3)
     ended = run(
         "diabetes_qa",
-        "--out",
-        out,
-        "--epochs",
-        1,
-        "--predict",
-        data,
-        "--predictions",
-        tmp_path / "a.csv",
+        *("--train", train),
+        *("--valid", some_pages("diabetes_validation.json", tmp_path / "valid.json", 6)),
+        *("--test", some_pages("diabetes_test.json", tmp_path / "test.json", 6)),
+        *("--out", out, "--epochs", 1),
+        *("--predict", new_pages, "--predictions", tmp_path / "a.csv"),
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     for expected in (
         "this run",
         "nearest sentence by TF-IDF",
         "exact_match",
-        "45 rows of diabetes_test.json",
-        "40 answers written",
+        "10 rows of test.json",
+        "15 answers written",
     ):
         assert expected in ended.stdout
     with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
         written = list(csv.DictReader(file))
-    contexts = {
-        row["id"]: row["context"] for row in peftcls.read_rows(sample("diabetes_new_pages.json"))
-    }
+    contexts = {row["id"]: row["context"] for row in peftcls.read_rows(new_pages)}
     assert [row["id"] for row in written] == list(contexts)
     assert all(
         row["text"] == contexts[row["id"]][int(row["start"]) : int(row["end"])]
         for row in written
         if row["text"]
     )
-    asked = run("diabetes_qa", "--out", out, "--ask", "When is the clinic open?")
+    asked = run("diabetes_qa", "--train", train, "--out", out, "--ask", "When is the clinic open?")
     assert asked.returncode == 0, asked.stderr[-3000:]
     assert asked.stdout.strip()
     ended = run(
         "diabetes_qa",
-        "--train",
-        sample("diabetes_new_pages.json"),
-        "--start",
-        out,
-        "--replay",
-        sample("diabetes_train.json"),
-        "--out",
-        tmp_path / "next",
-        "--epochs",
-        1,
+        *("--train", new_pages, "--start", out, "--replay", train),
+        *("--out", tmp_path / "next", "--epochs", 1),
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert all(name in ended.stdout for name in ("old rows", "new rows", "before", "after"))
@@ -180,23 +173,13 @@ def test_the_help_desk_is_trained_asked_and_taught_new_pages(tmp_path):
         ),
     ],
 )
-def test_what_would_fail_after_the_training_is_refused_before_it(arguments, sentence, tmp_path):
+def test_what_would_fail_after_the_training_is_refused_before_it(
+    arguments, sentence, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
     some_rows("papers_train.csv", tmp_path / "train.csv", 8)
     (tmp_path / "unknown.csv").write_text("title,abstract,label\na,b,7\n")
-    ended = subprocess.run(
-        [
-            sys.executable,
-            str(RECIPES / "medical_paper_head.py"),
-            "--train",
-            "train.csv",
-            *arguments,
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
+    ended = run("medical_paper_head", "--train", "train.csv", *arguments)
     assert ended.returncode == 1
     assert sentence in ended.stderr.splitlines()[-1]
     assert not (tmp_path / "runs").exists()
@@ -212,7 +195,7 @@ def test_replay_without_a_start_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_a_recipe_tells_what_it_takes():
-    ended = run("medical_paper_head", "--help")
+    ended = start("medical_paper_head", "--help")
     assert ended.returncode == 0
     for option in (
         "--train",

@@ -297,6 +297,15 @@ def test_the_defaults_are_those_of_the_package(bert, texts, labels):
     assert classifier.history_[-1]["step"] == 40  # at most 40 epochs for a table as small
 
 
+@pytest.mark.parametrize("estimator", [TextClassifier, TextRegressor])
+def test_a_setting_with_the_name_of_another_library_is_named(estimator):
+    sentence = rf"^{estimator.__name__} has no argument lr=; it is called learning_rate= here\.$"
+    with pytest.raises(TypeError, match=sentence):
+        estimator("demo", lr=1e-3)
+    with pytest.raises(TypeError, match="has no argument random_state=; it is called seed= here"):
+        estimator(random_state=0)
+
+
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
@@ -318,6 +327,46 @@ def test_the_same_seed_gives_the_same_answers(bert, texts, labels):
     other = TextClassifier(bert, **FAST, seed=4).fit(texts, labels)
     np.testing.assert_array_equal(first.predict_proba(texts), second.predict_proba(texts))
     assert not np.array_equal(first.predict_proba(texts), other.predict_proba(texts))
+
+
+# Weights of rows
+
+
+def test_rows_with_more_weight_count_more(bert, texts, labels):
+    wrong = ["no" if label == "yes" else "yes" for label in labels]
+    both, y = [*texts, *texts], [*labels, *wrong]
+    classifier = TextClassifier(bert, **LEARNS)
+    classifier.fit(both, y, sample_weight=[0.0] * 16 + [1.0] * 16)
+    # Without the weights each text has both labels as often.
+    assert classifier.score(texts, wrong) >= 0.75
+    regressor = TextRegressor(bert, **LEARNS)
+    regressor.fit(both, [1.0] * 16 + [9.0] * 16, sample_weight=[1.0] * 16 + [0.01] * 16)
+    assert regressor.predict(texts).mean() < 3
+
+
+def test_equal_weights_are_as_none(classifier, texts, labels):
+    plain = clone(classifier).fit(texts, labels).predict_proba(texts)
+    weights = pd.Series([2.5] * 16, index=range(5, 21))
+    equal = clone(classifier).fit(texts, labels, sample_weight=weights).predict_proba(texts)
+    np.testing.assert_array_equal(plain, equal)
+
+
+@pytest.mark.parametrize(
+    ("weights", "sentence"),
+    [
+        ([1.0, -1.0, 1.0], r"sample_weight of row 2 is -1\.0, expected a weight of at least 0"),
+        ([1.0, 1.0, np.nan], r"sample_weight of row 3 is nan"),
+        ([0, 0, 0], r"sample_weight is zero for every row"),
+        ([1.0, 2.0], r"sample_weight has the shape \(2,\), expected \(3,\)"),
+        (["a", "b", "c"], r"sample_weight holds no numbers"),
+    ],
+)
+def test_what_are_no_weights_is_refused(weights, sentence, classifier, regressor):
+    for estimator, y in ((classifier, ["a", "b", "a"]), (regressor, [1.0, 2.0, 3.0])):
+        with pytest.raises(ValueError, match=sentence):
+            estimator.fit(["one", "two", "three"], y, sample_weight=weights)
+    with pytest.raises(ValueError, match=r"above zero have one class only, \['a'\]"):
+        classifier.fit(["one", "two", "three"], ["a", "b", "a"], sample_weight=[1, 0, 2])
 
 
 # Folders and pickles
@@ -464,8 +513,8 @@ class _ReadsNumbers:
     def _texts(self, X, **settings):
         return as_texts(validate_data(self, X, **settings))
 
-    def fit(self, X, y):
-        return super().fit(self._texts(X), y)
+    def fit(self, X, y, sample_weight=None):
+        return super().fit(self._texts(X), y, sample_weight)
 
     def predict(self, X):
         check_is_fitted(self)
@@ -493,16 +542,21 @@ class NumberRegressor(_ReadsNumbers, TextRegressor):
 SUBSETS = ("check_methods_subset_invariance",)
 # It allows 1e-7, as float64 rounds. A base computes in float32, and in batches of other shapes.
 ROUNDING = pytest.mark.xfail(reason="float32 rounds by 1e-5 where a batch has another shape")
+REPEATED = ("check_sample_weight_equivalence_on_dense_data",)
+# It repeats rows instead of weighting them. Then there are more rows, more steps, in another order.
+STEPS = pytest.mark.xfail(reason="repeated rows are more steps, as for SGDClassifier")
 
 
 def scikit_learns_checks():
-    """scikit-learn's checks of an estimator; one is expected to fail."""
+    """scikit-learn's checks of an estimator; two are expected to fail."""
     for estimator in (NumberClassifier(**FAST), NumberRegressor(**FAST)):
         for _, check in estimator_checks_generator(estimator):
             # The same texts are made of numbers of any type, wherever they are in memory.
             if not {"readonly_memmap", "X_dtype"} & set(check.keywords):
                 name = f"{type(estimator).__name__}-{check.func.__name__}"
                 marks = ROUNDING if check.func.__name__ in SUBSETS else ()
+                if check.func.__name__ in REPEATED:
+                    marks = STEPS
                 yield pytest.param(estimator, check, id=name, marks=marks)
 
 

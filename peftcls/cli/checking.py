@@ -13,6 +13,7 @@ from peftcls.cli.column_guessing import guess_columns
 from peftcls.cli.label_naming import name_labels
 from peftcls.cli.sources import Source
 from peftcls.cli.task_building import task_for
+from peftcls.data.row_batches import each_cell, each_row
 from peftcls.quality.examine import examine_rows
 from peftcls.tasks.base import Task
 from peftcls.tasks.labels import is_blank
@@ -87,10 +88,10 @@ def _overview(task: Task, rows: datasets.Dataset) -> Iterator[str]:
         if 0 < len(counts) <= MAX_LABELS_SHOWN:
             listed = ", ".join(f"{name!r} {count}" for name, count in counts.most_common())
             yield f"labels: {listed}"
-    words = []
+    lengths = np.zeros(len(rows), dtype=np.int64)
     for column in task.text_columns():
-        words.append([len(str(cell or "").split()) for cell in rows[column]])
-    lengths = np.sum(words, axis=0)
+        words = (len(str(cell or "").split()) for cell in each_cell(rows, column))
+        lengths += np.fromiter(words, np.int64, len(rows))
     median, long = np.percentile(lengths, [50, 95])
     yield (
         f"words of a row: median {median:.0f}, 95 % of the rows at most {long:.0f}, "
@@ -101,7 +102,7 @@ def _overview(task: Task, rows: datasets.Dataset) -> Iterator[str]:
 def _count_labels(task: Task, rows: datasets.Dataset) -> Counter[str]:
     """How many rows have each label; rows that cannot be read are left to the findings."""
     counts: Counter[str] = Counter()
-    for row in rows.select_columns(list(task.target_columns())):
+    for row in each_row(rows, task.target_columns()):
         if any(map(is_blank, row.values())):
             continue
         with contextlib.suppress(ValueError):

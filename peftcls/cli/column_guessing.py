@@ -1,15 +1,18 @@
 """Guesses the kind of task and its columns from a table; what is ambiguous is an error."""
 
 import dataclasses
-import difflib
 import re
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import datasets
+import numpy as np
 
-from peftcls.data.reading import RowError, source_name
+from peftcls.data.column_names import find_column
+from peftcls.data.reading import RowError, name_source, source_name
+from peftcls.data.row_batches import each_cell
 from peftcls.tasks.list_cells import DEFAULT_SEPARATOR, likely_separator, listed_cell
 
 SAMPLE_ROWS = 2000
@@ -92,6 +95,7 @@ def guess_columns(
     text: Sequence[str] = (),
     label: str | None = None,
     separator: str | None = None,
+    other_columns: Sequence[str] = (),
 ) -> Columns:
     """The columns of a table: those that are given, and a guess of the others.
 
@@ -102,14 +106,16 @@ def guess_columns(
         label: the column with the targets, or several with commas between them, one for each
             label.
         separator: between several labels in a text, where that is said.
+        other_columns: columns that are neither a text nor a target.
 
     Raises:
         RowError: a given column is missing, or the table allows no guess or more than one.
         ValueError: the arguments contradict each other.
     """
-    text = tuple(_find_column(rows, name) for name in text)
+    text = tuple(find_column(rows, name) for name in text)
     label_columns = _find_label_columns(rows, label) if label else ()
     label = label_columns[0] if label_columns else None
+    rows = _without(rows, {*other_columns} - {*text, *label_columns})
     if len(text) > 2 or (kind == "pair" and len(text) == 1):
         raise ValueError(
             f"--text is given {len(text)} times, expected once for a text, or twice for a pair."
@@ -127,8 +133,8 @@ def guess_columns(
 def _find_label_columns(rows: datasets.Dataset, label: str) -> tuple[str, ...]:
     """The column of --label, or its columns: a comma may be a part of a column's name."""
     if "," not in label or _columns_named(rows, [label.casefold()]):
-        return (_find_column(rows, label),)
-    return tuple(_find_column(rows, name.strip()) for name in label.split(","))
+        return (find_column(rows, label),)
+    return tuple(find_column(rows, name.strip()) for name in label.split(","))
 
 
 def _one_hot_columns(
@@ -141,6 +147,14 @@ def _one_hot_columns(
             f"multi-label; it cannot be used with --task {kind}."
         )
     return Columns("multi-label", text or _guess_text(rows, kind, labels), labels)
+
+
+def _without(rows: datasets.Dataset, columns: set[str]) -> datasets.Dataset:
+    """A table without some columns; messages call it as before."""
+    if not columns:
+        return rows
+    kept = [name for name in rows.column_names if name not in columns]
+    return name_source(rows.select_columns(kept), source_name(rows))
 
 
 def _looks_like_questions(rows: datasets.Dataset) -> bool:
@@ -212,18 +226,6 @@ def _first_named(rows: datasets.Dataset, names: Sequence[str], option: str) -> s
     return columns[0]
 
 
-def _find_column(rows: datasets.Dataset, name: str) -> str:
-    """The table's spelling of a column name, which may differ in upper and lower case."""
-    if name in rows.column_names:
-        return name
-    same_letters = _columns_named(rows, [name.casefold()])
-    if same_letters:
-        return same_letters[0]
-    similar = difflib.get_close_matches(name, rows.column_names, 1)
-    hint = f" Did you mean {similar[0]!r}?" if similar else ""
-    raise RowError(f"{source_name(rows)} has no column {name!r}; it has {rows.column_names}.{hint}")
-
-
 def _sample(rows: datasets.Dataset, column: str) -> list[Any]:
     """The values of the first rows, without empty ones."""
     first_rows = rows.select(range(min(SAMPLE_ROWS, len(rows))))
@@ -274,21 +276,24 @@ def _guess_kind(rows: datasets.Dataset, kind: str | None, label: str, separator:
     if _holds_scores(values, label):
         return "regression"
     # A sample of a large table may show few of each label's rows.
-    values = [value for value in rows[label] if value is not None and value != ""]
-    counts = Counter(str(value) for value in values)
-    if len(counts) > max(MAX_LABELS, len(values) / 2):
+    filled = array("q")
+    for value in each_cell(rows, label):
+        if value is not None and value != "":
+            filled.append(hash(str(value)))
+    different = len(np.unique(filled))
+    if different > max(MAX_LABELS, len(filled) / 2):
         raise RowError(
-            f"column {label!r} of {source_name(rows)} has {len(counts)} different values in "
-            f"{len(values)} rows, too many for labels; choose another column with --label, "
+            f"column {label!r} of {source_name(rows)} has {different} different values in "
+            f"{len(filled)} rows, too many for labels; choose another column with --label, "
             "--task regression for numbers, or --task instruction or keywords for free answers "
-            f"(--task classification if they are labels all the same).{_list_hint(counts)}"
+            f"(--task classification if they are labels all the same).{_list_hint(values)}"
         )
     return "classification"
 
 
-def _list_hint(counts: Counter[str]) -> str:
+def _list_hint(values: list[Any]) -> str:
     """What to write where the values look like several labels each, with a space before it."""
-    mark = likely_separator(counts)
+    mark = likely_separator(Counter(map(str, values)))
     if mark is None:
         return ""
     return (

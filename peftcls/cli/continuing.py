@@ -9,9 +9,10 @@ import datasets
 
 from peftcls.cli.finishing import finish
 from peftcls.cli.label_naming import name_labels
+from peftcls.cli.running import train
 from peftcls.cli.sources import Source
 from peftcls.cli.tables import Files, Tables, examine, print_once, split_rows
-from peftcls.cli.training import check_output, train
+from peftcls.cli.train_setup import check_output
 from peftcls.engine.model_state import base_facts
 from peftcls.models.adapter_manifest import read_manifest, read_task
 from peftcls.report import Meter
@@ -36,6 +37,7 @@ class LearnOnOptions:
     label_names: str | None
     valid: str | None
     test: str | None
+    group: str | None
     base: str | None
     config: Mapping[str, Any]
     calibrate: bool
@@ -58,7 +60,13 @@ def learn_on_file(options: LearnOnOptions) -> None:
     model, task, tokenizer = learn_on(options.directory, tables.train, base=options.base)
     examination = examine(task, tables)
     rows = prepare(
-        task, tables.train, tables.valid, tokenizer, base_facts(model), examination=examination
+        task,
+        tables.train,
+        tables.valid,
+        tokenizer,
+        base_facts(model),
+        examination=examination,
+        cache_dir=options.source.cache,
     )
     # A head that was trained before learns by its answers.
     config = TrainConfig.for_task(
@@ -88,6 +96,7 @@ def _read_rows(options: LearnOnOptions) -> tuple[Tables, datasets.Dataset | None
         options.source,
         int(options.config["seed"]),
         label_names=options.label_names,
+        group=options.group,
     )
     tables = split_rows(files, task, rows)
     if options.replay is None:

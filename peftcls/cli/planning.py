@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from peftcls.cli.task_building import MAX_KEYWORD_TOKENS
-from peftcls.cli.training import adapter_targets, parse_layers
+from peftcls.cli.train_setup import adapter_targets, parse_layers
 from peftcls.tasks.base import Task
 from peftcls.tasks.classification import Classification
 from peftcls.tasks.extractive_qa import ExtractiveQA

@@ -12,7 +12,7 @@ import pandas as pd
 from peftcls.cli.label_naming import name_labels
 from peftcls.cli.seen_rows import note_of_seen_rows
 from peftcls.cli.skipping import SkippedRows
-from peftcls.cli.sources import Source, copies_folder
+from peftcls.cli.sources import Source
 from peftcls.data.reading import Row
 from peftcls.evaluation import Evaluation, compare_answers, evaluate_answers
 from peftcls.inference.answer_parts import count_answered
@@ -60,7 +60,7 @@ def predict_rows(
                 split=source.split,
                 column_map=source.new_names,
                 batch_size=batch_size,
-                cache_dir=copies_folder().name,
+                cache_dir=source.copies,
             )
     except (KeyboardInterrupt, SystemExit) as stop:
         if is_first:

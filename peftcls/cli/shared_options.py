@@ -62,6 +62,12 @@ def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="Read the column OLD as NEW; may be repeated.",
     )
     @data_option("--split", metavar="NAME", help="Of a data set, or a sheet of a workbook.")
+    @data_option(
+        "--cache",
+        type=FOLDER,
+        help="Keep copies of files and tokenized rows there for further runs; remove it to clear "
+        "it.  [default: they are removed at the end]",
+    )
     @functools.wraps(command)
     def with_source(
         *,
@@ -69,6 +75,7 @@ def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
         columns: str | None,
         split: str | None,
         column_map: tuple[str, ...],
+        cache: Path | None,
         **options: Any,
     ) -> Any:
         from peftcls.cli.sources import Source
@@ -78,7 +85,7 @@ def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
         for name in ("file", "valid", "test"):
             if options.get(name) is not None:
                 check_source(options[name])
-        return command(source=Source(encoding, columns, split, column_map), **options)
+        return command(source=Source(encoding, columns, split, column_map, cache), **options)
 
     return with_source
 

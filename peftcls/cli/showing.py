@@ -11,6 +11,10 @@ from peftcls.models.folder_info import describe_folder, tell_folder
 
 METRICS = "metrics.json"
 """The numbers of a report, beside the adapter."""
+PROBE_WAS_KEPT = (
+    "kept       the linear probe that the training began with: no step of the adapter was better "
+    "on the validation rows"
+)
 
 
 def show_folder(*, directory: Path, as_json: bool) -> None:
@@ -33,6 +37,8 @@ def _report_lines(directory: Path) -> Iterator[str]:
     numbers = json.loads((directory / METRICS).read_text(encoding="utf-8"))
     for part, rows in numbers["rows"].items():
         yield f"{part:<10} {rows['rows']} rows of {rows['source']}"
+    if numbers["run"]["best_step"] == 0 and numbers["run"]["method"]:
+        yield PROBE_WAS_KEPT
     scores = numbers["systems"][numbers["headline"]["system"]]
     for name in numbers["headline_scores"]:
         value, low, high = scores[name]

@@ -1,13 +1,12 @@
 """How the commands read the rows of a file or a data set on the hub."""
 
 import dataclasses
-import functools
-import tempfile
 from pathlib import Path
 
 import datasets
 
-from peftcls.data.reading import check_cache, read_rows
+from peftcls.data.reading import read_rows
+from peftcls.data.scratch import scratch_folder
 from peftcls.data.tables import with_column_names
 
 
@@ -23,36 +22,23 @@ def pair_of(text: str, option: str) -> tuple[str, str]:
     return first.strip(), second.strip()
 
 
-@functools.cache
-def copies_folder() -> tempfile.TemporaryDirectory[str]:
-    """A folder for copies of the files that this process reads; it is removed at its end.
-
-    It is on the disk of the cache of `datasets`, or with other temporary files where that cannot be
-    written.
-    """
-    cache = Path(datasets.config.HF_DATASETS_CACHE)
-    try:
-        check_cache(cache)
-    except ValueError:
-        cache = Path(tempfile.gettempdir())
-    return tempfile.TemporaryDirectory(prefix="peftcls-", dir=cache, ignore_cleanup_errors=True)
-
-
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The values of `--encoding`, `--columns`, `--split` and `--map`.
+    """The values of `--encoding`, `--columns`, `--split`, `--map` and `--cache`.
 
     Args:
         encoding: of text files; None for UTF-8.
         columns: the names of the columns with commas between them, where a file has no header.
         split: of a data set on the hub.
         map: pairs NEW=OLD: the column OLD is read as NEW.
+        cache: a folder where copies of files and tokenized rows stay; None removes them at the end.
     """
 
     encoding: str | None = None
     columns: str | None = None
     split: str | None = None
     map: tuple[str, ...] = ()
+    cache: Path | None = None
 
     @property
     def column_names(self) -> list[str] | None:
@@ -65,6 +51,11 @@ class Source:
     def new_names(self) -> dict[str, str]:
         """The new names of columns, with their old ones."""
         return dict(pair_of(pair, "--map NEW=OLD") for pair in self.map)
+
+    @property
+    def copies(self) -> Path:
+        """The folder for copies of files."""
+        return scratch_folder() if self.cache is None else self.cache
 
     def read(self, file: str) -> datasets.Dataset:
         """The rows of a file, or of the split of a data set on the hub."""
@@ -80,6 +71,6 @@ class Source:
             split=split,
             encoding=self.encoding,
             columns=self.column_names,
-            cache_dir=copies_folder().name,
+            cache_dir=self.copies,
         )
         return with_column_names(rows, self.new_names)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 
 import datasets
 from transformers import PreTrainedTokenizerBase
@@ -9,17 +10,23 @@ from transformers import PreTrainedTokenizerBase
 from peftcls.cli.label_naming import name_labels
 from peftcls.cli.skipping import SkippedRows
 from peftcls.cli.sources import Source
-from peftcls.data.reading import source_name
+from peftcls.data.column_names import has_column
+from peftcls.data.reading import RowError, source_name
 from peftcls.data.row_numbers import name_part
 from peftcls.quality.examine import refuse_errors
 from peftcls.quality.findings import Examination
 from peftcls.tasks.base import Task
+from peftcls.tasks.grouping import group_values
 from peftcls.tasks.row_checks import check_rows
 from peftcls.tasks.splitting import split_off
 from peftcls.training.run_info import first_labels
 
 # The share of all rows that is put aside for validation, and for the test.
 HELD_OUT_SHARE = 0.15
+# More would take long to answer, and all of their answers are in memory together.
+MAX_HELD_OUT_ROWS = 100_000
+FILE = "FILE"
+"""What messages call the argument with the training rows."""
 
 
 @dataclasses.dataclass
@@ -33,13 +40,14 @@ class Tables:
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """The files of a run: FILE, those of --valid and --test, if any, and how they are read."""
+    """FILE, those of --valid and --test, if any; how they are read, and how FILE is split."""
 
     file: str
     valid: str | None
     test: str | None
     source: Source
     seed: int
+    group: str | None = None
     label_names: str | None = None
     skipped: SkippedRows = dataclasses.field(default_factory=lambda: SkippedRows(None, []))
 
@@ -62,13 +70,15 @@ def split_rows(
     check_rows(task, rows, training=True)
     valid = _read_checked(task, files.valid, files, tokenizer)
     test = _read_checked(task, files.test, files, tokenizer)
+    share = min(HELD_OUT_SHARE, MAX_HELD_OUT_ROWS / len(rows))
+    valid_share = share
     if test is None:
-        rows, test = _put_aside(files, task, rows, HELD_OUT_SHARE, "test")
-        valid_share = HELD_OUT_SHARE / (1 - HELD_OUT_SHARE)
-    else:
-        valid_share = HELD_OUT_SHARE
+        rows, test = _put_aside(files, task, rows, share, "test")
+        valid_share = share / (1 - share)
     if valid is None:
         rows, valid = _put_aside(files, task, rows, valid_share, "valid")
+    if files.group is not None:
+        _check_groups_apart(files.group, {FILE: rows, "--valid": valid, "--test": test})
     name_part(rows, f"{source_name(rows)}, training rows")
     name_part(valid, f"{source_name(valid)}, validation rows")
     name_part(test, f"{source_name(test)}, test rows")
@@ -90,19 +100,39 @@ def _put_aside(
     files: Files, task: Task, rows: datasets.Dataset, share: float, name: str
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Split a share off the rows, and say so: the rows that are left, and those put aside."""
-    left, aside = split_off(task, rows, share, name=name, seed=files.seed)
+    left, aside = split_off(task, rows, share, name=name, seed=files.seed, group=files.group)
+    same = "text" if files.group is None else f"text or {files.group}"
     print_once(
         f"put {len(aside)} rows of {files.file} aside for --{name} (seed {files.seed}"
-        f"{_stratification_remark(task)}, the same text never on both sides)"
+        f"{_stratification_remark(task, files.group)}, the same {same} never on both sides)"
     )
     return left, aside
 
 
-def _stratification_remark(task: Task) -> str:
+def _check_groups_apart(group: str, tables: Mapping[str, datasets.Dataset]) -> None:
+    """Raise RowError where two tables have rows of one group.
+
+    A file that has no such column is left out: nothing is known of its rows.
+    """
+    tables_of: dict[str, str] = {}
+    for option, rows in tables.items():
+        if option != FILE and not has_column(rows, group):
+            continue
+        for value in sorted(set(group_values(rows, group))):
+            other = tables_of.setdefault(value, option)
+            if other != option:
+                raise RowError(
+                    f"rows with {value!r} in column {group!r} are in {other} and in {option}, "
+                    "expected each group in one of them; take them out of one, or leave out "
+                    f"{option}, whose rows are then taken from FILE."
+                )
+
+
+def _stratification_remark(task: Task, group: str | None) -> str:
     if task.answer_kind == "number":
         return ", spread over all numbers"
     if task.labels:
-        return ", the same share of every label"
+        return ", the same share of every label" if group is None else ", labels spread evenly"
     return ""
 
 
@@ -127,7 +157,7 @@ def examine(task: Task, tables: Tables) -> Examination:
 
 def tell_skipped(skipped: SkippedRows, *, writes: bool) -> None:
     """Write the rows that were left out, on the first process only, and say how many they are."""
-    if writes and _is_first():
+    if writes and is_first_process():
         skipped.write()
     for sentence in skipped.sentences(written=writes):
         print_once(sentence)
@@ -140,11 +170,12 @@ def labels_remark(task: Task) -> str:
     return f" ({len(task.labels)} labels: {first_labels(task.labels)})"
 
 
+def is_first_process() -> bool:
+    """Whether this process is the first one, where torchrun started several."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def print_once(message: str) -> None:
     """Print, on the first process only where torchrun started several."""
-    if _is_first():
+    if is_first_process():
         print(message, flush=True)
-
-
-def _is_first() -> bool:
-    return int(os.environ.get("RANK", 0)) == 0

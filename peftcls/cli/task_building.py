@@ -29,6 +29,7 @@ TASKS_WITH = {
     "label_smoothing": WITH_ONE_LABEL,
     "loss": WITH_LABELS,
     "pooling": WITH_HEAD,
+    "weight": WITH_HEAD,
     "long_text": WITH_HEAD,
 }
 """The tasks that have a setting; all others have every task."""

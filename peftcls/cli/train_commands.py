@@ -49,12 +49,20 @@ prompt_option = data_option(
 valid_option = data_option(
     "--valid",
     metavar="FILE",
-    help="Rows that decide which epoch was best; 15 % of FILE, put aside, unless given.",
+    help="Rows that decide which epoch was best; unless given, 15 % of FILE, put aside (100,000 "
+    "rows at most).",
 )
 test_option = data_option(
     "--test",
     metavar="FILE",
-    help="Rows for the table of scores; 15 % of FILE, put aside, unless given.",
+    help="Rows for the table of scores; unless given, 15 % of FILE, put aside (100,000 rows at "
+    "most).",
+)
+
+group_option = data_option(
+    "--group",
+    metavar="COLUMN",
+    help="Rows with the same value in it, such as a customer's, stay on one side of each split.",
 )
 
 task_settings = collected(
@@ -86,6 +94,11 @@ task_settings = collected(
         "--sampling",
         type=click.Choice(["balanced"]),
         help="Draw as many rows of each label in an epoch.",
+    ),
+    data_option(
+        "--weight",
+        metavar="COLUMN",
+        help="How much each row counts in training, as a number of at least 0.",
     ),
     model_option(
         "--pooling",
@@ -235,6 +248,7 @@ def check(**options: Any) -> int:
 @label_names_option
 @valid_option
 @test_option
+@group_option
 @skip_option
 @source_options
 @model_option(
@@ -262,6 +276,18 @@ def check(**options: Any) -> int:
     type=click.IntRange(min=2),
     metavar="N",
     help="Try N settings on the validation rows first, and train with the best ones.",
+)
+@training_option(
+    "--folds",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Score by cross-validation instead of rows put aside, then train on all rows.",
+)
+@training_option(
+    "--seeds",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Run with N seeds and print the mean; --out holds the run of --seed.",
 )
 @calibrate_option
 @out_option
@@ -309,6 +335,7 @@ def train(**options: Any) -> None:
 @label_names_option
 @valid_option
 @test_option
+@group_option
 @source_options
 @model_option("--base", metavar="MODEL", help="Where the base model is now, if it moved.")
 @loop_settings

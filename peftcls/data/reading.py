@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from peftcls.data.file_sets import (
 )
 from peftcls.data.formats import PARSERS
 from peftcls.data.missing_header import name_among_values
+from peftcls.data.scratch import check_cache
 from peftcls.data.tables import (
     CONVERSION_ERRORS,
     not_a_table,
@@ -49,7 +49,6 @@ NOT_TEXT = (".parquet", ".xlsx")
 HAVE_HEADER = (".csv", ".tsv")
 FINDING = {"is_finding": True}
 """Marks a message that an examination of the rows gives as a finding, too."""
-HASH_BLOCK_BYTES = 1 << 20
 MAX_SHOWN_CHARACTERS = 80
 
 
@@ -135,8 +134,9 @@ def as_dataset(rows: Any, name: str = "rows") -> datasets.Dataset:
     """Rows as a `datasets.Dataset`.
 
     Args:
-        rows: a `Dataset`, a `DatasetDict` with one split, a pandas or polars DataFrame, an Arrow
-            table, a mapping of columns to lists of values, or mappings, one a row.
+        rows: a `Dataset`, a `DatasetDict` with one split, an `IterableDataset`, a pandas or polars
+            DataFrame, an Arrow table, a mapping of columns to lists of values, or mappings, one a
+            row.
         name: what messages call the rows.
 
     Raises:
@@ -256,19 +256,6 @@ def check_source(name: str) -> None:
     raise RowError(f"cannot read {name}: expected a file ending in {suffixes}, found {found}.")
 
 
-def check_cache(folder: Path) -> None:
-    """Raise ValueError where copies of files cannot be written into a folder."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return
-    except OSError as error:
-        raise ValueError(
-            f"copies of files cannot be written to {folder} ({error.strerror}); set HF_HOME to a "
-            "folder that can be written, or give read_rows another cache_dir."
-        ) from None
-
-
 def _read_text(
     path: Path, suffix: str, encoding: str | None, columns: Sequence[str] | None, cache: Path
 ) -> datasets.Dataset:
@@ -312,16 +299,18 @@ def _read_parsed(
 
     # `datasets` caches the table under this key. It depends on the content and on how it was read,
     # so an edited file is read again.
-    key = hashlib.sha256(repr((*settings, column_types)).encode())
-    with path.open("rb") as file:
-        while block := file.read(HASH_BLOCK_BYTES):
-            key.update(block)
+    key = hashlib.sha256(repr((*settings, column_types, _sum_of_file(path))).encode())
     return datasets.Dataset.from_generator(
         convert_rows,
         features=features,
         fingerprint=key.hexdigest()[:32],
         cache_dir=str(cache),
     )
+
+
+def _sum_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
 
 
 def _warn_of_missing_header(rows: datasets.Dataset, path: Path) -> None:
@@ -389,7 +378,9 @@ def _read_parquet(path: Path, cache: Path) -> datasets.Dataset:
                 raise RowError(
                     f"{path.name} has the column {name!r} {count} times; name each once."
                 )
-        return with_class_names(datasets.Dataset.from_parquet(str(path), cache_dir=str(cache)))
+        # `datasets` knows a parquet file by its path and its time; the folder, by its content.
+        folder = cache / f"parquet-{_sum_of_file(path)}"
+        return with_class_names(datasets.Dataset.from_parquet(str(path), cache_dir=str(folder)))
     except RowError:
         raise
     except (

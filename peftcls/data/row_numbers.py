@@ -3,9 +3,11 @@
 They travel with the table's name, which messages need anyway, so no column is added.
 """
 
+from array import array
 from collections.abc import Sequence
 
 import datasets
+import numpy as np
 
 from peftcls.data.reading import name_source, source_name
 
@@ -22,7 +24,7 @@ class _NumberedName(str):
     fingerprint: str
 
 
-def select_rows(rows: datasets.Dataset, indices: Sequence[int]) -> datasets.Dataset:
+def select_rows(rows: datasets.Dataset, indices: Sequence[int] | np.ndarray) -> datasets.Dataset:
     """A part of a table whose rows keep the numbers that they have in the whole.
 
     Args:
@@ -31,7 +33,7 @@ def select_rows(rows: datasets.Dataset, indices: Sequence[int]) -> datasets.Data
     """
     numbers = row_numbers(rows)
     part = rows.select(indices)
-    return _number_rows(part, source_name(rows), [numbers[index] for index in indices])
+    return _number_rows(part, source_name(rows), array("q", (numbers[index] for index in indices)))
 
 
 def name_part(rows: datasets.Dataset, name: str) -> datasets.Dataset:

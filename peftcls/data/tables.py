@@ -1,6 +1,7 @@
 """Tables in memory as users hold them: data frames, columns, data sets with splits."""
 
 import contextlib
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
@@ -8,6 +9,8 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
+from peftcls.data.scratch import scratch_folder
+from peftcls.data.streams import table_of_stream
 from peftcls.errors import RowError
 
 # What makes a table of values that do not fit into one raise.
@@ -33,6 +36,8 @@ class ArrowStream(Protocol):
 Rows: TypeAlias = (
     datasets.Dataset
     | datasets.DatasetDict
+    | datasets.IterableDataset
+    | datasets.IterableDatasetDict
     | ArrowStream
     | Mapping[str, Sequence[Any]]
     | Iterable[Mapping[str, Any]]
@@ -49,8 +54,8 @@ def table_of(rows: Any, name: str) -> datasets.Dataset | None:
     categorical column.
 
     Args:
-        rows: a `Dataset`, a `DatasetDict` with one split, a pandas or polars DataFrame, an Arrow
-            table, or a mapping of columns to lists of values.
+        rows: a `Dataset`, a `DatasetDict` with one split, an `IterableDataset`, a pandas or polars
+            DataFrame, an Arrow table, or a mapping of columns to lists of values.
         name: what messages call the rows.
 
     Returns:
@@ -59,8 +64,10 @@ def table_of(rows: Any, name: str) -> datasets.Dataset | None:
     Raises:
         RowError: a data set has several splits, or the values do not make a table.
     """
-    if isinstance(rows, datasets.DatasetDict):
+    if isinstance(rows, datasets.DatasetDict | datasets.IterableDatasetDict):
         rows = _only_split(rows, name)
+    if isinstance(rows, datasets.IterableDataset):
+        rows = table_of_stream(rows, name)
     if isinstance(rows, datasets.Dataset):
         return with_class_names(rows)
     try:
@@ -76,14 +83,15 @@ def table_of(rows: Any, name: str) -> datasets.Dataset | None:
 
 def training_split(rows: Any) -> Any:
     """The split "train" of a `DatasetDict` that has it; anything else unchanged."""
-    if isinstance(rows, datasets.DatasetDict) and "train" in rows:
+    if isinstance(rows, datasets.DatasetDict | datasets.IterableDatasetDict) and "train" in rows:
         return rows["train"]
     return rows
 
 
 def with_validation_split(train: Any, valid: Any) -> tuple[Any, Any]:
     """The splits "train" and "validation" of a `DatasetDict`, where it is given alone."""
-    if isinstance(train, datasets.DatasetDict) and valid is None:
+    is_split = isinstance(train, datasets.DatasetDict | datasets.IterableDatasetDict)
+    if is_split and valid is None:
         valid = train.get("validation")
     return training_split(train), valid
 
@@ -127,8 +135,16 @@ def with_class_names(table: datasets.Dataset) -> datasets.Dataset:
         }
 
     description = table.info.description
+    # A table that is mapped into memory stays so.
+    file = scratch_folder() / f"names-{uuid.uuid4().hex}.arrow" if table.cache_files else None
     with without_progress_bars():
-        renamed = table.map(named, batched=True, features=features, keep_in_memory=True)
+        renamed = table.map(
+            named,
+            batched=True,
+            features=features,
+            keep_in_memory=file is None,
+            cache_file_name=file and str(file),
+        )
     renamed.info.description = description
     return renamed
 
@@ -178,7 +194,7 @@ def _class_names(cell: Any, names: Sequence[str]) -> Any:
     return None if cell is None or cell < 0 else names[cell]
 
 
-def _only_split(splits: datasets.DatasetDict, name: str) -> datasets.Dataset:
+def _only_split(splits: Any, name: str) -> Any:
     if len(splits) == 1:
         return next(iter(splits.values()))
     raise RowError(

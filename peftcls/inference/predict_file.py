@@ -15,6 +15,7 @@ import datasets
 from tqdm.auto import tqdm
 
 from peftcls.data.reading import read_rows, require_columns, source_name
+from peftcls.data.row_batches import each_row
 from peftcls.data.row_numbers import select_rows
 from peftcls.data.tables import with_column_names
 from peftcls.engine.model_state import state_of
@@ -26,6 +27,7 @@ from peftcls.inference.predictor import Predictor
 from peftcls.logs import shows_bars
 from peftcls.models.adapter_manifest import read_manifest
 from peftcls.tasks.base import Answer, Task
+from peftcls.tasks.encoding import content_sum
 from peftcls.tasks.list_cells import DEFAULT_SEPARATOR
 from peftcls.tasks.row_checks import check_rows
 
@@ -178,7 +180,7 @@ def _blank_rows(task: Task, rows: datasets.Dataset) -> set[int]:
     require_columns(rows, task.columns(with_target=False), type(task).__name__)
     blank = []
     columns = task.columns_among(rows.column_names, with_target=False)
-    for index, row in enumerate(rows.select_columns(columns)):
+    for index, row in enumerate(each_row(rows, columns)):
         if any(_is_blank(value) for value in row.values()) and task.problem(row, with_target=False):
             blank.append(index)
     if not blank or len(blank) == len(rows):
@@ -222,9 +224,9 @@ def _new_columns(
 
 
 def _fingerprint(source: Path, rows: datasets.Dataset) -> str:
-    """The SHA-256 of a file; of a hub's table its fingerprint."""
+    """The SHA-256 of a file; of several files, or a hub's table, a checksum of all rows."""
     if not source.is_file():
-        return str(rows._fingerprint)
+        return content_sum(rows)
     with source.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

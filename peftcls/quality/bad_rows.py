@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import datasets
+import numpy as np
 
 from peftcls.data.reading import Row, require_columns
+from peftcls.data.row_batches import each_row
 from peftcls.data.row_numbers import row_numbers, select_rows
 from peftcls.errors import RowError
 from peftcls.quality.span_checks import answer_faults
@@ -17,6 +19,7 @@ from peftcls.tasks.base import Task
 from peftcls.tasks.extractive_qa import ExtractiveQA
 from peftcls.tasks.instruction import Instruction
 from peftcls.tasks.row_checks import check_rows
+from peftcls.tasks.row_weights import weight_problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,7 +72,8 @@ def leave_out_bad_rows(
         raise RowError(f"every row has an error; row {row_numbers(rows)[0]} {reason}.")
     numbers = row_numbers(rows)
     bad = [BadRow(numbers[index], rows[index], reason) for index, reason in reasons.items()]
-    return select_rows(rows, [i for i in range(len(rows)) if i not in reasons]), bad
+    kept = np.setdiff1d(np.arange(len(rows)), list(reasons), assume_unique=True)
+    return select_rows(rows, kept), bad
 
 
 def _reasons(
@@ -83,9 +87,14 @@ def _reasons(
     columns = task.columns_among(rows.column_names, with_target=True)
     extra = [name for name in (ID, "is_impossible") if name in rows.column_names]
     has_ids = training and task.answer_kind == "span" and ID in rows.column_names
+    weight = task.weight if training and task.weight in rows.column_names else None
+    if weight is not None:
+        extra.append(weight)
     seen: dict[str, int] = {}
-    for index, row in enumerate(rows.select_columns(list(dict.fromkeys([*columns, *extra])))):
+    for index, row in enumerate(each_row(rows, list(dict.fromkeys([*columns, *extra])))):
         reason = _reason(task, row, tokenizer)
+        if reason is None and weight is not None:
+            reason = weight_problem(row[weight], weight)
         if reason is None and has_ids and row[ID] is not None:
             first = seen.setdefault(str(row[ID]), index)
             if first != index:

@@ -21,7 +21,7 @@ def split_leakage(first: SplitScan, second: SplitScan) -> Iterator[Finding]:
     second_hashes = np.array(second.text_hashes, dtype=np.int64)
     is_shared = np.isin(second_hashes, first_hashes)
     if is_shared.any():
-        rows = np.array(second.row_numbers)[is_shared].tolist()
+        rows = np.array(second.row_numbers)[is_shared]
         yield Finding(
             "warning",
             "leak",
@@ -29,7 +29,7 @@ def split_leakage(first: SplitScan, second: SplitScan) -> Iterator[Finding]:
             f"text that is also in {first.name}, apart from case and spaces: the scores say less "
             "about new rows. Leave them out.",
             splits,
-            tuple(rows[:MAX_SHOWN_ROWS]),
+            tuple(rows[:MAX_SHOWN_ROWS].tolist()),
             len(rows),
         )
     shared_contexts = len(first.context_hashes & second.context_hashes)

@@ -34,7 +34,7 @@ def number_findings(scan: SplitScan) -> Iterator[Finding]:
         deviation = float(np.std(numbers))
     is_far = np.abs(numbers - median) > MAX_DEVIATIONS * deviation
     if is_far.any():
-        rows = np.array(scan.row_numbers)[is_far].tolist()
+        rows = np.array(scan.row_numbers)[is_far]
         targets = ", ".join(f"{number:g}" for number in numbers[is_far][:MAX_SHOWN_ROWS])
         yield Finding(
             "warning",
@@ -42,7 +42,7 @@ def number_findings(scan: SplitScan) -> Iterator[Finding]:
             f"the targets {targets} are more than {MAX_DEVIATIONS:g} robust deviations from the "
             f"median {median:g}; they will dominate the squared error.",
             scan.name,
-            tuple(rows[:MAX_SHOWN_ROWS]),
+            tuple(rows[:MAX_SHOWN_ROWS].tolist()),
             len(rows),
         )
 

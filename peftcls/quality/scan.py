@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import datasets
 
 from peftcls.data.reading import Row
+from peftcls.data.row_batches import each_row
 from peftcls.data.row_numbers import row_numbers
 from peftcls.errors import RowError
 from peftcls.quality.column_rules import ColumnProperties
@@ -24,7 +26,6 @@ from peftcls.tasks.splitting import same_text_key
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-READ_ROWS = 256
 # Of these rows the formatting of all columns is kept; they are spread over the table.
 MAX_SAMPLED_ROWS = 20_000
 # How many more tokens the texts of a row may have within a prompt than by themselves, in addition
@@ -34,6 +35,14 @@ LIST_SEPARATORS = ",;|\n"
 # Parts of a message that differ from row to row.
 NAMES_AND_NUMBERS = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
 PROBLEM_KEY_CHARACTERS = 60
+
+
+def _whole_numbers() -> array[int]:
+    return array("q")
+
+
+def _numbers() -> array[float]:
+    return array("d")
 
 
 @dataclasses.dataclass
@@ -57,6 +66,8 @@ class RowSample:
 @dataclasses.dataclass
 class SplitScan:
     """What was collected from the rows of one split.
+
+    What it keeps of each row takes eight bytes; of a question, its id too.
 
     Args:
         name: of the split.
@@ -88,15 +99,15 @@ class SplitScan:
     labels: dict[str, RowSample] = dataclasses.field(default_factory=dict)
     padded_labels: RowSample = dataclasses.field(default_factory=RowSample)
     other_separators: RowSample = dataclasses.field(default_factory=RowSample)
-    row_numbers: list[int] = dataclasses.field(default_factory=list)
-    text_hashes: list[int] = dataclasses.field(default_factory=list)
-    target_hashes: list[int] = dataclasses.field(default_factory=list)
+    row_numbers: array[int] = dataclasses.field(default_factory=_whole_numbers)
+    text_hashes: array[int] = dataclasses.field(default_factory=_whole_numbers)
+    target_hashes: array[int] = dataclasses.field(default_factory=_whole_numbers)
     sampled_labels: list[str] = dataclasses.field(default_factory=list)
-    numbers: list[float] = dataclasses.field(default_factory=list)
+    numbers: array[float] = dataclasses.field(default_factory=_numbers)
     context_hashes: set[int] = dataclasses.field(default_factory=set)
     ids: list[Any] = dataclasses.field(default_factory=list)
     paragraphs: dict[str, set[int]] = dataclasses.field(default_factory=dict)
-    token_counts: list[int] = dataclasses.field(default_factory=list)
+    token_counts: array[int] = dataclasses.field(default_factory=_whole_numbers)
     min_extra_tokens: float = math.inf
     shortened: RowSample = dataclasses.field(default_factory=RowSample)
 
@@ -139,7 +150,7 @@ def scan_rows(
     checked_columns = _checked_columns(task)
     scan = SplitScan(name, len(table), str(table.features[target]))
     sample_step = math.ceil(len(table) / MAX_SAMPLED_ROWS)
-    for number, row in _numbered_rows(table):
+    for number, row in zip(row_numbers(table), each_row(table), strict=True):
         _scan_texts(scan, row, checked_columns, number)
         labels: tuple[str, ...] = ()
         if has_closed_labels(task):
@@ -167,13 +178,6 @@ def _checked_columns(task: Task) -> list[str]:
     """The columns in which damaged texts are looked for: the inputs, and answers in free text."""
     is_free_text = task.answer_kind in ("text", "keywords")
     return task.columns(with_target=is_free_text)
-
-
-def _numbered_rows(table: datasets.Dataset) -> Iterator[tuple[int, Row]]:
-    numbers = iter(row_numbers(table))
-    for batch in table.iter(batch_size=READ_ROWS):
-        for values in zip(*batch.values(), strict=True):
-            yield next(numbers), dict(zip(batch, values, strict=True))
 
 
 def _labels(task: Task, row: Row, target: str) -> tuple[str, ...]:

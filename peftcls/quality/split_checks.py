@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import pandas as pd
 
 from peftcls.quality.findings import MAX_SHOWN_ROWS, Finding, Severity, count_of
@@ -93,23 +94,27 @@ def row_findings(scan: SplitScan) -> Iterator[Finding]:
 def repeated_rows(scan: SplitScan, *, has_closed_labels: bool) -> Iterator[Finding]:
     """Find texts that occur again in their split, with the same target or with another."""
     table = pd.DataFrame(
-        {"row": scan.row_numbers, "text": scan.text_hashes, "target": scan.target_hashes}
+        {
+            "row": np.array(scan.row_numbers),
+            "text": np.array(scan.text_hashes),
+            "target": np.array(scan.target_hashes),
+        }
     )
     is_repeated = table.duplicated(["text", "target"])
-    repeated = table["row"][is_repeated].tolist()
-    if repeated:
+    repeated = table["row"][is_repeated]
+    if len(repeated):
         yield Finding(
             "note",
             "repeated-row",
             "the rows repeat an earlier row, apart from case and spaces; each copy counts.",
             scan.name,
-            tuple(repeated[:MAX_SHOWN_ROWS]),
+            tuple(repeated[:MAX_SHOWN_ROWS].tolist()),
             len(repeated),
         )
     different = table[~is_repeated]
     texts_with_several_targets = different["text"][different["text"].duplicated()]
-    contradicting = table["row"][table["text"].isin(texts_with_several_targets)].tolist()
-    if contradicting:
+    contradicting = table["row"][table["text"].isin(texts_with_several_targets)]
+    if len(contradicting):
         # Without a closed set of labels, a text may well have several right answers.
         severity: Severity = "warning" if has_closed_labels else "note"
         yield Finding(
@@ -117,7 +122,7 @@ def repeated_rows(scan: SplitScan, *, has_closed_labels: bool) -> Iterator[Findi
             "contradiction",
             "the same texts are in other rows with another target; decide for one.",
             scan.name,
-            tuple(contradicting[:MAX_SHOWN_ROWS]),
+            tuple(contradicting[:MAX_SHOWN_ROWS].tolist()),
             len(contradicting),
         )
 

@@ -9,11 +9,17 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils import check_consistent_length
 from sklearn.utils.validation import check_is_fitted
 
+from peftcls.argument_names import names_arguments
 from peftcls.engine.model_state import Pooling, Quantize
 from peftcls.inference.predictor import Predictor
 from peftcls.models.adapter_methods import Method
 from peftcls.sklearn.inputs import Texts, check_same_columns, read_texts
-from peftcls.sklearn.targets import read_labels, read_numbers
+from peftcls.sklearn.targets import (
+    check_weighted_labels,
+    read_labels,
+    read_numbers,
+    read_weights,
+)
 from peftcls.sklearn.trained import Settings, TrainedAdapter, train_adapter
 from peftcls.tasks.answers import Answer
 from peftcls.tasks.base import Task
@@ -24,6 +30,7 @@ from peftcls.tasks.text_encoding import LongText
 DEFAULT_BASE = "minilm"
 LABEL = "label"
 NUMBER = "score"
+WEIGHT = "weight"
 ADAPTER_SETTINGS = ("rank", "targets", "method")
 TRAINING_SETTINGS = ("epochs", "batch_size", "learning_rate")
 TEXT_SETTINGS = ("max_length", "long_text", "pooling")
@@ -32,6 +39,7 @@ SMALLEST_PROBABILITY = 1e-300
 Targets = Literal["attention", "all-linear"] | Sequence[str]
 
 
+@names_arguments
 class TextClassifier(ClassifierMixin, BaseEstimator):
     """Labels texts, or pairs of texts, with an adapter for a pretrained transformer.
 
@@ -105,29 +113,34 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
         self.seed = seed
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train an adapter on texts and their labels.
 
         Args:
             X: texts, or pairs of texts.
             y: one label for each, or a table of 0 and 1 of shape (rows, labels).
+            sample_weight: how much each row counts, a number of at least 0; multiplied by
+                `class_weight`. Equal weights are as none.
 
         Raises:
-            ValueError: X holds no texts, y no labels, or a setting is wrong.
+            ValueError: X holds no texts, y no labels, or a weight or a setting is wrong.
         """
         texts = read_texts(X)
         labels = read_labels(y)
         check_consistent_length(texts.cells, labels.cells)
-        columns = texts.columns_beside(LABEL)
+        weights = read_weights(sample_weight, len(texts.cells))
+        check_weighted_labels(labels, weights)
+        columns = texts.columns_beside(LABEL, WEIGHT)
         task = Classification(
             text=_text_argument(columns),
             label=LABEL,
             labels=labels.names,
             multi_label=labels.several,
             class_weight=self.class_weight,
+            weight=None if weights is None else WEIGHT,
             **_given(self, TEXT_SETTINGS),
         )
-        _fit(self, task, texts, LABEL, labels.cells)
+        _fit(self, task, texts, {LABEL: labels.cells, WEIGHT: weights})
         self.classes_ = labels.classes
         return self
 
@@ -189,6 +202,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
         return tags
 
 
+@names_arguments
 class TextRegressor(RegressorMixin, BaseEstimator):
     """Predicts a number for texts, or pairs of texts, with an adapter for a pretrained transformer.
 
@@ -249,24 +263,29 @@ class TextRegressor(RegressorMixin, BaseEstimator):
         self.seed = seed
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train an adapter on texts and their numbers.
 
         Args:
             X: texts, or pairs of texts.
             y: one number for each.
+            sample_weight: how much each row counts, as of `TextClassifier`.
 
         Raises:
-            ValueError: X holds no texts, y no numbers, or a setting is wrong.
+            ValueError: X holds no texts, y no numbers, or a weight or a setting is wrong.
         """
         texts = read_texts(X)
         numbers = read_numbers(y)
         check_consistent_length(texts.cells, numbers)
-        columns = texts.columns_beside(NUMBER)
+        weights = read_weights(sample_weight, len(texts.cells))
+        columns = texts.columns_beside(NUMBER, WEIGHT)
         task = Regression(
-            text=_text_argument(columns), target=NUMBER, **_given(self, TEXT_SETTINGS)
+            text=_text_argument(columns),
+            target=NUMBER,
+            weight=None if weights is None else WEIGHT,
+            **_given(self, TEXT_SETTINGS),
         )
-        _fit(self, task, texts, NUMBER, numbers)
+        _fit(self, task, texts, {NUMBER: numbers, WEIGHT: weights})
         return self
 
     def predict(self, X: Any) -> np.ndarray:
@@ -310,13 +329,24 @@ def _given(estimator: BaseEstimator, names: Sequence[str]) -> dict[str, Any]:
     return given
 
 
-def _fit(estimator: Any, task: Task, texts: Texts, target: str, values: Sequence[Any]) -> None:
-    """Train an adapter and keep it in the estimator. Raises ValueError where X has one row."""
+def _fit(
+    estimator: Any, task: Task, texts: Texts, columns: Mapping[str, Sequence[Any] | None]
+) -> None:
+    """Train an adapter and keep it in the estimator. Raises ValueError where X has one row.
+
+    Args:
+        estimator: that is fitted.
+        task: what the rows mean.
+        texts: of X.
+        columns: the target and the weights of the rows, by name; None where there are none.
+    """
     rows = texts.rows(task.text_columns())
     if len(rows) == 1:
         raise ValueError("X has one sample (n_samples=1), expected two rows or more to train on.")
-    for row, value in zip(rows, values, strict=True):
-        row[target] = value
+    for name, values in columns.items():
+        if values is not None:
+            for row, value in zip(rows, values, strict=True):
+                row[name] = value
     settings = Settings(
         base=estimator.base,
         quantize=estimator.quantize,

@@ -39,9 +39,9 @@ class Texts:
         """How many texts a row has: 1, or 2 for pairs."""
         return len(self.cells[0])
 
-    def columns_beside(self, target: str) -> tuple[str, ...]:
-        """Names for the columns of a table that has the column `target` too."""
-        if self.names is None or target in self.names:
+    def columns_beside(self, *others: str) -> tuple[str, ...]:
+        """Names for the columns of a table that has these other columns too."""
+        if self.names is None or not set(others).isdisjoint(self.names):
             return COLUMNS[self.width]
         return self.names
 

@@ -1,4 +1,4 @@
-"""y of an estimator: labels of any type, several labels a row, or numbers."""
+"""y of an estimator: labels of any type, several labels a row, or numbers; and sample_weight."""
 
 import dataclasses
 from collections import Counter
@@ -87,6 +87,53 @@ def read_numbers(y: Any) -> list[float]:
         ) from None
     assert_all_finite(numbers, input_name="y")
     return [float(number) for number in numbers]
+
+
+def read_weights(sample_weight: Any, rows: int) -> list[float] | None:
+    """Read the weights of rows; None where all count the same.
+
+    Args:
+        sample_weight: one number a row, or None.
+        rows: how many there are.
+
+    Raises:
+        ValueError: it is something else, or a weight is negative or not finite, or all are zero.
+    """
+    if sample_weight is None:
+        return None
+    try:
+        weights = np.asarray(sample_weight, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"sample_weight holds no numbers ({error}), expected one number a row."
+        ) from None
+    if weights.shape != (rows,):
+        raise ValueError(
+            f"sample_weight has the shape {weights.shape}, expected {(rows,)}: one number a row."
+        )
+    wrong = np.flatnonzero(~np.isfinite(weights) | (weights < 0))
+    if len(wrong):
+        raise ValueError(
+            f"sample_weight of row {wrong[0] + 1} is {weights[wrong[0]]}, expected a weight of at "
+            "least 0."
+        )
+    if not weights.any():
+        raise ValueError("sample_weight is zero for every row, expected some weights above zero.")
+    if (weights == weights[0]).all():
+        return None
+    return [float(weight) for weight in weights]
+
+
+def check_weighted_labels(labels: Labels, weights: list[float] | None) -> None:
+    """Raise ValueError where all rows that count have the same label."""
+    if weights is None or labels.several:
+        return
+    counting = {name for name, weight in zip(labels.cells, weights, strict=True) if weight > 0}
+    if len(counting) < 2:
+        raise ValueError(
+            f"the rows with a sample_weight above zero have one class only, {sorted(counting)}; a "
+            "classifier needs at least two."
+        )
 
 
 def _plain_types(y: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -72,6 +73,7 @@ class Task(ABC):
     pooling: Pooling | None = None
     causal: bool = True
     decisions: Decisions = PLAIN
+    weight: str | None = None
 
     @abstractmethod
     def columns(self, *, with_target: bool) -> list[str]:
@@ -133,18 +135,18 @@ class Task(ABC):
         """Rows with the same key are never split between training and test rows."""
         return self.text_of(row)
 
-    def strata(self, golds: Sequence[tuple[str, ...]]) -> list[list[int]]:
+    def strata(self, golds: Sequence[tuple[str, ...]]) -> Sequence[Sequence[int]]:
         """Groups of indices into `golds`; a split takes the same share of each group.
 
         Rows of one label form a group. A row with several labels belongs to its rarest one.
         """
         if not self.labels:
-            return [list(range(len(golds)))]
+            return [range(len(golds))]
         counts = Counter(name for gold in golds for name in gold)
-        groups: dict[str, list[int]] = {}
+        groups: dict[str, array[int]] = {}
         for i, gold in enumerate(golds):
             rarest = min(gold, key=lambda name: (counts[name], name), default="")
-            groups.setdefault(rarest, []).append(i)
+            groups.setdefault(rarest, array("q")).append(i)
         names = sorted(groups, key=lambda name: (-len(groups[name]), name))
         return [groups[name] for name in names]
 

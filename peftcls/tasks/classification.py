@@ -13,6 +13,7 @@ import numpy as np
 from peftcls import metrics
 from peftcls.argument_checks import check_argument_types
 from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
+from peftcls.data.row_batches import each_row
 from peftcls.data.row_numbers import row_numbers
 from peftcls.data.tables import Rows, training_split
 from peftcls.engine.model_choices import Pooling
@@ -25,18 +26,19 @@ from peftcls.tasks.label_columns import (
     label_columns_problems,
     names_of_columns,
     row_shares,
-    target_rows,
 )
 from peftcls.tasks.labels import (
     TOO_FEW_LABELS,
     Shares,
     are_balanced,
     balanced_weights,
+    class_weight_problems,
     is_blank,
     label_name,
     label_order,
     label_setting_problem,
 )
+from peftcls.tasks.row_weights import kept_weight, weight_of, weight_setting_problem
 from peftcls.tasks.text_encoding import (
     LongText,
     TextColumns,
@@ -92,6 +94,8 @@ class Classification(Task):
             the longer text does; with "windows" it is read in windows that overlap by a quarter,
             and their logits are averaged, in training as in prediction.
         decisions: temperature, thresholds and abstention; fitted by `Trainer.calibrate`.
+        weight: the column with the weight of each training row, a number of at least 0; the loss is
+            the weighted mean. It is multiplied by `class_weight`. Scores are not weighted.
 
     Raises:
         ValueError: settings that exclude each other or are out of range.
@@ -111,6 +115,7 @@ class Classification(Task):
     max_length: int = 512
     long_text: LongText = "truncate"
     decisions: Decisions = PLAIN
+    weight: str | None = None
 
     monitor: ClassVar[str] = "f1_macro"
     new_head: ClassVar[bool] = True
@@ -126,9 +131,10 @@ class Classification(Task):
         problems += label_columns_problems(
             self.label, self.labels, self.separator, several=self.multi_label
         )
-        problems += self._class_weight_problems()
+        problems += class_weight_problems(self.class_weight, self.labels)
         problems += [sentence for is_wrong, sentence in self._setting_checks() if is_wrong]
         problems.append(pooling_problem(self.pooling))
+        problems.append(weight_setting_problem(self.weight, self.columns(with_target=True)))
         sentences = [problem for problem in problems if problem]
         if sentences:
             raise ValueError("; ".join(sentences) + ".")
@@ -193,25 +199,6 @@ class Classification(Task):
             ),
         ]
 
-    def _class_weight_problems(self) -> list[str]:
-        """What is wrong with the setting `class_weight`."""
-        weights = self.class_weight
-        if weights is None or weights == "balanced":
-            return []
-        if not isinstance(weights, Mapping) or not weights:
-            return [f"class_weight={weights!r}: expected 'balanced' or a weight for each label"]
-        problems = []
-        wrong = [weight for weight in weights.values() if not _is_weight(weight)]
-        if wrong:
-            problems.append(f"class_weight has {wrong[0]!r}, expected numbers above 0")
-        unknown = sorted(set(weights) - set(self.labels or weights))
-        if unknown:
-            problems.append(
-                f"class_weight names the label {unknown[0]!r}, "
-                f"expected some of {list(self.labels or ())}"
-            )
-        return problems
-
     def columns(self, *, with_target: bool) -> list[str]:
         texts = list(self.text_columns())
         return [*texts, *as_columns(self.label)] if with_target else texts
@@ -237,12 +224,15 @@ class Classification(Task):
         weights = self.class_weight
         if isinstance(weights, Mapping) and are_balanced(weights, old_labels):
             weights = balanced_weights(labels, counts)
-        return dataclasses.replace(self, labels=labels, class_weight=weights, decisions=PLAIN)
+        weight = kept_weight(self.weight, rows)
+        return dataclasses.replace(
+            self, labels=labels, class_weight=weights, decisions=PLAIN, weight=weight
+        )
 
     def _label_counts(self, rows: datasets.Dataset) -> Counter[str]:
         """The sum of the shares of each label."""
         counts: Counter[str] = Counter()
-        cells = target_rows(rows, as_columns(self.label))
+        cells = each_row(rows, as_columns(self.label))
         for number, row in zip(row_numbers(rows), cells, strict=True):
             try:
                 counts.update(self._shares(row))
@@ -276,7 +266,7 @@ class Classification(Task):
 
     def table_problem(self, rows: datasets.Dataset) -> str | None:
         names: set[str] = set()
-        for row in target_rows(rows, as_columns(self.label)):
+        for row in each_row(rows, as_columns(self.label)):
             shares = self._shares(row)
             names.update(name for name, share in shares.items() if share)
         # With several labels a row, a label and its absence are enough.
@@ -332,10 +322,10 @@ class Classification(Task):
         """Add a row's target and weight, and its label's index for balanced sampling."""
         shares = self._shares(row)
         feature["target"] = [shares.get(name, 0.0) for name in self._known_labels]
-        feature["weight"] = 1.0
+        feature["weight"] = weight_of(row, self.weight)
         if isinstance(self.class_weight, Mapping):
             weights = self.class_weight
-            feature["weight"] = sum(
+            feature["weight"] *= sum(
                 share * float(weights.get(name, 1.0)) for name, share in shares.items()
             )
         if self.sampling:
@@ -491,8 +481,3 @@ def _log_sigmoid(logits: torch.Tensor) -> torch.Tensor:
     from torch.nn import functional as F
 
     return F.logsigmoid(logits)
-
-
-def _is_weight(value: Any) -> bool:
-    """Whether a value can be the weight of a label."""
-    return isinstance(value, int | float) and 0 < value < float("inf")

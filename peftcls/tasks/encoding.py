@@ -8,6 +8,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -15,15 +16,20 @@ import numpy as np
 import pyarrow as pa
 
 from peftcls.data.reading import Row, RowError, source_name, without_progress_bars
+from peftcls.data.row_batches import each_cell
 from peftcls.data.row_numbers import row_numbers
+from peftcls.data.scratch import is_launched, scratch_folder
+from peftcls.data.table_cache import cached_table
 from peftcls.tasks.base import Feature, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHECKSUM_ROWS = 1000
+SUMMARY_ROWS = 2**16
 MAX_CHUNK_ROWS = 256
 MAX_CHUNK_CHARACTERS = 2**20
+TOKENS = "tokens-"
 
 
 def encode_rows(
@@ -130,8 +136,12 @@ def encode_table(
     base_fingerprint: str,
     *,
     with_target: bool = True,
+    cache_dir: str | Path | None = None,
 ) -> EncodedTable:
-    """Tokenize all rows of a table.
+    """Tokenize all rows of a table, unless that was done before.
+
+    The features of rows that are memory-mapped are, too. Processes of one launcher tokenize a table
+    once on each machine.
 
     Args:
         task: the task, with what training rows determine filled in.
@@ -139,16 +149,18 @@ def encode_table(
         tokenizer: of the base model.
         base_fingerprint: of the base model.
         with_target: whether the features are to be trained on; otherwise they are to be answered.
+        cache_dir: a folder where the features stay for further runs; unless given, they are removed
+            when the program ends.
 
     Raises:
         RowError: a row cannot be encoded; the message names it.
+        ValueError: the features cannot be written into `cache_dir`.
     """
-    fingerprint = _fingerprint(task, rows, tokenizer, base_fingerprint)
-    if not with_target:
-        fingerprint = f"{fingerprint}-inputs"
     source = source_name(rows)
     numbers = row_numbers(rows)
     columns = task.columns_among(rows.column_names, with_target=with_target)
+    if with_target and task.weight in rows.column_names:
+        columns = [*columns, str(task.weight)]
 
     def encode(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         encoded = encode_rows(
@@ -164,14 +176,31 @@ def encode_table(
         result["length"] = [len(feature["input_ids"]) for feature in features]
         return result
 
-    with without_progress_bars():
-        features = rows.select_columns(columns).map(
-            encode,
-            batched=True,
-            with_indices=True,
-            remove_columns=columns,
-            new_fingerprint=fingerprint,
-        )
+    table = rows.select_columns(columns)
+    fingerprint = _fingerprint(task, table, tokenizer, base_fingerprint)
+    if not with_target:
+        fingerprint = f"{fingerprint}-inputs"
+
+    def write(file: Path | None) -> datasets.Dataset:
+        with without_progress_bars():
+            return table.map(
+                encode,
+                batched=True,
+                with_indices=True,
+                remove_columns=columns,
+                new_fingerprint=fingerprint,
+                keep_in_memory=file is None,
+                cache_file_name=file and str(file),
+            )
+
+    if cache_dir is not None:
+        folder = Path(cache_dir)
+    elif rows.cache_files or is_launched():
+        folder = scratch_folder()
+    else:
+        # Rows that are in memory are few enough for their features to be there, too.
+        return _summarise(write(None), fingerprint, numbers, with_target=with_target)
+    features = cached_table(folder / f"{TOKENS}{fingerprint}", len(table), write)
     return _summarise(features, fingerprint, numbers, with_target=with_target)
 
 
@@ -181,13 +210,13 @@ def _fingerprint(
     tokenizer: PreTrainedTokenizerBase,
     base_fingerprint: str,
 ) -> str:
-    """A checksum of all that decides how rows are tokenized."""
+    """A checksum of the content of rows and of all that decides how they are tokenized."""
     settings = json.loads(tokenizer.backend_tokenizer.to_str())
     # These two only remember how the tokenizer was called last.
     settings.pop("truncation", None)
     settings.pop("padding", None)
     parts = [
-        rows._fingerprint,
+        content_sum(rows),
         json.dumps(task.to_json(), sort_keys=True),
         base_fingerprint,
         json.dumps(settings),
@@ -202,20 +231,31 @@ def _summarise(
     """Put what training plans need to know about the features into memory."""
     strata = None
     if "stratum" in features.column_names:
-        strata = np.array(features["stratum"])
+        strata = column_values(features, "stratum")
     weights = np.zeros(len(features))
     if with_target:
-        weights = np.array(features["weight"])
-    sequences = len(features)
-    if "windows" in features.column_names:
-        sequences = sum(len(windows) for windows in features["windows"])
+        weights = column_values(features, "weight")
     return EncodedTable(
         features=features,
-        lengths=np.array(features["length"]),
+        lengths=column_values(features, "length"),
         weights=weights,
         strata=strata,
-        shortened_rows=sum(features["shortened"]),
+        shortened_rows=int(column_values(features, "shortened").sum()),
         fingerprint=fingerprint,
-        sequences=sequences,
+        sequences=count_sequences(features),
         numbers=numbers,
     )
+
+
+def column_values(features: datasets.Dataset, name: str) -> np.ndarray:
+    """The numbers of a column, of shape (rows,)."""
+    batches = features.select_columns([name]).with_format("arrow").iter(SUMMARY_ROWS)
+    return np.concatenate([batch.column(0).to_numpy() for batch in batches])
+
+
+def count_sequences(features: datasets.Dataset) -> int:
+    """How many sequences the model reads: the rows, or all their windows."""
+    if "windows" not in features.column_names:
+        return len(features)
+    lengths = (len(windows) for windows in each_cell(features, "windows"))
+    return sum(lengths)

@@ -11,6 +11,7 @@ import datasets
 from peftcls import metrics
 from peftcls.argument_checks import check_argument_types
 from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
+from peftcls.data.row_batches import each_cell
 from peftcls.data.row_numbers import row_numbers
 from peftcls.data.tables import Rows, training_split
 from peftcls.tasks.answers import Answer, AnswerKind
@@ -132,7 +133,7 @@ class ExtractiveQA(Task):
             RowError: a cell holds neither answers nor an empty list.
         """
         answerable = []
-        for number, value in zip(row_numbers(rows), rows[self.answers], strict=True):
+        for number, value in zip(row_numbers(rows), each_cell(rows, self.answers), strict=True):
             if is_empty_cell(value):
                 continue
             try:

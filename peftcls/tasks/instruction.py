@@ -11,6 +11,7 @@ import datasets
 from peftcls import metrics
 from peftcls.argument_checks import check_argument_types
 from peftcls.data.reading import Row, RowError, require_columns, source_name
+from peftcls.data.row_batches import each_cell
 from peftcls.data.row_numbers import row_numbers
 from peftcls.tasks.answers import Answer, AnswerKind
 from peftcls.tasks.auto_models import AutoModel
@@ -36,6 +37,7 @@ from peftcls.tasks.prompts import (
     tokenize_labels,
     tokenize_with_answers,
 )
+from peftcls.tasks.text_encoding import what_is_no_text
 
 if TYPE_CHECKING:
     import torch
@@ -149,7 +151,7 @@ class Instruction(Task):
         if not self.labels:
             return dataclasses.replace(self, decisions=PLAIN)
         new_labels = set()
-        for number, value in zip(row_numbers(rows), rows[self.output], strict=True):
+        for number, value in zip(row_numbers(rows), each_cell(rows, self.output), strict=True):
             if isinstance(value, list | Mapping):
                 raise RowError(f"row {number} of {source_name(rows)} {self._list_problem(value)}.")
             if value is not None:
@@ -202,7 +204,7 @@ class Instruction(Task):
     def table_problem(self, rows: datasets.Dataset) -> str | None:
         if not self.labels:
             return None
-        names = {label_name(value) for value in rows[self.output]}
+        names = {label_name(value) for value in each_cell(rows, self.output)}
         if len(names) < 2:
             return f"has only the label {sorted(names)} in column {self.output!r}; {TOO_FEW_LABELS}"
         return None
@@ -216,8 +218,8 @@ class Instruction(Task):
             )
         for number, text in enumerate(texts, 1):
             if not isinstance(text, str):
-                shown = repr(str(text)[:80])
-                raise RowError(f"text {number} of {len(texts)} is {shown}, expected a text.")
+                found = what_is_no_text(text)
+                raise RowError(f"text {number} of {len(texts)} is {found}, expected a text.")
         return [{self.input: text} for text in texts]
 
     def text_of(self, row: Row) -> str:

@@ -1,10 +1,8 @@
 """The labels of a row: in one column, or each in a column of its own with 0 or 1 (one-hot)."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import datasets
 
 from peftcls.data.reading import Row
 from peftcls.tasks.labels import Shares, is_blank, label_name, label_shares
@@ -60,12 +58,6 @@ def _share(cell: Any, column: str) -> float:
             "label columns says whether a row has its label"
         )
     return share
-
-
-def target_rows(rows: datasets.Dataset, columns: Sequence[str]) -> Iterator[Row]:
-    """The rows with these columns alone, which are read column by column."""
-    for cells in zip(*(rows[column] for column in columns), strict=True):
-        yield dict(zip(columns, cells, strict=True))
 
 
 def label_columns_problems(

@@ -6,6 +6,7 @@ from typing import Any
 import datasets
 
 from peftcls.data.reading import as_dataset, require_columns, source_name
+from peftcls.data.row_batches import each_cell
 from peftcls.data.tables import Rows
 from peftcls.errors import RowError
 from peftcls.tasks.labels import is_blank, label_name
@@ -50,7 +51,7 @@ def with_label_names(
         return new_names[label]
 
     cells = []
-    for cell in table[column]:
+    for cell in each_cell(table, column):
         # A cell that nobody has filled in is no empty list.
         if separator is not None and not isinstance(cell, Mapping):
             cell = None if is_blank(cell) else listed_cell(cell, separator)

@@ -146,3 +146,31 @@ def are_balanced(weights: Mapping[str, float], labels: Sequence[str]) -> bool:
     """Whether weights are of the form that `balanced_weights` gives: shares of rows that add up."""
     shares = sum(1 / (len(labels) * weight) for weight in weights.values())
     return set(weights) <= set(labels) and math.isclose(shares, 1.0, rel_tol=1e-9)
+
+
+def class_weight_problems(weights: Any, labels: Sequence[str] | None) -> list[str]:
+    """What is wrong with the setting `class_weight`.
+
+    Args:
+        weights: its value.
+        labels: the label names, where they are known.
+    """
+    if weights is None or weights == "balanced":
+        return []
+    if not isinstance(weights, Mapping) or not weights:
+        return [f"class_weight={weights!r}: expected 'balanced' or a weight for each label"]
+    problems = []
+    wrong = [weight for weight in weights.values() if not _is_weight(weight)]
+    if wrong:
+        problems.append(f"class_weight has {wrong[0]!r}, expected numbers above 0")
+    unknown = sorted(set(weights) - set(labels or weights))
+    if unknown:
+        problems.append(
+            f"class_weight names the label {unknown[0]!r}, expected some of {list(labels or ())}"
+        )
+    return problems
+
+
+def _is_weight(value: Any) -> bool:
+    """Whether a value can be the weight of a label."""
+    return isinstance(value, int | float) and 0 < value < float("inf")

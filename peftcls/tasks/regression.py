@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -14,11 +13,14 @@ import numpy as np
 from peftcls import metrics
 from peftcls.argument_checks import check_argument_types
 from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
+from peftcls.data.row_batches import each_cell
 from peftcls.data.tables import Rows, training_split
 from peftcls.engine.model_choices import Pooling
 from peftcls.tasks.answers import Answer, AnswerKind
 from peftcls.tasks.auto_models import AutoModel
 from peftcls.tasks.base import Feature, Task
+from peftcls.tasks.numbers import parse_number
+from peftcls.tasks.row_weights import kept_weight, weight_of, weight_setting_problem
 from peftcls.tasks.text_encoding import (
     LongText,
     TextColumns,
@@ -59,6 +61,7 @@ class Regression(Task):
         max_length: tokens of one sequence.
         long_text: "truncate" or "windows", as in `Classification`; the numbers of the windows are
             averaged.
+        weight: as in `Classification`.
 
     Raises:
         ValueError: settings that are out of range.
@@ -72,6 +75,7 @@ class Regression(Task):
     causal: bool = True
     max_length: int = 512
     long_text: LongText = "truncate"
+    weight: str | None = None
 
     monitor: ClassVar[str] = "pearson"
     new_head: ClassVar[bool] = True
@@ -82,6 +86,7 @@ class Regression(Task):
         check_argument_types(vars(self), Regression)
         problems = text_setting_problems(self.text, self.target, self.max_length, self.long_text)
         problems.append(pooling_problem(self.pooling))
+        problems.append(weight_setting_problem(self.weight, self.columns(with_target=True)))
         if self.mean is not None and not math.isfinite(self.mean):
             problems.append(f"mean={self.mean!r}: expected a finite number")
         if self.deviation is not None and not 0 < self.deviation < math.inf:
@@ -100,9 +105,9 @@ class Regression(Task):
     def learn(self, rows: Rows) -> Self:
         table = as_dataset(training_split(rows))
         require_columns(table, self.columns(with_target=True), "Regression")
-        parsed = [_parse_number(value) for value in table[self.target]]
-        numbers = [number for number in parsed if number is not None]
-        if not numbers:
+        parsed = (parse_number(value) for value in each_cell(table, self.target))
+        numbers = np.fromiter((number for number in parsed if number is not None), np.float64)
+        if not len(numbers):
             raise RowError(
                 f"{source_name(table)} has no number in column {self.target!r}; "
                 "Regression learns from numbers."
@@ -116,17 +121,21 @@ class Regression(Task):
             deviation = float(np.std(numbers)) or 1.0
         return dataclasses.replace(self, mean=mean, deviation=deviation)
 
+    def extended(self, rows: datasets.Dataset) -> Self:
+        return dataclasses.replace(self, weight=kept_weight(self.weight, rows))
+
     def problem(self, row: Row, *, with_target: bool) -> str | None:
         problem = text_problem(row, self.text_columns())
         if problem:
             return problem
-        if with_target and _parse_number(row[self.target]) is None:
+        if with_target and parse_number(row[self.target]) is None:
             return f"has {row[self.target]!r} in column {self.target!r}, expected a number like 0.5"
         return None
 
     def table_problem(self, rows: datasets.Dataset) -> str | None:
-        numbers = {_parse_number(value) for value in rows[self.target]}
-        if len(numbers) < 2:
+        numbers = (parse_number(value) for value in each_cell(rows, self.target))
+        first = next(numbers, None)
+        if all(number == first for number in numbers):
             return (
                 f"has the same number in column {self.target!r} of every row; "
                 "there is nothing to learn"
@@ -145,13 +154,14 @@ class Regression(Task):
         return "\n".join(row[column] for column in self.text_columns())
 
     def gold_of(self, row: Row) -> tuple[str, ...]:
-        return (str(_parse_number(row[self.target])),)
+        return (str(parse_number(row[self.target])),)
 
-    def strata(self, golds: Sequence[tuple[str, ...]]) -> list[list[int]]:
+    def strata(self, golds: Sequence[tuple[str, ...]]) -> Sequence[Sequence[int]]:
         """Groups of `STRATUM_ROWS` neighbours in the order of their numbers."""
-        by_number = sorted(range(len(golds)), key=lambda i: float(golds[i][0]))
+        numbers = np.fromiter((float(gold[0]) for gold in golds), np.float64, len(golds))
+        by_number = numbers.argsort(kind="stable")
         starts = range(0, len(golds), STRATUM_ROWS)
-        return [sorted(by_number[start : start + STRATUM_ROWS]) for start in starts]
+        return [np.sort(by_number[start : start + STRATUM_ROWS]).tolist() for start in starts]
 
     @property
     def reads_windows(self) -> bool:
@@ -170,7 +180,7 @@ class Regression(Task):
             if with_target:
                 mean, deviation = self._known_scale()
                 feature["target"] = (float(row[self.target]) - mean) / deviation
-                feature["weight"] = 1.0
+                feature["weight"] = weight_of(row, self.weight)
             yield feature
 
     def _known_scale(self) -> tuple[float, float]:
@@ -188,6 +198,8 @@ class Regression(Task):
         batch = collate_texts(features, tokenizer)
         if "target" in features[0]:
             batch["target"] = torch.tensor([feature["target"] for feature in features])
+            if self.weight is not None:
+                batch["weight"] = torch.tensor([feature["weight"] for feature in features])
         return batch
 
     def loss_sum(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
@@ -197,7 +209,10 @@ class Regression(Task):
 
     def loss_of_logits(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         predicted = logits[:, 0]
-        return ((predicted - batch["target"].to(predicted.dtype)) ** 2).sum()
+        losses = (predicted - batch["target"].to(predicted.dtype)) ** 2
+        if "weight" in batch:
+            losses = losses * batch["weight"].to(losses.dtype)
+        return losses.sum()
 
     def decode(
         self,
@@ -252,16 +267,3 @@ class Regression(Task):
         golds = [float(row[self.target]) for row in rows]
         predicted = [float(answer.value or 0.0) for answer in answers]
         return metrics.number_scores(golds, predicted)
-
-
-def _parse_number(value: Any) -> float | None:
-    """The number in a cell, or in its text; None if there is no finite number."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, str) and not re.fullmatch(r"[-+0-9.eE ]+", value):
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None

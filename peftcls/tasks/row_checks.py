@@ -5,8 +5,10 @@ from collections.abc import Iterable, Sequence
 import datasets
 
 from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
+from peftcls.data.row_batches import each_row
 from peftcls.data.row_numbers import row_numbers
 from peftcls.tasks.base import Task
+from peftcls.tasks.row_weights import check_weights
 
 MAX_SHOWN_ROWS = 5
 
@@ -25,7 +27,8 @@ def check_rows(
         task: the task, with its labels learnt.
         rows: the table, or what `as_dataset` makes one of.
         with_target: whether the rows need a label, an answer or a target.
-        training: whether the table must also be fit for training (have two labels, for example).
+        training: whether the table must also be fit for training (have two labels, for example, and
+            weights if the task reads them).
         numbers: the number of each row in its file, where the table does not know it.
 
     Raises:
@@ -34,6 +37,8 @@ def check_rows(
     rows = as_dataset(rows)
     columns = task.columns(with_target=with_target)
     require_columns(rows, columns, type(task).__name__)
+    if training:
+        check_weights(task, rows)
     source = source_name(rows)
     extra_columns = [
         name for name in task.place_columns if name in rows.column_names and name not in columns
@@ -43,7 +48,7 @@ def check_rows(
     messages: list[str] = []
     wrong_rows = 0
     read = task.columns_among(rows.column_names, with_target=with_target)
-    selected = rows.select_columns(list(dict.fromkeys([*read, *extra_columns])))
+    selected = each_row(rows, list(dict.fromkeys([*read, *extra_columns])))
     for number, row in zip(numbers, selected, strict=True):
         problem = task.problem(row, with_target=with_target)
         if problem is None:

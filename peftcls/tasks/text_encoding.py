@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 TextColumns = str | tuple[str, str]
 LongText = Literal["truncate", "windows"]
+MAX_SHOWN_CHARACTERS = 80
 POOLINGS = (None, "cls", "first", "last", "mean")
 # A window repeats a quarter of the one before, so that a sentence is rarely cut in every window.
 OVERLAP_DIVISOR = 4
@@ -63,8 +65,24 @@ def text_problem(row: Row, columns: Sequence[str]) -> str | None:
     for column in columns:
         value = row[column]
         if not isinstance(value, str) or not value.strip():
-            return f"has no text in column {column!r}; fill it in or leave the row out"
+            found = "" if is_gap(value) else f", it has {what_is_no_text(value)}"
+            return f"has no text in column {column!r}{found}; fill it in or leave the row out"
     return None
+
+
+def is_gap(value: Any) -> bool:
+    """Whether a cell is missing, or a text without a character that is seen."""
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or isinstance(value, str)
+
+
+def what_is_no_text(value: Any) -> str:
+    """A value that is no text, for a message: 5 (int). A text stands without its type."""
+    shown = repr(value)
+    if len(shown) > MAX_SHOWN_CHARACTERS:
+        shown = shown[: MAX_SHOWN_CHARACTERS - 3] + "..."
+    return shown if isinstance(value, str) else f"{shown} ({type(value).__name__})"
 
 
 def rows_from_texts(texts: Sequence[Any], columns: Sequence[str]) -> list[Row]:
@@ -82,8 +100,8 @@ def rows_from_texts(texts: Sequence[Any], columns: Sequence[str]) -> list[Row]:
         elif isinstance(text, list | tuple):
             parts = list(text)
         if len(parts) != len(columns) or not all(isinstance(part, str) for part in parts):
-            shown = repr(str(text)[:80])
-            raise RowError(f"text {number} of {len(texts)} is {shown}, expected {expected}.")
+            found = what_is_no_text(text)
+            raise RowError(f"text {number} of {len(texts)} is {found}, expected {expected}.")
         rows.append(dict(zip(columns, parts, strict=True)))
     return rows
 

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +79,27 @@ class Progress:
         return shown
 
 
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What a checkpoint holds beside the parameters and the optimizer's state.
+
+    Args:
+        progress: how far the run was.
+        best: the tensors of its best step; None before the first evaluation.
+        start: the tensors before its first step, if they are a linear probe.
+        method: the state of the adapter's method.
+    """
+
+    progress: Progress
+    best: Tensors | None
+    start: Tensors | None
+    method: Tensors
+
+
 def checkpoint_bytes(parameters: dict[str, torch.nn.Parameter]) -> int:
-    """The size of a checkpoint: the tensors, the best tensors, and the optimizer's moments."""
+    """The size of a checkpoint: the tensors now, at the best step and at the start; the moments."""
     size = sum(p.numel() * p.element_size() for p in parameters.values())
-    return (2 + ADAM_MOMENTS) * size
+    return (3 + ADAM_MOMENTS) * size
 
 
 def nearest_existing(folder: Path) -> Path:
@@ -117,6 +134,8 @@ def write_checkpoint(
     best: Tensors | None,
     method: Tensors,
     run: dict[str, Any],
+    *,
+    start: Tensors | None = None,
 ) -> None:
     """Write `folder`/checkpoint-STEP, so that it is either whole or not there.
 
@@ -132,12 +151,13 @@ def write_checkpoint(
         best: the tensors of the best step so far.
         method: the state of the adapter's method, beside the parameters.
         run: what must be the same when the run is resumed, as JSON values.
+        start: the tensors before the first step, where the scores of a run need them.
 
     Raises:
         RunStoppedError: the disk is full or cannot be written to, or a tensor is not finite. The
             checkpoints written before are still whole.
     """
-    tensors = _collect_tensors(parameters, optimizer, best, method)
+    tensors = _collect_tensors(parameters, optimizer, method, {"best": best, "start": start})
     _check_finite(tensors, progress.step)
     checkpoint = folder / f"{PREFIX}{progress.step:08d}"
     # A whole checkpoint of the same step holds the same: a run is a function of its start.
@@ -164,15 +184,16 @@ def write_checkpoint(
 def _collect_tensors(
     parameters: dict[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
-    best: Tensors | None,
     method: Tensors,
+    kept: Mapping[str, Tensors | None],
 ) -> Tensors:
     """All tensors of a checkpoint, on the CPU, under the names that they have in its file."""
     tensors: Tensors = {}
     for name, tensor in copy_tensors(parameters).items():
         tensors[f"model/{name}"] = tensor
-    for name, tensor in (best or {}).items():
-        tensors[f"best/{name}"] = tensor
+    for moment, values in kept.items():
+        for name, tensor in (values or {}).items():
+            tensors[f"{moment}/{name}"] = tensor
     for name, tensor in method.items():
         tensors[f"method/{name}"] = tensor.detach().cpu().clone()
     for name, parameter in parameters.items():
@@ -355,7 +376,7 @@ def read_checkpoint(
     parameters: dict[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
     run: dict[str, Any],
-) -> tuple[Progress, Tensors | None, Tensors]:
+) -> "Restored":
     """Restore parameters and optimizer from a checkpoint.
 
     Args:
@@ -363,9 +384,6 @@ def read_checkpoint(
         parameters: the trained parameters, by name; they get their values back.
         optimizer: of these parameters; it gets its state back.
         run: what must be the same as when the checkpoint was written, as JSON values.
-
-    Returns:
-        How far the run was, the tensors of its best step, and the state of the adapter's method.
 
     Raises:
         ValueError: the checkpoint is damaged, or belongs to a run with other settings, rows or
@@ -380,9 +398,12 @@ def read_checkpoint(
     tensors = load_file(checkpoint / TENSORS)
     put_tensors(parameters, _tensors_under("model/", tensors))
     _restore_optimizer(optimizer, parameters, tensors)
-    best = _tensors_under("best/", tensors)
-    method = _tensors_under("method/", tensors)
-    return progress, best or None, method
+    return Restored(
+        progress,
+        best=_tensors_under("best/", tensors) or None,
+        start=_tensors_under("start/", tensors) or None,
+        method=_tensors_under("method/", tensors),
+    )
 
 
 def _check_same_run(checkpoint: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -67,6 +67,8 @@ class TrainConfig:
         log_every: steps between two entries of the log.
         seed: of the order of the rows and of dropout.
         trackers: names of Accelerate's trackers, for example ("tensorboard",).
+        cache_dir: a folder where tokenized rows stay, so that a further run on the same rows finds
+            them; unless given, they are removed when the program ends.
         cuda_graphs: deprecated; use fast_paths=FastPaths(cuda_graphs=...).
 
     Raises:
@@ -95,6 +97,7 @@ class TrainConfig:
     log_every: int = 10
     seed: int = 0
     trackers: tuple[str, ...] = ()
+    cache_dir: str | Path | None = None
     cuda_graphs: dataclasses.InitVar[bool | None] = None
 
     def __post_init__(self, cuda_graphs: bool | None) -> None:

@@ -22,10 +22,13 @@ TEMPERATURE = 0.1
 
 
 def can_contrast(model: torch.nn.Module, task: Task) -> bool:
-    """Whether a model can learn so: one label a row, a new head, and something trained below it."""
+    """Whether a model can learn so.
+
+    Each row has one label and no weight, the head is new, and something is trained below it.
+    """
     layer = head_layer(model)
     has_probe = type(task).loss_of_logits is not Task.loss_of_logits
-    if layer is None or task.answer_kind != "label" or not has_probe:
+    if task.weight is not None or layer is None or task.answer_kind != "label" or not has_probe:
         return False
     return state_of(model).head_is_new and not trains_only(model, layer)
 

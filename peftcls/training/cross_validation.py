@@ -11,13 +11,16 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from transformers import PreTrainedTokenizerBase
 
 from peftcls.data.reading import as_dataset, source_name
+from peftcls.data.row_batches import each_row
 from peftcls.data.tables import Rows
 from peftcls.engine.model_state import base_facts
 from peftcls.errors import RowError
 from peftcls.models.trainable import copy_tensors, put_tensors, trained_parameters
 from peftcls.tasks.answers import Answer
 from peftcls.tasks.base import Task
+from peftcls.tasks.grouping import spread_groups
 from peftcls.tasks.own_metrics import score_answers
+from peftcls.tasks.splitting import row_groups, stratum_of_rows
 from peftcls.training.config import TrainConfig
 from peftcls.training.frozen_tables import caching_tables
 from peftcls.training.prepare import log_warnings, prepare
@@ -80,6 +83,7 @@ def cross_validate(
     rows: Rows,
     *,
     folds: int = 5,
+    group: str | None = None,
     resume: bool = False,
 ) -> CrossValidation:
     """Train once for each fold, and answer the rows of that fold, which were left out.
@@ -94,13 +98,17 @@ def cross_validate(
         task: with its labels learnt from all rows.
         tokenizer: from `load_base`.
         config: of each fold's training; its seed also assigns rows to folds.
-        rows: at least one for each fold; each label is spread evenly over the folds.
+        rows: at least one for each fold; each label is spread evenly over the folds. Rows with the
+            same text are held out together.
         folds: how many parts the rows are divided into.
+        group: a column; rows with the same value in it, such as those of a customer, are held out
+            together too. Labels are then spread as evenly as the groups allow.
         resume: continue within a fold that was interrupted; finished folds are trained again.
 
     Raises:
-        ValueError: there are fewer rows of a label than folds, or fewer than two folds.
-        RowError: rows that cannot be trained on.
+        ValueError: there are fewer rows of a label, or fewer groups, than folds, or fewer than two
+            folds.
+        RowError: rows that cannot be trained on, no such column, or no value in it.
     """
     table = as_dataset(rows)
     if not isinstance(folds, int) or not 2 <= folds <= len(table):
@@ -108,8 +116,8 @@ def cross_validate(
             f"folds={folds!r}: expected a whole number of at least 2 and at most the {len(table)} "
             "rows."
         )
-    prepared = prepare(task, table, None, tokenizer, base_facts(model))
-    held_out = _assign_rows(task, table, folds, config.seed)
+    prepared = prepare(task, table, None, tokenizer, base_facts(model), cache_dir=config.cache_dir)
+    held_out = assign_rows(task, table, folds, config.seed, group)
     _check_folds(task, table, held_out)
     metrics = config.own_metrics
     metrics.try_on(task, table)
@@ -156,16 +164,71 @@ def _fold_config(config: TrainConfig, fold: int) -> TrainConfig:
     return dataclasses.replace(config, output_dir=Path(config.output_dir) / f"fold-{fold}")
 
 
-def _assign_rows(task: Task, table: datasets.Dataset, folds: int, seed: int) -> list[list[int]]:
-    """The rows that each fold holds out, by index; with one label a row, stratified by label."""
+def assign_rows(
+    task: Task, table: datasets.Dataset, folds: int, seed: int, group: str | None = None
+) -> list[list[int]]:
+    """The rows that each fold holds out, by index; with one label a row, stratified by label.
+
+    Args:
+        task: with its labels learnt.
+        table: rows that can be trained on.
+        folds: their number.
+        seed: of the choice.
+        group: the column whose values keep rows together, beside their texts.
+
+    Raises:
+        ValueError: there are fewer rows of a label, or fewer groups, than folds.
+        RowError: there is no such column, or no value in it.
+    """
     labels = None
-    splitter = KFold(folds, shuffle=True, random_state=seed)
     if task.answer_kind == "label":
-        labels = [task.gold_of(row)[0] for row in table]
+        columns = task.columns(with_target=True)
+        labels = [task.gold_of(row)[0] for row in each_row(table, columns)]
         _check_label_counts(labels, folds)
+    groups = row_groups(task, table, group)
+    if len(set(groups)) == len(table):
+        return _assign_single_rows(labels, len(table), folds, seed)
+    _check_group_count(len(set(groups)), folds, group)
+    fold_of = spread_groups(groups, stratum_of_rows(task, table), [1 / folds] * folds, seed=seed)
+    if labels is not None:
+        _check_labels_are_spread(labels, fold_of)
+    held_out: list[list[int]] = [[] for _ in range(folds)]
+    for row, fold in enumerate(fold_of):
+        held_out[fold].append(row)
+    return held_out
+
+
+def _assign_single_rows(
+    labels: Sequence[str] | None, rows: int, folds: int, seed: int
+) -> list[list[int]]:
+    """The rows that each fold holds out, where each row may go to any fold."""
+    splitter = KFold(folds, shuffle=True, random_state=seed)
+    if labels is not None:
         splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    splits = splitter.split(list(range(len(table))), labels)
-    return [held.tolist() for _, held in splits]
+    return [held.tolist() for _, held in splitter.split(list(range(rows)), labels)]
+
+
+def _check_group_count(groups: int, folds: int, column: str | None) -> None:
+    """Raise ValueError if there are fewer groups than folds."""
+    if groups < folds:
+        what = "different texts" if column is None else f"groups by column {column!r} and by text"
+        raise ValueError(
+            f"folds={folds}: the rows have only {groups} {what}, which stay together; use fewer "
+            "folds, or more rows."
+        )
+
+
+def _check_labels_are_spread(labels: Sequence[str], fold_of: Sequence[int]) -> None:
+    """Raise ValueError if no other fold has rows of a label."""
+    folds_of: dict[str, set[int]] = {}
+    for label, fold in zip(labels, fold_of, strict=True):
+        folds_of.setdefault(label, set()).add(fold)
+    for label, folds in folds_of.items():
+        if len(folds) == 1:
+            raise ValueError(
+                f"all rows with the label {label!r} are held out together, since they belong "
+                "together; no fold could learn it. Leave the label out, or add rows of others."
+            )
 
 
 def _check_label_counts(labels: Sequence[str], folds: int) -> None:

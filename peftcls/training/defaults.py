@@ -52,7 +52,8 @@ FEW_ROWS_EVAL_EVERY = 10
 
 def has_few_rows(task: Task, rows: int) -> bool:
     """Whether a table of rows with one label each has so few that they teach more by contrast."""
-    is_labelled = task.answer_kind == "label" and task.new_head
+    # Rows that are compared with one another have no weights of their own.
+    is_labelled = task.answer_kind == "label" and task.new_head and task.weight is None
     return is_labelled and rows <= FEW_ROWS_OF_A_LABEL * len(task.labels or ())
 
 

@@ -159,7 +159,8 @@ class GradientAccumulator:
             rows=rows,
             features=features,
             lengths=table.lengths,
-            step_weight=float(table.weights[indices].sum()),
+            # Rows that all have the weight 0 have a gradient of 0, over any weight.
+            step_weight=float(table.weights[indices].sum()) or 1.0,
             spare=spare,
         )
 
@@ -228,7 +229,9 @@ class GradientAccumulator:
 
     def _repeat_spare(self, share: StepShare, times: int) -> None:
         """Compute a row without effect, as often as another process has more micro-batches."""
-        for _ in range(times if share.spare is not None else 0):
+        if share.spare is None:
+            return
+        for _ in range(times):
             self._backward([share.spare], share.step_weight, factor=0.0)
 
     def _backward(

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast, gather_object
@@ -33,6 +34,8 @@ from peftcls.training.span_start import questions_to_read, span_examples, span_l
 # Of the random weights of a new layer, where a config names none.
 USUAL_DEVIATION = 0.02
 SMALLEST_SIZE = 1e-12
+MAX_VALUES = 2**27
+"""Of the states of all rows together, one GiB: 350,000 rows for a base of width 384."""
 Read = Callable[[Recorded, Batch], tuple[torch.Tensor, Batch]]
 
 
@@ -52,8 +55,8 @@ def start_from_probe(
         model: with its adapter, or with a part of it trained.
         task: what the rows mean.
         tokenizer: pads them.
-        table: the training rows, with their targets.
-        seed: of the folds that choose the penalty.
+        table: the training rows, with their targets. Of a long table a sample is read.
+        seed: of the sample, and of the folds that choose the penalty.
 
     Returns:
         Whether it has them. If not, nothing is new, or the head is no single linear layer, or the
@@ -114,7 +117,7 @@ def _start_head(
     seed: int,
 ) -> bool:
     read: Read = _head_examples
-    rows: Sequence[int] | None = None
+    rows = rows_to_read(table, layer.in_features, seed)
     loss_sum: LossSum = task.loss_of_logits
     if isinstance(task, ExtractiveQA):
         read = functools.partial(_span_examples, unanswerable=bool(task.unanswerable))
@@ -195,6 +198,7 @@ def _start_label_layer(
         labels.layer,
         forward=lambda batch: task.loss_sum(model, batch),
         read=read,
+        rows=rows_to_read(table, labels.layer.in_features, seed),
     )
     if not bool(examples.states.isfinite().all()):
         return False
@@ -237,6 +241,16 @@ def _label_loss(added: torch.Tensor, targets: Batch) -> torch.Tensor:
 
 
 # Reading
+
+
+def rows_to_read(table: EncodedTable, width: int, seed: int) -> list[int] | None:
+    """A random sample of the rows of a table whose states do not fit into memory; None for all."""
+    count = MAX_VALUES // width
+    if len(table.lengths) <= count:
+        return None
+    chosen = np.random.default_rng(seed).choice(len(table.lengths), count, replace=False)
+    rows: list[int] = np.sort(chosen).tolist()
+    return rows
 
 
 @torch.no_grad()

@@ -18,8 +18,6 @@ NEARLY_PERFECT = 0.995
 def answers_at_start(trainer: Trainer, rows: datasets.Dataset) -> list[Answer] | None:
     """The answers of the linear probe that a run began with; None where it began otherwise.
 
-    A run that was resumed does not know them any more.
-
     Args:
         trainer: after `fit`.
         rows: the rows to answer.

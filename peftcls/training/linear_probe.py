@@ -24,6 +24,8 @@ that hardly tells texts apart, as a random one, would be so large that no adapte
 SMALLEST_SCALE = 1e-6
 MAX_RISES = 2
 """Weaker penalties are not tried when the loss has risen so often in a row."""
+WEIGHT = "weight"
+"""The target that says how much each row counts, where rows have weights."""
 ROW = "row"
 """The target that says which row a state is of, where rows have several; rows count from 0."""
 
@@ -48,6 +50,13 @@ class Examples:
     def rows(self) -> int:
         """The number of rows."""
         return int(self.targets[ROW].max()) + 1 if ROW in self.targets else len(self.states)
+
+    @property
+    def weight(self) -> float:
+        """What the sum of the losses is divided by: the rows, or the sum of their weights."""
+        if WEIGHT not in self.targets:
+            return float(self.rows)
+        return float(self.targets[WEIGHT].sum()) or 1.0
 
     def select(self, rows: np.ndarray) -> "Examples":
         """Some of the rows."""
@@ -133,7 +142,7 @@ class _Problem:
         weight = torch.zeros(self.outputs, states.shape[1], dtype=states.dtype, requires_grad=True)
         bias = torch.zeros(self.outputs, dtype=states.dtype, requires_grad=self.has_bias)
         parameters = [weight, bias] if self.has_bias else [weight]
-        rows = self.examples.rows
+        weight_sum = self.examples.weight
         for penalty in penalties:
             optimizer = torch.optim.LBFGS(
                 parameters,
@@ -148,7 +157,7 @@ class _Problem:
             ) -> torch.Tensor:
                 optimizer.zero_grad()
                 logits = F.linear(states, weight, bias)
-                loss = self.loss_sum(logits, self.examples.targets) / rows
+                loss = self.loss_sum(logits, self.examples.targets) / weight_sum
                 loss = loss + 0.5 * penalty * (weight**2).sum()
                 loss.backward()
                 return loss

@@ -1,20 +1,32 @@
 """Prepare rows for training: check, examine and encode them once, for every run that reads them."""
 
 import dataclasses
+import functools
 import logging
+from array import array
 from collections.abc import Sequence
+from pathlib import Path
 
 import datasets
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from peftcls.data.reading import source_name
+from peftcls.data.reading import as_dataset, source_name
 from peftcls.data.row_numbers import select_rows
+from peftcls.data.tables import Rows
 from peftcls.engine.model_state import BaseFacts
 from peftcls.quality.examine import examine_rows, raise_errors
 from peftcls.quality.findings import Examination
 from peftcls.tasks.base import Task
-from peftcls.tasks.encoding import EncodedTable, content_sum, encode_table
+from peftcls.tasks.encoding import (
+    EncodedTable,
+    column_values,
+    content_sum,
+    count_sequences,
+    encode_table,
+)
 from peftcls.tasks.row_checks import check_rows
+from peftcls.tasks.row_weights import check_weights
 from peftcls.training.run_log import log_warning
 
 logger = logging.getLogger("peftcls")
@@ -80,6 +92,7 @@ def prepare(
     base: BaseFacts,
     *,
     examination: Examination | None = None,
+    cache_dir: str | Path | None = None,
 ) -> Prepared:
     """Check, examine and encode the rows of a training run.
 
@@ -91,11 +104,13 @@ def prepare(
         base: of the model; see `base_facts`.
         examination: of the same rows, where they have been examined already (for example together
             with test rows). They are not read for errors again then.
+        cache_dir: where tokenized rows stay for further runs; see `TrainConfig`.
 
     Raises:
         RowError: rows that cannot be trained on. Rows that the task cannot read come first, then
             rows that cannot be encoded, then the other errors of the examination.
     """
+    check_weights(task, train)
     if examination is None:
         examination = examine_rows(task, train, valid)
     has_errors = bool(examination.errors)
@@ -104,13 +119,20 @@ def prepare(
         check_rows(task, train, training=True)
         if valid is not None:
             check_rows(task, valid)
+    encode = functools.partial(
+        encode_table,
+        task,
+        tokenizer=tokenizer,
+        base_fingerprint=base.fingerprint,
+        cache_dir=cache_dir,
+    )
     valid_table = None
     valid_inputs = None
     if valid is not None:
-        valid_table = encode_table(task, valid, tokenizer, base.fingerprint)
-        valid_inputs = encode_table(task, valid, tokenizer, base.fingerprint, with_target=False)
+        valid_table = encode(valid)
+        valid_inputs = encode(valid, with_target=False)
     raise_errors(examination)
-    train_table = encode_table(task, train, tokenizer, base.fingerprint)
+    train_table = encode(train)
     valid_sum = None
     if valid is not None:
         columns = task.columns_among(valid.column_names, with_target=True)
@@ -125,6 +147,25 @@ def prepare(
         train_sum=content_sum(train_table.features),
         valid_sum=valid_sum,
     )
+
+
+def prepare_once(
+    task: Task,
+    train_rows: Rows | Prepared,
+    valid_rows: Rows | None,
+    tokenizer: PreTrainedTokenizerBase,
+    base: BaseFacts,
+    *,
+    cache_dir: str | Path | None = None,
+) -> Prepared:
+    """As `prepare`, from rows of any kind, unless that was done before."""
+    if isinstance(train_rows, Prepared):
+        if valid_rows is not None:
+            raise ValueError("valid_rows are given beside prepared rows; give them to prepare.")
+        return train_rows
+    train = as_dataset(train_rows, "train_rows")
+    valid = None if valid_rows is None else as_dataset(valid_rows, "valid_rows")
+    return prepare(task, train, valid, tokenizer, base, cache_dir=cache_dir)
 
 
 def log_warnings(examination: Examination) -> None:
@@ -147,18 +188,15 @@ def log_shortened_rows(prepared: Prepared, max_tokens: int) -> None:
 def _select(table: EncodedTable, indices: Sequence[int]) -> EncodedTable:
     """Some rows of an encoded table, as if they had been encoded by themselves."""
     features = table.features.select(indices)
-    chosen = list(indices)
+    chosen = np.asarray(indices)
     strata = None if table.strata is None else table.strata[chosen]
-    sequences = len(features)
-    if "windows" in features.column_names:
-        sequences = sum(len(windows) for windows in features["windows"])
     return dataclasses.replace(
         table,
         features=features,
         lengths=table.lengths[chosen],
         weights=table.weights[chosen],
         strata=strata,
-        shortened_rows=sum(features["shortened"]),
-        sequences=sequences,
-        numbers=[table.numbers[index] for index in chosen],
+        shortened_rows=int(column_values(features, "shortened").sum()),
+        sequences=count_sequences(features),
+        numbers=array("q", (table.numbers[index] for index in indices)),
     )

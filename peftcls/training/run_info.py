@@ -20,6 +20,7 @@ FREE_ON_RESUME = (
     "output_dir",
     "log_every",
     "trackers",
+    "cache_dir",
     # These change them only by rounding, and by the dropout masks that are drawn.
     "gradient_checkpointing",
     "fast_paths",

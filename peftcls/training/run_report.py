@@ -81,7 +81,8 @@ def command_line(processes: int, precision: str, device: str) -> str:
 def _settings(config: TrainConfig) -> dict[str, Any]:
     """The settings of a run by name, without the folder; fast paths as one text."""
     settings = config.to_json()
-    del settings["output_dir"]
+    # Folders of this machine say nothing about the run.
+    del settings["output_dir"], settings["cache_dir"]
     fast_paths: dict[str, bool] = settings["fast_paths"]
     switched_off = [name for name, is_on in fast_paths.items() if not is_on]
     settings["fast_paths"] = f"all but {', '.join(switched_off)}" if switched_off else "all"

@@ -36,6 +36,7 @@ class RunState:
     Attributes:
         progress: how far the run is.
         best: the weights of the best step so far; None before the first evaluation.
+        start: the weights before the first step, if they are a linear probe.
         identity: what must be the same when the run is resumed; None where no run is under way, so
             that no checkpoint is written when something goes wrong.
         signals: that this process has received.
@@ -53,6 +54,7 @@ class RunState:
         self.optimizer = optimizer
         self.progress = Progress()
         self.best: Tensors | None = None
+        self.start: Tensors | None = None
         self.identity: dict[str, Any] | None = None
         self.signals = Signals()
         self.stop_signal = 0
@@ -70,6 +72,7 @@ class RunState:
         """
         self.progress = Progress()
         self.best = None
+        self.start = None
         self.stop_signal = 0
         adapter_methods.begin_method(self.model, total_steps)
         checkpoint, damages = checkpoints.choose_checkpoint(self.output_dir, resume=resume)
@@ -90,10 +93,13 @@ class RunState:
         self.gradients.tokens = self.progress.tokens
 
     def _restore(self, checkpoint: Path) -> None:
-        self.progress, self.best, method_state = checkpoints.read_checkpoint(
+        restored = checkpoints.read_checkpoint(
             checkpoint, self.parameters, self.optimizer, self.identity or {}
         )
-        adapter_methods.restore_method_state(self.model, method_state)
+        self.progress = restored.progress
+        self.best = restored.best
+        self.start = restored.start
+        adapter_methods.restore_method_state(self.model, restored.method)
         log_info(f"resuming from {checkpoint.name}")
 
     def keep_if_best(self, scores: dict[str, float], step: int, monitor: str) -> None:
@@ -196,6 +202,7 @@ class RunState:
                 self.best,
                 adapter_methods.method_state(self.model),
                 self.identity or {},
+                start=self.start,
             )
 
     def remove_checkpoints(self) -> None:

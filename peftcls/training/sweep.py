@@ -100,7 +100,10 @@ def sweep(
     is_main_process = next(iter(trainers.values())).accelerator.is_main_process
     # How rows are encoded depends on the tokenizer, not on the base: once is enough for all.
     first_model = next(iter(models.values()))
-    prepared = _prepare(train_rows, valid_rows, task, tokenizer, first_model)
+    first_config = next(iter(configs.values()))
+    prepared = _prepare(
+        train_rows, valid_rows, task, tokenizer, first_model, first_config.cache_dir
+    )
     if prepared is not train_rows and is_main_process:
         log_warnings(prepared.examination)
     valid = prepared.valid_rows
@@ -126,9 +129,7 @@ def sweep(
     finally:
         for name, start in starts.items():
             put_tensors(trainers[name].parameters, start)
-    return _best_first(
-        [results[name] for name in configs], task, valid, monitor, next(iter(configs.values()))
-    )
+    return _best_first([results[name] for name in configs], task, valid, monitor, first_config)
 
 
 def _prepare(
@@ -137,6 +138,7 @@ def _prepare(
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
     model: torch.nn.Module,
+    cache_dir: str | Path | None,
 ) -> Prepared:
     """Check, examine and encode the rows, unless that was done before."""
     if isinstance(train_rows, Prepared):
@@ -146,7 +148,7 @@ def _prepare(
     else:
         train = as_dataset(train_rows, "train_rows")
         valid = as_dataset(valid_rows, "valid_rows")
-        prepared = prepare(task, train, valid, tokenizer, base_facts(model))
+        prepared = prepare(task, train, valid, tokenizer, base_facts(model), cache_dir=cache_dir)
     if prepared.valid_rows is None:
         raise ValueError("the prepared rows have no validation rows, which choose the best one.")
     return prepared

@@ -51,7 +51,7 @@ from peftcls.training.preflight import (
     lock_output_dir,
     start_trackers,
 )
-from peftcls.training.prepare import Prepared, log_shortened_rows, log_warnings, prepare
+from peftcls.training.prepare import Prepared, log_shortened_rows, log_warnings, prepare_once
 from peftcls.training.run_info import describe_model, identify_run
 from peftcls.training.run_log import RunLog, log_info
 from peftcls.training.run_state import RunState
@@ -108,8 +108,6 @@ class Trainer:
         )
         self.run = RunState(self.output_dir, self.gradients, self.optimizer)
         self._probe: list[Row] = []
-        self.start: Tensors | None = None
-        """The trained tensors before the first step, if they are a linear probe."""
 
     def __enter__(self) -> Self:
         return self
@@ -125,6 +123,11 @@ class Trainer:
     def progress(self) -> Progress:
         """How far the run is, or how the last one went: steps, best step, scores, history."""
         return self.run.progress
+
+    @property
+    def start(self) -> Tensors | None:
+        """The trained tensors before the first step, if they are a linear probe."""
+        return self.run.start
 
     @property
     def history(self) -> list[dict[str, float]]:
@@ -185,8 +188,8 @@ class Trainer:
                 self._begin(prepared, resume=resume)
                 with self._caching_frozen_layers(prepared):
                     starts_anew = self.config.head_init == "probe" and self.progress.step == 0
-                    is_probe = starts_anew and self._fit_head(prepared)
-                    self.start = copy_tensors(self.parameters) if is_probe else None
+                    if starts_anew and self._fit_head(prepared):
+                        self.run.start = copy_tensors(self.parameters)
                     self.run.signals.is_deferred = True
                     self._loop(prepared)
                 self._finish()
@@ -242,13 +245,10 @@ class Trainer:
 
     def _prepare(self, train_rows: Rows | Prepared, valid_rows: Rows | None) -> Prepared:
         """Check, examine and encode the rows, unless that was done before."""
-        if isinstance(train_rows, Prepared):
-            if valid_rows is not None:
-                raise ValueError("valid_rows are given beside prepared rows; give them to prepare.")
-            return train_rows
-        train = as_dataset(train_rows, "train_rows")
-        valid = None if valid_rows is None else as_dataset(valid_rows, "valid_rows")
-        return prepare(self.task, train, valid, self.tokenizer, base_facts(self.model))
+        base = base_facts(self.model)
+        return prepare_once(
+            self.task, train_rows, valid_rows, self.tokenizer, base, cache_dir=self.config.cache_dir
+        )
 
     def _begin(self, prepared: Prepared, *, resume: bool) -> None:
         """Start at the first step or from a checkpoint, and log what is trained."""
@@ -289,7 +289,7 @@ class Trainer:
             track=self.accelerator.log if self.config.trackers else None,
         )
         train_mode(self.model)
-        if self.start is not None:
+        if self.start is not None and self.progress.step == 0:
             self._judge(prepared, 0, log)
             if not self.gradients.by_contrast:
                 shrink_head(self.model, self.task)

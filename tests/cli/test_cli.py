@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +18,11 @@ from datasets import Dataset
 
 import peftcls
 from peftcls import cli, recipe
-from peftcls.cli import train_commands
+from peftcls.cli import tables, train_commands
 from peftcls.cli.column_guessing import guess_columns
 from peftcls.cli.folders import copy_for_others
 from peftcls.cli.option_names import in_options
+from peftcls.cli.sources import Source
 from peftcls.data.reading import as_dataset, name_source, read_rows
 from peftcls.engine.model_choices import Quantize
 from peftcls.inference import answer_parts, predict_file
@@ -372,6 +374,15 @@ def test_rows_put_aside_keep_their_own_name():
     assert (rows.info.description, kept.info.description) == ("a.csv", "a.csv")
 
 
+def test_of_a_long_table_only_so_many_rows_are_put_aside(monkeypatch, capsys):
+    monkeypatch.setattr(tables, "MAX_HELD_OUT_ROWS", 6)
+    rows = as_dataset([{"message": f"text {n}", "category": str(n % 2)} for n in range(80)])
+    files = tables.Files("a.csv", None, None, Source(), seed=0)
+    split = tables.split_rows(files, SPLIT.learn(rows), rows)
+    assert [len(split.train), len(split.valid), len(split.test)] == [68, 6, 6]
+    assert "put 6 rows of a.csv aside for --test" in capsys.readouterr().out
+
+
 # guesses
 
 
@@ -622,6 +633,24 @@ def test_two_folders_are_compared_on_the_same_rows(classifier, other_classifier,
     )
     assert found["second"] == 0.0, "who never answers is never right"
     assert found["difference"] == found["first"] > 0
+
+
+@pytest.mark.parametrize(("best_step", "is_probe"), [(0, True), (8, False)])
+def test_show_tells_where_the_probe_was_kept(
+    best_step, is_probe, other_classifier, tmp_path, capsys
+):
+    folder = shutil.copytree(other_classifier, tmp_path / "kept")
+    numbers = {
+        "rows": {"test": {"rows": 4, "source": "t.csv"}},
+        "systems": {"this run": {"accuracy": [1.0, 1.0, 1.0]}},
+        "headline": {"system": "this run"},
+        "headline_scores": ["accuracy"],
+        "run": {"best_step": best_step, "method": "lora"},
+    }
+    (folder / "metrics.json").write_text(json.dumps(numbers))
+    shown = run(capsys, "show", folder)[1]
+    assert "score      accuracy 1.0000" in shown
+    assert ("kept       the linear probe that the training began with" in shown) == is_probe
 
 
 def test_a_folder_is_shown_without_its_base(other_classifier, bert, tmp_path, capsys, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 from peftcls import cli, load_predictor, recipe
 from peftcls.cli.column_guessing import Columns
 from peftcls.cli.task_building import task_for
-from peftcls.cli.training import parse_layers
+from peftcls.cli.train_setup import parse_layers
 
 TINY = ("--epochs", "1", "--max-length", "16", "--batch-size", "16")
 

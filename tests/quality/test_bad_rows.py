@@ -69,3 +69,19 @@ def test_what_does_not_fit_is_found_with_a_tokenizer(llama):
     kept, bad = found(task, rows, tokenizer=load_tokenizer_only(llama))
     assert kept == [1]
     assert "expected at most 3; shorten it or raise max_new_tokens" in bad[2]
+
+
+def test_rows_to_train_on_are_left_out_by_their_weights():
+    rows = [
+        {"text": "a", "label": "x", "weight": "1"},
+        {"text": "b", "label": "y", "weight": "heavy"},
+        {"text": "c", "label": "y", "weight": "-1"},
+        {"text": "d", "label": "y", "weight": "0"},
+    ]
+    kept, bad = found(Classification(weight="weight"), rows, training=True)
+    assert kept == [1, 4]
+    assert bad == {
+        2: "has 'heavy' in column 'weight', expected a weight of at least 0, such as 0.5",
+        3: "has '-1' in column 'weight', expected a weight of at least 0, such as 0.5",
+    }
+    assert found(Classification(weight="weight"), rows) == ([1, 2, 3, 4], {})

@@ -11,7 +11,9 @@ from tokenizers import models
 
 import peftcls
 from peftcls import Classification, Regression, TrainConfig, cross_validate
+from peftcls.data.reading import as_dataset
 from peftcls.models.trainable import trained_parameters
+from peftcls.training.cross_validation import assign_rows
 
 MEDICAL = [
     "the patient recovered",
@@ -235,3 +237,45 @@ def test_rows_that_cannot_be_trained_on_without_a_fold_are_refused_before_any_tr
     ):
         cross_validate(model, task, tokenizer, config, rows, folds=4)
     assert not list(tmp_path.iterdir())
+
+
+def held_together(rows, key, held_out):
+    """Whether the rows of each value are held out by one fold."""
+    fold_of = {row: fold for fold, held in enumerate(held_out) for row in held}
+    folds = {}
+    for number, row in enumerate(rows):
+        folds.setdefault(row[key], set()).add(fold_of[number])
+    return all(len(each) == 1 for each in folds.values())
+
+
+@pytest.mark.parametrize("task", [Classification(), Regression(), Classification(multi_label=True)])
+def test_rows_of_a_group_and_of_a_text_are_held_out_together(task):
+    rows = [
+        {**row, "customer": n % 7, "score": n % 5, "text": row["text"] if n > 2 else "the same"}
+        for n, row in enumerate(EASY)
+    ]
+    table = as_dataset(rows)
+    held_out = assign_rows(task.learn(rows), table, 3, 0, "customer")
+    assert held_together(rows, "customer", held_out)
+    assert held_together(rows, "text", held_out)
+    assert sorted(row for held in held_out for row in held) == list(range(24))
+    # Twelve rows belong together by the text that three customers have in common.
+    assert sorted(map(len, held_out)) == [6, 6, 12]
+    by_text = assign_rows(task.learn(rows), table, 3, 0)
+    assert held_together(rows, "text", by_text)
+    assert not held_together(rows, "customer", by_text)
+
+
+def test_folds_that_groups_do_not_allow_are_refused():
+    task = Classification().learn(EASY)
+    rows = [{**row, "customer": n % 3} for n, row in enumerate(EASY)]
+    with pytest.raises(ValueError, match=r"^folds=4: the rows have only 3 groups by column 'cust"):
+        assign_rows(task, as_dataset(rows), 4, 0, "customer")
+    rows = [
+        {**row, "customer": "one" if row["label"] == "med" else str(n)}
+        for n, row in enumerate(EASY)
+    ]
+    with pytest.raises(ValueError, match=r"^all rows with the label 'med' are held out together"):
+        assign_rows(task, as_dataset(rows), 3, 0, "customer")
+    with pytest.raises(peftcls.RowError, match=r"no column 'custmer'; .* Did you mean 'customer'"):
+        assign_rows(task, as_dataset(rows), 3, 0, "custmer")

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 import peftcls
 from peftcls.engine.head_inputs import head_layer
 from peftcls.models.trainable import copy_tensors, put_tensors
+from peftcls.training import head_start
+from peftcls.training.judgement import answers_at_start
 from peftcls.training.linear_probe import Examples, LinearProbe, fit_probe
 
 
@@ -54,6 +56,29 @@ def test_a_layer_without_biases_is_as_good_where_states_are_far_from_zero():
         right = probe.logits(held_out).argmax(1) == held_out_classes
         scores[has_bias] = float(right.float().mean())
     assert scores[False] > scores[True] - 0.02
+
+
+def test_the_probe_of_a_long_table_reads_a_sample_of_its_rows(
+    bert, text_rows, tmp_path, monkeypatch
+):
+    trainer = build(bert, tmp_path, text_rows, epochs=1, head_init="probe")
+    width = head_layer(trainer.model).in_features
+    read = []
+    collate = type(trainer.task).collate
+
+    def counted(task, features, tokenizer):
+        read.append(len(features))
+        return collate(task, features, tokenizer)
+
+    table = trainer._prepare(text_rows, None).train
+    assert head_start.rows_to_read(table, width, 0) is None
+    monkeypatch.setattr(head_start, "MAX_VALUES", 10 * width)
+    rows = head_start.rows_to_read(table, width, 0)
+    assert len(set(rows)) == 10
+    assert rows == sorted(rows) == head_start.rows_to_read(table, width, 0)
+    monkeypatch.setattr(type(trainer.task), "collate", counted)
+    assert trainer._fit_head(trainer._prepare(text_rows, None))
+    assert sum(read) == 10
 
 
 def test_numbers_are_fitted_as_by_ridge_regression():
@@ -169,6 +194,24 @@ def test_an_interrupted_run_goes_on_bit_for_bit(bert, text_rows, tmp_path, monke
     build(bert, tmp_path / "cut", text_rows, **settings).fit(text_rows, resume=True)
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_a_resumed_run_knows_the_probe_that_it_began_with(bert, text_rows, tmp_path, monkeypatch):
+    settings = {"head_init": "probe", "eval_every": 2}
+    whole = build(bert, tmp_path / "whole", text_rows, **settings)
+    whole.fit(text_rows, text_rows)
+    cut = build(bert, tmp_path / "cut", text_rows, **settings)
+    interrupt(cut, text_rows, monkeypatch, at=5, valid=text_rows)
+    again = build(bert, tmp_path / "cut", text_rows, **settings)
+    again.fit(text_rows, text_rows, resume=True)
+    assert again.history == whole.history
+    assert again.history[0]["step"] == 0
+    assert answers_at_start(whole, text_rows) == answers_at_start(again, text_rows)
+    without = build(bert, tmp_path / "random", text_rows, eval_every=2)
+    interrupt(without, text_rows, monkeypatch, at=3)
+    without = build(bert, tmp_path / "random", text_rows, eval_every=2)
+    without.fit(text_rows, resume=True)
+    assert answers_at_start(without, text_rows) is None
 
 
 def test_a_head_that_was_trained_before_is_not_replaced(bert, text_rows, tmp_path):

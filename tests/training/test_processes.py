@@ -25,24 +25,60 @@ def run(*command: object) -> subprocess.CompletedProcess:
     )
 
 
-def trained_on(processes, base, out, rows_file, kind):
-    """The trained tensors, the scores and the answers of a run on so many processes."""
-    ended = run(
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        processes,
-        PROGRAMS / "train_on_processes.py",
-        base,
-        out,
-        rows_file,
-        processes,
-        kind,
-    )
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    return load_file(out / "double.safetensors"), *json.loads((out / "scores.json").read_text())
+@pytest.fixture(scope="module")
+def runs():
+    """What was trained so far, by the number of processes."""
+    return {}
+
+
+@pytest.fixture
+def trained_on(runs, bert, gpt2, tmp_path_factory, text_rows):
+    """Of a number of processes, by kind: the trained tensors, the scores and the answers.
+
+    All kinds are trained by the same processes, one after the other.
+    """
+    rare = [row for n, row in enumerate(text_rows) if row["label"] == "no" or n < 2]
+    weighted = [{**row, "weight": 0.25 * (n % 5)} for n, row in enumerate(text_rows)]
+    kinds = {
+        "head": (gpt2, text_rows),
+        "instruction": (gpt2, text_rows),
+        "weighted": (bert, weighted),
+        "balanced": (bert, rare),
+    }
+
+    def train(processes):
+        folder = tmp_path_factory.mktemp("processes")
+        jobs = [
+            {"kind": kind, "base": base, "rows": rows, "out": str(folder / kind)}
+            for kind, (base, rows) in kinds.items()
+        ]
+        (folder / "jobs.json").write_text(json.dumps(jobs))
+        ended = run(
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            processes,
+            PROGRAMS / "train_on_processes.py",
+            folder / "jobs.json",
+            processes,
+        )
+        assert ended.returncode == 0, ended.stderr[-3000:]
+        return {
+            kind: (
+                load_file(folder / kind / "double.safetensors"),
+                *json.loads((folder / kind / "scores.json").read_text()),
+            )
+            for kind in kinds
+        }
+
+    def found(processes):
+        if processes not in runs:
+            runs[processes] = train(processes)
+        return runs[processes]
+
+    return found
 
 
 def same_run(one, other):
@@ -57,26 +93,23 @@ def same_run(one, other):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["head", "instruction"])
-def test_one_two_and_three_processes_train_the_same_weights(kind, gpt2, tmp_path, rows_file):
-    found = [
-        trained_on(processes, gpt2, tmp_path / str(processes), rows_file, kind)
-        for processes in (1, 2, 3)
-    ]
-    for other in found[1:]:
-        same_run(found[0], other)
+def test_one_two_and_three_processes_train_the_same_weights(kind, trained_on):
+    for processes in (2, 3):
+        same_run(trained_on(1)[kind], trained_on(processes)[kind])
 
 
 @pytest.mark.slow
-def test_two_processes_draw_the_same_rows_for_rare_labels_and_deal_out_the_same_ranks(
-    bert, tmp_path, text_rows, rows_file
-):
-    rare = [row for n, row in enumerate(text_rows) if row["label"] == "no" or n < 2]
-    rows_file.write_text("\n".join(json.dumps(row) for row in rare))
-    one, two = (
-        trained_on(processes, bert, tmp_path / str(processes), rows_file, "balanced")
-        for processes in (1, 2)
-    )
-    same_run(one, two)
+def test_processes_give_weighted_rows_the_same_weight(trained_on):
+    one = trained_on(1)["weighted"]
+    for processes in (2, 3):
+        same_run(one, trained_on(processes)["weighted"])
+
+
+@pytest.mark.slow
+def test_processes_draw_the_same_rows_for_rare_labels_and_deal_out_the_same_ranks(trained_on):
+    one = trained_on(1)["balanced"]
+    for processes in (2, 3):
+        same_run(one, trained_on(processes)["balanced"])
     kept = [tensor for name, tensor in one[0].items() if "lora_E" in name]
     assert sum(int((tensor != 0).sum()) for tensor in kept) == 4 * len(kept)
 

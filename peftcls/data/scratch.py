@@ -1,0 +1,80 @@
+"""A folder for copies of tables that is removed when the program ends."""
+
+import atexit
+import functools
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import datasets
+
+PREFIX = "peftcls-"
+LAUNCHER_VARIABLES = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
+"""What a launcher tells all of its processes, and no other launcher does."""
+
+
+def scratch_folder() -> Path:
+    """The folder for the copies of this program; it is removed when the program ends.
+
+    It is on the disk of the cache of `datasets`, or with other temporary files where that cannot be
+    written. The processes that a launcher has started on this machine share one, so that each table
+    is copied and tokenized once; the first of them removes it.
+    """
+    folder = _made_once()
+    # Somebody may have cleared the cache meanwhile.
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+@functools.cache
+def _made_once() -> Path:
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    try:
+        check_cache(cache)
+    except ValueError:
+        cache = Path(tempfile.gettempdir())
+    folder = _shared_folder(cache) if is_launched() else None
+    if folder is None:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=cache))
+    elif int(os.environ.get("LOCAL_RANK", "0")) != 0:
+        return folder
+    atexit.register(_remove, folder, os.getpid())
+    return folder
+
+
+def is_launched() -> bool:
+    """Whether a launcher has started several processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1
+
+
+def check_cache(folder: Path) -> None:
+    """Raise ValueError where copies of tables cannot be written into a folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        raise ValueError(
+            f"copies of files cannot be written to {folder} ({error.strerror}); set HF_HOME to a "
+            "folder that can be written, or give another cache_dir."
+        ) from None
+
+
+def _shared_folder(cache: Path) -> Path | None:
+    """The folder of all processes with the same launcher; None where somebody else owns it."""
+    launcher = [str(os.getppid()), *(os.environ.get(name, "") for name in LAUNCHER_VARIABLES)]
+    name = hashlib.sha256("\n".join(launcher).encode()).hexdigest()[:16]
+    folder = cache / f"{PREFIX}{name}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    # Names of temporary files can be guessed, and a link could lead anywhere.
+    if folder.is_symlink() or (os.name != "nt" and folder.stat().st_uid != os.getuid()):
+        return None
+    return folder
+
+
+def _remove(folder: Path, process: int) -> None:
+    # A forked child inherits what is to be done at the end.
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
