@@ -95,13 +95,18 @@ def evaluate_rows(
     batch_size: int | None,
     base: str | None,
     device: str | None,
+    shard: bool | None,
     source: Source,
 ) -> None:
-    """Score an adapter on the labelled rows of a file."""
+    """Score an adapter on the labelled rows of a file; the first of several processes prints."""
     skipped = SkippedRows(skip_bad_rows, [file])
-    predictor = load_predictor(directory, base=base, device=device)
+    predictor = load_predictor(directory, base=base, device=device, shard=shard)
     rows = name_labels(source.read(file), predictor.task, label_names)
     rows = skipped.left_out(predictor.task, rows, tokenizer=predictor.tokenizer)
+    if shard and int(os.environ.get("RANK", "0")) > 0:
+        # To gather the base takes this process, too.
+        predictor.predict(rows, batch_size=batch_size)
+        return
     skipped.write()
     for sentence in skipped.sentences():
         print(sentence, file=sys.stderr)

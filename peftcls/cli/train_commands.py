@@ -14,6 +14,7 @@ from peftcls.cli.option_groups import (
 )
 from peftcls.cli.shared_options import (
     FOLDER,
+    SHARD_HELP,
     directory_argument,
     json_option,
     label_names_option,
@@ -258,6 +259,7 @@ def check(**options: Any) -> int:
     help="Base model: demo, minilm, smollm2, a folder, or a name on the hub.",
 )
 @model_option("--quantize", type=click.Choice(QUANTIZE), help="Hold the base in 8 or 4 bits.")
+@model_option("--shard", is_flag=True, default=None, help=SHARD_HELP)
 @model_option(
     "--dtype",
     type=click.Choice(DTYPES),

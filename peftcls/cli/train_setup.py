@@ -52,6 +52,7 @@ class TrainOptions:
     skip_bad_rows: Path | None
     model: str
     quantize: Quantize | None
+    shard: bool | None
     dtype: str | None
     part: Part | None
     task_settings: Mapping[str, Any]
@@ -187,6 +188,7 @@ def load_run_base(
         options.model,
         task,
         quantize=options.quantize,
+        shard=options.shard,
         dtype=getattr(torch, options.dtype) if options.dtype else None,
         seed=seed,
     )

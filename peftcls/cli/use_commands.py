@@ -60,6 +60,7 @@ def predict(**options: Any) -> None:
 @batch_option
 @base_option
 @device_option
+@shard_option
 @source_options
 def evaluate(**options: Any) -> None:
     """Score the adapter in DIR on the labelled rows of FILE, overall and for each label.
