@@ -340,9 +340,16 @@ def _read_weights(request: _Request, arguments: dict[str, Any]) -> tuple[Any, di
     if 2 * missing_in_backbone > len(model.base_model.state_dict()):
         # Some classes, such as Llama's for question answering, look for their backbone under a
         # name that no file has.
-        arguments["key_mapping"] = {f"^{model.base_model.base_model_prefix}\\.": f"{prefix}."}
+        renamed = f"^{model.base_model.base_model_prefix}\\."
+        arguments["key_mapping"] = {renamed: f"{prefix}."}
         torch.manual_seed(request.seed)
         model, report = auto_model.from_pretrained(request.source, **arguments)
+        # The renaming would be undone where the model is saved, and that file not be read again.
+        model._weight_conversions = [
+            conversion
+            for conversion in model._weight_conversions
+            if renamed not in conversion.source_patterns
+        ]
     return model, report
 
 
