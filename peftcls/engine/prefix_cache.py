@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from peftcls.engine.layers import layers_of
 from peftcls.engine.sharding import gather_for_backward
 
 
@@ -40,7 +39,7 @@ class SharedPrefix:
                 input_ids=ids[:1, : self.tokens], past_key_values=cache, use_cache=True
             )
             self._computed = tensors_of(cache)
-            gather_for_backward(layers_of(self.inner.base_model), self._computed)
+            gather_for_backward(self.inner.base_model, self._computed)
             self._handed_out = self._computed
             if self.several:
                 self._handed_out = [

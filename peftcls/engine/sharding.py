@@ -195,9 +195,8 @@ def reading_shares(shares: Shares, new_heads: bool) -> Iterator[dict[str, Any]]:
     former = vars(PreTrainedModel).get(name)
     setattr(PreTrainedModel, name, classmethod(lay_out))
     try:
-        size = shares.mesh.size()
-        copies = PartialState().num_processes // size
-        config = DistributedConfig(fsdp_size=size, dp_replicate_size=copies)
+        copies = PartialState().num_processes // shares.size
+        config = DistributedConfig(fsdp_size=shares.size, dp_replicate_size=copies)
         with _without_loading_on_the_first_process_only():
             yield {"distributed_config": config}
     finally:
@@ -278,16 +277,19 @@ def _heads_of(model: Any) -> list[torch.nn.Module]:
 # Computing
 
 
-def gather_for_backward(layers: torch.nn.ModuleList, tensors: Sequence[torch.Tensor]) -> None:
+def gather_for_backward(backbone: torch.nn.Module, tensors: Sequence[torch.Tensor]) -> None:
     """Gather a layer when the gradient of its keys and values arrives.
 
     Keys and values leave a layer through a cache, and not as its result: the layer would not notice
     that its backward pass begins.
 
     Args:
-        layers: of the backbone.
+        backbone: in shares; nothing happens with a whole one.
         tensors: keys and values, two for each layer.
     """
+    if not isinstance(backbone, FSDPModule):
+        return
+    layers = layers_of(backbone)
     for number, tensor in enumerate(tensors):
         layer = layers[number // 2]
         if tensor.requires_grad and isinstance(layer, FSDPModule):
