@@ -11,14 +11,12 @@ import pandas as pd
 
 from peftcls.cli.running import train
 from peftcls.cli.tables import Tables, is_first_process, print_once
-from peftcls.cli.train_setup import TrainOptions, build_model, given_candidate, load_run_base
-from peftcls.engine.model_state import base_facts
+from peftcls.cli.train_setup import TrainOptions, build_model, given_candidate, load_and_prepare
 from peftcls.metrics import mean_interval
 from peftcls.quality.findings import Examination
 from peftcls.report.wording import is_share, write_score
 from peftcls.tasks.base import Task
 from peftcls.training.config import TrainConfig
-from peftcls.training.prepare import prepare
 from peftcls.training.trainer import Trainer
 
 
@@ -86,16 +84,7 @@ def _scores_of_seed(
     config: TrainConfig,
 ) -> dict[str, float]:
     """The scores of one run on the test rows."""
-    base, tokenizer = load_run_base(options, task, seed=config.seed)
-    rows = prepare(
-        task,
-        tables.train,
-        tables.valid,
-        tokenizer,
-        base_facts(base),
-        examination=examination,
-        cache_dir=options.source.cache,
-    )
+    base, tokenizer, rows = load_and_prepare(options, task, tables, examination, seed=config.seed)
     model = build_model(options, task, base, given_candidate(options, config), seed=config.seed)
     trainer = Trainer(model, task, tokenizer, config)
     train(trainer, rows, resume=False, calibrate=options.calibrate, shows_warnings=False)

@@ -14,18 +14,21 @@ from peftcls.cli.column_guessing import guess_columns
 from peftcls.cli.label_naming import name_labels
 from peftcls.cli.skipping import SkippedRows
 from peftcls.cli.sources import Source
-from peftcls.cli.tables import labels_remark, print_once
+from peftcls.cli.tables import Tables, labels_remark, print_once
 from peftcls.cli.task_building import task_for
 from peftcls.data.column_names import find_column
 from peftcls.engine.model_choices import Quantize
+from peftcls.engine.model_state import base_facts
 from peftcls.models.adapter_manifest import MANIFEST
 from peftcls.models.base_model import load_base
 from peftcls.models.lora_injection import DEFAULT_RANK, attach_lora
 from peftcls.models.tokenizers import load_tokenizer_only
 from peftcls.models.trainable import Part, train_only
+from peftcls.quality.findings import Examination
 from peftcls.report.files import check_out_folder
 from peftcls.tasks.base import Task
 from peftcls.training.config import TrainConfig
+from peftcls.training.prepare import Prepared, prepare
 from peftcls.training.search import Candidate
 
 # A whole pretrained model needs smaller steps than a new adapter.
@@ -192,6 +195,23 @@ def load_run_base(
         dtype=getattr(torch, options.dtype) if options.dtype else None,
         seed=seed,
     )
+
+
+def load_and_prepare(
+    options: TrainOptions, task: Task, tables: Tables, examination: Examination, *, seed: int
+) -> tuple[Any, PreTrainedTokenizerBase, Prepared]:
+    """The base model and its tokenizer, as of `load_run_base`, and the rows, encoded for it."""
+    base, tokenizer = load_run_base(options, task, seed=seed)
+    rows = prepare(
+        task,
+        tables.train,
+        tables.valid,
+        tokenizer,
+        base_facts(base),
+        examination=examination,
+        cache_dir=options.source.cache,
+    )
+    return base, tokenizer, rows
 
 
 def train_config(options: TrainOptions, task: Task, rows: int) -> TrainConfig:

@@ -16,18 +16,17 @@ from peftcls.cli.train_setup import (
     build_model,
     check_options,
     given_candidate,
-    load_run_base,
+    load_and_prepare,
     load_skipping_tokenizer,
     read_training_file,
     train_config,
 )
-from peftcls.engine.model_state import base_facts
 from peftcls.report import Meter
 from peftcls.tasks.base import Task
 from peftcls.tasks.classification import Classification
 from peftcls.tasks.own_metrics import OwnMetrics
 from peftcls.training.config import TrainConfig
-from peftcls.training.prepare import Prepared, prepare
+from peftcls.training.prepare import Prepared
 from peftcls.training.run_info import describe_model
 from peftcls.training.search import Candidate, search
 from peftcls.training.trainer import Trainer
@@ -54,16 +53,7 @@ def train_file(options: TrainOptions) -> None:
     other_seeds = None
     if options.seeds and not options.dry_run:
         other_seeds = train_other_seeds(options, task, tables, examination, config)
-    base, tokenizer = load_run_base(options, task, seed=options.seed)
-    rows = prepare(
-        task,
-        tables.train,
-        tables.valid,
-        tokenizer,
-        base_facts(base),
-        examination=examination,
-        cache_dir=options.source.cache,
-    )
+    base, tokenizer, rows = load_and_prepare(options, task, tables, examination, seed=options.seed)
     candidate = given_candidate(options, config)
     if options.search and not options.dry_run:
         candidate = _search(base, task, tokenizer, config, rows, options.search)
