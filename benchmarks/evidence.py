@@ -6,7 +6,7 @@
 DATA holds the folders sms_spam, medical_papers, imdb, mrpc, sts_b and squad, which are not part of
 the project. Each run is a process of its own, and one at a time. A run that the results hold with
 the same settings is not repeated, so that the command can be interrupted. `--page` writes the table
-into docs/evidence.md. SetFit needs `pip install setfit`.
+into docs/evidence.md. SetFit and TRL need `pip install setfit trl`. TRL is for instructions.
 
 What is kept of a run is the score of each test row, never a text or an answer.
 """
@@ -32,8 +32,8 @@ RESULTS = Path(__file__).parent / "results" / "evidence.json"
 RATES = (3e-4, 1e-3, 3e-3)
 BASES = ("minilm", "smollm2")
 # Which systems are run at several rates.
-WITH_RATES = ("trainer",)
-SYSTEMS = ("peftcls", "baselines", "trainer", "setfit")
+WITH_RATES = ("trainer", "trl")
+SYSTEMS = ("peftcls", "baselines", "trainer", "trl", "setfit")
 LIMIT_SECONDS = 3600
 
 

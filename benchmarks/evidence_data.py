@@ -98,6 +98,7 @@ WORK = {
     "sms": Work("labels", SMS, ("Text",), "Label", (400, 149, 300), 128),
     "medical": Work("labels", ABSTRACTS, PAPERS, "label", (400, 200, 200), 160),
     "sms_all": Work("labels", SMS, ("Text",), "Label", (896, 149, 300), 128),
+    "medical_long": Work("labels", ABSTRACTS, PAPERS, "label", (1000, 200, 200), 512),
     "medical_all": Work("labels", ABSTRACTS, PAPERS, "label", (1000, 200, 200), 160),
     "reviews": Work("labels", REVIEWS, ("text",), "label", (400, 200, 300), 128),
     "paraphrases": Work("labels", MRPC, PAIRS, "label", (800, 200, 408), 96),

@@ -8,12 +8,14 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
+import evidence_instructions
 import evidence_spans
 import numpy as np
 import torch
 from evidence_data import Rows, Work
 from peft import LoraConfig, get_peft_model
 from sklearn.linear_model import LogisticRegression
+from transformers import AutoConfig, PreTrainedConfig
 
 import peftcls
 from peftcls.baselines import baselines
@@ -45,7 +47,7 @@ def with_peftcls(
     train, valid, test = rows
     task: Any = work.task().learn(train)
     model, tokenizer = peftcls.load_base(base_folder(base), task, seed=seed)
-    model = peftcls.attach_lora(model, task, layers=adapted_layers(model, base), seed=seed)
+    model = peftcls.attach_lora(model, task, layers=adapted_layers(model.config, base), seed=seed)
     config = peftcls.TrainConfig.for_task(
         tempfile.mkdtemp(), task, rows=len(train), seed=seed, learning_rate=rate, epochs=work.epochs
     )
@@ -82,11 +84,11 @@ def plain(work: Work, answer: peftcls.Answer) -> Any:
             return answer.label
 
 
-def adapted_layers(model: Any, base: str) -> tuple[int, ...] | None:
+def adapted_layers(config: PreTrainedConfig, base: str) -> tuple[int, ...] | None:
     """The layers that get adapters; None for all."""
     if base != "smollm2":
         return None
-    count = model.config.num_hidden_layers
+    count = config.num_hidden_layers
     return tuple(range(count - TOP_LAYERS, count))
 
 
@@ -164,7 +166,7 @@ def _sequence_model(folder: str, base: str, outputs: int, pad_id: int, seed: int
         folder, num_labels=outputs, dtype=torch.float32
     )
     model.config.pad_token_id = pad_id
-    layers = adapted_layers(model, base)
+    layers = adapted_layers(model.config, base)
     adapter = LoraConfig(
         task_type="SEQ_CLS",
         target_modules=attention_projections(base),
@@ -210,6 +212,25 @@ def _arguments(work: Work, rows: int, seed: int, rate: float, *, has_valid: bool
     )
 
 
+# TRL
+
+
+def with_trl(
+    work: Work, base: str, rows: tuple[Rows, Rows, Rows], seed: int, rate: float | None
+) -> dict[str, Answers]:
+    """The answers of TRL's SFTTrainer with PEFT, to instructions."""
+    folder = base_folder(base)
+    layers = adapted_layers(AutoConfig.from_pretrained(folder), base)
+    adapter = LoraConfig(
+        task_type="CAUSAL_LM",
+        target_modules=attention_projections(base),
+        layers_to_transform=list(layers) if layers else None,
+        **LORA,
+    )
+    found = evidence_instructions.with_trl(work, folder, adapter, rows, seed, _of(rate))
+    return {"trl": found}
+
+
 # SetFit's method
 
 
@@ -245,5 +266,6 @@ SYSTEMS: dict[str, System] = {
     "peftcls": with_peftcls,
     "baselines": with_baselines,
     "trainer": with_trainer,
+    "trl": with_trl,
     "setfit": with_setfit,
 }
