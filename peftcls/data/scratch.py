@@ -7,10 +7,18 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TextIO
 
 import datasets
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
 PREFIX = "peftcls-"
+IN_USE = "in_use"
+"""A file in a scratch folder that the processes that use it hold a lock on."""
 LAUNCHER_VARIABLES = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher tells all of its processes, and no other launcher does."""
 
@@ -20,28 +28,64 @@ def scratch_folder() -> Path:
 
     It is on the disk of the cache of `datasets`, or with other temporary files where that cannot be
     written. The processes that a launcher has started on this machine share one, so that each table
-    is copied and tokenized once; the first of them removes it.
+    is copied and tokenized once; the first of them removes it. What programs have left that were
+    killed is removed by the next.
     """
-    folder = _made_once()
+    folder, _ = _made_once()
     # Somebody may have cleared the cache meanwhile.
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 
 
 @functools.cache
-def _made_once() -> Path:
+def _made_once() -> tuple[Path, TextIO | None]:
     cache = Path(datasets.config.HF_DATASETS_CACHE)
     try:
         check_cache(cache)
     except ValueError:
         cache = Path(tempfile.gettempdir())
+    remove_abandoned(cache)
     folder = _shared_folder(cache) if is_launched() else None
+    is_first = folder is None or int(os.environ.get("LOCAL_RANK", "0")) == 0
     if folder is None:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=cache))
-    elif int(os.environ.get("LOCAL_RANK", "0")) != 0:
-        return folder
-    atexit.register(_remove, folder, os.getpid())
-    return folder
+    if is_first:
+        atexit.register(_remove, folder, os.getpid())
+    return folder, _lock(folder)
+
+
+def remove_abandoned(cache: Path) -> None:
+    """Remove the scratch folders that no living process uses.
+
+    Of a process that was killed the operating system releases the lock.
+    """
+    if fcntl is None:
+        return
+    for lock in cache.glob(f"{PREFIX}*/{IN_USE}"):
+        try:
+            with lock.open("r+", encoding="utf-8") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent, ignore_errors=True)
+        except OSError:
+            # It is in use, somebody else's, or on a file system without locks.
+            continue
+
+
+def _lock(folder: Path) -> TextIO | None:
+    """The file of a folder in use, locked together with other processes that use it."""
+    if fcntl is None:
+        return None
+    try:
+        while True:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            file = (folder / IN_USE).open("a", encoding="utf-8")
+            fcntl.flock(file, fcntl.LOCK_SH)
+            # Another process may have removed the folder just before it was locked.
+            if (folder / IN_USE).exists():
+                return file
+            file.close()
+    except OSError:
+        return None
 
 
 def is_launched() -> bool:
