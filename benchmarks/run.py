@@ -156,13 +156,18 @@ def plan_runs(e: Experiment) -> list[Turn]:
     return runs
 
 
-def measure(e: Experiment, data: Path, cache: Path) -> dict[str, Any]:
+def describe_machine(e: Experiment, data: Path, cache: Path) -> dict[str, Any]:
+    """The machine, and how fast it multiplies the matrices of an experiment's base."""
+    machine = start(Job("machine", e, data, cache))
+    print(f"matrix peaks, GFLOP/s: {machine['hardware']['peak_gflops']}", flush=True)
+    return machine
+
+
+def measure(e: Experiment, data: Path, cache: Path, machine: dict[str, Any]) -> dict[str, Any]:
     """Everything that the result of an experiment holds."""
-    job = Job("machine", e, data, cache)
-    result: dict[str, Any] = start(job)
+    result = dict(machine)
     peaks = result["hardware"]["peak_gflops"]
-    job = dataclasses.replace(job, bf16=peaks["bfloat16"] > peaks["float32"])
-    print(f"matrix peaks, GFLOP/s: {peaks}", flush=True)
+    job = Job("run", e, data, cache, bf16=peaks["bfloat16"] > peaks["float32"])
     for seed in sorted(set(e.seeds)):
         start(dataclasses.replace(job, what="adapter", seed=seed))
     result["gates"] = []
@@ -287,7 +292,8 @@ def main() -> None:
         e = Experiment.of(settings)
     except (OSError, ValueError) as error:
         sys.exit(f"{options.experiment}: {error}")
-    measured = measure(e, options.data, options.cache)
+    machine = describe_machine(e, options.data, options.cache)
+    measured = measure(e, options.data, options.cache, machine)
     result = {"experiment": settings, "settings": dataclasses.asdict(e), **measured}
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / f"{options.experiment.stem}.json"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import datasets
 import pandas as pd
+import torch
 
 from peftcls.baselines import baselines
 from peftcls.data.reading import RowError, read_rows, source_name
@@ -26,6 +27,7 @@ from peftcls.logs import show_messages
 from peftcls.models.adapter_folder import READABLE
 from peftcls.models.base_model import load_base
 from peftcls.models.lora_injection import DEFAULT_RANK
+from peftcls.processors import thread_limit
 from peftcls.report import THIS_RUN, Meter, write_report
 from peftcls.report.files import check_out_folder
 from peftcls.report.write import read_verdict
@@ -221,6 +223,9 @@ def read_tables(
 def run_recipe(main: Callable[[], None]) -> None:
     """Run a recipe; an error is one sentence without a traceback. Exit codes as of `peftcls`."""
     show_messages()
+    limit = thread_limit()
+    if limit is not None:
+        torch.set_num_threads(min(limit, torch.get_num_threads()))
     try:
         main()
     except (ValueError, FloatingPointError, RunStoppedError) as error:

@@ -290,6 +290,23 @@ def test_a_contenders_crash_is_a_result_and_one_of_ours_is_not(tmp_path):
         start(dataclasses.replace(job, system="peftcls"))
 
 
+def test_the_guard_finds_what_became_slower_and_lets_noise_pass():
+    from guard import SMALL, compared, small_experiment
+
+    for settings in SMALL.values():
+        e = small_experiment(settings)
+        assert len(e.contenders) + len(e.without) == 1
+    lines, is_slower = compared({"heads": 2.0, "answers": 3.0}, {"heads": 1.75, "answers": 2.5})
+    assert is_slower
+    assert lines == [
+        "heads: 1.75, recorded 2.00, as before",
+        "answers: 2.50, recorded 3.00, SLOWER by more than 15%",
+    ]
+    lines, is_slower = compared({"heads": 2.0}, {"heads": 4.0, "new": 1.0})
+    assert not is_slower
+    assert lines[1] == "new: 1.00, nothing recorded"
+
+
 def test_the_tables_on_the_page_of_many_gpus_are_those_of_the_script():
     from scaling_arithmetic import tables
 

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
-    {"errors", "logs", "argument_checks", "argument_names", "metrics", "demo"},
+    {"errors", "logs", "argument_checks", "argument_names", "metrics", "processors", "demo"},
     {"data", "engine"},
     {"tasks"},
     {"quality", "models", "evaluation", "baselines"},

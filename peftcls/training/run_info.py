@@ -10,6 +10,7 @@ from peftcls.engine.model_state import base_facts, state_of
 from peftcls.engine.probes import describe_capabilities
 from peftcls.models import adapter_methods
 from peftcls.models.trainable import trained_parameters
+from peftcls.processors import usable_processors
 from peftcls.tasks.base import Task
 from peftcls.training.config import TrainConfig
 from peftcls.training.prepare import Prepared
@@ -65,6 +66,8 @@ def model_parts(model: torch.nn.Module) -> list[dict[str, Any]]:
 def describe_model(model: torch.nn.Module, task: Task) -> str:
     """Describe a model: the sizes of its parts, its fast paths, and what it was continued from.
 
+    On a CPU also the number of threads that compute.
+
     New labels are named: a label in another spelling would become one of them.
     """
     rows = [
@@ -78,6 +81,8 @@ def describe_model(model: torch.nn.Module, task: Task) -> str:
         for part in model_parts(model)
     ]
     lines = [pd.DataFrame(rows).to_string(index=False), describe_capabilities(model)]
+    if next(model.parameters()).device.type == "cpu":
+        lines.append(f"threads: {torch.get_num_threads()}, of {usable_processors()} processors")
     lineage = state_of(model).lineage
     if lineage:
         lines.append(_describe_start(lineage[-1], task))
