@@ -31,14 +31,14 @@ def scratch_folder() -> Path:
     is copied and tokenized once; the first of them removes it. What programs have left that were
     killed is removed by the next.
     """
-    folder, _ = _made_once()
+    folder = _made_once()
     # Somebody may have cleared the cache meanwhile.
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 
 
 @functools.cache
-def _made_once() -> tuple[Path, TextIO | None]:
+def _made_once() -> Path:
     cache = Path(datasets.config.HF_DATASETS_CACHE)
     try:
         check_cache(cache)
@@ -49,9 +49,13 @@ def _made_once() -> tuple[Path, TextIO | None]:
     is_first = folder is None or int(os.environ.get("LOCAL_RANK", "0")) == 0
     if folder is None:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=cache))
+    lock = _lock(folder)
+    if lock is not None:
+        # Until then it is held; what is registered last is done first.
+        atexit.register(lock.close)
     if is_first:
         atexit.register(_remove, folder, os.getpid())
-    return folder, _lock(folder)
+    return folder
 
 
 def remove_abandoned(cache: Path) -> None:
