@@ -12,10 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from evidence_hard import Rows, read_articles, read_rare_spam, with_wrong_labels
+
 import peftcls
 
 Kind = Literal["labels", "numbers", "spans", "prompt", "keywords"]
-Rows = list[dict[str, Any]]
 PAPERS = ("title", "abstract")
 PAIRS = ("sentence1", "sentence2")
 IS_MEDICAL = (
@@ -43,6 +44,7 @@ class Work:
         score: what systems are compared by.
         of_each: if given, so many training rows of each label instead.
         epochs: of all systems; the default of peftcls unless given.
+        hard: what makes the table harder, if anything: see `evidence_hard.py`.
     """
 
     kind: Kind
@@ -54,6 +56,7 @@ class Work:
     score: str = "accuracy"
     of_each: int | None = None
     epochs: int | None = None
+    hard: Literal["rare label", "wrong labels", "many labels"] | None = None
 
     def task(self) -> peftcls.Task:
         """The task with default settings; it has not learnt the labels."""
@@ -87,6 +90,7 @@ class Work:
 
 
 SMS = ("sms_spam/train.csv", "sms_spam/test.csv")
+COLLECTION = "sms_spam/SMSSpamCollection.tsv"
 ABSTRACTS = ("medical_papers/train.csv", "medical_papers/validation.csv")
 KEYWORDS = ("medical_papers/keywords_train.csv", "medical_papers/keywords_validation.csv")
 REVIEWS = ("imdb/train.csv", "imdb/validation.csv")
@@ -109,6 +113,19 @@ WORK = {
     "medical_prompt": Work("prompt", ABSTRACTS, PAPERS, "label", (300, 100, 200), 320),
     "keywords": Work("keywords", KEYWORDS, PAPERS, "Keywords", (300, 50, 200), 384, "f1_at_10"),
 }
+WORK |= {
+    "sms_rare": dataclasses.replace(
+        WORK["sms"],
+        files=(COLLECTION,) * 2,
+        sizes=(800, 200, 2000),
+        score="f1_macro",
+        hard="rare label",
+    ),
+    "sms_wrong": dataclasses.replace(WORK["sms"], hard="wrong labels"),
+    "articles": Work(
+        "labels", (SQUAD[0],) * 2, ("question",), "title", (0, 0, 0), 64, hard="many labels"
+    ),
+}
 for name in ("sms", "medical", "reviews"):
     for rows in (8, 16, 32, 64):
         WORK[f"{name}_{rows}"] = dataclasses.replace(
@@ -118,11 +135,17 @@ for name in ("sms", "medical", "reviews"):
 
 def read_splits(work: Work, data: Path, seed: int) -> tuple[Rows, Rows, Rows]:
     """Rows to train on, to choose the best step by, and to test on."""
+    if work.hard == "many labels":
+        return read_articles(_existing(data / work.files[0]), seed)
+    if work.hard == "rare label":
+        return read_rare_spam(_existing(data / work.files[0]), seed, work.sizes)
     train = _read(work, data / work.files[0])
     test = _read(work, data / work.files[1])
     random.Random(seed).shuffle(train)
     random.Random(0).shuffle(test)
     train_size, valid_size, test_size = work.sizes
+    if work.hard == "wrong labels":
+        train = with_wrong_labels(train, work.target, seed)
     if work.of_each:
         chosen: Rows = []
         for label in sorted({row[work.target] for row in train}):
@@ -135,9 +158,14 @@ def read_splits(work: Work, data: Path, seed: int) -> tuple[Rows, Rows, Rows]:
     )
 
 
-def _read(work: Work, file: Path) -> Rows:
+def _existing(file: Path) -> Path:
     if not file.is_file():
         sys.exit(f"There is no {file}; give --data the folder that holds {file.parent.name}.")
+    return file
+
+
+def _read(work: Work, file: Path) -> Rows:
+    _existing(file)
     if file.suffix == ".json":
         return list(peftcls.read_rows(file))
     with file.open(newline="", encoding="utf-8") as opened:
@@ -153,4 +181,8 @@ def _read(work: Work, file: Path) -> Rows:
 
 def described(work: Work) -> str:
     """The settings of a data set as a line of text, by which kept results are recognised."""
-    return json.dumps(dataclasses.asdict(work), sort_keys=True)
+    settings = dataclasses.asdict(work)
+    if not work.hard:
+        # Results from before there was such a setting are kept.
+        del settings["hard"]
+    return json.dumps(settings, sort_keys=True)

@@ -37,6 +37,8 @@ def row_scores(work: Work, answers: list[Any], rows: Rows) -> dict[str, Any]:
             macro = 100 * f1_score(
                 [str(g) for g in gold], [str(a) for a in answers], average="macro"
             )
+            if work.score == "f1_macro":
+                return {"score": float(macro), "accuracy": float(np.mean(right))}
             return {**_of_rows(right), "f1_macro": round(float(macro), 2)}
 
 
