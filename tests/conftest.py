@@ -6,6 +6,8 @@ os.environ.update(
     HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1"
 )
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,3 +181,14 @@ def write(tmp_path: Path) -> Callable[[str, str | bytes], Path]:
         return path
 
     return written
+
+
+@pytest.fixture
+def sentence_bert(bert: str, tmp_path: Path) -> Path:
+    """A base that was trained on means, as its folder says in sentence-transformers' words."""
+    folder = tmp_path / "sentence-bert"
+    shutil.copytree(bert, folder)
+    (folder / "1_Pooling").mkdir()
+    settings = {"word_embedding_dimension": 128, "pooling_mode_mean_tokens": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(settings))
+    return folder

@@ -685,12 +685,15 @@ def test_nothing_to_train_is_reported(bert, tmp_path):
             {"label_smoothing": 1.0},
             "label_smoothing=1.0: expected a share of at least 0 and below 1.",
         ),
-        ({"pooling": "max"}, "pooling='max': expected 'cls', 'first', 'last' or 'mean'."),
+        (
+            {"pooling": "max"},
+            "pooling='max': expected 'cls', 'first', 'last', 'mean' or 'compare'.",
+        ),
         ({"max_length": 7}, "max_length=7: expected at least 8 tokens."),
         (
             {"pooling": "max", "max_length": 0},
             "max_length=0: expected at least 8 tokens; pooling='max': expected 'cls', 'first', "
-            "'last' or 'mean'.",
+            "'last', 'mean' or 'compare'.",
         ),
     ],
 )

@@ -9,6 +9,7 @@ from peftcls.engine.batch import INPUTS, Batch
 from peftcls.engine.model_choices import Pooling
 from peftcls.engine.model_state import base_facts, unwrapped
 from peftcls.engine.padding_free import padding_free
+from peftcls.engine.pair_features import compare_texts
 from peftcls.engine.precision import in_float32
 from peftcls.engine.probes import head_reads_first_token
 
@@ -24,7 +25,7 @@ def class_logits(
     it is put there; a linear head reads the mean of its tokens. A decoder's stock head guesses the
     last token from the padding id, which fails where padding and end of text share one; here the
     mask decides, and the head gets that state only. Of a row in several windows the logits are
-    averaged.
+    averaged. A pair that is compared is three sequences, of which the head reads the features.
     """
     logits = _sequence_logits(model, batch, pooling, causal=causal)
     if "windows" not in batch:
@@ -77,16 +78,19 @@ def _sequence_logits(
 
 def _encoder_logits(model: torch.nn.Module, inputs: Batch) -> torch.Tensor:
     inner = unwrapped(model)
-    reads_mean = base_facts(inner).pooling == "mean"
+    pooling = base_facts(inner).pooling
     # XLNet's head reads the last token there is, so its padding goes to the left.
     text_first = getattr(inner.config, "summary_type", "first") != "last"
     order = inputs["attention_mask"].argsort(dim=1, descending=text_first, stable=True)
     moved = {name: values.gather(1, order) for name, values in inputs.items()}
     mask = moved["attention_mask"]
-    if reads_mean:
+    if pooling in ("mean", "compare"):
         with padding_free(inner, mask):
             states = inner.base_model(**moved).last_hidden_state
-        pooled_logits: torch.Tensor = head_of(inner)(pool(states, mask, "mean"))
+        pooled = pool(states, mask, "mean")
+        pooled_logits: torch.Tensor = head_of(inner)(
+            compare_texts(pooled) if pooling == "compare" else pooled
+        )
         return pooled_logits
     needed = None
     if head_reads_first_token(inner):

@@ -3,4 +3,4 @@
 from typing import Literal
 
 Quantize = Literal["8bit", "4bit"]
-Pooling = Literal["cls", "first", "last", "mean"]
+Pooling = Literal["cls", "first", "last", "mean", "compare"]

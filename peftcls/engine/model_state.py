@@ -21,8 +21,9 @@ SLOT = "peftcls_state"  # the one attribute that is put on a transformers model
 class BaseFacts:
     """What has to be known about a base model to load the same one again.
 
-    `pooling` is "mean" where a linear head reads the mean of an encoder's tokens, and None where
-    an encoder's head is its own, or where the task says what a decoder's head reads.
+    `pooling` is "mean" where a linear head reads the mean of an encoder's tokens, "compare" where
+    it compares such means of two texts, and None where an encoder's head is its own, or where the
+    task says what a decoder's head reads.
     """
 
     name: str

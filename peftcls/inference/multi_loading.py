@@ -184,6 +184,8 @@ def _difference(first: Folder, other: Folder, quantize: Quantize | None = None) 
             f"{type(first.task).__name__} and {type(other.task).__name__} have heads of "
             "different kinds"
         )
+    if "compare" in (first.base.pooling, other.base.pooling):
+        return "a head that compares two texts is asked by itself (`pooling='compare'`)"
     if first.base.pooling != other.base.pooling:
         return "the head of one reads the mean of all tokens, that of the other the first token"
     return None
@@ -334,5 +336,5 @@ def _model_without_weights(folder: Folder, model: PreTrainedModel) -> Any:
     with torch.device("meta"):
         structure = folder.task.auto_model.from_config(config, dtype=folder.dtype)
         if folder.base.pooling == "mean":
-            read_mean_of_tokens(structure)
+            read_mean_of_tokens(structure, compares=False)
     return structure

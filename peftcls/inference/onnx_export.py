@@ -105,6 +105,11 @@ def export_onnx(
             f"{directory} cannot be exported to ONNX: {type(task).__name__} answers with a "
             "language model, and only heads are exported; use `peftcls merge`."
         )
+    if base_facts(model).pooling == "compare":
+        raise ValueError(
+            f"{directory} cannot be exported to ONNX: its head compares two texts, and reads three "
+            "sequences of each row; train with pooling='mean', or serve the folder."
+        )
     widen_all(model)
     predictor = Predictor(model.eval(), task, tokenizer)
     features = _check_features(predictor, check)

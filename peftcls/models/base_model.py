@@ -39,7 +39,7 @@ from peftcls.models.quantization import (
     own_device,
     quantization_config_for,
 )
-from peftcls.models.sentence_pooling import was_trained_on_means
+from peftcls.models.sentence_pooling import EncoderPooling, as_encoder_pooling, choose_pooling
 from peftcls.models.structure import (
     QUANTIZED_LAYERS,
     head_modules,
@@ -64,7 +64,7 @@ class _Request:
     revision: str | None
     seed: int
     pretrained: bool
-    reads_mean: bool
+    pooling: EncoderPooling
     shares: Shares | None
 
 
@@ -166,7 +166,7 @@ def load_same_base(
         seed=facts.random_seed or 0,
         pretrained=facts.random_seed is None,
         shard=shard,
-        reads_mean=facts.pooling == "mean",
+        pooling=as_encoder_pooling(facts.pooling),
     )
 
 
@@ -180,16 +180,14 @@ def _load(
     seed: int,
     pretrained: bool,
     shard: bool | None,
-    reads_mean: bool | None = None,
+    pooling: EncoderPooling | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a base; whether an encoder's head reads the mean, task and folder say unless given."""
+    """Load a base; what an encoder's head reads, task and folder say unless given."""
     source = resolve_source(name)
     _validate_arguments(source, quantize)
     validate_base_folder(source)
-    if reads_mean is None:
-        reads_mean = task.pooling == "mean"
-        if task.pooling is None and task.peft_type == "SEQ_CLS":
-            reads_mean = was_trained_on_means(source, revision)
+    if pooling is None:
+        pooling = choose_pooling(task, source, revision)
     settings = task.model_settings()
     config = _read_config(source, settings, revision)
     tokenizer = load_tokenizer(name, revision=revision)
@@ -203,16 +201,16 @@ def _load(
         )
     shares = _join(shard, quantize, pretrained=pretrained)
     request = _Request(
-        source, task, config, quantize, dtype, revision, seed, pretrained, reads_mean, shares
+        source, task, config, quantize, dtype, revision, seed, pretrained, pooling, shares
     )
     loaded = _load_or_draw(request)
     model = loaded.model
     _freeze(request, model)
     causal = needs_own_pooling(model, task)
     if causal or model.config.is_encoder_decoder:
-        request = dataclasses.replace(request, reads_mean=False)
+        request = dataclasses.replace(request, pooling="cls")
     heads = _find_heads(request, loaded)
-    if request.reads_mean:
+    if request.pooling != "cls":
         heads = _put_linear_head(request, model, heads)
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -223,7 +221,7 @@ def _load(
     state = state_of(model)
     state.task_type = task.peft_type
     state.base = _collect_facts(lasting_name(name), request, model, heads, causal=causal)
-    state.head_is_new = request.reads_mean or _is_new(loaded, head_layer_name(model))
+    state.head_is_new = request.pooling != "cls" or _is_new(loaded, head_layer_name(model))
     if shares is not None:
         ask_all(model)
         shares.reset()
@@ -422,7 +420,7 @@ def _put_linear_head(request: _Request, model: Any, heads: list[str]) -> list[st
     """Give an encoder a head that reads the mean of its tokens; return the heads' names now."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(request.seed)
-        linear = read_mean_of_tokens(model)
+        linear = read_mean_of_tokens(model, compares=request.pooling == "compare")
     names = {name for name, _ in model.named_modules()}
     # What fed the former head is gone, or passes its input on.
     kept = [
@@ -454,5 +452,5 @@ def _collect_facts(
         heads=tuple(heads),
         causal=causal,
         random_seed=None if request.pretrained else request.seed,
-        pooling="mean" if request.reads_mean else None,
+        pooling=None if request.pooling == "cls" else request.pooling,
     )

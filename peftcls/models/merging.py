@@ -36,6 +36,10 @@ ENCODER_MEAN = (
     "its head reads the mean of all tokens, and that of transformers would read the first one "
     "(an adapter that is trained with pooling='cls' can be merged)"
 )
+COMPARED_TEXTS = (
+    "its head compares two texts that are read alone, and that of transformers reads them together "
+    "(an adapter that is trained with pooling='cls' can be merged)"
+)
 PADDING = (
     "transformers reads a text that ends with {}, the padding token, up to the token before it."
 )
@@ -75,8 +79,8 @@ def merge_adapter(
     model: Any = loaded.eval()
     facts = base_facts(model)
     obstacle = task.merge_obstacle(facts.causal)
-    if facts.pooling == "mean":
-        obstacle = ENCODER_MEAN
+    if facts.pooling is not None:
+        obstacle = COMPARED_TEXTS if facts.pooling == "compare" else ENCODER_MEAN
     if obstacle:
         raise ValueError(f"{directory} cannot be merged: {obstacle}; {USE_THE_FOLDER}.")
     remarks = task.merge_remarks(tokenizer)

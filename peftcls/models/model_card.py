@@ -296,6 +296,7 @@ def _base_in_code(base: Mapping[str, Any]) -> dict[str, Any]:
         "is_demo": is_demo,
         "is_elsewhere": not name and not is_demo and not named,
         "reads_mean": base.get("pooling") == "mean",
+        "compares": base.get("pooling") == "compare",
         "is_narrow": base["dtype"] not in WIDE_DTYPES,
         "dtype": base["dtype"],
     }

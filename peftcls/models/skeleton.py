@@ -14,7 +14,7 @@ from peftcls.engine.model_state import BaseFacts, state_of
 from peftcls.engine.planned_attention import PLANNED_ATTENTION
 from peftcls.models.folder_safety import check_base_config
 from peftcls.models.pretrained_io import quiet, reraise_as_value_error, resolve_source
-from peftcls.models.sentence_pooling import was_trained_on_means
+from peftcls.models.sentence_pooling import choose_pooling
 from peftcls.models.structure import head_modules, read_mean_of_tokens
 from peftcls.tasks.base import Task
 
@@ -48,8 +48,9 @@ def read_skeleton(name: str | Path, task: Task, *, dtype: torch.dtype) -> PreTra
         model.set_attn_implementation(PLANNED_ATTENTION)
     causal = task.new_head and is_decoder(config)
     heads = head_modules(model) if task.new_head else []
-    if not causal and _reads_mean(source, task):
-        heads = [read_mean_of_tokens(model)]
+    pooling = choose_pooling(task, source, None)
+    if not causal and pooling != "cls":
+        heads = [read_mean_of_tokens(model, compares=pooling == "compare")]
     state = state_of(model)
     state.task_type = task.peft_type
     state.base = BaseFacts(
@@ -91,10 +92,3 @@ def _read_config(source: str, task: Task) -> Any:
             "two alone; use --dry-run of a training instead, which measures."
         )
     return config
-
-
-def _reads_mean(source: str, task: Task) -> bool:
-    """Whether a head on an encoder reads the mean of its tokens, as in `load_base`."""
-    if task.pooling is not None or task.peft_type != "SEQ_CLS":
-        return task.pooling == "mean"
-    return was_trained_on_means(source, None)

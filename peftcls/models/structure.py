@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from peftcls.engine.head_logits import sees_later_tokens
+from peftcls.engine.pair_features import compared_width
 from peftcls.models.peft_library import bnb
 from peftcls.tasks.base import Task
 
@@ -30,6 +31,11 @@ def needs_own_pooling(model: PreTrainedModel, task: Task) -> bool:
 
 
 def _check_pooling(model: PreTrainedModel, task: Task, *, is_decoder: bool) -> None:
+    if task.pooling == "compare" and (is_decoder or model.config.is_encoder_decoder):
+        raise ValueError(
+            f"pooling='compare' with {type(model).__name__}: only the means of an encoder's tokens "
+            "are compared; leave it out."
+        )
     if is_decoder and task.pooling == "cls":
         raise ValueError(
             f"pooling='cls' with {type(model).__name__}: a decoder's first token has seen nothing; "
@@ -82,10 +88,14 @@ def head_modules(model: PreTrainedModel) -> list[str]:
     return names
 
 
-def read_mean_of_tokens(model: PreTrainedModel) -> str:
+def read_mean_of_tokens(model: PreTrainedModel, *, compares: bool) -> str:
     """Put one linear layer in the place of an encoder's head, to read the mean of its tokens.
 
     What the former head read, such as a pooler, is removed: nothing would train it.
+
+    Args:
+        model: an encoder.
+        compares: whether the layer reads the features of two texts; see `compare_texts`.
 
     Returns:
         The name of the layer.
@@ -98,9 +108,8 @@ def read_mean_of_tokens(model: PreTrainedModel) -> str:
         backbone.pooler = None
     parameter = next(p for p in model.get_submodule(name).parameters())
     config: Any = model.config
-    head = torch.nn.Linear(
-        config.hidden_size, config.num_labels, dtype=parameter.dtype, device=parameter.device
-    )
+    width = compared_width(config.hidden_size) if compares else config.hidden_size
+    head = torch.nn.Linear(width, config.num_labels, dtype=parameter.dtype, device=parameter.device)
     torch.nn.init.normal_(head.weight, std=getattr(config, "initializer_range", 0.02))
     torch.nn.init.zeros_(head.bias)
     model.set_submodule(name, head.requires_grad_(False))

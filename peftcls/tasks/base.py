@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from peftcls.engine.batch import Batch
+    from peftcls.engine.model_state import BaseFacts
 
 Feature = dict[str, Any]
 ANOTHER_VERSION = "the folder was written by another version of peftcls."
@@ -279,6 +280,29 @@ class Task(ABC):
 
     def probe_task(self) -> Self:
         """The task for probe texts: itself, or a copy that truncates instead of reading windows."""
+        return self
+
+    @property
+    def can_compare(self) -> bool:
+        """Whether its rows are pairs of texts that a head could compare (`pooling="compare"`)."""
+        return False
+
+    def on_base(self, base: BaseFacts) -> Self:
+        """The task for a model of this base, which decides what the head reads if nobody else did.
+
+        Raises:
+            ValueError: the model was loaded for a task with another `pooling`.
+        """
+        compares = base.pooling == "compare"
+        if compares and self.pooling is None:
+            instance: Any = self
+            compared: Self = dataclasses.replace(instance, pooling="compare")
+            return compared
+        if compares != (self.pooling == "compare"):
+            raise ValueError(
+                f"the model was loaded for a task with pooling={base.pooling!r}, and this one has "
+                f"pooling={self.pooling!r}; give the same task to load_base and Trainer."
+            )
         return self
 
     def fixed_columns(self) -> set[str]:

@@ -45,6 +45,7 @@ from peftcls.tasks.text_encoding import (
     as_columns,
     collate_texts,
     encode_texts,
+    is_comparable,
     merge_text_remarks,
     pooling_problem,
     rows_from_texts,
@@ -88,6 +89,8 @@ class Classification(Task):
             real tokens. Of an encoder "cls", the token that its own head was made for, or "mean",
             which a linear head reads; the default is "mean" where the base was trained on means
             (its folder has sentence-transformers' `1_Pooling/config.json`), and "cls" elsewhere.
+            "compare" reads each text of a pair alone too, and compares their means; it is the
+            default for pairs where the base was trained on means.
         causal: False removes a decoder's causal mask, so that every token sees the whole text.
         max_length: tokens of one sequence.
         long_text: what happens to a longer text: with "truncate" it loses its end, and of a pair
@@ -133,7 +136,7 @@ class Classification(Task):
         )
         problems += class_weight_problems(self.class_weight, self.labels)
         problems += [sentence for is_wrong, sentence in self._setting_checks() if is_wrong]
-        problems.append(pooling_problem(self.pooling))
+        problems.append(pooling_problem(self.pooling, self.text, self.long_text))
         problems.append(weight_setting_problem(self.weight, self.columns(with_target=True)))
         sentences = [problem for problem in problems if problem]
         if sentences:
@@ -304,6 +307,10 @@ class Classification(Task):
     def reads_windows(self) -> bool:
         return self.long_text == "windows"
 
+    @property
+    def can_compare(self) -> bool:
+        return is_comparable(self.text, self.long_text)
+
     def encode_many(
         self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, with_target: bool
     ) -> Iterator[Feature]:
@@ -312,6 +319,7 @@ class Classification(Task):
             tokenizer,
             max_length=self.max_length,
             long_text=self.long_text,
+            pooling=self.pooling,
         )
         for row, feature in zip(rows, encoded, strict=True):
             if with_target:
@@ -344,7 +352,7 @@ class Classification(Task):
     def collate(self, features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> Batch:
         import torch
 
-        batch = collate_texts(features, tokenizer)
+        batch = collate_texts(features, tokenizer, compared=self.pooling == "compare")
         if "target" in features[0]:
             batch["target"] = torch.tensor([feature["target"] for feature in features])
             batch["weight"] = torch.tensor([feature["weight"] for feature in features])

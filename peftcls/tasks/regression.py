@@ -27,6 +27,7 @@ from peftcls.tasks.text_encoding import (
     as_columns,
     collate_texts,
     encode_texts,
+    is_comparable,
     merge_text_remarks,
     pooling_problem,
     rows_from_texts,
@@ -85,7 +86,7 @@ class Regression(Task):
     def __post_init__(self) -> None:
         check_argument_types(vars(self), Regression)
         problems = text_setting_problems(self.text, self.target, self.max_length, self.long_text)
-        problems.append(pooling_problem(self.pooling))
+        problems.append(pooling_problem(self.pooling, self.text, self.long_text))
         problems.append(weight_setting_problem(self.weight, self.columns(with_target=True)))
         if self.mean is not None and not math.isfinite(self.mean):
             problems.append(f"mean={self.mean!r}: expected a finite number")
@@ -167,6 +168,10 @@ class Regression(Task):
     def reads_windows(self) -> bool:
         return self.long_text == "windows"
 
+    @property
+    def can_compare(self) -> bool:
+        return is_comparable(self.text, self.long_text)
+
     def encode_many(
         self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, with_target: bool
     ) -> Iterator[Feature]:
@@ -175,6 +180,7 @@ class Regression(Task):
             tokenizer,
             max_length=self.max_length,
             long_text=self.long_text,
+            pooling=self.pooling,
         )
         for row, feature in zip(rows, encoded, strict=True):
             if with_target:
@@ -195,7 +201,7 @@ class Regression(Task):
     def collate(self, features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> Batch:
         import torch
 
-        batch = collate_texts(features, tokenizer)
+        batch = collate_texts(features, tokenizer, compared=self.pooling == "compare")
         if "target" in features[0]:
             batch["target"] = torch.tensor([feature["target"] for feature in features])
             if self.weight is not None:

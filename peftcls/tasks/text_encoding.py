@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from peftcls.engine.batch import Batch
+    from peftcls.engine.model_choices import Pooling
 
 TextColumns = str | tuple[str, str]
 LongText = Literal["truncate", "windows"]
 MAX_SHOWN_CHARACTERS = 80
-POOLINGS = (None, "cls", "first", "last", "mean")
+POOLINGS = (None, "cls", "first", "last", "mean", "compare")
 # A window repeats a quarter of the one before, so that a sentence is rarely cut in every window.
 OVERLAP_DIVISOR = 4
 MIN_TEXT_TOKENS = 8
@@ -53,10 +54,15 @@ def _columns_problem(text: Any, target: str | Sequence[str]) -> str | None:
     return None
 
 
-def pooling_problem(pooling: Any) -> str | None:
+def pooling_problem(pooling: Any, text: Any, long_text: str) -> str | None:
     """What is wrong with the setting `pooling`, or None."""
     if pooling not in POOLINGS:
-        return f"pooling={pooling!r}: expected 'cls', 'first', 'last' or 'mean'"
+        return f"pooling={pooling!r}: expected 'cls', 'first', 'last', 'mean' or 'compare'"
+    if pooling == "compare" and (isinstance(text, str) or long_text == "windows"):
+        return (
+            f"pooling='compare' with text={text!r}, long_text={long_text!r}: two texts are "
+            "compared, each of which is one sequence; give two columns and long_text='truncate'"
+        )
     return None
 
 
@@ -114,18 +120,26 @@ def select_texts(rows: Sequence[Row], columns: Sequence[str]) -> list[list[str]]
     return texts
 
 
+def is_comparable(text: TextColumns, long_text: LongText) -> bool:
+    """Whether rows are pairs of texts, each of which is one sequence."""
+    return not isinstance(text, str) and long_text == "truncate"
+
+
 def encode_texts(
     rows: Sequence[Sequence[str]],
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int,
     long_text: LongText,
+    pooling: Pooling | None = None,
 ) -> Iterator[Feature]:
     """Tokenize rows of one or two texts, with the model's special tokens and token types.
 
     With "truncate" a longer text loses its end, and of a pair the longer text does. With "windows"
     it is read in windows of `max_length` tokens, of a pair the longer text beside the other whole
-    one; `input_ids` then holds the windows one after another, and `windows` their lengths.
+    one; `input_ids` then holds the windows one after another, and `windows` their lengths. With the
+    pooling "compare" a pair is three sequences, held in the same way: both texts together, the
+    first, and the second.
 
     Raises:
         RowError: a window of a pair has no room beside the shorter text.
@@ -134,6 +148,9 @@ def encode_texts(
     if len(rows[0]) == 2 and not has_separator(tokenizer):
         # A tokenizer without a separator would join the two texts.
         rows = [[first, "\n" + second] for first, second in rows]
+    if pooling == "compare":
+        yield from _encode_compared(rows, tokenizer, max_length)
+        return
     if long_text == "windows":
         for texts in rows:
             yield _encode_windows(texts, tokenizer, max_length)
@@ -147,6 +164,26 @@ def encode_texts(
         }
         if "token_type_ids" in encoded:
             feature["token_type_ids"] = encoded["token_type_ids"][index]
+        yield feature
+
+
+def _encode_compared(
+    rows: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Iterator[Feature]:
+    """Tokenize pairs: both texts together, the first, and the second."""
+    tables = (rows, [[first] for first, _ in rows], [[second] for _, second in rows])
+    sequences = [
+        encode_texts(texts, tokenizer, max_length=max_length, long_text="truncate")
+        for texts in tables
+    ]
+    for parts in zip(*sequences, strict=True):
+        feature: Feature = {
+            "input_ids": _concatenate([part["input_ids"] for part in parts]),
+            "windows": [len(part["input_ids"]) for part in parts],
+            "shortened": any(part["shortened"] for part in parts),
+        }
+        if "token_type_ids" in parts[0]:
+            feature["token_type_ids"] = _concatenate([part["token_type_ids"] for part in parts])
         yield feature
 
 
@@ -205,16 +242,21 @@ def has_separator(tokenizer: PreTrainedTokenizerBase) -> bool:
     return bool(for_pair > tokenizer.num_special_tokens_to_add())
 
 
-def collate_texts(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> Batch:
+def collate_texts(
+    features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase, *, compared: bool = False
+) -> Batch:
     """The model's inputs, padded to shape (sequences, tokens).
 
-    Each window is a sequence; `windows`, of shape (rows,), says how many each row has.
+    Each window is a sequence; `windows`, of shape (rows,), says how many each row has. Pairs that
+    are compared have three sequences each.
     """
     if "windows" not in features[0]:
         return pad_inputs(features, tokenizer)
     import torch
 
     batch = pad_inputs(split_windows(features, ("input_ids", "token_type_ids")), tokenizer)
+    if compared:
+        return batch
     batch["windows"] = torch.tensor([len(feature["windows"]) for feature in features])
     return batch
 

@@ -23,6 +23,7 @@ from peftcls.engine.head_logits import mean_of_windows
 from peftcls.engine.kernels import batch_tokens
 from peftcls.engine.layers import evaluation_mode
 from peftcls.engine.model_state import state_of, unwrapped
+from peftcls.engine.pair_features import importance
 from peftcls.engine.probes import can_pack
 from peftcls.models.label_layer import LabelLayer, find_label_layer
 from peftcls.tasks.base import Task
@@ -303,4 +304,6 @@ def _read_examples(
     targets = {name: torch.cat([part[name] for _, _, part in parts])[order] for name in parts[0][2]}
     if ROW in targets:
         targets[ROW] = row_of[order].unique(return_inverse=True)[1]
-    return Examples(states, targets, classes_of(targets.get("target")))
+    compares = task.pooling == "compare"
+    sizes = importance(states.shape[1]) if compares else None
+    return Examples(states, targets, classes_of(targets.get("target")), sizes)

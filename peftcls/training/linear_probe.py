@@ -40,11 +40,14 @@ class Examples:
         states: of shape (states, width); one of each row, or several if targets has `ROW`.
         targets: what the loss compares the logits with, one value for each state.
         classes: the class of each row, so that every fold has all; None where there are none.
+        importance: how much larger than the others a dimension is made, of shape (width,), so that
+            the penalty on its weights is weaker; None where all count the same.
     """
 
     states: torch.Tensor
     targets: Batch
     classes: torch.Tensor | None = None
+    importance: torch.Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -67,7 +70,7 @@ class Examples:
         targets = {name: values[index] for name, values in self.targets.items()}
         if ROW in targets:
             targets[ROW] = targets[ROW].unique(return_inverse=True)[1]
-        return Examples(self.states[index], targets, classes)
+        return Examples(self.states[index], targets, classes, self.importance)
 
 
 def classes_of(target: torch.Tensor | None) -> torch.Tensor | None:
@@ -109,6 +112,8 @@ def fit_probe(
     """
     mean = examples.states.mean(0) * float(has_bias)
     deviation = _scale(examples.states)
+    if examples.importance is not None:
+        deviation = deviation / examples.importance
     standardised = dataclasses.replace(examples, states=(examples.states - mean) / deviation)
     problem = _Problem(standardised, loss_sum, outputs, has_bias)
     penalty = _choose_penalty(problem, seed=seed)

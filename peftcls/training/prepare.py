@@ -110,6 +110,7 @@ def prepare(
         RowError: rows that cannot be trained on. Rows that the task cannot read come first, then
             rows that cannot be encoded, then the other errors of the examination.
     """
+    task = task.on_base(base)
     check_weights(task, train)
     if examination is None:
         examination = examine_rows(task, train, valid)

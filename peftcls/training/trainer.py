@@ -86,6 +86,7 @@ class Trainer:
                 "nothing of the model is trained; call attach_lora(model, task) or "
                 "train_only(model, task, ...) first."
             )
+        task = task.on_base(base_facts(model))
         check_task(model, task)
         self.shares = check_shares(model)
         if base_facts(model).quantize is None:

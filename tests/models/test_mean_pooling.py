@@ -1,6 +1,5 @@
 """An encoder's linear head on the mean of its tokens: by its task, or by the base's own folder."""
 
-import json
 import shutil
 
 import pytest
@@ -76,17 +75,6 @@ def test_every_trained_tensor_learns_and_the_folder_answers_the_same(encoder, te
     answers = trainer.predict(text_rows)
     for one, other in zip(loaded.predict(text_rows), answers, strict=True):
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
-
-
-@pytest.fixture
-def sentence_bert(bert, tmp_path):
-    """A base that was trained on means, as its folder says in sentence-transformers' words."""
-    folder = tmp_path / "sentence-bert"
-    shutil.copytree(bert, folder)
-    (folder / "1_Pooling").mkdir()
-    settings = {"word_embedding_dimension": 128, "pooling_mode_mean_tokens": True}
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps(settings))
-    return folder
 
 
 def test_a_base_that_was_trained_on_means_is_read_so_unless_the_task_says_otherwise(sentence_bert):

@@ -155,7 +155,10 @@ def test_what_is_given_is_not_learnt(given, mean, deviation):
     ("settings", "sentence"),
     [
         ({"deviation": 0.0}, r"deviation=0\.0: expected a finite number above 0\."),
-        ({"pooling": "max"}, r"pooling='max': expected 'cls', 'first', 'last' or 'mean'\."),
+        (
+            {"pooling": "max"},
+            r"pooling='max': expected 'cls', 'first', 'last', 'mean' or 'compare'\.",
+        ),
         ({"max_length": 4}, r"max_length=4: expected at least 8 tokens\."),
     ],
 )
