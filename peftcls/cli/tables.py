@@ -90,7 +90,7 @@ def _read_checked(
 ) -> datasets.Dataset | None:
     if not file:
         return None
-    rows = name_labels(files.source.read_other(file), task, files.label_names)
+    rows = name_labels(files.skipped.read_other(files.source, file), task, files.label_names)
     rows = files.skipped.left_out(task, rows, tokenizer=tokenizer)
     check_rows(task, rows)
     return rows

@@ -338,6 +338,7 @@ def train(**options: Any) -> None:
 @valid_option
 @test_option
 @group_option
+@skip_option
 @source_options
 @model_option("--base", metavar="MODEL", help="Where the base model is now, if it moved.")
 @loop_settings
