@@ -213,7 +213,7 @@ def _from_mappings(rows: Any, name: str) -> datasets.Dataset:
     try:
         return datasets.Dataset.from_dict(columns)
     except CONVERSION_ERRORS as error:
-        raise not_a_table(name, error) from None
+        raise not_a_table(name, error, columns) from None
 
 
 def name_source(rows: datasets.Dataset, name: str) -> datasets.Dataset:
