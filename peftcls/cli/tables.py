@@ -78,7 +78,7 @@ def split_rows(
     if valid is None:
         rows, valid = _put_aside(files, task, rows, valid_share, "valid")
     if files.group is not None:
-        _check_groups_apart(files.group, {FILE: rows, "--valid": valid, "--test": test})
+        check_groups_apart(files.group, {FILE: rows, "--valid": valid, "--test": test})
     name_part(rows, f"{source_name(rows)}, training rows")
     name_part(valid, f"{source_name(valid)}, validation rows")
     name_part(test, f"{source_name(test)}, test rows")
@@ -109,7 +109,38 @@ def _put_aside(
     return left, aside
 
 
-def _check_groups_apart(group: str, tables: Mapping[str, datasets.Dataset]) -> None:
+def check_split(
+    task: Task,
+    rows: datasets.Dataset,
+    valid: datasets.Dataset | None,
+    test: datasets.Dataset | None,
+    *,
+    group: str,
+    seed: int = 0,
+) -> None:
+    """Split rows as `split_rows` does, and forget them.
+
+    Args:
+        task: that has learnt from the rows.
+        rows: of FILE, without an error.
+        valid: the rows of --valid, if there are any.
+        test: those of --test.
+        group: the column whose values keep rows together.
+        seed: of the choice.
+
+    Raises:
+        RowError: there are too few groups to put some aside.
+    """
+    share = min(HELD_OUT_SHARE, MAX_HELD_OUT_ROWS / len(rows))
+    valid_share = share
+    if test is None:
+        rows, _ = split_off(task, rows, share, name="test", seed=seed, group=group)
+        valid_share = share / (1 - share)
+    if valid is None:
+        split_off(task, rows, valid_share, name="valid", seed=seed, group=group)
+
+
+def check_groups_apart(group: str, tables: Mapping[str, datasets.Dataset]) -> None:
     """Raise RowError where two tables have rows of one group.
 
     A file that has no such column is left out: nothing is known of its rows.
