@@ -11,6 +11,7 @@ import numpy as np
 
 from peftcls.cli.column_guessing import guess_columns
 from peftcls.cli.label_naming import name_labels
+from peftcls.cli.option_names import with_options
 from peftcls.cli.sources import Source
 from peftcls.cli.tables import FILE, check_groups_apart, check_split
 from peftcls.cli.task_building import task_for
@@ -93,7 +94,7 @@ def check_files(
     else:
         print(columns)
         print(*_overview(task, train_rows), sep="\n")
-        print(examination)
+        print(with_options(str(examination)))
     return not examination.errors
 
 

@@ -21,7 +21,8 @@ from peftcls.report import Meter
 from peftcls.tasks.base import Task
 from peftcls.tasks.classification import Classification
 from peftcls.tasks.decisions import PLAIN
-from peftcls.tasks.instruction import MIN_NEW_TOKENS, Instruction
+from peftcls.tasks.instruction import Instruction
+from peftcls.tasks.prompts import MIN_NEW_TOKENS
 from peftcls.tasks.row_checks import check_rows
 from peftcls.training.config import TrainConfig
 from peftcls.training.continual import Scores, compare_scores, learn_on, with_replay

@@ -24,6 +24,19 @@ def in_options(sentence: str, command: click.Command | None) -> str:
     return sentence
 
 
+def with_options(sentence: str) -> str:
+    """The sentence with options for those arguments that cannot be ordinary words.
+
+    It may hold what rows hold, so that other names stay as they are.
+    """
+    context = click.get_current_context(silent=True)
+    for parameter in context.command.params if context is not None else ():
+        option, argument = _long_option(parameter), str(parameter.name)
+        if option is not None and "_" in argument:
+            sentence = _replace_argument(sentence, argument, option)
+    return sentence
+
+
 def _long_option(parameter: click.Parameter) -> str | None:
     """The parameter's option that starts with two dashes."""
     for option in parameter.opts:

@@ -9,6 +9,7 @@ from typing import IO, Any
 import datasets
 from transformers import PreTrainedTokenizerBase
 
+from peftcls.cli.option_names import with_options
 from peftcls.cli.sources import Source
 from peftcls.data.bad_lines import BadLine, BadLines
 from peftcls.data.reading import Row, source_name
@@ -112,7 +113,7 @@ class SkippedRows:
             plural = "row" if len(bad) == 1 else "rows"
             said.append(
                 f"left out {len(bad)} of {count_of(rows, 'row')} of {name}: {plural} {numbers}"
-                f"{more}; row {bad[0].number} {bad[0].reason}."
+                f"{more}; row {bad[0].number} {with_options(bad[0].reason)}."
             )
         if self._bad and written:
             said.append(f"the rows that were left out are in {self.out}, with the reasons.")

@@ -263,4 +263,4 @@ def adapter_targets(targets: str | None) -> Any:
     """The value of --targets: one of the known groups of modules, or a list of module names."""
     if targets is None or targets in ("attention", "all-linear"):
         return targets
-    return targets.split(",")
+    return [name.strip() for name in targets.split(",")]

@@ -73,7 +73,8 @@ def read_json(
             f"{path.name} is {json_type_name(content)}, "
             "expected a list of objects or the SQuAD form."
         )
-    if content and "paragraphs" in content[0]:
+    # What has questions of a paragraph, and no paragraphs, is said to be no SQuAD file.
+    if content and ("paragraphs" in content[0] or isinstance(content[0].get("qas"), list)):
         return read_squad(content, path)
     return plain_rows(content, path)
 

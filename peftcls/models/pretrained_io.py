@@ -67,12 +67,19 @@ def validate_base_folder(source: str) -> None:
     check_base_folder(folder)
 
 
+def place_of(source: str) -> str:
+    """Where a base is read from, for messages: a folder, or the hub, where there is no folder."""
+    if Path(source).is_dir():
+        return source
+    return f"{source}, which is no folder here, from the hub"
+
+
 def _is_path(source: str) -> bool:
     """Whether a name can only be a path on this machine, not the name of a model on the hub."""
     path = Path(source)
     if path.is_absolute() or path.exists():
         return True
-    return source.startswith((".", "~")) or source.count("/") > 1
+    return source.startswith((".", "~")) or source.count("/") > 1 or "\\" in source
 
 
 @contextlib.contextmanager

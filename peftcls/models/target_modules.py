@@ -56,12 +56,12 @@ def _ends_in(name: str, target: str) -> bool:
 
 
 def _unknown_target(model: PreTrainedModel, target: str, linears: Sequence[str]) -> str:
+    endings = list(dict.fromkeys(name.rpartition(".")[2] for name in linears))
     sentence = f"{type(model).__name__} has no linear layer {target!r}"
-    endings = {name.rpartition(".")[2] for name in linears}
     similar = difflib.get_close_matches(target, endings, 1)
     if similar:
         return f"{sentence}; did you mean {similar[0]!r}?"
-    return f"{sentence}."
+    return f"{sentence}; its layers are called {', '.join(endings)}."
 
 
 def _in_layers(names: Sequence[str], layers: Sequence[int]) -> list[str]:
