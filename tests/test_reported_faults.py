@@ -169,3 +169,25 @@ def test_numbers_with_a_comma_are_shown():
     rows = [{"text": "a", "score": "0,5"}, {"text": "b", "score": "1,5"}]
     with pytest.raises(RowError, match="has no number in column 'score', but '0,5' for example"):
         Regression().learn(rows)
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.parquet"])
+def test_a_disk_without_room_for_a_copy_is_said_in_one_sentence(name, tmp_path):
+    resource = pytest.importorskip("resource", reason="only Unix limits the sizes of files")
+    rows = pd.DataFrame({"text": [f"a row with the number {n}" for n in range(20_000)]})
+    path = tmp_path / name
+    if name.endswith("csv"):
+        rows.to_csv(path, index=False)
+    else:
+        rows.to_parquet(path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Stands for a full disk: what is written beyond it fails in the same place.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(
+            ValueError, match=r"cannot be written to .*cache .File too large.; free"
+        ):
+            read_rows(path, cache_dir=tmp_path / "cache")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(read_rows(path, cache_dir=tmp_path / "cache")) == len(rows)

@@ -31,7 +31,7 @@ from peftcls.data.file_sets import (
 )
 from peftcls.data.formats import PARSERS
 from peftcls.data.missing_header import name_among_values
-from peftcls.data.scratch import check_cache
+from peftcls.data.scratch import check_cache, writing_copies
 from peftcls.data.tables import (
     CONVERSION_ERRORS,
     not_a_table,
@@ -154,7 +154,7 @@ def read_good_rows(
         return _read_from_hub(str(source), split)
     cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE)
     check_cache(cache)
-    with without_progress_bars():
+    with without_progress_bars(), writing_copies(cache):
         if suffix in NOT_TEXT and path.suffix.lower() in COMPRESSED:
             raise RowError(f"{path.name} holds a {suffix} file; unpack it first.")
         if suffix == ".parquet":
