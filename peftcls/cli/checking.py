@@ -10,10 +10,10 @@ import datasets
 import numpy as np
 
 from peftcls.cli.column_guessing import guess_columns
+from peftcls.cli.holding_out import TRAINING_FILE, check_groups_apart, check_split
 from peftcls.cli.label_naming import name_labels
 from peftcls.cli.option_names import with_options
 from peftcls.cli.sources import Source
-from peftcls.cli.tables import FILE, check_groups_apart, check_split
 from peftcls.cli.task_building import task_for
 from peftcls.data.column_names import find_column
 from peftcls.data.row_batches import each_cell, each_row
@@ -113,7 +113,7 @@ def _with_splits(
     others = {"--valid": valid_rows, "--test": test_rows}
     given = {option: rows for option, rows in others.items() if rows is not None}
     try:
-        check_groups_apart(group, {FILE: train_rows, **given})
+        check_groups_apart(group, {TRAINING_FILE: train_rows, **given})
     except RowError as error:
         findings.append(Finding("error", OVERLAP, str(error), TRAIN))
     try:

@@ -66,6 +66,17 @@ def test_what_needs_no_model_imports_no_model_library(folder, rows, tmp_path):
     assert reached == expected
 
 
+def test_what_writes_no_report_imports_no_matplotlib():
+    """It wants a folder of its own, and warns where there is none, as in many containers."""
+    program = (
+        "import sys, peftcls.cli.predicting, peftcls.serving; print('matplotlib' in sys.modules)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=200, check=True
+    )
+    assert ended.stdout == "False\n"
+
+
 def test_the_list_of_commands_has_whole_sentences(capsys):
     assert cli.main(["--help"]) == 0
     listed = capsys.readouterr().out.partition("Commands:\n")[2].splitlines()
