@@ -1,6 +1,7 @@
 """What users of such tools have stumbled over: each is right, or one sentence that helps."""
 
 import json
+import shlex
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from peftcls import (
     read_rows,
 )
 from peftcls.cli import main
+from peftcls.models.adapter_folder import save_adapter
 from peftcls.models.tokenizers import load_tokenizer_only
 
 TASK = Classification(labels=("no", "yes"), max_length=32)
@@ -191,3 +193,41 @@ def test_a_disk_without_room_for_a_copy_is_said_in_one_sentence(name, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert len(read_rows(path, cache_dir=tmp_path / "cache")) == len(rows)
+
+
+def test_a_model_with_an_adapter_gets_no_second_one(bert):
+    model, _ = load_base(bert, TASK)
+    with pytest.raises(ValueError, match=r"^this model has an adapter already; load its base anew"):
+        attach_lora(attach_lora(model, TASK), TASK)
+
+
+def test_a_folder_of_plain_peft_is_no_base(write):
+    folder = write("adapter_config.json", "{}").parent
+    with pytest.raises(ValueError, match="holds an adapter of PEFT, expected a base model"):
+        load_base(folder, TASK)
+
+
+def test_labels_that_an_adapter_does_not_have_are_to_be_named(bert, tmp_path, capsys):
+    model, tokenizer = load_base(bert, TASK)
+    save_adapter(tmp_path / "run", attach_lora(model, TASK), TASK, tokenizer)
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\na,1\nb,0\nc,\n")
+    assert main(["evaluate", str(tmp_path / "run"), str(path)]) == 1
+    assert capsys.readouterr().err == (
+        "rows.csv has the labels ['1', '0'] in column 'label', and none of the adapter's, "
+        "['no', 'yes']; name them, such as --label-names 1=no.\n"
+    )
+    path.write_text("text,label\na,1\nb,yes\n")
+    assert main(["evaluate", str(tmp_path / "run"), str(path)]) == 1
+    assert "row 1 of rows.csv has the label '1', expected one of" in capsys.readouterr().err
+
+
+def test_prompts_with_completions_are_told_from_labels(tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"say {n}", "completion": f"{n}!"} for n in range(12)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert main(["check", str(path)]) == 1
+    said = capsys.readouterr().err
+    advice = '--task instruction --text prompt --label completion --prompt "{input}"'
+    assert f"To learn 'completion' as the answer to 'prompt': {advice}." in said
+    assert main(["check", str(path), *shlex.split(advice)]) == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 import pandas as pd
 
-from peftcls.cli.label_naming import name_labels
+from peftcls.cli.label_naming import check_some_label_known, name_labels
 from peftcls.cli.seen_rows import note_of_seen_rows
 from peftcls.cli.skipping import SkippedRows
 from peftcls.cli.sources import Source
@@ -122,6 +122,7 @@ def evaluate_rows(
     skipped = SkippedRows(skip_bad_rows, [file])
     predictor = load_predictor(directory, base=base, device=device, shard=shard)
     rows = name_labels(skipped.read(source, file), predictor.task, label_names)
+    check_some_label_known(rows, predictor.task)
     rows = skipped.left_out(predictor.task, rows, tokenizer=predictor.tokenizer)
     if shard and int(os.environ.get("RANK", "0")) > 0:
         # To gather the base takes this process, too.
@@ -188,6 +189,7 @@ def compare_folders(
         second, rows, base=base, device=device, batch_size=batch_size
     )
     rows = name_labels(rows, task, label_names)
+    check_some_label_known(rows, task)
     comparison = compare_answers(
         task, first_answers, second_answers, rows, score=score, metrics=metrics
     )

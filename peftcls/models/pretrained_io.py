@@ -57,6 +57,11 @@ def validate_base_folder(source: str) -> None:
                 "on the hub, or 'demo', 'minilm' or 'smollm2'."
             )
         return
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{source} holds an adapter of PEFT, expected a base model. To train on top of it, "
+            "merge it into its base (merge_and_unload of PEFT) and save that with its tokenizer."
+        )
     if not (folder / "config.json").is_file():
         raise ValueError(f"{source} has no config.json, so it is not a base model.")
     if not any(folder.glob("*.safetensors")):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel
 
 from peftcls.engine.model_state import base_facts
+from peftcls.models.peft_library import PeftModel
 from peftcls.models.structure import attention_projections, linear_layers
 
 
@@ -16,8 +17,14 @@ def target_modules(
     """Full names of the layers that get an adapter; arguments as of `attach_lora`.
 
     Raises:
-        ValueError: no layer fits, or a target or a layer number is not known.
+        ValueError: no layer fits, a target or a layer number is not known, or the model has an
+            adapter already.
     """
+    if isinstance(model, PeftModel):
+        raise ValueError(
+            "this model has an adapter already; load its base anew with load_base, or continue a "
+            "saved adapter with learn_on."
+        )
     names = _by_kind_or_name(model, targets)
     if layers is not None:
         names = _in_layers(names, layers)

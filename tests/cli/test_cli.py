@@ -1008,7 +1008,7 @@ def test_check_says_what_is_wrong_with_the_rows_and_its_exit_code_says_whether_a
     assert "tokens of a row's texts" in out
     code, out, _ = run(capsys, "check", good, "--model", bert, "--max-length", "99999")
     assert code == 0
-    assert "the model has no more positions, fewer than max_length=99999." in out
+    assert "the model has no more positions, fewer than --max-length 99999." in out
     bad = table(
         tmp_path / "bad.csv", ["text", "label"], [("hello", "yes"), ("", "no"), ("hello", "no")]
     )
