@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -231,3 +232,20 @@ def test_prompts_with_completions_are_told_from_labels(tmp_path, capsys):
     advice = '--task instruction --text prompt --label completion --prompt "{input}"'
     assert f"To learn 'completion' as the answer to 'prompt': {advice}." in said
     assert main(["check", str(path), *shlex.split(advice)]) == 0
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1340\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_base_of_a_clone_without_its_large_files_is_refused(name, bert, tmp_path):
+    folder = shutil.copytree(bert, tmp_path / "base")
+    (folder / name).write_text(POINTER)
+    with pytest.raises(ValueError, match=f"^{name} in .* is a pointer of Git LFS and not the file"):
+        load_base(folder, TASK)
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.parquet", "rows.jsonl"])
+def test_rows_of_a_clone_without_its_large_files_are_refused(name, write):
+    with pytest.raises(RowError, match=rf"^{name} is a pointer of Git LFS .*: git lfs install, th"):
+        read_rows(write(name, POINTER))

@@ -30,6 +30,7 @@ from peftcls.data.file_sets import (
     name_of_files,
 )
 from peftcls.data.formats import PARSERS
+from peftcls.data.git_lfs import WHAT_IT_IS, is_pointer
 from peftcls.data.missing_header import name_among_values
 from peftcls.data.scratch import check_cache, writing_copies
 from peftcls.data.tables import (
@@ -152,6 +153,8 @@ def read_good_rows(
     suffix = table_suffix(path)
     if not _is_table(path):
         return _read_from_hub(str(source), split)
+    if is_pointer(path):
+        raise RowError(f"{path.name} {WHAT_IT_IS}.")
     cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE)
     check_cache(cache)
     with without_progress_bars(), writing_copies(cache):

@@ -62,7 +62,7 @@ def check_cache(folder: Path) -> None:
     except OSError as error:
         raise ValueError(
             f"copies of files cannot be written to {folder} ({error.strerror}); set HF_HOME to a "
-            "folder that can be written, or give another cache_dir."
+            "folder that can be written, or give another folder: cache_dir=... (--cache DIR)."
         ) from None
 
 

@@ -231,8 +231,8 @@ def _fingerprint(file: Path | None, rows: datasets.Dataset) -> str:
     """The SHA-256 of a file; where there is no single one with these rows, their checksum."""
     if file is None or not file.is_file():
         return content_sum(rows)
-    with file.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def write_answers(
