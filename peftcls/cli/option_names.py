@@ -18,6 +18,8 @@ def in_options(sentence: str, command: click.Command | None) -> str:
         option = _long_option(parameter)
         if option is None:
             continue
+        # What names both says it once: base=... (--base DIR).
+        sentence = re.sub(rf"\b\w+=[.]{{3}} \(({option}(?![\w-])[^)]*)\)", r"\1", sentence)
         from_option = option.removeprefix("--").replace("-", "_")
         for argument in dict.fromkeys((from_option, str(parameter.name))):
             sentence = _replace_argument(sentence, argument, option)

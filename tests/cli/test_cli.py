@@ -927,6 +927,7 @@ def test_a_readme_of_somebody_else_is_left_and_a_second_run_into_the_folder_is_w
             "my_max_length=3, 'max_length', load(rank=2) and max_length.csv",
             "my_max_length=3, 'max_length', load(rank=2) and max_length.csv",
         ),
+        ("give another folder: cache_dir=... (--cache DIR).", "give another folder: --cache DIR."),
         ("the text column", "the text column"),
     ],
 )
