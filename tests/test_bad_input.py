@@ -56,7 +56,7 @@ def exactly(sentence: str) -> str:
         (
             "t.csv",
             "text;label\na;b\nc\n",
-            "row 2 of t.csv (line 3) has 1 fields, expected 2 (text, label); "
+            "row 2 of t.csv (line 3) has 1 field, expected 2 (text, label); "
             "put quotes around a text that "
             "holds a separator.",
         ),
@@ -79,7 +79,7 @@ def exactly(sentence: str) -> str:
         (
             "t.csv",
             "text,label\na,b\n\nc\n",
-            "row 2 of t.csv (line 4) has 1 fields, expected 2 (text, label); "
+            "row 2 of t.csv (line 4) has 1 field, expected 2 (text, label); "
             "put quotes around a text that "
             "holds a separator.",
         ),
@@ -738,13 +738,12 @@ def test_classification_settings_that_would_do_something_else_in_silence_are_ref
         ({"template": " \n"}, "template is empty: expected a text with {input}."),
         (
             {"max_length": 10, "max_new_tokens": 10},
-            "max_length=10 and max_new_tokens=10: expected at least 2 tokens for the answer and "
-            "more for both together.",
+            "max_length=10 with max_new_tokens=10: expected room for a prompt beside the answer; "
+            "raise the one or lower the other.",
         ),
         (
             {"max_new_tokens": 1},
-            "max_length=1024 and max_new_tokens=1: expected at least 2 tokens for the answer and "
-            "more for both together.",
+            "max_new_tokens=1: expected at least 2, a token of the answer and its end mark.",
         ),
     ],
 )
@@ -823,7 +822,11 @@ def test_a_seed_that_is_not_valid_is_reported(tmp_path):
             {"targets": ["qwery"]},
             "BertForSequenceClassification has no linear layer 'qwery'; did you mean 'query'?",
         ),
-        ({"targets": ["query", "xyz"]}, "BertForSequenceClassification has no linear layer 'xyz'."),
+        (
+            {"targets": ["query", "xyz"]},
+            "BertForSequenceClassification has no linear layer 'xyz'; its layers are called query, "
+            "key, value, dense.",
+        ),
         (
             {"targets": []},
             "no module of BertForSequenceClassification fits targets=[], layers=None; "

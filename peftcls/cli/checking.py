@@ -10,11 +10,17 @@ import datasets
 import numpy as np
 
 from peftcls.cli.column_guessing import guess_columns
+from peftcls.cli.holding_out import TRAINING_FILE, check_groups_apart, check_split
 from peftcls.cli.label_naming import name_labels
+from peftcls.cli.option_names import with_options
 from peftcls.cli.sources import Source
 from peftcls.cli.task_building import task_for
+from peftcls.data.column_names import find_column
 from peftcls.data.row_batches import each_cell, each_row
+from peftcls.errors import RowError
 from peftcls.quality.examine import examine_rows
+from peftcls.quality.findings import Examination, Finding
+from peftcls.quality.group_checks import FEW, OVERLAP, TRAIN
 from peftcls.tasks.base import Task
 from peftcls.tasks.labels import is_blank
 
@@ -35,6 +41,8 @@ def check_files(
     prompt: str | None,
     valid: str | None,
     test: str | None,
+    group: str | None,
+    weight: str | None,
     model: str | None,
     max_length: int | None,
     max_new_tokens: int | None,
@@ -48,8 +56,18 @@ def check_files(
         other_rows = [None if name is None else source.read_other(name) for name in (valid, test)]
     finally:
         logger.removeFilter(_is_no_finding)
-    columns = guess_columns(train_rows, kind=kind, text=text, label=label, separator=separator)
+    weight = None if weight is None else find_column(train_rows, weight)
+    group = None if group is None else find_column(train_rows, group)
+    columns = guess_columns(
+        train_rows,
+        kind=kind,
+        text=text,
+        label=label,
+        separator=separator,
+        other_columns=[name for name in (weight, group) if name is not None],
+    )
     settings = {
+        "weight": weight,
         "labels": labels,
         "separator": separator,
         "prompt": prompt,
@@ -66,14 +84,43 @@ def check_files(
         from peftcls.models.tokenizers import load_tokenizer_only
 
         tokenizer = load_tokenizer_only(model)
-    examination = examine_rows(task, train_rows, valid_rows, test_rows, tokenizer=tokenizer)
+    examination = examine_rows(
+        task, train_rows, valid_rows, test_rows, tokenizer=tokenizer, group=group
+    )
+    if group is not None:
+        examination = _with_splits(examination, task, train_rows, valid_rows, test_rows, group)
     if as_json:
         print(json.dumps(examination.to_json(), indent=1, ensure_ascii=False))
     else:
         print(columns)
         print(*_overview(task, train_rows), sep="\n")
-        print(examination)
+        print(with_options(str(examination)))
     return not examination.errors
+
+
+def _with_splits(
+    examination: Examination,
+    task: Task,
+    train_rows: datasets.Dataset,
+    valid_rows: datasets.Dataset | None,
+    test_rows: datasets.Dataset | None,
+    group: str,
+) -> Examination:
+    """The findings, and what a training would refuse where groups stay on one side of a split."""
+    if examination.errors:
+        return examination
+    findings = list(examination.findings)
+    others = {"--valid": valid_rows, "--test": test_rows}
+    given = {option: rows for option, rows in others.items() if rows is not None}
+    try:
+        check_groups_apart(group, {TRAINING_FILE: train_rows, **given})
+    except RowError as error:
+        findings.append(Finding("error", OVERLAP, str(error), TRAIN))
+    try:
+        check_split(task.learn(train_rows), train_rows, valid_rows, test_rows, group=group)
+    except RowError as error:
+        findings.append(Finding("error", FEW, str(error), TRAIN))
+    return Examination.of(findings, examination.split_rows)
 
 
 def _is_no_finding(record: logging.LogRecord) -> bool:

@@ -67,6 +67,8 @@ QUESTION_COLUMNS = ("question",)
 CONTEXT_COLUMNS = ("context", "paragraph", "passage")
 ANSWER_COLUMNS = ("answers", "answer")
 OUTPUT_COLUMNS = ("output", "response", "answer", "completion")
+# Where there is one of these, another column of the table may hold its answers.
+PROMPT_COLUMNS = ("prompt", "query", "question")
 # Preferred where several columns could be the label.
 PREFERRED_LABEL_COLUMNS = ("label", "labels")
 
@@ -391,5 +393,17 @@ def _only_candidate(
         problem = f"no column that looks like the {what}"
     raise RowError(
         f"{source_name(rows)} has {problem}; it has {rows.column_names}. "
-        f"Say which one with {option}."
+        f"Say which one with {option}.{_answer_hint(rows)}"
+    )
+
+
+def _answer_hint(rows: datasets.Dataset) -> str:
+    """What to write where a column seems to hold answers to prompts, with a space before it."""
+    answers = _columns_named(rows, OUTPUT_COLUMNS)
+    prompts = _columns_named(rows, PROMPT_COLUMNS)
+    if not answers or not prompts:
+        return ""
+    return (
+        f" To learn {answers[0]!r} as the answer to {prompts[0]!r}: --task instruction --text "
+        f'{prompts[0]} --label {answers[0]} --prompt "{{input}}".'
     )

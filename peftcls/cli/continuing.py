@@ -10,12 +10,19 @@ import datasets
 from peftcls.cli.finishing import finish
 from peftcls.cli.label_naming import name_labels
 from peftcls.cli.running import train
+from peftcls.cli.skipping import SkippedRows
 from peftcls.cli.sources import Source
-from peftcls.cli.tables import Files, Tables, examine, print_once, split_rows
+from peftcls.cli.tables import Files, Tables, examine, print_once, split_rows, tell_skipped
 from peftcls.cli.train_setup import check_output
 from peftcls.engine.model_state import base_facts
 from peftcls.models.adapter_manifest import read_manifest, read_task
+from peftcls.models.tokenizers import load_tokenizer_only
 from peftcls.report import Meter
+from peftcls.tasks.base import Task
+from peftcls.tasks.classification import Classification
+from peftcls.tasks.decisions import PLAIN
+from peftcls.tasks.instruction import Instruction
+from peftcls.tasks.prompts import MIN_NEW_TOKENS
 from peftcls.tasks.row_checks import check_rows
 from peftcls.training.config import TrainConfig
 from peftcls.training.continual import Scores, compare_scores, learn_on, with_replay
@@ -24,6 +31,11 @@ from peftcls.training.trainer import Trainer
 
 OLD = "rows of --replay"
 LITTLE_LOSS = 0.02
+NO_OLD_ROWS = (
+    "no old rows are given: an adapter that learns only from new rows may forget the old ones, and "
+    "no score of this run would show it. Give rows of its first training with --replay FILE, or "
+    "train anew on old and new rows together with peftcls train."
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +50,7 @@ class LearnOnOptions:
     valid: str | None
     test: str | None
     group: str | None
+    skip_bad_rows: Path | None
     base: str | None
     config: Mapping[str, Any]
     calibrate: bool
@@ -55,10 +68,15 @@ def learn_on_file(options: LearnOnOptions) -> None:
         ValueError: something is wrong with an option or with the folder.
     """
     check_output(options.out, replaces=options.resume or options.overwrite)
+    read = [options.file, options.valid, options.test, options.replay]
+    skipped = SkippedRows(options.skip_bad_rows, read)
     meter = Meter()
-    tables, old_rows = _read_rows(options)
+    tables, old_rows = _read_rows(options, skipped)
     model, task, tokenizer = learn_on(options.directory, tables.train, base=options.base)
     examination = examine(task, tables)
+    tell_skipped(skipped, writes=True)
+    if old_rows is None:
+        print_once(NO_OLD_ROWS)
     rows = prepare(
         task,
         tables.train,
@@ -79,15 +97,20 @@ def learn_on_file(options: LearnOnOptions) -> None:
         score = task.score_names[0]
         print_once(compare_scores(before, after, scores=[score]))
         if old_rows is not None:
-            _advise(before[OLD][score], after[OLD][score], options.replay_share)
+            advise_on_forgetting(score, before[OLD][score], after[OLD][score], options.replay_share)
         finish(trainer, tables, meter, file=options.file)
 
 
-def _read_rows(options: LearnOnOptions) -> tuple[Tables, datasets.Dataset | None]:
+def _read_rows(
+    options: LearnOnOptions, skipped: SkippedRows
+) -> tuple[Tables, datasets.Dataset | None]:
     """The rows of the run, and the old rows that were not replayed; None without --replay."""
-    rows = options.source.read(options.file)
-    saved_task = read_task(options.directory, read_manifest(options.directory))
+    rows = skipped.read(options.source, options.file)
+    manifest = read_manifest(options.directory)
+    saved_task = read_task(options.directory, manifest)
     rows = name_labels(rows, saved_task, options.label_names)
+    # What cannot be read must not teach the task a label.
+    rows = skipped.left_out(_with_any_label(saved_task), rows, training=True)
     task = saved_task.extended(rows)
     files = Files(
         options.file,
@@ -97,14 +120,30 @@ def _read_rows(options: LearnOnOptions) -> tuple[Tables, datasets.Dataset | None
         int(options.config["seed"]),
         label_names=options.label_names,
         group=options.group,
+        skipped=skipped,
     )
-    tables = split_rows(files, task, rows)
+    tokenizer = None
+    if options.skip_bad_rows is not None:
+        tokenizer = load_tokenizer_only(options.base or manifest["base"]["name"])
+    tables = split_rows(files, task, rows, tokenizer)
     if options.replay is None:
         return tables, None
-    old_rows = options.source.read_other(options.replay)
+    old_rows = skipped.read_other(options.source, options.replay)
+    old_rows = skipped.left_out(task, old_rows, tokenizer=tokenizer)
     check_rows(task, old_rows)
     tables.train = with_replay(tables.train, old_rows, share=options.replay_share, seed=files.seed)
     return tables, old_rows
+
+
+def _with_any_label(task: Task) -> Task:
+    """A task that reads rows with labels that it does not know yet."""
+    if isinstance(task, Classification):
+        return dataclasses.replace(task, labels=None, decisions=PLAIN)
+    if isinstance(task, Instruction) and task.labels:
+        return dataclasses.replace(
+            task, labels=None, decisions=PLAIN, max_new_tokens=MIN_NEW_TOKENS
+        )
+    return task
 
 
 def _scores(trainer: Trainer, tables: Tables, old_rows: datasets.Dataset | None) -> Scores:
@@ -115,10 +154,13 @@ def _scores(trainer: Trainer, tables: Tables, old_rows: datasets.Dataset | None)
     return scores
 
 
-def _advise(before: float, after: float, share: float) -> None:
+def advise_on_forgetting(score: str, before: float, after: float, share: float) -> None:
     """Say what helps where the old rows are answered clearly worse than before."""
-    if after < before - LITTLE_LOSS:
-        print_once(
-            f"the rows of --replay are answered worse than before: give a larger --replay-share "
-            f"(it was {share:g}), or train anew on all rows together."
-        )
+    if after >= before - LITTLE_LOSS:
+        return
+    print_once(
+        f"the adapter has forgotten some of what it knew: on the rows of --replay its {score} was "
+        f"{before:.2f} and is {after:.2f}. To forget less, give a larger --replay-share (it was "
+        f"{share:g}) or more rows in --replay, or train anew on old and new rows together with "
+        "peftcls train."
+    )

@@ -3,10 +3,14 @@
 import datasets
 
 from peftcls.cli.sources import pair_of
+from peftcls.data.reading import source_name
+from peftcls.data.row_batches import each_cell
 from peftcls.tasks.base import Task
 from peftcls.tasks.label_renaming import with_label_names
+from peftcls.tasks.labels import is_blank, label_name
 from peftcls.tasks.list_cells import DEFAULT_SEPARATOR
 
+MAX_SHOWN_LABELS = 10
 OPTION = "--label-names 0=ham,1=spam"
 
 
@@ -37,3 +41,31 @@ def name_labels(rows: datasets.Dataset, task: Task, label_names: str | None) -> 
         )
     separator = (task.separator or DEFAULT_SEPARATOR) if task.multi_label else None
     return with_label_names(rows, targets[0], names, separator=separator)
+
+
+def check_some_label_known(rows: datasets.Dataset, task: Task) -> None:
+    """Raise ValueError where a table calls all its labels otherwise than the task does.
+
+    Args:
+        rows: to be scored.
+        task: of a folder.
+    """
+    targets = task.target_columns()
+    if not task.labels or task.answer_kind != "label" or targets[0] not in rows.column_names:
+        return
+    found: dict[str, None] = {}
+    for cell in each_cell(rows, targets[0]):
+        if is_blank(cell):
+            continue
+        name = label_name(cell)
+        if name in task.labels or isinstance(cell, list | dict):
+            return
+        found[name] = None
+    if not found:
+        return
+    listed = list(found)[:MAX_SHOWN_LABELS]
+    raise ValueError(
+        f"{source_name(rows)} has the labels {listed} in column {targets[0]!r}, and none of the "
+        f"adapter's, {list(task.labels)}; name them, such as --label-names "
+        f"{listed[0]}={task.labels[0]}."
+    )

@@ -18,8 +18,23 @@ def in_options(sentence: str, command: click.Command | None) -> str:
         option = _long_option(parameter)
         if option is None:
             continue
+        # What names both says it once: base=... (--base DIR).
+        sentence = re.sub(rf"\b\w+=[.]{{3}} \(({option}(?![\w-])[^)]*)\)", r"\1", sentence)
         from_option = option.removeprefix("--").replace("-", "_")
         for argument in dict.fromkeys((from_option, str(parameter.name))):
+            sentence = _replace_argument(sentence, argument, option)
+    return sentence
+
+
+def with_options(sentence: str) -> str:
+    """The sentence with options for those arguments that cannot be ordinary words.
+
+    It may hold what rows hold, so that other names stay as they are.
+    """
+    context = click.get_current_context(silent=True)
+    for parameter in context.command.params if context is not None else ():
+        option, argument = _long_option(parameter), str(parameter.name)
+        if option is not None and "_" in argument:
             sentence = _replace_argument(sentence, argument, option)
     return sentence
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 import pandas as pd
 
-from peftcls.cli.label_naming import name_labels
+from peftcls.cli.label_naming import check_some_label_known, name_labels
 from peftcls.cli.seen_rows import note_of_seen_rows
 from peftcls.cli.skipping import SkippedRows
 from peftcls.cli.sources import Source
@@ -33,6 +33,7 @@ def predict_rows(
     out: Path,
     probabilities: bool,
     resume: bool,
+    skip_bad_rows: Path | None,
     batch_size: int | None,
     base: str | None,
     device: str | None,
@@ -40,6 +41,9 @@ def predict_rows(
     source: Source,
 ) -> None:
     """Answer every row of a file."""
+    skipped = SkippedRows(skip_bad_rows, [file])
+    if skip_bad_rows is not None and skip_bad_rows.absolute() == out.absolute():
+        raise ValueError(f"--skip-bad-rows and --out are both {out}; give another file to one.")
     part = Path(f"{out}{PART}")
     replaces = out.is_file()
     is_first = int(os.environ.get("RANK", "0")) == 0
@@ -48,6 +52,9 @@ def predict_rows(
     try:
         with Signals().captured():
             predictor = load_predictor(directory, base=base, device=device, shard=shard)
+            rows = None
+            if skip_bad_rows is not None:
+                rows = _answerable_rows(predictor, skipped, source, file, tells=is_first)
             count, columns = predict_file(
                 predictor,
                 directory,
@@ -61,6 +68,7 @@ def predict_rows(
                 column_map=source.new_names,
                 batch_size=batch_size,
                 cache_dir=source.copies,
+                rows=rows,
             )
     except (KeyboardInterrupt, SystemExit) as stop:
         if is_first:
@@ -73,6 +81,18 @@ def predict_rows(
     new_columns = ", ".join(map(repr, columns))
     print(f"{count} rows answered in {out}{remark}; new columns: {new_columns}")
     _warn_of_truncation(predictor, file)
+
+
+def _answerable_rows(
+    predictor: Predictor, skipped: SkippedRows, source: Source, file: str, *, tells: bool
+) -> datasets.Dataset:
+    """The rows of a file without those that cannot be answered, which are written and counted."""
+    rows = skipped.read(source, file)
+    rows = skipped.left_out(predictor.task, rows, with_target=False, tokenizer=predictor.tokenizer)
+    if tells:
+        skipped.write()
+        print(*skipped.sentences(), sep="\n")
+    return rows
 
 
 def _stopped_sentence(name: str, part: Path) -> str:
@@ -101,7 +121,8 @@ def evaluate_rows(
     """Score an adapter on the labelled rows of a file; the first of several processes prints."""
     skipped = SkippedRows(skip_bad_rows, [file])
     predictor = load_predictor(directory, base=base, device=device, shard=shard)
-    rows = name_labels(source.read(file), predictor.task, label_names)
+    rows = name_labels(skipped.read(source, file), predictor.task, label_names)
+    check_some_label_known(rows, predictor.task)
     rows = skipped.left_out(predictor.task, rows, tokenizer=predictor.tokenizer)
     if shard and int(os.environ.get("RANK", "0")) > 0:
         # To gather the base takes this process, too.
@@ -168,6 +189,7 @@ def compare_folders(
         second, rows, base=base, device=device, batch_size=batch_size
     )
     rows = name_labels(rows, task, label_names)
+    check_some_label_known(rows, task)
     comparison = compare_answers(
         task, first_answers, second_answers, rows, score=score, metrics=metrics
     )

@@ -2,13 +2,16 @@
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import datasets
 from transformers import PreTrainedTokenizerBase
 
+from peftcls.cli.option_names import with_options
+from peftcls.cli.sources import Source
+from peftcls.data.bad_lines import BadLine, BadLines
 from peftcls.data.reading import Row, source_name
 from peftcls.inference.answer_files import cell_text, written_whole
 from peftcls.quality.bad_rows import BadRow, leave_out_bad_rows
@@ -48,11 +51,37 @@ class SkippedRows:
                 f"--skip-bad-rows {out} would replace the rows that are read; give another file."
             )
 
+    def read(self, source: Source, file: str) -> datasets.Dataset:
+        """The rows of a file; lines that are no rows are left out where bad rows are.
+
+        Args:
+            source: how it is read.
+            file: its name.
+        """
+        return self._without_bad_lines(source.read, file)
+
+    def read_other(self, source: Source, file: str) -> datasets.Dataset:
+        """The rows of a further file, such as that of `--test`; arguments as of `read`."""
+        return self._without_bad_lines(source.read_other, file)
+
+    def _without_bad_lines(
+        self, read: Callable[[str, BadLines], datasets.Dataset], file: str
+    ) -> datasets.Dataset:
+        if self.out is None:
+            return read(file, None)
+        bad_lines: list[BadLine] = []
+        rows = read(file, bad_lines)
+        name = source_name(rows)
+        self._rows.setdefault(name, len(rows) + len(bad_lines))
+        self._bad += [(name, _bad_row(line, name)) for line in bad_lines]
+        return rows
+
     def left_out(
         self,
         task: Task,
         rows: datasets.Dataset,
         *,
+        with_target: bool = True,
         training: bool = False,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> datasets.Dataset:
@@ -60,7 +89,9 @@ class SkippedRows:
         if self.out is None:
             return rows
         name = source_name(rows)
-        kept, bad = leave_out_bad_rows(task, rows, training=training, tokenizer=tokenizer)
+        kept, bad = leave_out_bad_rows(
+            task, rows, with_target=with_target, training=training, tokenizer=tokenizer
+        )
         self._rows.setdefault(name, len(rows))
         self._bad += [(name, row) for row in bad]
         return kept
@@ -77,12 +108,12 @@ class SkippedRows:
             if not bad:
                 said.append(f"no row of {name} had to be left out.")
                 continue
-            numbers = ", ".join(str(row.number) for row in bad[:MAX_SHOWN_ROWS])
+            numbers = ", ".join(map(_number_and_place, bad[:MAX_SHOWN_ROWS]))
             more = ", ..." if len(bad) > MAX_SHOWN_ROWS else ""
             plural = "row" if len(bad) == 1 else "rows"
             said.append(
                 f"left out {len(bad)} of {count_of(rows, 'row')} of {name}: {plural} {numbers}"
-                f"{more}; row {bad[0].number} {bad[0].reason}."
+                f"{more}; row {bad[0].number} {with_options(bad[0].reason)}."
             )
         if self._bad and written:
             said.append(f"the rows that were left out are in {self.out}, with the reasons.")
@@ -102,7 +133,10 @@ class SkippedRows:
         file, row, reason = (
             f"{PREFIX}{name}" if is_taken else name for name in (FILE, ROW, REASON)
         )
-        lines = [{file: name, row: bad.number, **bad.row, reason: bad.reason} for name, bad in rows]
+        lines = [
+            {file: name, row: bad.number, **bad.row, reason: _reason_with_place(bad)}
+            for name, bad in rows
+        ]
         with (
             written_whole(self.out) as temporary,
             temporary.open("w", newline="", encoding="utf-8") as opened,
@@ -113,8 +147,23 @@ class SkippedRows:
                 _write_csv(opened, [file, row, *columns, reason], lines)
 
 
+def _bad_row(line: BadLine, name: str) -> BadRow:
+    """A line as a bad row; a name of its own says in which of several files it stands."""
+    of_file = "" if line.file == name else f" of {line.file}"
+    reason = line.problem.removesuffix(".")
+    return BadRow(line.number, line.row, reason, place=f"line {line.line}{of_file}")
+
+
 def _number(bad: BadRow) -> int:
     return bad.number
+
+
+def _number_and_place(bad: BadRow) -> str:
+    return str(bad.number) if bad.place is None else f"{bad.number} ({bad.place})"
+
+
+def _reason_with_place(bad: BadRow) -> str:
+    return bad.reason if bad.place is None else f"{bad.place} {bad.reason}"
 
 
 def _write_jsonl(file: IO[str], rows: Sequence[Row]) -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import datasets
 
-from peftcls.data.reading import read_rows
+from peftcls.data.bad_lines import BadLines
+from peftcls.data.reading import read_good_rows
+from peftcls.data.row_numbers import number_rows
 from peftcls.data.scratch import scratch_folder
 from peftcls.data.tables import with_column_names
 
@@ -57,20 +59,32 @@ class Source:
         """The folder for copies of files."""
         return scratch_folder() if self.cache is None else self.cache
 
-    def read(self, file: str) -> datasets.Dataset:
-        """The rows of a file, or of the split of a data set on the hub."""
-        return self._read(file, self.split)
+    def read(self, file: str, bad_lines: BadLines = None) -> datasets.Dataset:
+        """The rows of a file, or of the split of a data set on the hub.
 
-    def read_other(self, file: str) -> datasets.Dataset:
-        """The rows of a further file, such as that of `--test`."""
-        return self._read(file, None)
+        Args:
+            file: its name.
+            bad_lines: takes lines that are no rows, which are then left out.
+        """
+        return self._read(file, self.split, bad_lines)
 
-    def _read(self, file: str, split: str | None) -> datasets.Dataset:
-        rows = read_rows(
+    def read_other(self, file: str, bad_lines: BadLines = None) -> datasets.Dataset:
+        """The rows of a further file, such as that of `--test`; arguments as of `read`."""
+        return self._read(file, None, bad_lines)
+
+    def _read(self, file: str, split: str | None, bad_lines: BadLines) -> datasets.Dataset:
+        rows = read_good_rows(
             file,
+            bad_lines,
             split=split,
             encoding=self.encoding,
             columns=self.column_names,
             cache_dir=self.copies,
         )
-        return with_column_names(rows, self.new_names)
+        rows = with_column_names(rows, self.new_names)
+        # Of several files, the rows are numbered as they follow each other.
+        if not bad_lines or not Path(file).is_file():
+            return rows
+        bad_numbers = {line.number for line in bad_lines}
+        all_numbers = range(1, len(rows) + len(bad_numbers) + 1)
+        return number_rows(rows, [number for number in all_numbers if number not in bad_numbers])

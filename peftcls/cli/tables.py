@@ -2,31 +2,27 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
 
 import datasets
 from transformers import PreTrainedTokenizerBase
 
+from peftcls.cli.holding_out import (
+    HELD_OUT_SHARE,
+    MAX_HELD_OUT_ROWS,
+    TRAINING_FILE,
+    check_groups_apart,
+)
 from peftcls.cli.label_naming import name_labels
 from peftcls.cli.skipping import SkippedRows
 from peftcls.cli.sources import Source
-from peftcls.data.column_names import has_column
-from peftcls.data.reading import RowError, source_name
+from peftcls.data.reading import source_name
 from peftcls.data.row_numbers import name_part
 from peftcls.quality.examine import refuse_errors
 from peftcls.quality.findings import Examination
 from peftcls.tasks.base import Task
-from peftcls.tasks.grouping import group_values
 from peftcls.tasks.row_checks import check_rows
 from peftcls.tasks.splitting import split_off
 from peftcls.training.run_info import first_labels
-
-# The share of all rows that is put aside for validation, and for the test.
-HELD_OUT_SHARE = 0.15
-# More would take long to answer, and all of their answers are in memory together.
-MAX_HELD_OUT_ROWS = 100_000
-FILE = "FILE"
-"""What messages call the argument with the training rows."""
 
 
 @dataclasses.dataclass
@@ -78,7 +74,7 @@ def split_rows(
     if valid is None:
         rows, valid = _put_aside(files, task, rows, valid_share, "valid")
     if files.group is not None:
-        _check_groups_apart(files.group, {FILE: rows, "--valid": valid, "--test": test})
+        check_groups_apart(files.group, {TRAINING_FILE: rows, "--valid": valid, "--test": test})
     name_part(rows, f"{source_name(rows)}, training rows")
     name_part(valid, f"{source_name(valid)}, validation rows")
     name_part(test, f"{source_name(test)}, test rows")
@@ -90,7 +86,7 @@ def _read_checked(
 ) -> datasets.Dataset | None:
     if not file:
         return None
-    rows = name_labels(files.source.read_other(file), task, files.label_names)
+    rows = name_labels(files.skipped.read_other(files.source, file), task, files.label_names)
     rows = files.skipped.left_out(task, rows, tokenizer=tokenizer)
     check_rows(task, rows)
     return rows
@@ -107,25 +103,6 @@ def _put_aside(
         f"{_stratification_remark(task, files.group)}, the same {same} never on both sides)"
     )
     return left, aside
-
-
-def _check_groups_apart(group: str, tables: Mapping[str, datasets.Dataset]) -> None:
-    """Raise RowError where two tables have rows of one group.
-
-    A file that has no such column is left out: nothing is known of its rows.
-    """
-    tables_of: dict[str, str] = {}
-    for option, rows in tables.items():
-        if option != FILE and not has_column(rows, group):
-            continue
-        for value in sorted(set(group_values(rows, group))):
-            other = tables_of.setdefault(value, option)
-            if other != option:
-                raise RowError(
-                    f"rows with {value!r} in column {group!r} are in {other} and in {option}, "
-                    "expected each group in one of them; take them out of one, or leave out "
-                    f"{option}, whose rows are then taken from FILE."
-                )
 
 
 def _stratification_remark(task: Task, group: str | None) -> str:

@@ -66,6 +66,12 @@ group_option = data_option(
     help="Rows with the same value in it, such as a customer's, stay on one side of each split.",
 )
 
+weight_option = data_option(
+    "--weight",
+    metavar="COLUMN",
+    help="How much each row counts in training, as a number of at least 0.",
+)
+
 task_settings = collected(
     "task_settings",
     labels_option,
@@ -96,11 +102,7 @@ task_settings = collected(
         type=click.Choice(["balanced"]),
         help="Draw as many rows of each label in an epoch.",
     ),
-    data_option(
-        "--weight",
-        metavar="COLUMN",
-        help="How much each row counts in training, as a number of at least 0.",
-    ),
+    weight_option,
     model_option(
         "--pooling",
         type=click.Choice(POOLINGS),
@@ -225,6 +227,8 @@ overwrite_option = output_option(
 @prompt_option
 @data_option("--valid", metavar="FILE", help="Validation rows, looked at beside the others.")
 @data_option("--test", metavar="FILE", help="Test rows, looked at beside the others.")
+@group_option
+@weight_option
 @max_length_option
 @max_new_tokens_option
 @source_options
@@ -338,6 +342,7 @@ def train(**options: Any) -> None:
 @valid_option
 @test_option
 @group_option
+@skip_option
 @source_options
 @model_option("--base", metavar="MODEL", help="Where the base model is now, if it moved.")
 @loop_settings

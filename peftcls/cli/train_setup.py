@@ -154,7 +154,7 @@ def read_training_file(
         options: of the run.
         skipped: takes the rows that the task cannot read, where they are to be left out.
     """
-    rows = options.source.read(options.file)
+    rows = skipped.read(options.source, options.file)
     settings = dict(options.task_settings)
     other_columns = []
     if settings["weight"] is not None:
@@ -263,4 +263,4 @@ def adapter_targets(targets: str | None) -> Any:
     """The value of --targets: one of the known groups of modules, or a list of module names."""
     if targets is None or targets in ("attention", "all-linear"):
         return targets
-    return targets.split(",")
+    return [name.strip() for name in targets.split(",")]

@@ -30,6 +30,7 @@ from peftcls.cli.shared_options import (
 )
 @click.option("--probabilities", is_flag=True, help="A column with the probability of each label.")
 @click.option("--resume", is_flag=True, help="Continue from the answers in OUT.part.")
+@skip_option
 @batch_option
 @base_option
 @device_option

@@ -31,12 +31,13 @@ def plain_rows(rows: Iterable[Row], path: Path) -> Iterator[Row]:
     """
     for number, row in enumerate(rows, 1):
         try:
-            yield _plain_row(row)
+            yield plain_row(row)
         except ValueError as error:
             raise RowError(f"row {number} of {path.name} {error}.") from None
 
 
-def _plain_row(row: Row) -> Row:
+def plain_row(row: Row) -> Row:
+    """A row as `plain_rows` gives it. Raises a ValueError that follows the row's number."""
     if isinstance(row.get("data"), dict) and isinstance(row.get("annotations"), list):
         return _label_studio_row(row)
     for column, fields in CONVERSATIONS.items():

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from peftcls.data.bad_lines import BadLine, BadLines, leave_out
 from peftcls.data.text_files import Row, open_text
 from peftcls.errors import RowError
 
@@ -24,21 +25,25 @@ QUOTE_HINT = 'Inside quotes, write " as "".'
 _field_limit_lock = threading.Lock()
 
 
-def read_csv(path: Path, encoding: str, columns: Sequence[str] | None) -> Iterator[Row]:
+def read_csv(
+    path: Path, encoding: str, columns: Sequence[str] | None, bad_lines: BadLines = None
+) -> Iterator[Row]:
     """Read the rows of a csv file (RFC 4180)."""
     separator, skipped_lines = _find_separator(path, encoding)
     dialect = {"delimiter": separator}
-    return _read_table(path, encoding, columns, dialect, skipped_lines=skipped_lines)
+    return _read_table(path, encoding, columns, dialect, bad_lines, skipped_lines=skipped_lines)
 
 
-def read_tsv(path: Path, encoding: str, columns: Sequence[str] | None) -> Iterator[Row]:
+def read_tsv(
+    path: Path, encoding: str, columns: Sequence[str] | None, bad_lines: BadLines = None
+) -> Iterator[Row]:
     """Read the rows of a tsv file; quotes are characters like any other unless all are quoting."""
     has_quoting = _has_quoting(path, encoding)
     dialect = {
         "delimiter": "\t",
         "quoting": csv.QUOTE_MINIMAL if has_quoting else csv.QUOTE_NONE,
     }
-    return _read_table(path, encoding, columns, dialect)
+    return _read_table(path, encoding, columns, dialect, bad_lines)
 
 
 def _read_table(
@@ -46,6 +51,7 @@ def _read_table(
     encoding: str,
     columns: Sequence[str] | None,
     dialect: dict[str, Any],
+    bad_lines: BadLines,
     *,
     skipped_lines: int = 0,
 ) -> Iterator[Row]:
@@ -67,10 +73,12 @@ def _read_table(
                 if is_empty_line:
                     continue
                 number += 1
-                if len(fields) != len(header):
-                    place = f"row {number} of {path.name} (line {reader.line_num})"
-                    raise RowError(_wrong_field_count(place, fields, header))
-                yield dict(zip(header, fields, strict=True))
+                if len(fields) == len(header):
+                    yield dict(zip(header, fields, strict=True))
+                    continue
+                row = _row_of(fields, header, dialect["delimiter"])
+                problem = _wrong_field_count(fields, header)
+                leave_out(BadLine(path.name, number, reader.line_num, row, problem), bad_lines)
         except csv.Error as error:
             first_line = lines_before + 1
             if str(error) == UNCLOSED_QUOTE:
@@ -85,10 +93,19 @@ def _read_table(
             ) from None
 
 
-def _wrong_field_count(place: str, fields: list[str], header: list[str]) -> str:
+def _row_of(fields: list[str], header: list[str], separator: str) -> Row:
+    """A record by the names of its columns; fields that are too many are the end of the last."""
+    last = len(header) - 1
+    if len(fields) > len(header):
+        fields = [*fields[:last], separator.join(fields[last:])]
+    return dict(zip(header, fields, strict=False))
+
+
+def _wrong_field_count(fields: list[str], header: list[str]) -> str:
     names = ", ".join(header)[:MAX_HEADER_CHARACTERS]
+    plural = "field" if len(fields) == 1 else "fields"
     return (
-        f"{place} has {len(fields)} fields, expected {len(header)} ({names}); "
+        f"has {len(fields)} {plural}, expected {len(header)} ({names}); "
         "put quotes around a text that holds a separator."
     )
 

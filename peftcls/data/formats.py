@@ -5,47 +5,55 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from peftcls.data.annotation_formats import plain_rows
+from peftcls.data.annotation_formats import plain_row, plain_rows
+from peftcls.data.bad_lines import BadLine, BadLines, leave_out
 from peftcls.data.csv_format import read_csv, read_tsv
 from peftcls.data.squad_format import json_type_name, read_squad
 from peftcls.data.text_files import Row, open_text
 from peftcls.errors import RowError
 
-# A path, an encoding, and names of columns for a file without a header line.
-Parser: TypeAlias = Callable[[Path, str, Sequence[str] | None], Iterator[Row]]
+# A path, an encoding, names of columns for a file without a header line, and what takes bad lines.
+Parser: TypeAlias = Callable[[Path, str, Sequence[str] | None, BadLines], Iterator[Row]]
 
 
-def read_jsonl(path: Path, encoding: str, columns: Sequence[str] | None) -> Iterator[Row]:
+def read_jsonl(
+    path: Path, encoding: str, columns: Sequence[str] | None, bad_lines: BadLines = None
+) -> Iterator[Row]:
     """Read the rows of a file with one JSON object per line."""
-    return plain_rows(_objects_of_lines(path, encoding), path)
-
-
-def _objects_of_lines(path: Path, encoding: str) -> Iterator[Row]:
     with open_text(path, encoding) as lines:
         number = 0
         for line_number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             number += 1
-            place = f"row {number} of {path.name} (line {line_number})"
-            try:
-                row = json.loads(line.rstrip(), object_pairs_hook=_object)
-            except (ValueError, RecursionError) as error:
-                problem = _json_problem(error)
-                if isinstance(error, json.JSONDecodeError):
-                    problem = f"{problem} at character {error.colno}"
-                raise RowError(
-                    f"{place} is not JSON: {problem}; expected one object per line."
-                ) from None
-            if not isinstance(row, dict):
-                raise RowError(
-                    f"{place} is {json_type_name(row)}, "
-                    'expected an object such as {"text": "..."}.'
-                )
-            yield row
+            row, problem = _row_of_line(line)
+            if problem is None:
+                yield row
+                continue
+            text = {"line": line.rstrip()}
+            leave_out(BadLine(path.name, number, line_number, text, problem), bad_lines)
 
 
-def read_json(path: Path, encoding: str, columns: Sequence[str] | None) -> Iterator[Row]:
+def _row_of_line(line: str) -> tuple[Row, str | None]:
+    """The row that a line holds, and what is wrong with it, or None."""
+    try:
+        row = json.loads(line.rstrip(), object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        problem = _json_problem(error)
+        if isinstance(error, json.JSONDecodeError):
+            problem = f"{problem} at character {error.colno}"
+        return {}, f"is not JSON: {problem}; expected one object per line."
+    if not isinstance(row, dict):
+        return {}, f'is {json_type_name(row)}, expected an object such as {{"text": "..."}}.'
+    try:
+        return plain_row(row), None
+    except ValueError as error:
+        return {}, f"{error}."
+
+
+def read_json(
+    path: Path, encoding: str, columns: Sequence[str] | None, bad_lines: BadLines = None
+) -> Iterator[Row]:
     """Read the rows of a JSON file: a list of objects, an export of a tool, or the SQuAD format."""
     with open_text(path, encoding) as lines:
         text = "".join(lines)
@@ -65,7 +73,8 @@ def read_json(path: Path, encoding: str, columns: Sequence[str] | None) -> Itera
             f"{path.name} is {json_type_name(content)}, "
             "expected a list of objects or the SQuAD form."
         )
-    if content and "paragraphs" in content[0]:
+    # What has questions of a paragraph, and no paragraphs, is said to be no SQuAD file.
+    if content and ("paragraphs" in content[0] or isinstance(content[0].get("qas"), list)):
         return read_squad(content, path)
     return plain_rows(content, path)
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from peftcls.argument_checks import check_argument_types
+from peftcls.data.bad_lines import BadLines
 from peftcls.data.column_types import (
     ColumnType,
     ColumnTypeError,
@@ -29,8 +30,9 @@ from peftcls.data.file_sets import (
     name_of_files,
 )
 from peftcls.data.formats import PARSERS
+from peftcls.data.git_lfs import WHAT_IT_IS, is_pointer
 from peftcls.data.missing_header import name_among_values
-from peftcls.data.scratch import check_cache
+from peftcls.data.scratch import check_cache, writing_copies
 from peftcls.data.tables import (
     CONVERSION_ERRORS,
     not_a_table,
@@ -98,24 +100,64 @@ def read_rows(
     )
     if columns is not None and (not columns or not all(isinstance(name, str) for name in columns)):
         raise ValueError(f"columns={columns!r}: expected the names of the columns, each a text.")
+    return read_good_rows(
+        source, None, split=split, encoding=encoding, columns=columns, cache_dir=cache_dir
+    )
+
+
+def read_good_rows(
+    source: str | Path,
+    bad_lines: BadLines,
+    *,
+    split: str | None = None,
+    encoding: str | None = None,
+    columns: Sequence[str] | None = None,
+    cache_dir: str | Path | None = None,
+) -> datasets.Dataset:
+    """Read a table as `read_rows` does, without the lines of a text file that are no rows of it.
+
+    Args:
+        source: as of `read_rows`, like all arguments below.
+        bad_lines: takes the lines that are left out: with too many or too few fields, or no JSON.
+        split: of a data set, or a sheet.
+        encoding: of a text file.
+        columns: names for the columns.
+        cache_dir: for the copy of a file.
+
+    Raises:
+        ValueError: as `read_rows`.
+        RowError: as `read_rows`, or no line is left.
+    """
     path = Path(source)
     if is_saved_dataset(path):
         with without_progress_bars():
             return name_source(with_class_names(load_saved(path, split)), path.name)
     files = find_files(str(source), SUFFIXES)
     if files:
-        tables = [
-            read_rows(file, encoding=encoding, columns=columns, cache_dir=cache_dir)
-            for file in files
-        ]
+        tables = []
+        for file in files:
+            bad_lines_of_file: BadLines = None if bad_lines is None else []
+            tables.append(
+                read_good_rows(
+                    file,
+                    bad_lines_of_file,
+                    encoding=encoding,
+                    columns=columns,
+                    cache_dir=cache_dir,
+                )
+            )
+            if bad_lines is not None:
+                bad_lines += bad_lines_of_file or []
         name = name_of_files(str(source), files, tables)
         return name_source(join_tables(files, tables), name)
     suffix = table_suffix(path)
     if not _is_table(path):
         return _read_from_hub(str(source), split)
+    if is_pointer(path):
+        raise RowError(f"{path.name} {WHAT_IT_IS}.")
     cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE)
     check_cache(cache)
-    with without_progress_bars():
+    with without_progress_bars(), writing_copies(cache):
         if suffix in NOT_TEXT and path.suffix.lower() in COMPRESSED:
             raise RowError(f"{path.name} holds a {suffix} file; unpack it first.")
         if suffix == ".parquet":
@@ -124,7 +166,7 @@ def read_rows(
             parse_sheet = _workbook_parser(split, columns)
             rows = _read_parsed(path, ("xlsx", split, columns), parse_sheet, cache)
         else:
-            rows = _read_text(path, suffix, encoding, columns, cache)
+            rows = _read_text(path, suffix, encoding, columns, cache, bad_lines)
     if columns is None and suffix in HAVE_HEADER:
         _warn_of_missing_header(rows, path)
     return name_source(rows, path.name)
@@ -174,7 +216,7 @@ def _from_mappings(rows: Any, name: str) -> datasets.Dataset:
     try:
         return datasets.Dataset.from_dict(columns)
     except CONVERSION_ERRORS as error:
-        raise not_a_table(name, error) from None
+        raise not_a_table(name, error, columns) from None
 
 
 def name_source(rows: datasets.Dataset, name: str) -> datasets.Dataset:
@@ -257,12 +299,26 @@ def check_source(name: str) -> None:
 
 
 def _read_text(
-    path: Path, suffix: str, encoding: str | None, columns: Sequence[str] | None, cache: Path
+    path: Path,
+    suffix: str,
+    encoding: str | None,
+    columns: Sequence[str] | None,
+    cache: Path,
+    bad_lines: BadLines,
 ) -> datasets.Dataset:
     found = find_encoding(path) if encoding is None else utf_8_with_mark(encoding)
-    parse = PARSERS[suffix]
-    settings = (suffix, found, columns)
-    return _read_parsed(path, settings, lambda file: parse(file, found, columns), cache)
+
+    def parse(file: Path) -> Iterator[Row]:
+        if bad_lines is not None:
+            # A file is read twice, and each of its bad lines noted once.
+            bad_lines.clear()
+        row = None
+        for row in PARSERS[suffix](file, found, columns, bad_lines):
+            yield row
+        if row is None and bad_lines:
+            raise RowError(f"every row of {file.name} has an error; {bad_lines[0]}")
+
+    return _read_parsed(path, (suffix, found, columns), parse, cache)
 
 
 def _workbook_parser(

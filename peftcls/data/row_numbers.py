@@ -41,6 +41,11 @@ def name_part(rows: datasets.Dataset, name: str) -> datasets.Dataset:
     return _number_rows(rows, name, row_numbers(rows))
 
 
+def number_rows(rows: datasets.Dataset, numbers: Sequence[int]) -> datasets.Dataset:
+    """Store the numbers that rows have in the user's file, from 1; return the rows."""
+    return _number_rows(rows, source_name(rows), numbers)
+
+
 def row_numbers(rows: datasets.Dataset) -> Sequence[int]:
     """The number of each row in its file, from 1; its place in the table unless it was selected."""
     name = rows.info.description

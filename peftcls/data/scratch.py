@@ -1,11 +1,14 @@
 """A folder for copies of tables that is removed when the program ends."""
 
 import atexit
+import contextlib
+import errno
 import functools
 import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -19,6 +22,7 @@ except ImportError:  # not on Windows
 PREFIX = "peftcls-"
 IN_USE = "in_use"
 """A file in a scratch folder that the processes that use it hold a lock on."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LAUNCHER_VARIABLES = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher tells all of its processes, and no other launcher does."""
 
@@ -106,8 +110,36 @@ def check_cache(folder: Path) -> None:
     except OSError as error:
         raise ValueError(
             f"copies of files cannot be written to {folder} ({error.strerror}); set HF_HOME to a "
-            "folder that can be written, or give another cache_dir."
+            "folder that can be written, or give another folder: cache_dir=... (--cache DIR)."
         ) from None
+
+
+@contextlib.contextmanager
+def writing_copies(folder: Path) -> Iterator[None]:
+    """Say in one sentence where the disk of a folder has no room for a copy of a table.
+
+    Raises:
+        ValueError: it has none, or no more is allowed there.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = _why_no_room(error)
+        if reason is None:
+            raise
+        raise ValueError(
+            f"a copy of the rows cannot be written to {folder} ({reason}); free some room there, "
+            "or give another folder: cache_dir=... (--cache DIR)."
+        ) from None
+
+
+def _why_no_room(error: BaseException | None) -> str | None:
+    """What the system says of a full disk, also where a library has wrapped it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            return os.strerror(error.errno)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _shared_folder(cache: Path) -> Path | None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from datasets.arrow_writer import ArrowWriter
 
 from peftcls.data.row_batches import READ_ROWS
-from peftcls.data.scratch import scratch_folder
+from peftcls.data.scratch import scratch_folder, writing_copies
 from peftcls.errors import RowError
 
 # A stream that is given to `learn` and then to `fit` is read once.
@@ -34,7 +34,8 @@ def table_of_stream(stream: datasets.IterableDataset, name: str) -> datasets.Dat
     if stream not in _written:
         folder = Path(tempfile.mkdtemp(prefix="stream-", dir=scratch_folder()))
         try:
-            _written[stream] = _write(stream, folder / "rows.arrow", name)
+            with writing_copies(folder):
+                _written[stream] = _write(stream, folder / "rows.arrow", name)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise

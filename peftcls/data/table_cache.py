@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 
-from peftcls.data.scratch import check_cache
+from peftcls.data.scratch import check_cache, writing_copies
 
 try:
     import fcntl
@@ -65,9 +65,10 @@ def _write_and_rename(folder: Path, write: Callable[[Path], object]) -> None:
     beside = folder / f"{UNFINISHED}{os.getpid()}"
     beside.mkdir()
     try:
-        write(beside / TABLE)
-        with (beside / TABLE).open("rb") as file:
-            os.fsync(file.fileno())
+        with writing_copies(folder):
+            write(beside / TABLE)
+            with (beside / TABLE).open("rb") as file:
+                os.fsync(file.fileno())
         os.replace(beside / TABLE, folder / TABLE)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

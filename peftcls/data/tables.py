@@ -22,6 +22,7 @@ CONVERSION_ERRORS = (
     ValueError,
     RecursionError,
 )
+MAX_SHOWN_CHARACTERS = 60
 # pandas hands its index on as such a column.
 INDEX_PREFIX = "__index_level_"
 
@@ -70,14 +71,17 @@ def table_of(rows: Any, name: str) -> datasets.Dataset | None:
         rows = table_of_stream(rows, name)
     if isinstance(rows, datasets.Dataset):
         return with_class_names(rows)
+    columns = None
     try:
         # A column of a data frame is a stream too, but no table: its values are listed elsewhere.
         if hasattr(rows, "__arrow_c_stream__") and not hasattr(rows, "to_frame"):
+            columns = rows
             return _from_arrow(pa.table(rows), name)
         if is_columns(rows):
-            return datasets.Dataset.from_dict({key: list(cells) for key, cells in rows.items()})
+            columns = {key: list(cells) for key, cells in rows.items()}
+            return datasets.Dataset.from_dict(columns)
     except CONVERSION_ERRORS as error:
-        raise not_a_table(name, error) from None
+        raise not_a_table(name, error, columns) from None
     return None
 
 
@@ -106,11 +110,51 @@ def is_columns(rows: Any) -> bool:
     )
 
 
-def not_a_table(name: str, error: Exception) -> RowError:
-    """The error for values that do not make a table."""
+def not_a_table(name: str, error: Exception, columns: Any = None) -> RowError:
+    """The error for values that do not make a table.
+
+    Args:
+        name: what messages call the rows.
+        error: what was raised.
+        columns: the values, by column, if there are any: a mapping, or a data frame of pandas.
+    """
+    problem = str(error)
+    if hasattr(columns, "items"):
+        problem = next(_conflicts(columns), problem)
     return RowError(
-        f"{name} cannot be made into a table: {error}; use one type of value in each column."
+        f"{name} cannot be made into a table: {problem}; use one type of value in each column."
     )
+
+
+def _conflicts(columns: Any) -> Iterator[str]:
+    """For each column that no type fits, the first value that does not fit to one before it."""
+    for column, values in columns.items():
+        first: tuple[int, Any] | None = None
+        for number, value in enumerate(values, 1):
+            if value is None or value != value:
+                continue
+            if not _fit_together([value]):
+                yield f"row {number} has {_shown(value)} in column {column!r}"
+                break
+            first = first or (number, value)
+            if type(value) is not type(first[1]) and not _fit_together([first[1], value]):
+                yield (
+                    f"row {number} has {_shown(value)} in column {column!r}, where row {first[0]} "
+                    f"has {_shown(first[1])}"
+                )
+                break
+
+
+def _fit_together(values: list[Any]) -> bool:
+    try:
+        pa.array(values)
+    except CONVERSION_ERRORS:
+        return False
+    return True
+
+
+def _shown(value: Any) -> str:
+    return f"{str(value)[:MAX_SHOWN_CHARACTERS]!r} ({type(value).__name__})"
 
 
 def with_class_names(table: datasets.Dataset) -> datasets.Dataset:

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from peftcls.data.reading import read_rows, require_columns, source_name
 from peftcls.data.row_batches import each_row
-from peftcls.data.row_numbers import select_rows
+from peftcls.data.row_numbers import row_numbers, select_rows
 from peftcls.data.tables import with_column_names
 from peftcls.engine.model_state import state_of
 from peftcls.engine.sharding import Shares
@@ -53,6 +53,7 @@ def predict_file(
     column_map: Mapping[str, str] | None = None,
     batch_size: int | None = None,
     cache_dir: str | Path | None = None,
+    rows: datasets.Dataset | None = None,
 ) -> tuple[int, list[str]]:
     """Answer every row of a file and write all its columns and the answers' to another file.
 
@@ -76,6 +77,7 @@ def predict_file(
         column_map: from the new name of a column to the one that it has in the file.
         batch_size: at most this many rows at once.
         cache_dir: for the copy of the file, as of `read_rows`.
+        rows: of the source, where they have been read and some of them left out.
 
     Returns:
         The number of rows, and the names of the answers' columns.
@@ -90,8 +92,10 @@ def predict_file(
     """
     out = Path(out)
     check_output(out, Path(source))
-    rows = read_rows(source, encoding=encoding, columns=names, split=split, cache_dir=cache_dir)
-    rows = with_column_names(rows, column_map or {})
+    file = Path(source) if rows is None else None
+    if rows is None:
+        rows = read_rows(source, encoding=encoding, columns=names, split=split, cache_dir=cache_dir)
+        rows = with_column_names(rows, column_map or {})
     blank = _blank_rows(predictor.task, rows)
     answerable = rows
     if blank:
@@ -100,7 +104,7 @@ def predict_file(
     check_rows(predictor.task, answerable, with_target=False)
     about: dict[str, Any] = {
         "adapter": read_manifest(Path(directory))["sum"],
-        "rows": _fingerprint(Path(source), rows),
+        "rows": _fingerprint(file, rows),
         "columns": list(columns),
     }
     if column_map:
@@ -185,7 +189,7 @@ def _blank_rows(task: Task, rows: datasets.Dataset) -> set[int]:
             blank.append(index)
     if not blank or len(blank) == len(rows):
         return set()
-    numbers = [str(index + 1) for index in blank[:MAX_SHOWN_ROWS]]
+    numbers = [str(row_numbers(rows)[index]) for index in blank[:MAX_SHOWN_ROWS]]
     more = ", ..." if len(blank) > MAX_SHOWN_ROWS else ""
     logger.warning(
         f"{len(blank)} of {len(rows)} rows of {source_name(rows)} have no text and get an empty "
@@ -223,12 +227,12 @@ def _new_columns(
     return columns
 
 
-def _fingerprint(source: Path, rows: datasets.Dataset) -> str:
-    """The SHA-256 of a file; of several files, or a hub's table, a checksum of all rows."""
-    if not source.is_file():
+def _fingerprint(file: Path | None, rows: datasets.Dataset) -> str:
+    """The SHA-256 of a file; where there is no single one with these rows, their checksum."""
+    if file is None or not file.is_file():
         return content_sum(rows)
-    with source.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def write_answers(

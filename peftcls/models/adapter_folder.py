@@ -248,7 +248,7 @@ def load_own_base(
             shard=shard,
         )
     except ValueError as error:
-        moved = "" if base else " If the base has moved, say where it is: base=... (--base)."
+        moved = "" if base else " If the base has moved, say where it is: base=... (--base MODEL)."
         raise ValueError(
             f"{folder.directory} cannot be loaded without its base: {error}{moved}"
         ) from None

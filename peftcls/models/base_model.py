@@ -29,6 +29,7 @@ from peftcls.models.fingerprint import fingerprint_base, fingerprint_tensors
 from peftcls.models.folder_safety import check_base_config, check_finite
 from peftcls.models.pretrained_io import (
     lasting_name,
+    place_of,
     quiet,
     reraise_as_value_error,
     resolve_source,
@@ -46,7 +47,7 @@ from peftcls.models.structure import (
     needs_own_pooling,
     read_mean_of_tokens,
 )
-from peftcls.models.tokenizers import load_tokenizer, position_limit
+from peftcls.models.tokenizers import fit_to_model, load_tokenizer
 from peftcls.tasks.base import Task
 
 logger = logging.getLogger("peftcls")
@@ -214,7 +215,7 @@ def _load(
         heads = _put_linear_head(request, model, heads)
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-    tokenizer.model_max_length = position_limit(model)
+    fit_to_model(tokenizer, model, source)
     # On the right, every model counts positions from the first token.
     if causal or not task.new_head:
         tokenizer.padding_side = "right"
@@ -266,7 +267,7 @@ def _validate_arguments(source: str, quantize: str | None) -> None:
 
 def _read_config(source: str, settings: dict[str, Any], revision: str | None) -> Any:
     """The model's configuration, with the task's labels in place of those that it came with."""
-    with quiet(), reraise_as_value_error(f"the base model {source}"):
+    with quiet(), reraise_as_value_error(f"the base model {place_of(source)}"):
         config = AutoConfig.from_pretrained(
             source, revision=revision, trust_remote_code=False, **settings
         )

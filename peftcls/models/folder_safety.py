@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from peftcls.data.git_lfs import WHAT_IT_IS, is_pointer
 from peftcls.models.peft_settings import (
     check_peft_settings,
     check_unused_settings,
@@ -148,8 +149,11 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def check_base_folder(folder: Path) -> None:
-    """Raise ValueError where a local base model holds links or file names that lead out of it."""
+    """Raise ValueError for links and file names that lead out of a local base, and for no files."""
     check_links(folder)
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and is_pointer(file):
+            raise ValueError(f"{file.name} in {folder} {WHAT_IT_IS}.")
     for index in folder.glob("*.index.json"):
         _check_shard_index(index)
     check_tokenizer_config(folder)

@@ -57,6 +57,11 @@ def validate_base_folder(source: str) -> None:
                 "on the hub, or 'demo', 'minilm' or 'smollm2'."
             )
         return
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{source} holds an adapter of PEFT, expected a base model. To train on top of it, "
+            "merge it into its base (merge_and_unload of PEFT) and save that with its tokenizer."
+        )
     if not (folder / "config.json").is_file():
         raise ValueError(f"{source} has no config.json, so it is not a base model.")
     if not any(folder.glob("*.safetensors")):
@@ -67,12 +72,19 @@ def validate_base_folder(source: str) -> None:
     check_base_folder(folder)
 
 
+def place_of(source: str) -> str:
+    """Where a base is read from, for messages: a folder, or the hub, where there is no folder."""
+    if Path(source).is_dir():
+        return source
+    return f"{source}, which is no folder here, from the hub"
+
+
 def _is_path(source: str) -> bool:
     """Whether a name can only be a path on this machine, not the name of a model on the hub."""
     path = Path(source)
     if path.is_absolute() or path.exists():
         return True
-    return source.startswith((".", "~")) or source.count("/") > 1
+    return source.startswith((".", "~")) or source.count("/") > 1 or "\\" in source
 
 
 @contextlib.contextmanager

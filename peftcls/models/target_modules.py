@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel
 
 from peftcls.engine.model_state import base_facts
+from peftcls.models.peft_library import PeftModel
 from peftcls.models.structure import attention_projections, linear_layers
 
 
@@ -16,8 +17,14 @@ def target_modules(
     """Full names of the layers that get an adapter; arguments as of `attach_lora`.
 
     Raises:
-        ValueError: no layer fits, or a target or a layer number is not known.
+        ValueError: no layer fits, a target or a layer number is not known, or the model has an
+            adapter already.
     """
+    if isinstance(model, PeftModel):
+        raise ValueError(
+            "this model has an adapter already; load its base anew with load_base, or continue a "
+            "saved adapter with learn_on."
+        )
     names = _by_kind_or_name(model, targets)
     if layers is not None:
         names = _in_layers(names, layers)
@@ -56,12 +63,12 @@ def _ends_in(name: str, target: str) -> bool:
 
 
 def _unknown_target(model: PreTrainedModel, target: str, linears: Sequence[str]) -> str:
+    endings = list(dict.fromkeys(name.rpartition(".")[2] for name in linears))
     sentence = f"{type(model).__name__} has no linear layer {target!r}"
-    endings = {name.rpartition(".")[2] for name in linears}
     similar = difflib.get_close_matches(target, endings, 1)
     if similar:
         return f"{sentence}; did you mean {similar[0]!r}?"
-    return f"{sentence}."
+    return f"{sentence}; its layers are called {', '.join(endings)}."
 
 
 def _in_layers(names: Sequence[str], layers: Sequence[int]) -> list[str]:

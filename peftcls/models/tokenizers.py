@@ -73,8 +73,35 @@ def load_tokenizer_only(name: str | Path) -> PreTrainedTokenizerBase:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         check_base_config(source, config, None)
         backbone = AutoModel.from_config(config)
-    tokenizer.model_max_length = position_limit(backbone)
+    fit_to_model(tokenizer, backbone, source)
     return tokenizer
+
+
+def fit_to_model(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, source: str) -> None:
+    """Give a tokenizer its model's position limit.
+
+    Args:
+        tokenizer: of the model.
+        model: a base, or its backbone.
+        source: where both come from, for messages.
+
+    Raises:
+        ValueError: it knows tokens that the model has no embedding for. A text with one of them
+            would end a forward pass, on a GPU without saying why.
+    """
+    tokenizer.model_max_length = position_limit(model)
+    embeddings = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    if embeddings is None:
+        return
+    last_token = max([tokenizer.vocab_size - 1, *tokenizer.added_tokens_decoder])
+    if last_token < embeddings:
+        return
+    raise ValueError(
+        f"the tokenizer of {source} knows the token "
+        f"{tokenizer.convert_ids_to_tokens(last_token)!r}, which is number {last_token}, counted "
+        f"from 0, and the model has {embeddings} embeddings; use the tokenizer that the model was "
+        "trained with, or call model.resize_token_embeddings(len(tokenizer)) and save both again."
+    )
 
 
 def position_limit(model: PreTrainedModel) -> int:

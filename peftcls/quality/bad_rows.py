@@ -18,6 +18,7 @@ from peftcls.quality.split_checks import FAULTS
 from peftcls.tasks.base import Task
 from peftcls.tasks.extractive_qa import ExtractiveQA
 from peftcls.tasks.instruction import Instruction
+from peftcls.tasks.labels import is_blank
 from peftcls.tasks.row_checks import check_rows
 from peftcls.tasks.row_weights import weight_problem
 
@@ -35,17 +36,20 @@ class BadRow:
         number: in its file, from 1.
         row: with all of its columns.
         reason: in the words that follow "row 17 of train.csv".
+        place: where the row stands, such as "line 18", if it is no row of the file's table.
     """
 
     number: int
     row: Row
     reason: str
+    place: str | None = None
 
 
 def leave_out_bad_rows(
     task: Task,
     rows: datasets.Dataset,
     *,
+    with_target: bool = True,
     training: bool = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[datasets.Dataset, list[BadRow]]:
@@ -53,21 +57,26 @@ def leave_out_bad_rows(
 
     Args:
         task: that reads the rows; as long as it has not learnt from them, they may have any labels.
-        rows: of a file, with their targets.
+        rows: of a file.
+        with_target: whether the rows need their targets; where they do not, a row without a text
+            is kept, since it gets an empty answer.
         training: whether the rows are to be trained on.
         tokenizer: to find prompts and answers that do not fit; None not to look for them.
 
     Raises:
         RowError: a column is missing, or every row has an error.
     """
-    require_columns(rows, task.columns(with_target=True), type(task).__name__)
+    require_columns(rows, task.columns(with_target=with_target), type(task).__name__)
     if isinstance(task, ExtractiveQA) and task.unanswerable is None:
         task = dataclasses.replace(task, unanswerable=True)
-    reasons = dict(_reasons(task, rows, tokenizer, training=training))
+    if with_target:
+        reasons = dict(_reasons(task, rows, tokenizer, training=training))
+    else:
+        reasons = dict(_reasons_without_target(task, rows, tokenizer))
     if not reasons:
         return rows, []
     if len(reasons) == len(rows):
-        check_rows(task, rows)
+        check_rows(task, rows, with_target=with_target)
         reason = next(iter(reasons.values()))
         raise RowError(f"every row has an error; row {row_numbers(rows)[0]} {reason}.")
     numbers = row_numbers(rows)
@@ -104,6 +113,21 @@ def _reasons(
             yield index, reason
 
 
+def _reasons_without_target(
+    task: Task, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase | None
+) -> Iterator[tuple[int, str]]:
+    """The index of each row that cannot be answered, though it has a text, and the reason."""
+    columns = task.columns_among(rows.column_names, with_target=False)
+    for index, row in enumerate(each_row(rows, columns)):
+        problem = task.problem(row, with_target=False)
+        if problem is None:
+            problem = _fit_problem(task, row, tokenizer, with_target=False)
+        elif any(map(is_blank, row.values())):
+            continue
+        if problem is not None:
+            yield index, problem
+
+
 def _reason(task: Task, row: Row, tokenizer: PreTrainedTokenizerBase | None) -> str | None:
     """What is wrong with one row, or None."""
     problem = task.problem(row, with_target=True)
@@ -113,10 +137,17 @@ def _reason(task: Task, row: Row, tokenizer: PreTrainedTokenizerBase | None) -> 
         severity, sentence = FAULTS[code]
         if severity == "error":
             return sentence
+    return _fit_problem(task, row, tokenizer, with_target=True)
+
+
+def _fit_problem(
+    task: Task, row: Row, tokenizer: PreTrainedTokenizerBase | None, *, with_target: bool
+) -> str | None:
+    """What does not fit of a row, or None; nothing is looked at without a tokenizer."""
     if tokenizer is None or not _may_not_fit(task):
         return None
     try:
-        task.encode(row, tokenizer, with_target=True)
+        task.encode(row, tokenizer, with_target=with_target)
     except RowError as error:
         return str(error)
     return None

@@ -13,12 +13,14 @@ from peftcls.data.tables import Rows
 from peftcls.errors import RowError
 from peftcls.quality.column_rules import ColumnProperties
 from peftcls.quality.findings import Examination, Finding
+from peftcls.quality.group_checks import group_findings, missing_groups
 from peftcls.quality.label_checks import label_findings
 from peftcls.quality.leakage import columns_to_check, label_leakage, split_leakage
 from peftcls.quality.length_checks import length_findings
 from peftcls.quality.number_checks import number_findings, scale_findings
 from peftcls.quality.scan import SplitScan, has_closed_labels, scan_rows
 from peftcls.quality.split_checks import few_rows, question_findings, repeated_rows, row_findings
+from peftcls.quality.weight_checks import weight_findings
 from peftcls.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ def examine_rows(
     test: Rows | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    group: str | None = None,
 ) -> Examination:
     """Check every row of every split and report errors, leaks and oddities.
 
@@ -44,6 +47,11 @@ def examine_rows(
         valid: the rows that choose the best step.
         test: the rows for the final evaluation.
         tokenizer: from `load_base`; with it lengths in tokens are checked too.
+        group: the column that says which rows belong together, such as a customer; with it the
+            groups are checked too.
+
+    Raises:
+        RowError: the training rows have no column `group`.
     """
     findings: list[Finding] = []
     tables: dict[str, datasets.Dataset] = {}
@@ -61,6 +69,11 @@ def examine_rows(
         return Examination.of(findings, split_rows)
 
     findings += _missing_headers(tables)
+    findings += weight_findings(task, tables["train"])
+    # A row is not encoded with a weight that is no number.
+    if _has_errors(findings, "train"):
+        tokenizer = None
+    findings += missing_groups(tables, group)
     learnt_task = _learn(task, tables["train"])
     properties = None
     if task.answer_kind == "label":
@@ -83,6 +96,8 @@ def examine_rows(
         problem = learnt_task.table_problem(tables["train"])
         if problem:
             findings.append(Finding("error", "table", f"the table {problem}.", "train"))
+        else:
+            findings += group_findings(learnt_task, tables["train"], group)
     return Examination.of(findings, split_rows)
 
 

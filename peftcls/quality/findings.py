@@ -72,7 +72,9 @@ class Examination:
         return f"<p>{html.escape(self._heading())}</p>\n<table>{''.join(lines)}</table>"
 
     def _heading(self) -> str:
-        rows = ", ".join(f"{count} rows of {split}" for split, count in self.split_rows.items())
+        rows = ", ".join(
+            f"{count_of(count, 'row')} of {split}" for split, count in self.split_rows.items()
+        )
         counts = []
         for severity in SEVERITIES:
             count = sum(finding.severity == severity for finding in self.findings)

@@ -26,6 +26,14 @@ MIN_SUGGESTION_SIMILARITY = 0.6
 MIN_SIMILAR_CHARACTERS = 4
 # One wrong letter is looked for in shorter labels too.
 MIN_TYPO_CHARACTERS = 3
+KINDS = {
+    "List": "lists",
+    "string": "texts",
+    "bool": "truth values",
+    "int": "whole numbers",
+    "float": "numbers",
+}
+"""What messages call the types of `datasets`, by a part of their names."""
 TRUTH_VALUES = {"true": "1", "false": "0"}
 
 
@@ -208,10 +216,19 @@ def _label_types(scans: Sequence[SplitScan]) -> Iterator[Finding]:
             yield Finding(
                 "warning",
                 "label-kind",
-                f"the labels are {scan.target_type} in {scan.name} and {train.target_type} in "
-                f"{train.name}; 1, 1.0 and '1' are one label, but use one type.",
+                f"the labels are {_kind_of(scan.target_type)} in {scan.name} and "
+                f"{_kind_of(train.target_type)} in {train.name}; 1, 1.0 and '1' are one label, but "
+                "use one type.",
                 f"{train.name} and {scan.name}",
             )
+
+
+def _kind_of(target_type: str) -> str:
+    """A type of `datasets` in words: "Value('int64')" are whole numbers."""
+    for part, kind in KINDS.items():
+        if part in target_type:
+            return kind
+    return target_type
 
 
 def _padded_labels(scans: Sequence[SplitScan]) -> Iterator[Finding]:

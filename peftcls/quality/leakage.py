@@ -44,8 +44,8 @@ def split_leakage(first: SplitScan, second: SplitScan) -> Iterator[Finding]:
 
 
 def columns_to_check(table: datasets.Dataset, task: Task) -> list[str]:
-    """The columns that may leak the label: all with a text or a number, except the target."""
-    targets = task.target_columns()
+    """The columns that may leak the label: texts and numbers, except the target and the weight."""
+    targets = (*task.target_columns(), task.weight)
     columns = []
     for name, feature in table.features.items():
         is_single_value = isinstance(feature, datasets.Value | datasets.ClassLabel)

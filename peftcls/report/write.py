@@ -1,5 +1,7 @@
 """Write a report: numbers, figures and page, first to a temporary folder and then in place."""
 
+from __future__ import annotations
+
 import base64
 import json
 import os
@@ -7,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -16,12 +18,14 @@ from markupsafe import Markup
 from peftcls.evaluation import Evaluation, evaluate_answers
 from peftcls.report import wording
 from peftcls.report.examples import Group, choose_examples
-from peftcls.report.figures import Drawing, draw_figures
 from peftcls.report.files import FIGURES, METRICS, PAGE, check_report_room
 from peftcls.report.numbers import Numbers, gather_numbers
 from peftcls.report.run import Run
 from peftcls.report.verdict import TITLES, next_step, tell_verdict
 from peftcls.tasks.base import Answer, Task
+
+if TYPE_CHECKING:
+    from peftcls.report.figures import Drawing
 
 THIS_RUN = "this run"
 RESAMPLES = 500
@@ -103,6 +107,9 @@ def write_report(
     )
     groups = choose_examples(task, test, all_answers)
     numbers["examples"] = [group.to_json() for group in groups]
+    # Matplotlib takes a moment, and a folder of its own; what writes no report needs neither.
+    from peftcls.report.figures import draw_figures
+
     drawings = draw_figures(numbers)
     page = render_page(numbers, groups, drawings, title or directory.absolute().name)
     metrics = json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

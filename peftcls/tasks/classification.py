@@ -37,6 +37,7 @@ from peftcls.tasks.labels import (
     label_name,
     label_order,
     label_setting_problem,
+    plain_labels,
 )
 from peftcls.tasks.row_weights import kept_weight, weight_of, weight_setting_problem
 from peftcls.tasks.text_encoding import (
@@ -126,6 +127,7 @@ class Classification(Task):
     peft_type: ClassVar[str] = "SEQ_CLS"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", plain_labels(self.labels))
         check_argument_types(vars(self), Classification)
         problems = text_setting_problems(self.text, self.label, self.max_length, self.long_text)
         if self.labels is not None:

@@ -27,9 +27,16 @@ from peftcls.tasks.conversations import (
 )
 from peftcls.tasks.decisions import PLAIN, Decisions, decisions_setting, fit_decisions
 from peftcls.tasks.label_trie import LabelTrie, Tokens
-from peftcls.tasks.labels import TOO_FEW_LABELS, label_name, label_order, label_setting_problem
+from peftcls.tasks.labels import (
+    TOO_FEW_LABELS,
+    label_name,
+    label_order,
+    label_setting_problem,
+    plain_labels,
+)
 from peftcls.tasks.list_cells import listed_cell
 from peftcls.tasks.prompts import (
+    lengths_problem,
     placeholders,
     render,
     split_cue,
@@ -46,7 +53,6 @@ if TYPE_CHECKING:
     from peftcls.engine.batch import Batch
 
 IGNORED_TARGET = -100
-MIN_NEW_TOKENS = 2
 TEMPLATE = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 
 
@@ -92,6 +98,7 @@ class Instruction(Task):
     optional_columns: ClassVar[tuple[str, ...]] = (EARLIER_TURNS,)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", plain_labels(self.labels))
         check_argument_types(vars(self), Instruction)
         object.__setattr__(self, "decisions", decisions_setting(self.decisions, self.labels))
         problems = []
@@ -99,6 +106,8 @@ class Instruction(Task):
             problems.append(label_setting_problem(self.labels))
             object.__setattr__(self, "labels", tuple(label_name(label) for label in self.labels))
         problems += [sentence for is_wrong, sentence in self._setting_checks() if is_wrong]
+        lengths = (self.max_length, self.max_new_tokens)
+        problems.append(lengths_problem(*lengths, generates=self.labels is None))
         sentences = [problem for problem in problems if problem]
         if sentences:
             raise ValueError("; ".join(sentences) + ".")
@@ -106,10 +115,6 @@ class Instruction(Task):
     def _setting_checks(self) -> list[tuple[bool, str]]:
         """Pairs of (is wrong, sentence) for settings whose types are right."""
         documents = self.template.count("{input}")
-        too_short = self.max_new_tokens < MIN_NEW_TOKENS or self.max_length <= MIN_NEW_TOKENS
-        if self.labels is None:
-            # One of a closed set of labels is not generated.
-            too_short |= self.max_length <= self.max_new_tokens
         return [
             (
                 self.labels is not None and len(self.labels) < 2,
@@ -124,12 +129,6 @@ class Instruction(Task):
             (
                 documents > 1,
                 f"template has {{input}} {documents} times: expected a text that has it once",
-            ),
-            (
-                too_short,
-                f"max_length={self.max_length} and max_new_tokens={self.max_new_tokens}: "
-                f"expected at least {MIN_NEW_TOKENS} tokens for the answer and more for both "
-                "together",
             ),
         ]
 
@@ -161,7 +160,11 @@ class Instruction(Task):
         return dataclasses.replace(self, labels=labels, decisions=PLAIN)
 
     def _list_problem(self, value: Any) -> str:
-        expected = "one label" if self.labels else "a text; for several, set separator"
+        expected = "one label" if self.labels else "a text"
+        if isinstance(value, Mapping):
+            expected += "; write an object as a text, such as its JSON"
+        elif not self.labels:
+            expected += "; for several, set separator (--label-separator)"
         return f"has {str(value)[:80]} in column {self.output!r}, expected {expected}"
 
     def problem(self, row: Row, *, with_target: bool) -> str | None:

@@ -7,6 +7,7 @@ import datasets
 
 from peftcls.data.reading import as_dataset, require_columns, source_name
 from peftcls.data.row_batches import each_cell
+from peftcls.data.row_numbers import number_rows, row_numbers
 from peftcls.data.tables import Rows
 from peftcls.errors import RowError
 from peftcls.tasks.labels import is_blank, label_name
@@ -65,4 +66,4 @@ def with_label_names(
     renamed = table.add_column(NEW_COLUMN, cells).remove_columns(column)
     renamed = renamed.rename_column(NEW_COLUMN, column)
     renamed.info.description = table.info.description
-    return renamed
+    return number_rows(renamed, row_numbers(table))

@@ -8,6 +8,8 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from peftcls.tasks.list_cells import DEFAULT_SEPARATOR, listed_cell
 
 Shares = dict[str, float]
@@ -25,6 +27,17 @@ def label_name(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return unicodedata.normalize("NFC", str(value).strip())
+
+
+def plain_labels(labels: Any) -> Any:
+    """The setting `labels` without numpy; an array, or a column of a data frame, as a list."""
+    for method in ("tolist", "to_list"):
+        if hasattr(labels, method) and len(getattr(labels, "shape", ())) == 1:
+            labels = getattr(labels, method)()
+    if isinstance(labels, list | tuple):
+        plain = [label.item() if isinstance(label, np.generic) else label for label in labels]
+        return plain if isinstance(labels, list) else tuple(plain)
+    return labels
 
 
 def label_setting_problem(labels: Any) -> str | None:

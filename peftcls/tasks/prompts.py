@@ -12,12 +12,36 @@ from peftcls.data.reading import RowError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+MIN_NEW_TOKENS = 2  # a token of the answer and its end mark
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 def placeholders(template: str) -> list[str]:
     """The names between braces, in order, each once."""
     return list(dict.fromkeys(PLACEHOLDER.findall(template)))
+
+
+def lengths_problem(max_length: int, max_new_tokens: int, *, generates: bool) -> str | None:
+    """What is wrong with the lengths of a prompt and its answer, or None.
+
+    Args:
+        max_length: tokens of both together.
+        max_new_tokens: tokens of the answer, its end mark included.
+        generates: whether so many tokens are kept free for an answer.
+    """
+    if max_new_tokens < MIN_NEW_TOKENS:
+        return (
+            f"max_new_tokens={max_new_tokens}: expected at least {MIN_NEW_TOKENS}, a token of the "
+            "answer and its end mark"
+        )
+    if max_length <= MIN_NEW_TOKENS:
+        return f"max_length={max_length}: expected more than {MIN_NEW_TOKENS} tokens"
+    if generates and max_length <= max_new_tokens:
+        return (
+            f"max_length={max_length} with max_new_tokens={max_new_tokens}: expected room for a "
+            "prompt beside the answer; raise the one or lower the other"
+        )
+    return None
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from peftcls.engine.batch import Batch
 
 STRATUM_ROWS = 10
+MAX_SHOWN_CHARACTERS = 40
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -109,9 +110,13 @@ class Regression(Task):
         parsed = (parse_number(value) for value in each_cell(table, self.target))
         numbers = np.fromiter((number for number in parsed if number is not None), np.float64)
         if not len(numbers):
+            first = next(
+                (str(value) for value in each_cell(table, self.target) if value), "nothing"
+            )
             raise RowError(
-                f"{source_name(table)} has no number in column {self.target!r}; "
-                "Regression learns from numbers."
+                f"{source_name(table)} has no number in column {self.target!r}, but "
+                f"{first[:MAX_SHOWN_CHARACTERS]!r} for example; Regression learns from numbers, "
+                "such as 0.5."
             )
         mean = self.mean
         if mean is None:

@@ -28,12 +28,14 @@ def weight_setting_problem(weight: str | None, columns: Sequence[str]) -> str | 
 
 
 def weight_of(row: Row, column: str | None) -> float:
-    """The weight of a row; 1 where the task has no weights or the row no such column."""
+    """The weight of a row; 1 where the task has no weights or the row none.
+
+    Those of training rows are checked before. Other rows may have anything in that column.
+    """
     if column is None or column not in row:
         return 1.0
     number = parse_number(row[column])
-    assert number is not None, "the weights of training rows are checked"
-    return number
+    return 1.0 if number is None or number < 0 else number
 
 
 def kept_weight(column: str | None, rows: datasets.Dataset) -> str | None:
@@ -47,6 +49,14 @@ def weight_problem(value: Any, column: str) -> str | None:
     if weight is not None and weight >= 0:
         return None
     return f"has {value!r} in column {column!r}, expected a weight of at least 0, such as 0.5"
+
+
+def all_zero_problem(column: str) -> str:
+    """What is wrong with a table whose rows all have the weight 0."""
+    return (
+        f"has the weight 0 in column {column!r} of every row; there is nothing to learn. Expected "
+        "some weights above 0."
+    )
 
 
 def check_weights(task: Task, rows: datasets.Dataset) -> None:
@@ -80,10 +90,7 @@ def check_weights(task: Task, rows: datasets.Dataset) -> None:
     if sentences:
         raise RowError("\n".join(sentences))
     if all_zero:
-        raise RowError(
-            f"{source_name(rows)} has the weight 0 in column {column!r} of every row; there is "
-            "nothing to learn. Expected some weights above 0."
-        )
+        raise RowError(f"{source_name(rows)} {all_zero_problem(column)}")
 
 
 def _refuse_missing(rows: datasets.Dataset, column: str) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from peftcls.engine.batching import micro_batches
+from peftcls.engine.head_inputs import head_layer
 from peftcls.models.trainable import copy_tensors, put_tensors, train_mode
 from peftcls.training.durations import in_words
 
@@ -46,6 +47,8 @@ class DryRun:
     """The trained tensors whose gradient was zero in all steps."""
     tokens: int | None = None
     """How many tokens fit into memory at once, where these are fewer than were set."""
+    fitted: tuple[str, ...] = ()
+    """The tensors that no step moves: a head that is fitted to the states at each evaluation."""
 
     def __str__(self) -> str:
         trained = len(self.moved) + len(self.still)
@@ -58,6 +61,8 @@ class DryRun:
         ]
         if self.tokens is not None:
             lines.append(f"out of memory at first; {self.tokens} tokens at once fit into it")
+        if self.fitted:
+            lines.append(f"fitted to the states at each evaluation: {_list_tensors(self.fitted)}")
         if self.still:
             lines.append(f"did not move: {_list_tensors(self.still)}")
         if self.without_gradient:
@@ -94,6 +99,7 @@ def take_dry_run(
     rows: int,
     steps: int,
     share: float,
+    fits_head: bool = False,
 ) -> DryRun:
     """Take two steps, and put tensors, optimizer, random state and dropout back as they were.
 
@@ -105,7 +111,11 @@ def take_dry_run(
         rows: that a step reads.
         steps: of the whole training run.
         share: of all tokens that the training run reads, those of one step.
+        fits_head: whether the head is fitted between the steps, not trained in them.
     """
+    head = head_layer(model) if fits_head else None
+    of_head = set() if head is None else set(head.parameters())
+    fitted = [name for name, parameter in parameters.items() if parameter in of_head]
     before = copy_tensors(parameters)
     device = next(iter(parameters.values())).device
     with _restored(model, parameters, optimizer, before):
@@ -114,6 +124,8 @@ def take_dry_run(
         moved = []
         without_gradient = []
         for name, parameter in parameters.items():
+            if name in fitted:
+                continue
             if not torch.equal(parameter.detach().cpu(), before[name]):
                 moved.append(name)
             if not bool(optimizer.state[parameter]["exp_avg_sq"].any()):
@@ -125,8 +137,9 @@ def take_dry_run(
             total_seconds=seconds / share,
             peak_bytes=_peak_bytes(device),
             moved=tuple(moved),
-            still=tuple(name for name in parameters if name not in moved),
+            still=tuple(name for name in parameters if name not in [*moved, *fitted]),
             without_gradient=tuple(without_gradient),
+            fitted=tuple(fitted),
         )
 
 

@@ -209,8 +209,9 @@ class Trainer:
         Raises:
             RowError, FloatingPointError, RunStoppedError: as `fit` would.
         """
-        table = self._prepare(train_rows, None).train
         config = self.config
+        config.check_scores(self.task.score_names, has_valid=True)
+        table = self._prepare(train_rows, None).train
         rows = longest_rows(
             table.lengths,
             config.batch_size,
@@ -231,6 +232,7 @@ class Trainer:
                 rows=len(rows),
                 steps=steps,
                 share=float(table.lengths[rows].sum() / all_tokens),
+                fits_head=self.gradients.by_contrast,
             )
             return dataclasses.replace(measured, tokens=self.gradients.tokens)
         finally:

@@ -927,6 +927,7 @@ def test_a_readme_of_somebody_else_is_left_and_a_second_run_into_the_folder_is_w
             "my_max_length=3, 'max_length', load(rank=2) and max_length.csv",
             "my_max_length=3, 'max_length', load(rank=2) and max_length.csv",
         ),
+        ("give another folder: cache_dir=... (--cache DIR).", "give another folder: --cache DIR."),
         ("the text column", "the text column"),
     ],
 )
@@ -1008,7 +1009,7 @@ def test_check_says_what_is_wrong_with_the_rows_and_its_exit_code_says_whether_a
     assert "tokens of a row's texts" in out
     code, out, _ = run(capsys, "check", good, "--model", bert, "--max-length", "99999")
     assert code == 0
-    assert "the model has no more positions, fewer than max_length=99999." in out
+    assert "the model has no more positions, fewer than --max-length 99999." in out
     bad = table(
         tmp_path / "bad.csv", ["text", "label"], [("hello", "yes"), ("", "no"), ("hello", "no")]
     )

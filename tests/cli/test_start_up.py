@@ -1,11 +1,14 @@
 """A command starts without the libraries that it does not need, which take seconds to import."""
 
+import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import peftcls.report.figures
 from peftcls import Classification, cli, load_base, train_only
 from peftcls.models.adapter_folder import save_adapter
 
@@ -64,6 +67,19 @@ def test_what_needs_no_model_imports_no_model_library(folder, rows, tmp_path):
         assert sentence in ended.stdout + ended.stderr
         expected.append(f"code {code} of {arguments[0]}, with []")
     assert reached == expected
+
+
+def test_what_writes_no_report_imports_no_matplotlib():
+    """It wants a folder of its own, and warns where there is none, as in many containers."""
+    figures = Path(peftcls.report.figures.__file__)
+    for path in figures.parents[1].rglob("*.py"):
+        imports = [
+            ast.unparse(statement)
+            for statement in ast.parse(path.read_text(encoding="utf-8")).body
+            if isinstance(statement, ast.Import | ast.ImportFrom)
+        ]
+        drawn = [text for text in imports if "matplotlib" in text or "report.figures" in text]
+        assert bool(drawn) == (path == figures), path
 
 
 def test_the_list_of_commands_has_whole_sentences(capsys):

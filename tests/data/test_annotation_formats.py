@@ -111,23 +111,23 @@ def test_conversations_are_instruction_input_and_output(write):
     [
         (
             {"messages": [{"role": "user", "content": "a"}] * 2},
-            r"row 2 of a.jsonl has the turns \['user', 'user'\] in column 'messages', expected one",
+            r"row 2 of a.jsonl .line 2. has the turns \['user', 'user'\] in column 'messages', exp",
         ),
         (
             {"messages": [{"role": "tool", "content": "a"}]},
-            "row 2 of a.jsonl has a turn by 'tool'",
+            "row 2 of a.jsonl .line 2. has a turn by 'tool'",
         ),
         (
             {**studio("x", choice("a")), "annotations": [{"result": []}, {"result": []}]},
-            "row 2 of a.jsonl has 2 annotations .task 7.",
+            "row 2 of a.jsonl .line 2. has 2 annotations .task 7.",
         ),
         (
             studio("x", {"type": "brushlabels", "from_name": "b", "value": {"rle": []}}),
-            "row 2 of a.jsonl has a result of the type 'brushlabels'",
+            "row 2 of a.jsonl .line 2. has a result of the type 'brushlabels'",
         ),
         (
             studio("x", {**choice("a"), "from_name": "text"}),
-            "row 2 of a.jsonl has a question 'text' and data of the same name",
+            "row 2 of a.jsonl .line 2. has a question 'text' and data of the same name",
         ),
     ],
 )

@@ -54,7 +54,7 @@ def test_many_files_are_counted(tmp_path):
     ("content", "message"),
     [
         ("text,kind\nx,y\n", r"b.csv has the columns \['text', 'kind'\], and a.csv has"),
-        ("text,label\nx\n", "row 1 of b.csv .line 2. has 1 fields"),
+        ("text,label\nx\n", "row 1 of b.csv .line 2. has 1 field"),
     ],
 )
 def test_files_that_do_not_fit_are_one_sentence(folder, content, message):

@@ -77,6 +77,25 @@ def test_a_column_of_values_of_several_types_is_refused():
         as_dataset(pd.DataFrame({"text": ["a", 1, [2]]}))
 
 
+@pytest.mark.parametrize(
+    ("rows", "place"),
+    [
+        ([{"text": "a", "n": 1}, {"text": None}, {"text": 2}], "row 3 has '2' (int) in column"),
+        ({"text": ["a", "b"], "label": ["x", True]}, "row 2 has 'True' (bool) in column 'label'"),
+        (pd.DataFrame({"text": ["a", 1]}), "row 2 has '1' (int) in column 'text', where row 1 has"),
+        (
+            [{"label": ["a"]}, {"label": ["b", True]}],
+            """row 2 has "['b', True]" (list) in column""",
+        ),
+    ],
+)
+def test_the_value_that_does_not_fit_into_its_column_is_named(rows, place):
+    with pytest.raises(RowError) as told:
+        as_dataset(rows, "mine")
+    assert str(told.value).startswith(f"mine cannot be made into a table: {place}")
+    assert str(told.value).endswith("; use one type of value in each column.")
+
+
 def test_a_column_name_that_occurs_twice_is_refused():
     frame = pd.DataFrame([["a", "b"]], columns=["text", "text"])
     with pytest.raises(RowError, match=r"'text'|Duplicate column"):
