@@ -33,7 +33,7 @@ METHODS = ("lora", "lora+", "dora", "rslora", "pissa", "adalora", "ia3")
 PARTS = ("head", "last_block", "last_two_blocks", "all")
 QUANTIZE = ("8bit", "4bit")
 DTYPES = ("float32", "bfloat16", "float16")
-POOLINGS = ("cls", "first", "last", "mean")
+POOLINGS = ("cls", "first", "last", "mean", "compare")
 LOSSES = ("cross_entropy", "bce", "focal")
 LONG_TEXTS = ("truncate", "windows")
 

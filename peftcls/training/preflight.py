@@ -10,7 +10,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
-from peftcls.engine.model_state import state_of, unwrapped
+from peftcls.engine.model_state import base_facts, state_of, unwrapped
 from peftcls.engine.sharding import Shares, launcher_asks_for_shares
 from peftcls.errors import RunStoppedError
 from peftcls.tasks.base import Task
@@ -26,8 +26,8 @@ except ImportError:
 MAX_SHOWN_CHARACTERS = 200
 
 
-def check_task(model: torch.nn.Module, task: Task) -> None:
-    """Check that a model was loaded for a task, before rows are read.
+def task_for_model(model: torch.nn.Module, task: Task) -> Task:
+    """The task, with what its model's base decides; checked before rows are read.
 
     Raises:
         ValueError: it was loaded for another one, or the task has not learnt from rows yet.
@@ -49,6 +49,7 @@ def check_task(model: torch.nn.Module, task: Task) -> None:
                 f"of this {type(task).__name__} is {_shown(settings[name])}; give the same task to "
                 "load_base and Trainer."
             )
+    return task.on_base(base_facts(model))
 
 
 def check_shares(model: torch.nn.Module) -> Shares | None:

@@ -47,9 +47,9 @@ from peftcls.training.lr_schedule import learning_rate_factor
 from peftcls.training.preflight import (
     check_output_dir,
     check_shares,
-    check_task,
     lock_output_dir,
     start_trackers,
+    task_for_model,
 )
 from peftcls.training.prepare import Prepared, log_shortened_rows, log_warnings, prepare_once
 from peftcls.training.run_info import describe_model, identify_run
@@ -86,8 +86,7 @@ class Trainer:
                 "nothing of the model is trained; call attach_lora(model, task) or "
                 "train_only(model, task, ...) first."
             )
-        task = task.on_base(base_facts(model))
-        check_task(model, task)
+        task = task_for_model(model, task)
         self.shares = check_shares(model)
         if base_facts(model).quantize is None:
             model.to(self.accelerator.device)
