@@ -105,7 +105,8 @@ def with_replay(
     count = _replayed_rows(new, old, share)
     chosen = np.random.default_rng(seed).permutation(len(old))[:count].tolist()
     mixed = _concatenate(new.select_columns(columns), old.select(chosen).select_columns(columns))
-    return name_source(mixed, f"{source_name(new)} and {count} rows of {source_name(old)}")
+    named = f"{source_name(new)} ({len(new)} rows) and {source_name(old)} ({count} rows)"
+    return name_source(mixed, named)
 
 
 def _common_columns(new: datasets.Dataset, old: datasets.Dataset) -> list[str]:
