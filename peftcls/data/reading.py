@@ -40,7 +40,7 @@ from peftcls.data.tables import (
 )
 from peftcls.data.text_files import Row, utf_8_with_mark
 from peftcls.data.xlsx_format import read_xlsx
-from peftcls.errors import RowError
+from peftcls.errors import MissingColumnsError, RowError
 
 logger = logging.getLogger("peftcls")
 
@@ -189,7 +189,7 @@ def source_name(rows: datasets.Dataset) -> str:
 
 
 def require_columns(rows: datasets.Dataset, columns: Iterable[str], reader: str) -> None:
-    """Raise a RowError that names the first missing column.
+    """Raise a RowError that names the missing columns.
 
     Args:
         rows: the table.
@@ -197,12 +197,11 @@ def require_columns(rows: datasets.Dataset, columns: Iterable[str], reader: str)
         reader: what needs the columns, for the message.
     """
     columns = list(columns)
-    for column in columns:
-        if column not in rows.column_names:
-            raise RowError(
-                f"row 1 of {source_name(rows)} has no column {column!r}; "
-                f"it has {rows.column_names}. {reader} needs {columns}."
-            )
+    missing = [name for name in columns if name not in rows.column_names]
+    if missing:
+        raise MissingColumnsError(
+            source_name(rows), missing, found=rows.column_names, needed=columns, reader=reader
+        )
 
 
 def _read_from_hub(name: str, split: str | None) -> datasets.Dataset:
