@@ -54,7 +54,7 @@ def learn_on_file(options: LearnOnOptions) -> None:
         RowError: something is wrong with a row or a table.
         ValueError: something is wrong with an option or with the folder.
     """
-    check_output(options.out, replaces=options.resume or options.overwrite)
+    check_output(options.out, replaces=options.overwrite, resumes=options.resume)
     meter = Meter()
     tables, old_rows = _read_rows(options)
     model, task, tokenizer = learn_on(options.directory, tables.train, base=options.base)

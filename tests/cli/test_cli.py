@@ -818,8 +818,22 @@ def test_a_mistyped_command_is_told_what_was_meant(arguments, said, capsys):
         ),
         (
             ["train", "{tmp}/few.csv", "--out", "{tmp}/a"],
-            "few.csv has 4 different texts, too few to put 15% of them aside for test; give a "
-            "file of rows for test, or more rows.",
+            "few.csv has 4 different texts, too few to put 15% of them aside for --valid and "
+            "--test; give --valid and --test a file of rows, or score by cross-validation with "
+            "--folds, or give more rows.",
+        ),
+        (
+            ["learn-on", "{folder}", "{tmp}/few_new.csv", "--out", "{tmp}/a"],
+            "few_new.csv has 4 different texts, too few to put 15% of them aside for --valid and "
+            "--test; give --valid and --test a file of rows, or give more rows.",
+        ),
+        (
+            [
+                *("learn-on", "{folder}", "{tmp}/few_new.csv"),
+                *("--test", "{tmp}/few_new.csv", "--out", "{tmp}/a"),
+            ],
+            "few_new.csv has 4 different texts, too few to put 15% of them aside for --valid; "
+            "give --valid a file of rows, or give more rows.",
         ),
         (
             ["predict", "{folder}", "{rows}", "--out", "{tmp}/a.xlsx"],
@@ -835,8 +849,15 @@ def test_a_mistyped_command_is_told_what_was_meant(arguments, said, capsys):
         ),
         (
             ["predict", "{folder}", "{rows}", "--out", "{tmp}/a.csv"],
-            "row 1 of messages.csv has no column 'text'; it has ['message', 'category']. "
-            "Classification needs ['text'].",
+            "messages.csv has no column 'text'; it has ['message', 'category']. Classification "
+            "needs ['text']. Say which column of the file is meant, for example --map "
+            "text=message.",
+        ),
+        (
+            ["evaluate", "{folder}", "{rows}"],
+            "messages.csv has no column 'text' and no 'label'; it has ['message', 'category']. "
+            "Classification needs ['text', 'label']. Say which column of the file is meant, for "
+            "example --map text=message --map label=category.",
         ),
         (
             ["train", "{rows}", "--out", "{tmp}/a", "--labels", ""],
@@ -871,11 +892,26 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_written(
     arguments, said, messages, classifier, bert, tmp_path, capsys
 ):
     table(tmp_path / "few.csv", ["message", "category"], MESSAGES[2:6])
+    table(tmp_path / "few_new.csv", ["text", "label"], MESSAGES[2:6])
     before = sorted(tmp_path.iterdir())
     places = {"rows": messages, "tmp": tmp_path, "folder": classifier, "base": bert}
     code, _, err = run(capsys, *(argument.format(**places) for argument in arguments))
     assert (code, err) == (1, said.format(**places) + "\n")
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_base_is_looked_for_first_and_the_tiny_one_is_named(messages, bert, tmp_path, capsys):
+    command = ("train", messages, "--out", tmp_path / "run")
+    assert run(capsys, *command, "--model", "minilmm") == (
+        1,
+        "",
+        "there is no base 'minilmm': did you mean 'minilm'? The short names are demo, minilm, "
+        "smollm2; any other name is a folder's or a model's on the hub.\n",
+    )
+    code, shown, _ = run(capsys, *command, "--dry-run")
+    note = "the base is the tiny demo base, for trying the command; --model minilm is a real one"
+    assert (code, shown.splitlines()[0]) == (0, note)
+    assert note not in run(capsys, *command, "--dry-run", "--model", bert)[1]
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "report.html", "figures"])
