@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _for_the_command(error: Exception, command: click.Command | None) -> str:
     """What an error of the package says to somebody who has a file and options."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"cannot read or write {error.filename}: {error.strerror.lower()}."
     if not isinstance(error, MissingColumnsError):
         return in_options(str(error), command)
     maps = " ".join(f"--map {shlex.quote(f'{new}={old}')}" for new, old in error.probably_meant)

@@ -29,6 +29,7 @@ from peftcls.report.files import METRICS, check_out_folder
 from peftcls.tasks.base import Task
 from peftcls.training.checkpoint import find_checkpoints
 from peftcls.training.config import TrainConfig
+from peftcls.training.preflight import check_output_dir
 from peftcls.training.prepare import Prepared, prepare
 from peftcls.training.search import Candidate
 
@@ -139,6 +140,7 @@ def check_output(folder: Path, *, replaces: bool, resumes: bool) -> None:
         replaces: whether an adapter may be replaced.
         resumes: whether the run continues from a checkpoint; beside an adapter there must be one.
     """
+    check_output_dir(folder)
     check_out_folder(folder)
     manifest = folder / MANIFEST
     if replaces or not manifest.is_file():

@@ -99,6 +99,11 @@ def read_rows(
     if columns is not None and (not columns or not all(isinstance(name, str) for name in columns)):
         raise ValueError(f"columns={columns!r}: expected the names of the columns, each a text.")
     path = Path(source)
+    if (path / "peftcls.json").is_file():
+        raise RowError(
+            f"{source} is an adapter folder, expected a file of rows; `peftcls show {source}` says "
+            "what is in it."
+        )
     if is_saved_dataset(path):
         with without_progress_bars():
             return name_source(with_class_names(load_saved(path, split)), path.name)

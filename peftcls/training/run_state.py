@@ -250,6 +250,6 @@ class RunState:
     def resume_hint(self) -> str:
         """The end of a sentence that says how to continue."""
         return (
-            f"whose checkpoint is in {self.output_dir}; go on with fit(..., resume=True), or "
-            "--resume."
+            f"whose checkpoint is in {self.output_dir}; go on with --resume, in Python with "
+            "resume=True."
         )
