@@ -87,9 +87,9 @@ def table_of(rows: Any, name: str) -> datasets.Dataset | None:
 
 def _check_names_differ(frame: Any, name: str) -> None:
     """Raise RowError where two columns of a data frame or an Arrow table have one name."""
-    names = getattr(frame, "column_names", None)
-    if names is None:
-        names = getattr(frame, "columns", ())
+    names: Iterable[Any] = getattr(frame, "columns", ())
+    if hasattr(frame, "column_names"):
+        names = frame.column_names
     for column, count in Counter(map(str, names)).items():
         if count > 1:
             raise RowError(

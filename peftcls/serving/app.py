@@ -151,8 +151,8 @@ async def _predict(service: Service, request: Request) -> Response:
                 answers, shortened_rows = await service.answer(name, body)
         kind = service.adapters[name].task.answer_kind
         fields = [answer_fields(answer, kind) for answer in answers]
-        content = {"adapter": name, "answers": fields, "shortened_rows": shortened_rows}
-        response = _json(OK, content)
+        found = {"adapter": name, "answers": fields, "shortened_rows": shortened_rows}
+        response = _json(OK, found)
     except Exception as error:
         response = _refusal(error, service.limits)
     service.measures.count_request(name, response.status_code, time.perf_counter() - started)
