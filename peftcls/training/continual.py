@@ -51,6 +51,9 @@ def learn_on(
     (temperature, thresholds) are dropped, since they belong to the old weights; calibrate again.
     The new folder names the old one in its lineage.
 
+    With validation rows and no new label, the folder's weights are the first candidate for the best
+    step; where no step is better, they are what is saved.
+
     Args:
         directory: written by `Trainer.fit`, `Trainer.save` or `Trainer.calibrate`.
         rows: the new training rows; only their labels are read here.
