@@ -1,8 +1,38 @@
 """Exceptions that callers can catch: bad rows, runs that cannot go on, and memory that runs out."""
 
+from collections.abc import Sequence
+
 
 class RowError(ValueError):
     """Something is wrong with a row, a column or a table; the message says what, where and why."""
+
+
+class MissingColumnsError(RowError):
+    """A table lacks columns that are read.
+
+    Args:
+        source: the name of the table.
+        missing: the columns that it lacks.
+        found: the columns that it has.
+        needed: all columns that are read.
+        reader: what reads them.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        missing: Sequence[str],
+        *,
+        found: Sequence[str],
+        needed: Sequence[str],
+        reader: str,
+    ) -> None:
+        listed = " and no ".join(map(repr, missing))
+        self.sentence = f"{source} has no column {listed}; it has {[*found]}."
+        self.sentence += f" {reader} needs {[*needed]}."
+        super().__init__(f"row 1 of {self.sentence}")
+        unread = [name for name in found if name not in needed]
+        self.probably_meant = list(zip(missing, unread, strict=False))
 
 
 class RunStoppedError(RuntimeError):

@@ -36,7 +36,7 @@ class Evaluation:
         intervals: of the scores, by the same names.
         labels: precision, recall, F1 with its interval, and the number of right rows of each
             label; None for a task without labels.
-        confusion: rows by right label (down) and given label (across); None if a row can have
+        confusion: rows by right label (down) and answered label (across); None if a row can have
             several labels.
     """
 
@@ -226,7 +226,7 @@ def _f1_bounds(
 def _confusion_table(
     labels: Sequence[str], gold: Sequence[Sequence[str]], given: Sequence[Sequence[str]]
 ) -> pd.DataFrame:
-    """Rows by right and given label; with a column for abstentions if there are any."""
+    """Rows by right and answered label; with a column for abstentions if there are any."""
     right = [row[0] for row in gold]
     answered = [row[0] for row in given]
     columns = list(labels)
@@ -235,8 +235,8 @@ def _confusion_table(
     counts = confusion_matrix(right, answered, labels=columns)
     return pd.DataFrame(
         counts[: len(labels)],
-        index=pd.Index(labels, name="right label"),
-        columns=pd.Index(columns, name="given label"),
+        index=pd.Index(labels, name="right"),
+        columns=pd.Index(columns, name="answered"),
     )
 
 

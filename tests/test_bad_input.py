@@ -995,9 +995,7 @@ def test_a_base_of_the_same_shape_with_other_weights_is_refused(copy, tmp_path):
 def test_a_missing_adapter_folder_is_reported(tmp_path):
     with pytest.raises(
         ValueError,
-        match=exactly(
-            f"there is no folder {tmp_path / 'none'}, expected one that Trainer.save wrote."
-        ),
+        match=exactly(f"there is no folder {tmp_path / 'none'}, expected that of an adapter."),
     ):
         peftcls.load_predictor(tmp_path / "none")
 

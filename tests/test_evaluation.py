@@ -168,7 +168,8 @@ def test_an_evaluation_reads_as_a_text():
         "8 rows; an interval of fewer than 20 means little\n"
         "accuracy             0.5000   95 % interval "
     )
-    assert "right label" in shown
+    # As in the report: the right label down, the answered one across.
+    assert "\nanswered  a  b  c\nright            \na         4" in shown
     assert "precision" in shown
 
 

@@ -6,6 +6,7 @@ by the command that is run, so that help and shell completion come at once.
 
 import difflib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -18,6 +19,7 @@ from peftcls.cli.plan_commands import plan
 from peftcls.cli.threads import set_up_threads
 from peftcls.cli.train_commands import check, learn_on, train
 from peftcls.cli.use_commands import compare, evaluate, predict, serve, try_out
+from peftcls.errors import MissingColumnsError
 from peftcls.logs import show_messages
 
 # Exit codes.
@@ -50,8 +52,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error.format_message(), file=sys.stderr)
         return FAILED
     except (ValueError, FloatingPointError, OSError, RuntimeError) as error:
-        print(in_options(str(error), _command(arguments)), file=sys.stderr)
+        print(_for_the_command(error, _command(arguments)), file=sys.stderr)
         return FAILED
+
+
+def _for_the_command(error: Exception, command: click.Command | None) -> str:
+    """What an error of the package says to somebody who has a file and options."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"cannot read or write {error.filename}: {error.strerror.lower()}."
+    if not isinstance(error, MissingColumnsError):
+        return in_options(str(error), command)
+    maps = " ".join(f"--map {shlex.quote(f'{new}={old}')}" for new, old in error.probably_meant)
+    has_map = command is not None and any("--map" in param.opts for param in command.params)
+    hint = f" Say which column of the file is meant, for example {maps}." if maps else ""
+    return error.sentence + (hint if has_map else "")
 
 
 def _command(arguments: Sequence[str] | None) -> click.Command | None:

@@ -67,7 +67,7 @@ def learn_on_file(options: LearnOnOptions) -> None:
         RowError: something is wrong with a row or a table.
         ValueError: something is wrong with an option or with the folder.
     """
-    check_output(options.out, replaces=options.resume or options.overwrite)
+    check_output(options.out, replaces=options.overwrite, resumes=options.resume)
     read = [options.file, options.valid, options.test, options.replay]
     skipped = SkippedRows(options.skip_bad_rows, read)
     meter = Meter()

@@ -4,6 +4,10 @@ import re
 
 import click
 
+PYTHON_NAMES = {"--out": "output_dir", "--replay": "with_replay"}
+"""What stands for an option in the package's messages, where its name is another one."""
+OF_REPLAY = re.compile(r" When continuing from a folder,[^.]*\.")
+
 
 def in_options(sentence: str, command: click.Command | None) -> str:
     """Replace Python arguments in a sentence by options: `max_length=4` -> `--max-length 4`.
@@ -21,8 +25,11 @@ def in_options(sentence: str, command: click.Command | None) -> str:
         # What names both says it once: base=... (--base DIR).
         sentence = re.sub(rf"\b\w+=[.]{{3}} \(({option}(?![\w-])[^)]*)\)", r"\1", sentence)
         from_option = option.removeprefix("--").replace("-", "_")
-        for argument in dict.fromkeys((from_option, str(parameter.name))):
+        names = (from_option, str(parameter.name), PYTHON_NAMES.get(option, from_option))
+        for argument in dict.fromkeys(names):
             sentence = _replace_argument(sentence, argument, option)
+    if not any("--replay" in parameter.opts for parameter in command.params):
+        sentence = OF_REPLAY.sub("", sentence)
     return sentence
 
 

@@ -13,7 +13,7 @@ from peftcls.cli.label_naming import check_some_label_known, name_labels
 from peftcls.cli.seen_rows import note_of_seen_rows
 from peftcls.cli.skipping import SkippedRows
 from peftcls.cli.sources import Source
-from peftcls.data.reading import Row
+from peftcls.data.reading import Row, require_columns
 from peftcls.evaluation import Evaluation, compare_answers, evaluate_answers
 from peftcls.inference.answer_parts import count_answered
 from peftcls.inference.loading import load_predictor
@@ -121,8 +121,12 @@ def evaluate_rows(
     """Score an adapter on the labelled rows of a file; the first of several processes prints."""
     skipped = SkippedRows(skip_bad_rows, [file])
     predictor = load_predictor(directory, base=base, device=device, shard=shard)
-    rows = name_labels(skipped.read(source, file), predictor.task, label_names)
-    check_some_label_known(rows, predictor.task)
+    rows = skipped.read(source, file)
+    task = predictor.task
+    # Before the texts alone are looked for: all columns that are missing are named together.
+    require_columns(rows, task.columns(with_target=True), type(task).__name__)
+    rows = name_labels(rows, task, label_names)
+    check_some_label_known(rows, task)
     rows = skipped.left_out(predictor.task, rows, tokenizer=predictor.tokenizer)
     if shard and int(os.environ.get("RANK", "0")) > 0:
         # To gather the base takes this process, too.

@@ -20,8 +20,9 @@ ADVICE = "the scores say little about new rows; score rows that the adapter has 
 def note_of_seen_rows(directory: Path, file: str, rows: datasets.Dataset) -> str | None:
     """A sentence where rows are those that a folder's adapter has learnt from, or their file.
 
-    The report of a training names the content of its rows, and its model card the SHA-256 of their
-    file. Without either nothing is noticed.
+    The report of a training names the content of its rows in their order, and its model card the
+    SHA-256 of their file. Without either nothing is noticed; so are no rows in another order, and
+    no part of the rows.
 
     Args:
         directory: the adapter folder.

@@ -11,6 +11,10 @@ from peftcls.models.folder_info import describe_folder, tell_folder
 
 METRICS = "metrics.json"
 """The numbers of a report, beside the adapter."""
+START_WAS_KEPT = (
+    "kept       the adapter that the training continued from: no step was better on the validation "
+    "rows"
+)
 PROBE_WAS_KEPT = (
     "kept       the linear probe that the training began with: no step of the adapter was better "
     "on the validation rows"
@@ -26,18 +30,20 @@ def show_folder(*, directory: Path, as_json: bool) -> None:
     print(tell_folder(facts))
     # What a report says is not part of the folder, and may be missing or of another version.
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        for line in _report_lines(directory):
+        for line in _report_lines(directory, is_continued=bool(facts["lineage"])):
             print(line)
 
 
-def _report_lines(directory: Path) -> Iterator[str]:
-    """When the folder was saved, and the rows and scores of its report."""
+def _report_lines(directory: Path, *, is_continued: bool) -> Iterator[str]:
+    """When the folder was saved, what was kept, and the rows and scores of its report."""
     saved = datetime.datetime.fromtimestamp((directory / MANIFEST).stat().st_mtime)
     yield f"saved      {saved:%Y-%m-%d at %H:%M}"
     numbers = json.loads((directory / METRICS).read_text(encoding="utf-8"))
     for part, rows in numbers["rows"].items():
         yield f"{part:<10} {rows['rows']} rows of {rows['source']}"
-    if numbers["run"]["best_step"] == 0 and numbers["run"]["method"]:
+    if numbers["run"]["best_step"] == 0 and is_continued:
+        yield START_WAS_KEPT
+    elif numbers["run"]["best_step"] == 0 and numbers["run"]["method"]:
         yield PROBE_WAS_KEPT
     scores = numbers["systems"][numbers["headline"]["system"]]
     for name in numbers["headline_scores"]:

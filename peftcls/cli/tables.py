@@ -15,13 +15,14 @@ from peftcls.cli.holding_out import (
 from peftcls.cli.label_naming import name_labels
 from peftcls.cli.skipping import SkippedRows
 from peftcls.cli.sources import Source
-from peftcls.data.reading import source_name
+from peftcls.data.reading import RowError, source_name
 from peftcls.data.row_numbers import name_part
 from peftcls.quality.examine import refuse_errors
 from peftcls.quality.findings import Examination
+from peftcls.report.wording import write_list
 from peftcls.tasks.base import Task
 from peftcls.tasks.row_checks import check_rows
-from peftcls.tasks.splitting import split_off
+from peftcls.tasks.splitting import TooFewTextsError, split_off
 from peftcls.training.run_info import first_labels
 
 
@@ -36,7 +37,10 @@ class Tables:
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """FILE, those of --valid and --test, if any; how they are read, and how FILE is split."""
+    """FILE, those of --valid and --test, if any; how they are read, and how FILE is split.
+
+    `offers_folds` says whether the command has --folds, which puts no rows aside.
+    """
 
     file: str
     valid: str | None
@@ -46,6 +50,7 @@ class Files:
     group: str | None = None
     label_names: str | None = None
     skipped: SkippedRows = dataclasses.field(default_factory=lambda: SkippedRows(None, []))
+    offers_folds: bool = False
 
 
 def split_rows(
@@ -96,13 +101,27 @@ def _put_aside(
     files: Files, task: Task, rows: datasets.Dataset, share: float, name: str
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Split a share off the rows, and say so: the rows that are left, and those put aside."""
-    left, aside = split_off(task, rows, share, name=name, seed=files.seed, group=files.group)
+    try:
+        left, aside = split_off(task, rows, share, name=name, seed=files.seed, group=files.group)
+    except TooFewTextsError as error:
+        raise RowError(_too_few_sentence(files, rows, error.found)) from None
     same = "text" if files.group is None else f"text or {files.group}"
     print_once(
         f"put {len(aside)} rows of {files.file} aside for --{name} (seed {files.seed}"
         f"{_stratification_remark(task, files.group)}, the same {same} never on both sides)"
     )
     return left, aside
+
+
+def _too_few_sentence(files: Files, rows: datasets.Dataset, found: str) -> str:
+    """That too few rows are there to put some aside, with every option that is missing."""
+    given = {"--valid": files.valid, "--test": files.test}
+    missing = write_list([option for option, file in given.items() if not file])
+    folds = " or score by cross-validation with --folds," if files.offers_folds else ""
+    return (
+        f"{source_name(rows)} has {found}, too few to put {HELD_OUT_SHARE:.0%} of them aside for "
+        f"{missing}; give {missing} a file of rows,{folds} or give more rows."
+    )
 
 
 def _stratification_remark(task: Task, group: str | None) -> str:

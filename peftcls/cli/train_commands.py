@@ -258,9 +258,8 @@ def check(**options: Any) -> int:
 @source_options
 @model_option(
     "--model",
-    default="demo",
-    show_default=True,
-    help="Base model: demo, minilm, smollm2, a folder, or a name on the hub.",
+    help="Base model: minilm, smollm2, a folder, or a name on the hub.  [default: demo, a tiny "
+    "one for trying the command]",
 )
 @model_option("--quantize", type=click.Choice(QUANTIZE), help="Hold the base in 8 or 4 bits.")
 @model_option("--shard", is_flag=True, default=None, help=SHARD_HELP)

@@ -25,9 +25,11 @@ from peftcls.models.lora_injection import DEFAULT_RANK, attach_lora
 from peftcls.models.tokenizers import load_tokenizer_only
 from peftcls.models.trainable import Part, train_only
 from peftcls.quality.findings import Examination
-from peftcls.report.files import check_out_folder
+from peftcls.report.files import METRICS, check_out_folder
 from peftcls.tasks.base import Task
+from peftcls.training.checkpoint import find_checkpoints
 from peftcls.training.config import TrainConfig
+from peftcls.training.preflight import check_output_dir
 from peftcls.training.prepare import Prepared, prepare
 from peftcls.training.search import Candidate
 
@@ -53,7 +55,7 @@ class TrainOptions:
     test: str | None
     group: str | None
     skip_bad_rows: Path | None
-    model: str
+    model: str | None
     quantize: Quantize | None
     shard: bool | None
     dtype: str | None
@@ -70,6 +72,11 @@ class TrainOptions:
     dry_run: bool
     push_to_hub: str | None
     source: Source
+
+    @property
+    def base(self) -> str:
+        """The name of the base model."""
+        return self.model or "demo"
 
     @property
     def seed(self) -> int:
@@ -115,7 +122,7 @@ def check_options(options: TrainOptions) -> None:
             "--seeds repeats one run with the same settings, from its first step",
             {"--search": options.search, "--resume": options.resume},
         )
-    check_output(options.out, replaces=options.resume or options.overwrite or options.dry_run)
+    check_output(options.out, replaces=options.overwrite or options.dry_run, resumes=options.resume)
 
 
 def _refuse_beside(reason: str, others: Mapping[str, Any]) -> None:
@@ -125,21 +132,41 @@ def _refuse_beside(reason: str, others: Mapping[str, Any]) -> None:
         raise ValueError(f"{reason}; it cannot be used with {', '.join(given)}.")
 
 
-def check_output(folder: Path, *, replaces: bool) -> None:
+def check_output(folder: Path, *, replaces: bool, resumes: bool) -> None:
     """Raise ValueError where a run cannot write its folder, or would replace an adapter in it.
 
     Args:
         folder: the value of --out.
         replaces: whether an adapter may be replaced.
+        resumes: whether the run continues from a checkpoint; beside an adapter there must be one.
     """
+    check_output_dir(folder)
     check_out_folder(folder)
     manifest = folder / MANIFEST
     if replaces or not manifest.is_file():
+        return
+    if resumes:
+        _check_unfinished(folder)
         return
     saved = datetime.datetime.fromtimestamp(manifest.stat().st_mtime)
     raise ValueError(
         f"{folder} holds an adapter already, saved on {saved:%Y-%m-%d at %H:%M} (peftcls show "
         f"{folder}). Choose another --out, or replace it with --overwrite."
+    )
+
+
+def _check_unfinished(folder: Path) -> None:
+    """Raise ValueError where the run of an adapter in a folder has no step left to take."""
+    if find_checkpoints(folder):
+        return
+    choice = "Choose another --out, or replace it with --overwrite."
+    if not (folder / METRICS).is_file():
+        choice = (
+            "It has no report: the run was ended just before that, or was not one of this command. "
+            f"Score it with peftcls evaluate {folder} FILE, or replace it with --overwrite."
+        )
+    raise ValueError(
+        f"{folder} holds a finished adapter and no checkpoint: there is nothing to resume. {choice}"
     )
 
 
@@ -180,7 +207,7 @@ def read_training_file(
 
 def load_skipping_tokenizer(options: TrainOptions) -> PreTrainedTokenizerBase | None:
     """The tokenizer of --model where rows that do not fit are left out; None where none is."""
-    return load_tokenizer_only(options.model) if options.skip_bad_rows else None
+    return load_tokenizer_only(options.base) if options.skip_bad_rows else None
 
 
 def load_run_base(
@@ -188,7 +215,7 @@ def load_run_base(
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """The base model of --model with its tokenizer; the seed draws a new head."""
     return load_base(
-        options.model,
+        options.base,
         task,
         quantize=options.quantize,
         shard=options.shard,

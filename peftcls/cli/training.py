@@ -21,6 +21,7 @@ from peftcls.cli.train_setup import (
     read_training_file,
     train_config,
 )
+from peftcls.models.pretrained_io import check_base
 from peftcls.report import Meter
 from peftcls.tasks.base import Task
 from peftcls.tasks.classification import Classification
@@ -31,6 +32,8 @@ from peftcls.training.run_info import describe_model
 from peftcls.training.search import Candidate, search
 from peftcls.training.trainer import Trainer
 
+DEMO_NOTE = "the base is the tiny demo base, for trying the command; --model minilm is a real one"
+
 
 def train_file(options: TrainOptions) -> None:
     """Train on a file, save the adapter, and print the scores on the test rows.
@@ -40,6 +43,9 @@ def train_file(options: TrainOptions) -> None:
         ValueError: something is wrong with an option.
     """
     check_options(options)
+    check_base(options.base)
+    if options.model is None:
+        print_once(DEMO_NOTE)
     skipped = SkippedRows(options.skip_bad_rows, [options.file, options.valid, options.test])
     meter = Meter()
     if options.folds:
@@ -87,6 +93,7 @@ def _read_rows(options: TrainOptions, skipped: SkippedRows) -> tuple[Task, Table
         group=options.group,
         label_names=options.label_names,
         skipped=skipped,
+        offers_folds=True,
     )
     tables = split_rows(files, task, rows, load_skipping_tokenizer(options))
 

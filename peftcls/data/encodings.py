@@ -46,7 +46,7 @@ def find_encoding(path: Path) -> str:
         return UTF_8
     logger.warning(
         f"{path.name} is not in UTF-8; it was read as {encoding.upper()}, {reason}. If its texts "
-        "look wrong, give its encoding: read_rows(..., encoding='latin-1'), or --encoding latin-1."
+        "look wrong, give its encoding: --encoding latin-1, in Python encoding='latin-1'."
     )
     return encoding
 

@@ -42,7 +42,7 @@ from peftcls.data.tables import (
 )
 from peftcls.data.text_files import Row, utf_8_with_mark
 from peftcls.data.xlsx_format import read_xlsx
-from peftcls.errors import RowError
+from peftcls.errors import MissingColumnsError, RowError
 
 logger = logging.getLogger("peftcls")
 
@@ -129,6 +129,11 @@ def read_good_rows(
         RowError: as `read_rows`, or no line is left.
     """
     path = Path(source)
+    if (path / "peftcls.json").is_file():
+        raise RowError(
+            f"{source} is an adapter folder, expected a file of rows; `peftcls show {source}` says "
+            "what is in it."
+        )
     if is_saved_dataset(path):
         with without_progress_bars():
             return name_source(with_class_names(load_saved(path, split)), path.name)
@@ -231,7 +236,7 @@ def source_name(rows: datasets.Dataset) -> str:
 
 
 def require_columns(rows: datasets.Dataset, columns: Iterable[str], reader: str) -> None:
-    """Raise a RowError that names the first missing column.
+    """Raise a RowError that names the missing columns.
 
     Args:
         rows: the table.
@@ -239,12 +244,11 @@ def require_columns(rows: datasets.Dataset, columns: Iterable[str], reader: str)
         reader: what needs the columns, for the message.
     """
     columns = list(columns)
-    for column in columns:
-        if column not in rows.column_names:
-            raise RowError(
-                f"row 1 of {source_name(rows)} has no column {column!r}; "
-                f"it has {rows.column_names}. {reader} needs {columns}."
-            )
+    missing = [name for name in columns if name not in rows.column_names]
+    if missing:
+        raise MissingColumnsError(
+            source_name(rows), missing, found=rows.column_names, needed=columns, reader=reader
+        )
 
 
 def _read_from_hub(name: str, split: str | None) -> datasets.Dataset:

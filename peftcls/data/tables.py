@@ -2,6 +2,7 @@
 
 import contextlib
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
@@ -71,10 +72,13 @@ def table_of(rows: Any, name: str) -> datasets.Dataset | None:
         rows = table_of_stream(rows, name)
     if isinstance(rows, datasets.Dataset):
         return with_class_names(rows)
+    # A column of a data frame is a stream too, but no table: its values are listed elsewhere.
+    is_frame = hasattr(rows, "__arrow_c_stream__") and not hasattr(rows, "to_frame")
+    if is_frame:
+        _check_names_differ(rows, name)
     columns = None
     try:
-        # A column of a data frame is a stream too, but no table: its values are listed elsewhere.
-        if hasattr(rows, "__arrow_c_stream__") and not hasattr(rows, "to_frame"):
+        if is_frame:
             columns = rows
             return _from_arrow(pa.table(rows), name)
         if is_columns(rows):
@@ -83,6 +87,19 @@ def table_of(rows: Any, name: str) -> datasets.Dataset | None:
     except CONVERSION_ERRORS as error:
         raise not_a_table(name, error, columns) from None
     return None
+
+
+def _check_names_differ(frame: Any, name: str) -> None:
+    """Raise RowError where two columns of a data frame or an Arrow table have one name."""
+    names: Iterable[Any] = getattr(frame, "columns", ())
+    if hasattr(frame, "column_names"):
+        names = frame.column_names
+    for column, count in Counter(map(str, names)).items():
+        if count > 1:
+            raise RowError(
+                f"{name} has {count} columns with the name {column!r}, expected a name of its own "
+                "for each; rename them, or leave out those that are not needed."
+            )
 
 
 def training_split(rows: Any) -> Any:

@@ -12,6 +12,10 @@ from peftcls.errors import RowError
 
 Row: TypeAlias = dict[str, Any]
 
+# Control characters, without those that part words, lines and pages.
+NOT_IN_TEXTS = frozenset({*range(32), 127} - {*b"\t\n\v\f\r"})
+MAX_UNLIKELY_SHARE = 0.05
+SAMPLE_BYTES = 1 << 16
 # The first bytes of xlsx (zip) and xls files.
 WORKBOOK_SIGNATURES = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 
@@ -38,6 +42,11 @@ def open_text(path: Path, encoding: str) -> Iterator[Iterator[str]]:
         ):
             yield lines
     except UnicodeDecodeError as error:
+        if _looks_binary(path):
+            raise RowError(
+                f"{path.name} does not look like a text file: it is full of bytes that no text "
+                "has. Give a table as csv, tsv, json, jsonl, parquet or xlsx."
+            ) from None
         line = _line_of_bad_byte(path, encoding)
         byte = error.object[error.start]
         name = encoding.removesuffix("-sig").upper()
@@ -51,6 +60,14 @@ def open_text(path: Path, encoding: str) -> Iterator[Iterator[str]]:
         raise RowError(
             f"{path.name} is not {encoding.upper()}: {error}; pass its encoding."
         ) from None
+
+
+def _looks_binary(path: Path) -> bool:
+    """Whether the first bytes of a file are of no text in any encoding with single bytes."""
+    with open_binary(path) as file:
+        first_bytes = file.read(SAMPLE_BYTES)
+    unlikely = sum(byte in NOT_IN_TEXTS for byte in first_bytes)
+    return b"\0" in first_bytes or unlikely > MAX_UNLIKELY_SHARE * len(first_bytes)
 
 
 def utf_8_with_mark(encoding: str) -> str:

@@ -30,9 +30,19 @@ def check_output(out: Path, source: Path) -> None:
         )
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise ValueError(f"cannot write {out}: expected a file in a folder that exists.")
+    check_writable(out)
     if out.absolute() == source.absolute():
         raise ValueError(
             f"{out} would replace the rows that are answered; give another file for the answers."
+        )
+
+
+def check_writable(out: Path) -> None:
+    """Raise ValueError where nothing can be written beside a path."""
+    folder = out.absolute().parent
+    if not os.access(folder, os.W_OK):
+        raise ValueError(
+            f"cannot write {out}: the folder {folder} cannot be written to; choose another."
         )
 
 

@@ -69,7 +69,7 @@ def find_manifest(directory: Path) -> Path:
         ValueError: there is no such folder, or it has no manifest.
     """
     if not directory.is_dir():
-        raise ValueError(f"there is no folder {directory}, expected one that Trainer.save wrote.")
+        raise ValueError(f"there is no folder {directory}, expected that of an adapter.")
     file = directory / MANIFEST
     if not file.is_file():
         raise ValueError(

@@ -111,6 +111,10 @@ def check_out(out: Path) -> None:
     parent = out.absolute().parent
     if not parent.is_dir():
         raise ValueError(f"cannot write {out}: there is no folder {parent}.")
+    if not os.access(out if out.is_dir() else parent, os.W_OK):
+        raise ValueError(
+            f"cannot write {out}: the folder {parent} cannot be written to; choose another."
+        )
 
 
 def merge_weights(model: Any) -> Any:

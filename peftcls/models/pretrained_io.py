@@ -1,16 +1,22 @@
 """Reading pretrained files: folders are checked first, and errors are one sentence."""
 
 import contextlib
+import difflib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub.utils
+from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from peftcls.demo import BASE_FOLDER
 from peftcls.models.folder_safety import check_base_folder
 from peftcls.models.named_bases import NAMED_BASES, find_named_base
+
+SHORT_NAMES = ("demo", *NAMED_BASES)
+MIN_SIMILARITY = 0.75
+"""Of a misspelt short name and the one that is meant, as difflib counts."""
 
 
 def resolve_source(name: str | Path) -> str:
@@ -31,17 +37,29 @@ def resolve_source(name: str | Path) -> str:
     return base_name(name)
 
 
+def check_base(name: str | Path) -> None:
+    """Check that a base can be found, before anything else is read.
+
+    Raises:
+        ValueError: there is no such folder, and no such model on a hub in reach.
+    """
+    source = resolve_source(name)
+    validate_base_folder(source)
+    with quiet(), reraise_as_value_error(f"the base model {source}"):
+        AutoConfig.from_pretrained(source, trust_remote_code=False)
+
+
 def base_name(name: str | Path) -> str:
     """A base's name as a text; a path that reads like a short name stays a path."""
     is_path = not isinstance(name, str)
-    if is_path and str(name) in ("demo", *NAMED_BASES):
+    if is_path and str(name) in SHORT_NAMES:
         return f"./{name}"
     return str(name)
 
 
 def lasting_name(name: str | Path) -> str:
     """What finds the same base from every folder of this machine: of a relative path, the whole."""
-    is_short_name = isinstance(name, str) and name in ("demo", *NAMED_BASES)
+    is_short_name = isinstance(name, str) and name in SHORT_NAMES
     if not is_short_name and Path(name).is_dir():
         return str(Path(name).absolute())
     return base_name(name)
@@ -56,6 +74,7 @@ def validate_base_folder(source: str) -> None:
                 f"there is no folder {source}, expected one with a base model, the name of a model "
                 "on the hub, or 'demo', 'minilm' or 'smollm2'."
             )
+        _check_spelling(source)
         return
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise ValueError(
@@ -77,6 +96,21 @@ def place_of(source: str) -> str:
     if Path(source).is_dir():
         return source
     return f"{source}, which is no folder here, from the hub"
+
+
+def _check_spelling(source: str) -> None:
+    """Raise ValueError for a misspelt short name.
+
+    The hub's models without an owner in their name are few and old, and none looks like one.
+    """
+    if "/" in source or source in SHORT_NAMES:
+        return
+    similar = difflib.get_close_matches(source.casefold(), SHORT_NAMES, 1, cutoff=MIN_SIMILARITY)
+    if similar:
+        raise ValueError(
+            f"there is no base {source!r}: did you mean {similar[0]!r}? The short names are "
+            f"{', '.join(SHORT_NAMES)}; any other name is a folder's or a model's on the hub."
+        )
 
 
 def _is_path(source: str) -> bool:

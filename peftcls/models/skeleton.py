@@ -13,7 +13,12 @@ from transformers.models.auto.modeling_auto import (
 from peftcls.engine.model_state import BaseFacts, state_of
 from peftcls.engine.planned_attention import PLANNED_ATTENTION
 from peftcls.models.folder_safety import check_base_config
-from peftcls.models.pretrained_io import quiet, reraise_as_value_error, resolve_source
+from peftcls.models.pretrained_io import (
+    quiet,
+    reraise_as_value_error,
+    resolve_source,
+    validate_base_folder,
+)
 from peftcls.models.sentence_pooling import choose_pooling
 from peftcls.models.structure import head_modules, read_mean_of_tokens
 from peftcls.tasks.base import Task
@@ -76,6 +81,8 @@ def _check_has_config(source: str) -> None:
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ValueError(f"{source} has no config.json, so it is not a base model.")
+    if not folder.exists():
+        validate_base_folder(source)
     if folder.is_file():
         raise ValueError(f"{source} is a file, expected the folder that its config.json is in.")
 

@@ -41,6 +41,22 @@ def verdict_of(low: float, high: float, rows: int) -> str:
     return "level" if is_narrow else "unclear"
 
 
+def around_the_other(headline: Mapping[str, Any], rows: int) -> tuple[str, str]:
+    """What the interval says of a run: the words before and behind the strongest other system.
+
+    Args:
+        headline: of a report's numbers, with a verdict.
+        rows: how many test rows there are.
+    """
+    if headline["verdict"] in ("ahead", "behind"):
+        return "Against ", ", the best of the others"
+    if headline["from"] > 0:
+        return "Ahead of ", f" on these {write_count(rows)} rows, which are few"
+    if headline["to"] < 0:
+        return "Behind ", f" on these {write_count(rows)} rows, which are few"
+    return f"{write_count(rows)} rows show no difference from ", ""
+
+
 def tell_verdict(headline: Mapping[str, Any], score: str, rows: int) -> str:
     """The verdict in one sentence, with the numbers that decide it.
 
@@ -61,6 +77,9 @@ def tell_verdict(headline: Mapping[str, Any], score: str, rows: int) -> str:
             said = f"it is worse than {against}"
         case "level":
             said = f"it is as good as {against}, and no better"
+        case _ if headline["from"] > 0 or headline["to"] < 0:
+            before, behind = around_the_other(headline, rows)
+            said = f"{before.lower()}{against}{behind}, {numbers}"
         case _:
             said = f"{write_count(rows)} test rows are too few to tell it from {against}"
     if rows < MIN_EVALUATION_ROWS:

@@ -21,7 +21,7 @@ from peftcls.report.examples import Group, choose_examples
 from peftcls.report.files import FIGURES, METRICS, PAGE, check_report_room
 from peftcls.report.numbers import Numbers, gather_numbers
 from peftcls.report.run import Run
-from peftcls.report.verdict import TITLES, next_step, tell_verdict
+from peftcls.report.verdict import TITLES, around_the_other, next_step, tell_verdict
 from peftcls.tasks.base import Answer, Task
 
 if TYPE_CHECKING:
@@ -194,6 +194,7 @@ def render_page(
         title=title,
         verdict_title=TITLES.get(headline["verdict"], ""),
         next_step=next_step(headline, test_rows) if headline["verdict"] else "",
+        around_the_other=around_the_other(headline, test_rows) if headline["verdict"] else ("", ""),
         own=numbers["headline"]["system"],
         confusion_table=_confusion_table(numbers),
         confusions=_commonest_confusions(numbers),

@@ -148,10 +148,11 @@ async def _predict(service: Service, request: Request) -> Response:
                 content = await _read_body(request, service.limits.max_body_bytes)
                 body = parse_body(content, service.limits)
                 name = adapter_name(body, list(service.adapters))
-                answers = await service.answer(name, body)
+                answers, shortened_rows = await service.answer(name, body)
         kind = service.adapters[name].task.answer_kind
         fields = [answer_fields(answer, kind) for answer in answers]
-        response = _json(OK, {"adapter": name, "answers": fields})
+        found = {"adapter": name, "answers": fields, "shortened_rows": shortened_rows}
+        response = _json(OK, found)
     except Exception as error:
         response = _refusal(error, service.limits)
     service.measures.count_request(name, response.status_code, time.perf_counter() - started)

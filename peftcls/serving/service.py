@@ -73,8 +73,8 @@ class Service:
             with self._lock:
                 self._open_requests -= 1
 
-    async def answer(self, name: str, body: Body) -> list[Answer]:
-        """Answer the rows of a request, in their order.
+    async def answer(self, name: str, body: Body) -> tuple[list[Answer], int]:
+        """Answer the rows of a request, in their order, and count those that were shortened.
 
         Raises:
             RowError: the task cannot read a row.
@@ -83,7 +83,7 @@ class Service:
         served = self.adapters[name]
         rows = body.rows_for(served.task)
         if not rows:
-            return []
+            return [], 0
 
         def tokenize() -> list[Feature]:
             return served.tokenize(rows, source=body.source)
@@ -94,7 +94,7 @@ class Service:
         answers = await self._answer_in_parts(name, features)
         shortened_rows = sum(feature["shortened"] for feature in features)
         self.measures.count_rows(name, len(answers), shortened_rows)
-        return answers
+        return answers, shortened_rows
 
     def _check_tokens(self, features: Sequence[Feature]) -> None:
         """Refuse a row that would hold up all others; only one that is read in windows can."""

@@ -17,6 +17,24 @@ ROUNDING = 1e-9  # a share of 0.1 of ten rows is one row, also in binary
 KEY_BYTES = 8  # two texts that share a key by chance are only kept on one side
 
 
+class TooFewTextsError(RowError):
+    """There are too few different texts, or groups, to split a share of them off.
+
+    Args:
+        source: the name of the rows.
+        found: how many there are, in words.
+        share: that was to be split off.
+        name: what the rows were to be split off for.
+    """
+
+    def __init__(self, source: str, found: str, share: float, name: str) -> None:
+        super().__init__(
+            f"{source} has {found}, too few to put {share:.0%} of them aside for {name}; give a "
+            f"file of rows for {name}, or more rows."
+        )
+        self.found = found
+
+
 def same_text_key(text: str) -> str:
     """What two texts share that count as the same: case and spaces make no difference."""
     return " ".join(text.casefold().split())
@@ -57,10 +75,7 @@ def split_off(
     else:
         is_aside, what = _choose_texts(task, rows, share, seed)
     if not is_aside.any():
-        raise RowError(
-            f"{source_name(rows)} has {what}, too few to put {share:.0%} of "
-            f"them aside for {name}; give a file of rows for {name}, or more rows."
-        )
+        raise TooFewTextsError(source_name(rows), what, share, name)
     rest, aside = np.flatnonzero(~is_aside), np.flatnonzero(is_aside)
     return select_rows(rows, rest), select_rows(rows, aside)
 

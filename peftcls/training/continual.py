@@ -51,6 +51,9 @@ def learn_on(
     (temperature, thresholds) are dropped, since they belong to the old weights; calibrate again.
     The new folder names the old one in its lineage.
 
+    With validation rows and no new label, the folder's weights are the first candidate for the best
+    step; where no step is better, they are what is saved.
+
     Args:
         directory: written by `Trainer.fit`, `Trainer.save` or `Trainer.calibrate`.
         rows: the new training rows; only their labels are read here.
@@ -105,7 +108,8 @@ def with_replay(
     count = _replayed_rows(new, old, share)
     chosen = np.random.default_rng(seed).permutation(len(old))[:count].tolist()
     mixed = _concatenate(new.select_columns(columns), old.select(chosen).select_columns(columns))
-    return name_source(mixed, f"{source_name(new)} and {count} rows of {source_name(old)}")
+    named = f"{source_name(new)} ({len(new)} rows) and {source_name(old)} ({count} rows)"
+    return name_source(mixed, named)
 
 
 def _common_columns(new: datasets.Dataset, old: datasets.Dataset) -> list[str]:

@@ -50,7 +50,8 @@ def weaknesses(
     own = progress.best_scores[monitor]
     is_lower_better = trainer.config.is_lower_better(monitor)
     has_room = is_lower_better or own < NEARLY_PERFECT
-    if progress.best_step == 0 and has_room and isinstance(trainer.model, PeftModel):
+    is_probe = progress.best_step == 0 and trainer.start is not None
+    if is_probe and has_room and isinstance(trainer.model, PeftModel):
         sentences.append(
             "No step of the training was better on the validation rows than the linear probe that "
             f"it began with, so the probe is what was saved. {WHAT_TO_TRY}"

@@ -133,11 +133,27 @@ def _trained_part(name: str, heads: tuple[str, ...]) -> str:
     return "block"
 
 
+def knows_labels(model: torch.nn.Module, task: Task) -> bool:
+    """Whether a model was continued from a folder that knows all labels of its task.
+
+    Such a model can be the best step before its first one; with a label that is new it cannot: it
+    would never give that label.
+    """
+    lineage = state_of(model).lineage
+    return bool(lineage) and not _added_labels(lineage[-1], task)
+
+
+def _added_labels(start: dict[str, Any], task: Task) -> list[str]:
+    """The labels of a task that the folder it was continued from does not know."""
+    known = start["task"].get("labels") or []
+    return [label for label in task.labels or () if label not in known]
+
+
 def _describe_start(start: dict[str, Any], task: Task) -> str:
     """The folder that a model was continued from, and the labels that are new since."""
     line = f"continued from {start['folder']}"
     known = start["task"].get("labels") or []
-    added = [label for label in task.labels or () if label not in known]
+    added = _added_labels(start, task)
     if added:
         line += f"; {len(added)} added to its {len(known)} labels: {first_labels(added)}"
     return line

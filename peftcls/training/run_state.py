@@ -14,10 +14,11 @@ import torch
 from accelerate.utils import broadcast, gather_object
 
 from peftcls.engine.lost_processes import is_lost_process
+from peftcls.engine.model_state import state_of
 from peftcls.errors import RunStoppedError
 from peftcls.metrics import rank_scores
 from peftcls.models import adapter_methods
-from peftcls.models.trainable import copy_tensors
+from peftcls.models.trainable import copy_tensors, put_tensors
 from peftcls.training import checkpoint as checkpoints
 from peftcls.training.checkpoint import Progress, Tensors
 from peftcls.training.gradient_accumulation import GradientAccumulator
@@ -124,6 +125,19 @@ class RunState:
             progress.evaluations_since_best = 0
         else:
             progress.evaluations_since_best += 1
+
+    def put_best(self) -> None:
+        """Give the model the weights of the best step; without an evaluation it keeps the last."""
+        if self.best is None:
+            return
+        put_tensors(self.parameters, self.best)
+        lineage = state_of(self.model).lineage
+        if self.progress.best_step == 0 and lineage:
+            log_warning(
+                "no step was better on the validation rows than the adapter that this run was "
+                f"continued from, {lineage[-1]['folder']}: its weights are what is saved. Give "
+                "more new rows, or train anew on all rows together."
+            )
 
     @contextlib.contextmanager
     def keeping_progress(self) -> Iterator[None]:
@@ -236,6 +250,6 @@ class RunState:
     def resume_hint(self) -> str:
         """The end of a sentence that says how to continue."""
         return (
-            f"whose checkpoint is in {self.output_dir}; go on with fit(..., resume=True), or "
-            "--resume."
+            f"whose checkpoint is in {self.output_dir}; go on with --resume, in Python with "
+            "resume=True."
         )

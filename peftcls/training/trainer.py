@@ -25,7 +25,6 @@ from peftcls.models.trainable import (
     Tensors,
     checkpoint_layers,
     copy_tensors,
-    put_tensors,
     train_mode,
     trained_parameters,
 )
@@ -52,7 +51,7 @@ from peftcls.training.preflight import (
     task_for_model,
 )
 from peftcls.training.prepare import Prepared, log_shortened_rows, log_warnings, prepare_once
-from peftcls.training.run_info import describe_model, identify_run
+from peftcls.training.run_info import describe_model, identify_run, knows_labels
 from peftcls.training.run_log import RunLog, log_info
 from peftcls.training.run_state import RunState
 from peftcls.training.save_check import probe_rows, save_and_check
@@ -291,9 +290,9 @@ class Trainer:
             track=self.accelerator.log if self.config.trackers else None,
         )
         train_mode(self.model)
-        if self.start is not None and self.progress.step == 0:
+        if self.progress.step == 0 and (self.start or knows_labels(self.model, self.task)):
             self._judge(prepared, 0, log)
-            if not self.gradients.by_contrast:
+            if self.start and not self.gradients.by_contrast:
                 shrink_head(self.model, self.task)
         # At the top of the loop, `step` steps are done.
         for step in range(self.progress.step, steps + 1):
@@ -400,8 +399,7 @@ class Trainer:
 
     def _finish(self) -> None:
         """Save the best adapter, and remove the checkpoints when it is whole."""
-        if self.run.best is not None:
-            put_tensors(self.parameters, self.run.best)
+        self.run.put_best()
         adapter_methods.end_method(self.model)
         try:
             self.save(self.output_dir)

@@ -1,6 +1,7 @@
 """Files as they come: rows without a text, only a header; and a cache that cannot be written."""
 
 import csv
+import os
 import subprocess
 import sys
 
@@ -86,6 +87,44 @@ def test_a_cache_that_cannot_be_written_is_one_sentence_in_python(write, tmp_pat
     with pytest.raises(ValueError, match=sentence):
         read_rows(file)
     assert len(read_rows(file, cache_dir=tmp_path / "mine")) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (
+            ("predict", "{folder}", "{rows}", "--out", "{ro}/a.csv"),
+            "cannot write {ro}/a.csv: the f",
+        ),
+        (("export", "{folder}", "{ro}/onnx", "--onnx"), "cannot write {ro}/onnx: the folder {ro}"),
+        (("merge", "{folder}", "{ro}/merged"), "cannot write {ro}/merged: the folder {ro} cannot"),
+        (("train", "{rows}", "--out", "{ro}/run"), "--out {ro}/run: {ro} is not a folder that can"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_one_sentence(
+    command, sentence, folder, write, tmp_path, monkeypatch, capsys
+):
+    rows = write("rows.csv", "text,label\nhello,yes\nmorning,no\n")
+    closed = tmp_path / "ro"
+    closed.mkdir()
+    access = os.access
+    # A read-only disk answers so to everybody, also to root.
+    monkeypatch.setattr(os, "access", lambda path, mode: path != closed and access(path, mode))
+    places = {"folder": folder, "rows": rows, "ro": closed}
+    assert cli.main([word.format(**places) for word in command]) == 1
+    shown = capsys.readouterr()
+    assert shown.err.startswith(sentence.format(**places))
+    assert shown.err.endswith("choose another.\n")
+    assert not list(closed.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\0\0\0\xff", bytes(range(1, 256)) * 4])
+def test_a_file_that_is_no_text_is_not_taken_for_one_in_another_encoding(content, write, capsys):
+    assert cli.main(["check", str(write("picture.csv", content))]) == 1
+    assert "picture.csv does not look like a text file: " in capsys.readouterr().err
+    latin = write("rows.csv", "text,label\ncaf\xe9,yes\n".encode("latin-1"))
+    assert cli.main(["check", str(latin)]) == 1
+    assert "line 2 of rows.csv has the byte 0xe9, which is not UTF-8" in capsys.readouterr().err
 
 
 def run_check(home, file):

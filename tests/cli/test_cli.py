@@ -615,7 +615,7 @@ def test_scores_have_intervals_and_json(classifier, tmp_path, capsys):
     code, out, _ = run(capsys, "evaluate", classifier, file)
     assert code == 0
     assert out.startswith("48 rows\naccuracy")
-    assert "right label" in out
+    assert "\nanswered" in out
     code, out, _ = run(capsys, "evaluate", classifier, file, "--json")
     found = json.loads(out)
     low, high = found["intervals"]["accuracy"]
@@ -818,8 +818,22 @@ def test_a_mistyped_command_is_told_what_was_meant(arguments, said, capsys):
         ),
         (
             ["train", "{tmp}/few.csv", "--out", "{tmp}/a"],
-            "few.csv has 4 different texts, too few to put 15% of them aside for test; give a "
-            "file of rows for test, or more rows.",
+            "few.csv has 4 different texts, too few to put 15% of them aside for --valid and "
+            "--test; give --valid and --test a file of rows, or score by cross-validation with "
+            "--folds, or give more rows.",
+        ),
+        (
+            ["learn-on", "{folder}", "{tmp}/few_new.csv", "--out", "{tmp}/a"],
+            "few_new.csv has 4 different texts, too few to put 15% of them aside for --valid and "
+            "--test; give --valid and --test a file of rows, or give more rows.",
+        ),
+        (
+            [
+                *("learn-on", "{folder}", "{tmp}/few_new.csv"),
+                *("--test", "{tmp}/few_new.csv", "--out", "{tmp}/a"),
+            ],
+            "few_new.csv has 4 different texts, too few to put 15% of them aside for --valid; "
+            "give --valid a file of rows, or give more rows.",
         ),
         (
             ["predict", "{folder}", "{rows}", "--out", "{tmp}/a.xlsx"],
@@ -835,8 +849,15 @@ def test_a_mistyped_command_is_told_what_was_meant(arguments, said, capsys):
         ),
         (
             ["predict", "{folder}", "{rows}", "--out", "{tmp}/a.csv"],
-            "row 1 of messages.csv has no column 'text'; it has ['message', 'category']. "
-            "Classification needs ['text'].",
+            "messages.csv has no column 'text'; it has ['message', 'category']. Classification "
+            "needs ['text']. Say which column of the file is meant, for example --map "
+            "text=message.",
+        ),
+        (
+            ["evaluate", "{folder}", "{rows}"],
+            "messages.csv has no column 'text' and no 'label'; it has ['message', 'category']. "
+            "Classification needs ['text', 'label']. Say which column of the file is meant, for "
+            "example --map text=message --map label=category.",
         ),
         (
             ["train", "{rows}", "--out", "{tmp}/a", "--labels", ""],
@@ -859,7 +880,17 @@ def test_a_mistyped_command_is_told_what_was_meant(arguments, said, capsys):
         ),
         (
             ["show", "{tmp}/none"],
-            "there is no folder {tmp}/none, expected one that Trainer.save wrote.",
+            "there is no folder {tmp}/none, expected that of an adapter.",
+        ),
+        (
+            ["check", "{folder}"],
+            "{folder} is an adapter folder, expected a file of rows; `peftcls show {folder}` says "
+            "what is in it.",
+        ),
+        (
+            ["train", "{tmp}/one.csv", "--out", "{tmp}/a", "--label", "label"],
+            "one.csv has only the label ['yes'] in column 'label'; a classifier needs at least two "
+            "labels.",
         ),
         (
             ["try", "{folder}", "--context", "{rows}"],
@@ -871,11 +902,27 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_written(
     arguments, said, messages, classifier, bert, tmp_path, capsys
 ):
     table(tmp_path / "few.csv", ["message", "category"], MESSAGES[2:6])
+    table(tmp_path / "few_new.csv", ["text", "label"], MESSAGES[2:6])
+    table(tmp_path / "one.csv", ["text", "label"], MESSAGES[:4])
     before = sorted(tmp_path.iterdir())
     places = {"rows": messages, "tmp": tmp_path, "folder": classifier, "base": bert}
     code, _, err = run(capsys, *(argument.format(**places) for argument in arguments))
     assert (code, err) == (1, said.format(**places) + "\n")
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_base_is_looked_for_first_and_the_tiny_one_is_named(messages, bert, tmp_path, capsys):
+    command = ("train", messages, "--out", tmp_path / "run")
+    assert run(capsys, *command, "--model", "minilmm") == (
+        1,
+        "",
+        "there is no base 'minilmm': did you mean 'minilm'? The short names are demo, minilm, "
+        "smollm2; any other name is a folder's or a model's on the hub.\n",
+    )
+    code, shown, _ = run(capsys, *command, "--dry-run")
+    note = "the base is the tiny demo base, for trying the command; --model minilm is a real one"
+    assert (code, shown.splitlines()[0]) == (0, note)
+    assert note not in run(capsys, *command, "--dry-run", "--model", bert)[1]
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "report.html", "figures"])
@@ -929,6 +976,10 @@ def test_a_readme_of_somebody_else_is_left_and_a_second_run_into_the_folder_is_w
         ),
         ("give another folder: cache_dir=... (--cache DIR).", "give another folder: --cache DIR."),
         ("the text column", "the text column"),
+        (
+            "output_dir='ro/run': ro is no folder; choose another output_dir.",
+            "--out ro/run: ro is no folder; choose another --out.",
+        ),
     ],
 )
 def test_settings_are_called_by_the_names_of_their_options(sentence, said):

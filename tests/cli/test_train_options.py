@@ -1,6 +1,7 @@
 """The options of training: each reaches the setting that it is called after."""
 
 import json
+import shutil
 
 import pytest
 
@@ -121,6 +122,42 @@ def test_an_adapter_is_trained_on_from_the_command(messages, bert, tmp_path, cap
     assert json.loads((tmp_path / "second run" / "peftcls.json").read_text())["lineage"]
     assert cli.main([*command, "--out", first, "--overwrite"]) == 1
     assert "holds the folder that this run continues from" in capsys.readouterr().err
+
+
+def test_the_start_of_a_continued_adapter_is_kept_and_a_finished_run_is_not_replaced(
+    messages, bert, tmp_path, capsys
+):
+    first, second = str(tmp_path / "first"), tmp_path / "second"
+    command = ["train", messages, "--out", first, "--model", bert, *TINY]
+    assert cli.main(command) == 0
+    wrong = rows_of(tmp_path / "wrong.csv", {"ham": "free prize call", "spam": "see you at"}, 6)
+    learning = ["learn-on", first, wrong, "--valid", messages, "--test", messages, "--epochs", "1"]
+    learning += ["--out", str(second), "--monitor", "loss", "--learning-rate", "0.01"]
+    capsys.readouterr()
+    assert cli.main(learning) == 0
+    said = capsys.readouterr()
+    assert "than the adapter that this run was continued from, first: its weights" in (
+        said.out + said.err
+    )
+    assert "linear probe that it began with" not in said.out
+    assert cli.main(["show", str(second)]) == 0
+    assert "\nkept       the adapter that the training continued from: " in capsys.readouterr().out
+
+    before = {path: path.read_bytes() for path in second.iterdir() if path.is_file()}
+    for repeated in ([*learning, "--resume"], [*command, "--out", str(second), "--resume"]):
+        assert cli.main(repeated) == 1
+        assert capsys.readouterr().err == (
+            f"{second} holds a finished adapter and no checkpoint: there is nothing to resume. "
+            "Choose another --out, or replace it with --overwrite.\n"
+        )
+    for name in ("metrics.json", "report.html"):
+        (second / name).unlink()  # as where the command was killed before its report
+        del before[second / name]
+    shutil.rmtree(second / "figures")
+    assert cli.main([*learning, "--resume"]) == 1
+    assert "It has no report: the run was ended just before that" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in second.iterdir() if path.is_file()} == before
+    assert cli.main([*learning, "--resume", "--overwrite"]) == 0
 
 
 def test_a_device_that_is_not_there_is_refused(messages, bert, tmp_path, capsys):

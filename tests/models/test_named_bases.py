@@ -12,6 +12,7 @@ import peftcls
 from peftcls.engine.model_state import base_facts
 from peftcls.models import named_bases
 from peftcls.models.named_bases import NAMED_BASES, SUMS, NamedBase, find_named_base
+from peftcls.models.pretrained_io import check_base
 
 
 def is_installed(name: str) -> bool:
@@ -23,6 +24,16 @@ needs_smollm2 = pytest.mark.skipif(
     not is_installed("smollm2") or importlib.util.find_spec("gguf") is None,
     reason="its package is missing",
 )
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("minilmm", "minilm"), ("MiniLM", "minilm"), ("smolm2", "smollm2")]
+)
+def test_a_misspelt_short_name_is_answered_before_the_hub_is_asked(typed, meant):
+    with pytest.raises(ValueError, match=rf"^there is no base '{typed}': did you mean '{meant}'\?"):
+        peftcls.load_base(typed, peftcls.Classification(labels=("no", "yes")))
+    with pytest.raises(ValueError, match=r"^cannot load the base model"):
+        check_base("bert-base-nothing")  # it may be a model on the hub
 
 
 @needs_minilm

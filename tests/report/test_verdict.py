@@ -2,7 +2,14 @@
 
 import pytest
 
-from peftcls.report.verdict import TITLES, next_step, rows_needed, tell_verdict, verdict_of
+from peftcls.report.verdict import (
+    TITLES,
+    around_the_other,
+    next_step,
+    rows_needed,
+    tell_verdict,
+    verdict_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +48,24 @@ def test_each_verdict_has_a_sentence_with_its_numbers_and_a_next_step(verdict):
         "unclear": "Give more test rows: about 240",
     }
     assert advice.startswith(expected[verdict])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0.347, 0.788, "ahead of TF-IDF on these 19 rows, which are few, "),
+        (-0.788, -0.347, "behind TF-IDF on these 19 rows, which are few, "),
+        (-0.1, 0.3, "19 test rows are too few to tell it from TF-IDF."),
+    ],
+)
+def test_an_interval_without_zero_is_not_called_no_difference(low, high, words):
+    headline = {"verdict": verdict_of(low, high, 19), "against": "TF-IDF"}
+    headline |= {"difference": (low + high) / 2, "from": low, "to": high}
+    before, behind = around_the_other(headline, 19)
+    assert ("no difference" in before) == (low < 0 < high)
+    assert words in tell_verdict(headline, "accuracy", 19)
+    assert next_step(headline, 19).startswith("Give more test rows: at least 20")
+    assert bool(behind) == (low > 0 or high < 0)
 
 
 def test_the_rows_that_are_needed_go_with_the_square_of_the_width():

@@ -3,6 +3,8 @@
 "use strict";
 const fs = require("fs");
 const [script, address, adapter, ...texts] = process.argv.slice(2);
+// The text is changed before its answer is there.
+const early = Boolean(process.env.CHANGE_EARLY);
 
 class Element {
   constructor(tag) {
@@ -21,7 +23,7 @@ class Element {
 }
 
 const fixed = {};
-for (const selector of ["form", "#adapter", "#columns", "button", "output"]) {
+for (const selector of ["form", "#choice", "#adapter", "#columns", "button", "output"]) {
   fixed[selector] = new Element(selector);
 }
 global.document = {
@@ -41,10 +43,17 @@ async function main() {
   fixed["#adapter"].listeners.change();
   const areas = fixed["#columns"].children.filter((element) => element.tag === "textarea");
   areas.forEach((area, number) => { area.value = texts[number]; });
-  await fixed.form.listeners.submit({preventDefault() {}});
+  const asking = fixed.form.listeners.submit({preventDefault() {}});
+  if (early) {
+    fixed["#columns"].listeners.input();
+  }
+  await asking;
   const shown = fixed.output.all().map((element) => [element.tag, String(element.textContent)]);
+  const isHidden = fixed["#choice"].hidden;
+  fixed["#columns"].listeners.input();
+  const left = fixed.output.children.length;
   const options = fixed["#adapter"].children.map((element) => element.textContent);
-  console.log(JSON.stringify({options, shown, columns: areas.length}));
+  console.log(JSON.stringify({options, shown, columns: areas.length, isHidden, left}));
 }
 
 main();

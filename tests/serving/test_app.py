@@ -72,7 +72,15 @@ def test_the_first_adapter_answers_where_none_is_named(client):
 
 
 def test_no_rows_have_no_answers(client):
-    assert post(client, {"texts": []}).json() == {"adapter": "spam", "answers": []}
+    expected = {"adapter": "spam", "answers": [], "shortened_rows": 0}
+    assert post(client, {"texts": []}).json() == expected
+
+
+def test_rows_that_were_shortened_are_counted(client):
+    long = "a word " * 200
+    found = post(client, {"texts": ["a", long, long]}).json()
+    assert (found["shortened_rows"], len(found["answers"])) == (2, 3)
+    assert post(client, {"texts": ["a"]}).json()["shortened_rows"] == 0
 
 
 def test_questions_and_instructions_are_answered_on_bases_of_their_own(bert, llama, tmp_path):

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from saved_adapters import TEXTS
 from served_folders import running, save_all
 
 from peftcls import load_predictor
-from peftcls.serving import make_app
+from peftcls.serving import Limits, make_app
 from peftcls.serving.page import PAGE
 
 FAKE_BROWSER = Path(__file__).parent / "fake_browser.js"
@@ -96,6 +97,41 @@ def test_every_field_has_a_label(page):
     assert ("html", {"lang": "en"}) in page.tags
 
 
+def tried(app, adapter, texts, page, tmp_path, **environment):
+    """What the page's script shows of an answer to these texts."""
+    file = tmp_path / "page.js"
+    file.write_text(page.inside["script"][0], encoding="utf-8")
+    with running(app) as address:
+        ended = subprocess.run(
+            [NODE, FAKE_BROWSER, file, address, adapter, *texts],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env={**os.environ, **environment},
+        )
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
+@pytest.mark.skipif(NODE is None, reason="needs Node.js")
+def test_the_page_of_one_adapter_has_no_choice_and_says_what_was_cut(page, folders, tmp_path):
+    app = make_app(folders[:1], limits=Limits(max_body_bytes=5000))
+    found = tried(app, "spam", ["a word " * 200], page, tmp_path)
+    assert found["isHidden"]
+    cut = ["p", "The text is longer than this adapter reads: its end was cut off."]
+    assert cut in found["shown"]
+    assert cut not in tried(app, "spam", TEXTS[:1], page, tmp_path)["shown"]
+    too_long = tried(app, "spam", ["a word " * 2000], page, tmp_path)["shown"]
+    assert too_long[1:] == [["p", "The text is too long for this service. Try a shorter one."]]
+
+
+@pytest.mark.skipif(NODE is None, reason="needs Node.js")
+def test_an_answer_to_an_earlier_text_is_not_shown(page, folders, tmp_path):
+    found = tried(make_app(folders[:1]), "spam", TEXTS[:1], page, tmp_path, CHANGE_EARLY="1")
+    assert found["shown"] == [["output", ""]]
+
+
 @pytest.mark.skipif(NODE is None, reason="needs Node.js")
 @pytest.mark.parametrize(
     ("adapter", "texts", "expected"),
@@ -104,25 +140,16 @@ def test_every_field_has_a_label(page):
         ("pairs", [TEXTS[0], TEXTS[1]], None),
         ("topics", [TEXTS[0]], None),
         ("number", [TEXTS[0]], None),
-        ("spam", [" "], "row 1 of rows has no text in column 'text'; fill it in or leave the row"),
+        ("spam", [" "], "Fill in the field text."),
     ],
 )
 def test_the_script_asks_and_shows_the_answer(adapter, texts, expected, page, folders, tmp_path):
-    file = tmp_path / "page.js"
-    file.write_text(page.inside["script"][0], encoding="utf-8")
     by_name = {folder.name: folder for folder in folders}
-    with running(make_app(folders)) as address:
-        ended = subprocess.run(
-            [NODE, FAKE_BROWSER, file, address, adapter, *texts],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-    assert ended.returncode == 0, ended.stderr
-    found = json.loads(ended.stdout)
+    found = tried(make_app(folders), adapter, texts, page, tmp_path)
     assert found["options"] == list(by_name)
+    assert not found["isHidden"]
     assert found["columns"] == len(texts)
+    assert found["left"] == 0  # when the text was changed afterwards
     tag, shown = found["shown"][1]
     assert tag == "p"
     if not texts[0].strip():

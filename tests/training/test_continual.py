@@ -20,6 +20,7 @@ from peftcls import (
     load_base,
     load_predictor,
 )
+from peftcls.data.reading import as_dataset, name_source, source_name
 from peftcls.engine.model_state import unwrapped
 from peftcls.models.trainable import trained_parameters
 
@@ -27,7 +28,12 @@ NEW = [{"text": f"free prize, call now {n}", "label": "spam"} for n in range(6)]
 
 
 def first_run(
-    base: str, folder: Path, rows: list[dict[str, str]], part: str | None = None, **settings: Any
+    base: str,
+    folder: Path,
+    rows: list[dict[str, str]],
+    part: str | None = None,
+    valid: list[dict[str, str]] | None = None,
+    **settings: Any,
 ) -> Trainer:
     task = Classification(max_length=32, **settings).learn(rows)
     model, tokenizer = load_base(base, task)
@@ -37,7 +43,7 @@ def first_run(
     trainer = Trainer(
         model, task, tokenizer, TrainConfig(folder, epochs=3, batch_size=8, learning_rate=5e-3)
     )
-    trainer.fit(rows)
+    trainer.fit(rows, valid)
     return trainer
 
 
@@ -164,6 +170,54 @@ def test_fitted_decisions_are_dropped_and_the_lineage_is_kept(bert, text_rows, t
         ["no", "yes"],
         ["no", "yes", "spam"],
     ]
+
+
+def continued(start: Path, rows: list[dict[str, str]], out: Path, **settings: Any) -> Trainer:
+    model, task, tokenizer = learn_on(start, rows)
+    config = TrainConfig(out, batch_size=8, monitor="loss", **settings)
+    return Trainer(model, task, tokenizer, config)
+
+
+def test_the_adapter_as_it_was_is_kept_where_no_step_is_better(bert, text_rows, tmp_path, caplog):
+    first_run(bert, tmp_path / "first", text_rows, valid=text_rows)
+    wrong = [{**row, "label": {"yes": "no", "no": "yes"}[row["label"]]} for row in text_rows]
+    settings = {"epochs": 3, "learning_rate": 1e-3, "eval_every": 1}
+    whole = continued(tmp_path / "first", wrong, tmp_path / "whole", **settings)
+    before = whole.predict(text_rows)
+    whole.fit(wrong, text_rows)
+    assert whole.progress.best_step == 0
+    assert "than the adapter that this run was continued from, first: its weights" in caplog.text
+    kept = load_predictor(tmp_path / "whole").predict(text_rows)
+    for old, new in zip(before, kept, strict=True):
+        assert new.probabilities == pytest.approx(old.probabilities, abs=1e-6)
+
+    cut = continued(tmp_path / "first", wrong, tmp_path / "cut", **settings)
+    steps: list[int] = []
+
+    def stop(*_: object) -> None:
+        steps.append(1)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+
+    cut.optimizer.register_step_post_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        cut.fit(wrong, text_rows)
+    again = continued(tmp_path / "first", wrong, tmp_path / "cut", **settings)
+    again.fit(wrong, text_rows, resume=True)
+    assert again.history == whole.history
+    assert (again.progress.best_step, again.history[0]["step"]) == (0, 0)
+    for name, tensor in whole.parameters.items():
+        assert torch.equal(tensor, again.parameters[name]), name
+
+
+def test_an_adapter_that_cannot_give_a_new_label_is_not_what_is_kept(bert, text_rows, tmp_path):
+    first_run(bert, tmp_path / "first", text_rows)
+    grown = continued(
+        tmp_path / "first", [*text_rows, *NEW], tmp_path / "next", epochs=1, learning_rate=0.5
+    )
+    grown.fit([*text_rows, *NEW], text_rows)
+    assert grown.progress.best_step
+    assert all(entry["step"] for entry in grown.history)
 
 
 def test_the_method_of_a_folder_is_kept(bert, text_rows, tmp_path):
@@ -364,6 +418,13 @@ def test_a_run_from_another_start_is_not_resumed(bert, text_rows, tmp_path):
     model, task, tokenizer = learn_on(tmp_path / "b", text_rows)
     with pytest.raises(ValueError, match="belongs to another run: start was"):
         Trainer(model, task, tokenizer, config).fit(text_rows, resume=True)
+
+
+def test_the_name_of_replayed_rows_has_the_number_of_each():
+    new = name_source(as_dataset(NEW), "more.csv, training rows")
+    old = name_source(as_dataset(NEW[:4]), "messages.csv")
+    mixed = peftcls.with_replay(new, old, share=1 / 3)
+    assert source_name(mixed) == "more.csv, training rows (6 rows) and messages.csv (3 rows)"
 
 
 def test_replay_accepts_files_with_the_same_ids_and_other_types():

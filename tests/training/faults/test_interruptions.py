@@ -120,7 +120,8 @@ def test_an_evaluation_is_broken_off_and_the_run_goes_on_exactly(
     assert [find_damage(found) for found in find_checkpoints(tmp_path)] == [None, None]
     assert find_checkpoints(tmp_path)[0].name == "checkpoint-00000004"
     assert (
-        f"stopped after step 4, whose checkpoint is in {tmp_path}; go on with fit(" in caplog.text
+        f"stopped after step 4, whose checkpoint is in {tmp_path}; go on with --resume"
+        in caplog.text
     )
     monkeypatch.undo()
     again = build(bert, tmp_path, rows, **SETTINGS)
