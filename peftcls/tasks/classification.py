@@ -47,6 +47,7 @@ from peftcls.tasks.text_encoding import (
     collate_texts,
     encode_texts,
     is_comparable,
+    mean_lengths,
     merge_text_remarks,
     pooling_problem,
     rows_from_texts,
@@ -91,7 +92,7 @@ class Classification(Task):
             which a linear head reads; the default is "mean" where the base was trained on means
             (its folder has sentence-transformers' `1_Pooling/config.json`), and "cls" elsewhere.
             "compare" reads each text of a pair alone too, and compares their means; it is the
-            default for pairs where the base was trained on means.
+            default where the base was trained on means, unless one text is much longer.
         causal: False removes a decoder's causal mask, so that every token sees the whole text.
         max_length: tokens of one sequence.
         long_text: what happens to a longer text: with "truncate" it loses its end, and of a pair
@@ -100,6 +101,7 @@ class Classification(Task):
         decisions: temperature, thresholds and abstention; fitted by `Trainer.calibrate`.
         weight: the column with the weight of each training row, a number of at least 0; the loss is
             the weighted mean. It is multiplied by `class_weight`. Scores are not weighted.
+        text_lengths: mean characters of the texts of a pair; learnt from the training rows.
 
     Raises:
         ValueError: settings that exclude each other or are out of range.
@@ -120,6 +122,7 @@ class Classification(Task):
     long_text: LongText = "truncate"
     decisions: Decisions = PLAIN
     weight: str | None = None
+    text_lengths: tuple[float, float] | None = None
 
     monitor: ClassVar[str] = "f1_macro"
     new_head: ClassVar[bool] = True
@@ -219,7 +222,8 @@ class Classification(Task):
         weights = self.class_weight
         if weights == "balanced":
             weights = balanced_weights(labels, counts)
-        return dataclasses.replace(self, labels=labels, class_weight=weights)
+        lengths = self.text_lengths or mean_lengths(table, self.text)
+        return dataclasses.replace(self, labels=labels, class_weight=weights, text_lengths=lengths)
 
     def extended(self, rows: datasets.Dataset) -> Self:
         require_columns(rows, self.columns(with_target=True), "Classification")
@@ -311,7 +315,7 @@ class Classification(Task):
 
     @property
     def can_compare(self) -> bool:
-        return is_comparable(self.text, self.long_text)
+        return is_comparable(self.text, self.long_text, self.text_lengths)
 
     def encode_many(
         self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, with_target: bool

@@ -28,6 +28,7 @@ from peftcls.tasks.text_encoding import (
     collate_texts,
     encode_texts,
     is_comparable,
+    mean_lengths,
     merge_text_remarks,
     pooling_problem,
     rows_from_texts,
@@ -64,6 +65,7 @@ class Regression(Task):
         long_text: "truncate" or "windows", as in `Classification`; the numbers of the windows are
             averaged.
         weight: as in `Classification`.
+        text_lengths: as in `Classification`.
 
     Raises:
         ValueError: settings that are out of range.
@@ -78,6 +80,7 @@ class Regression(Task):
     max_length: int = 512
     long_text: LongText = "truncate"
     weight: str | None = None
+    text_lengths: tuple[float, float] | None = None
 
     monitor: ClassVar[str] = "pearson"
     new_head: ClassVar[bool] = True
@@ -125,7 +128,8 @@ class Regression(Task):
         if deviation is None:
             # Equal numbers have no deviation to divide by.
             deviation = float(np.std(numbers)) or 1.0
-        return dataclasses.replace(self, mean=mean, deviation=deviation)
+        lengths = self.text_lengths or mean_lengths(table, self.text)
+        return dataclasses.replace(self, mean=mean, deviation=deviation, text_lengths=lengths)
 
     def extended(self, rows: datasets.Dataset) -> Self:
         return dataclasses.replace(self, weight=kept_weight(self.weight, rows))
@@ -175,7 +179,7 @@ class Regression(Task):
 
     @property
     def can_compare(self) -> bool:
-        return is_comparable(self.text, self.long_text)
+        return is_comparable(self.text, self.long_text, self.text_lengths)
 
     def encode_many(
         self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, with_target: bool

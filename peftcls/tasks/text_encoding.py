@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from peftcls.data.reading import Row, RowError
+from peftcls.data.row_batches import each_cell
 from peftcls.tasks.base import Feature, pad_inputs, token_limit
 
 if TYPE_CHECKING:
+    import datasets
     from transformers import PreTrainedTokenizerBase
 
     from peftcls.engine.batch import Batch
@@ -22,6 +24,10 @@ POOLINGS = (None, "cls", "first", "last", "mean", "compare")
 # A window repeats a quarter of the one before, so that a sentence is rarely cut in every window.
 OVERLAP_DIVISOR = 4
 MIN_TEXT_TOKENS = 8
+# Texts whose lengths differ by more are not compared unless the task says so.
+MAX_LENGTH_RATIO = 4
+MEASURED_ROWS = 1000
+Lengths = tuple[float, float]
 
 
 def as_columns(text: str | Sequence[str]) -> tuple[str, ...]:
@@ -120,9 +126,34 @@ def select_texts(rows: Sequence[Row], columns: Sequence[str]) -> list[list[str]]
     return texts
 
 
-def is_comparable(text: TextColumns, long_text: LongText) -> bool:
-    """Whether rows are pairs of texts, each of which is one sequence."""
-    return not isinstance(text, str) and long_text == "truncate"
+def is_comparable(text: TextColumns, long_text: LongText, lengths: Lengths | None) -> bool:
+    """Whether rows are pairs of texts that may be alike, each of which is one sequence.
+
+    Args:
+        text: the columns.
+        long_text: how long texts are read.
+        lengths: of the texts, if they are known. A title and an abstract are no such pair: the
+            first is part of the second, and is not compared with it.
+    """
+    if isinstance(text, str) or long_text != "truncate":
+        return False
+    return lengths is None or max(lengths) <= MAX_LENGTH_RATIO * min(lengths)
+
+
+def mean_lengths(rows: datasets.Dataset, text: TextColumns) -> Lengths | None:
+    """The mean numbers of characters of both texts of a pair, by the first rows.
+
+    Returns:
+        None where there is one text.
+    """
+    if isinstance(text, str):
+        return None
+    first_rows = rows.select(range(min(len(rows), MEASURED_ROWS)))
+    first, second = (
+        sum(len(str(value)) for value in each_cell(first_rows, column)) / max(len(first_rows), 1)
+        for column in text
+    )
+    return first, second
 
 
 def encode_texts(

@@ -84,6 +84,23 @@ def test_the_head_reads_both_texts_together_and_each_alone(sentence_bert):
     assert predictor.embed(PAIRS).shape == (len(PAIRS), 3 * width + 1)
 
 
+@pytest.mark.parametrize(
+    ("second", "expected"), [("a short text", "compare"), (40 * "long ", "mean")]
+)
+def test_texts_of_unlike_lengths_are_read_together_unless_the_task_says_so(
+    sentence_bert, second, expected
+):
+    rows = [{**row, "first": "a title here", "second": second} for row in ROWS]
+    for task in (pair_task(), peftcls.Regression(text=COLUMNS, target="score")):
+        learnt = task.learn(rows)
+        assert learnt.text_lengths == (12.0, len(second))
+        model, _ = peftcls.load_base(sentence_bert, learnt)
+        assert base_facts(model).pooling == expected
+    asked = pair_task(pooling="compare").learn(rows)
+    assert base_facts(peftcls.load_base(sentence_bert, asked)[0]).pooling == "compare"
+    assert peftcls.Classification(text="first").learn(rows).text_lengths is None
+
+
 def test_it_is_the_default_for_pairs_on_a_base_that_was_trained_on_means(sentence_bert, bert):
     settings = [
         (sentence_bert, {}, "compare"),
