@@ -79,7 +79,8 @@ def test_turns_that_do_not_follow_each_other_are_refused_with_their_row(write, r
     if shown is None:
         assert len(read(write, row)) == 1
         return
-    message = rf"row 2 of chats.jsonl has the turns {shown} in column 'messages', expected one"
+    place = r"row 2 of chats.jsonl \(line 2\)"
+    message = rf"{place} has the turns {shown} in column 'messages', expected one"
     with pytest.raises(RowError, match=message):
         read(write, turns("a", "b"), row)
 
