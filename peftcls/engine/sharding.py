@@ -9,6 +9,7 @@ To gather is to wait for the others: every process has to call the base equally 
 order. A process with fewer micro-batches repeats one, without effect.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import functools
@@ -146,6 +147,7 @@ def join_machine() -> Shares:
     # On a machine without one, Accelerate finds other processes only if it is to use the CPU.
     processes = PartialState(cpu=not on_gpu, timeout=timedelta(seconds=PATIENT_SECONDS))
     group = dist.new_group(backend="gloo", timeout=timedelta(seconds=PATIENT_SECONDS))
+    atexit.register(_leave, group)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", processes.num_processes))
     counts: list[int] = [0] * processes.num_processes
     dist.all_gather_object(counts, local, group=group)
@@ -159,6 +161,18 @@ def join_machine() -> Shares:
         processes.device.type, (machines, local), mesh_dim_names=(MACHINES, SHARES)
     )
     return Shares(mesh[SHARES], group)
+
+
+def _leave(group: dist.ProcessGroup) -> None:
+    """Leave the other processes at the end of a program that has not done so.
+
+    The threads of a group would else be alive while the interpreter takes itself apart, and that
+    now and then ends the program with SIGABRT.
+    """
+    if not dist.is_initialized():
+        return
+    is_on_cpu = dist.get_backend() == "gloo"
+    dist.destroy_process_group(None if is_on_cpu else group)
 
 
 # Laying out and reading
