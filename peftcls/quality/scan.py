@@ -274,7 +274,9 @@ def _count_tokens(
     except RowError as error:
         scan.add_problem(str(error), number)
         return
-    if feature["shortened"] or len(feature.get("windows", ())) > 1:
+    # A task may read several sequences for other reasons, such as each text of a pair.
+    in_windows = task.reads_windows and len(feature.get("windows", ())) > 1
+    if feature["shortened"] or in_windows:
         scan.shortened.add(number)
         return
     extra_tokens = max(len(feature["input_ids"]) - text_tokens, 0)

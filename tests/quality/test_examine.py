@@ -481,6 +481,15 @@ def test_lengths_in_tokens_are_reported_and_shortened_rows_counted(bert):
     assert (one(read, "windows").severity, one(read, "windows").count) == ("note", 6)
 
 
+def test_texts_that_are_compared_are_no_windows(bert):
+    tokenizer = load_tokenizer_only(bert)
+    texts = ("yes " * 8).strip(), ("yes " * 10).strip()
+    table = [{"a": texts[0], "b": texts[1], "label": number % 2} for number in range(8)]
+    task = Classification(text=("a", "b"), max_length=24, pooling="compare")
+    examination = examine_rows(task, table, tokenizer=tokenizer)
+    assert not {finding.what for finding in examination.findings} & {"shortened", "windows"}
+
+
 @pytest.mark.parametrize(
     "task",
     [
