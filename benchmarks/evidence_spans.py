@@ -15,9 +15,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForQuestionAnswering,
     AutoTokenizer,
+    DataCollatorWithPadding,
     Trainer,
     TrainingArguments,
-    default_data_collator,
 )
 
 from peftcls.training.defaults import SPANS
@@ -65,7 +65,7 @@ def with_trainer(
         model,
         arguments,
         train_dataset=encoded.remove_columns(["row", "offset_mapping"]),
-        data_collator=default_data_collator,
+        data_collator=DataCollatorWithPadding(tokenizer),
     )
     trainer.train()
     test_windows = test.map(
@@ -84,7 +84,6 @@ def encode_windows(tokenizer: Any, rows: dict[str, list], max_length: int) -> di
         stride=STRIDE,
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
-        padding="max_length",
     )
     encoded["start_positions"] = []
     encoded["end_positions"] = []
@@ -144,6 +143,6 @@ def best_texts(trainer: Trainer, windows: Any, test: Any) -> list[str]:
 
 def is_span(offsets: list[Any], first: int, last: int) -> bool:
     """Whether two tokens are in the context, in their order, and not too far apart."""
-    if offsets[first] is None or offsets[last] is None:
+    if not first <= last < min(first + MAX_ANSWER_TOKENS, len(offsets)):
         return False
-    return first <= last < first + MAX_ANSWER_TOKENS
+    return offsets[first] is not None and offsets[last] is not None

@@ -46,6 +46,8 @@ TEXT = Defaults(16, learning_rate=2e-3, epochs=4, min_steps=160, small_table_rat
 SPANS = Defaults(16, learning_rate=2e-3, epochs=2, min_steps=200, small_table_rate=2e-3)
 FEW_ROWS = Defaults(32, learning_rate=1e-3, epochs=4, min_steps=80, small_table_rate=1e-3)
 FEW_ROWS_OF_A_LABEL = 64
+MAX_LABELS_TO_CONTRAST = FEW_ROWS.batch_size // 2
+"""With more labels most rows of a step would have no other one of their label beside them."""
 FEW_ROWS_EVAL_EVERY = 10
 """Steps between evaluations: an epoch of a few rows is a step or two."""
 
@@ -53,8 +55,10 @@ FEW_ROWS_EVAL_EVERY = 10
 def has_few_rows(task: Task, rows: int) -> bool:
     """Whether a table of rows with one label each has so few that they teach more by contrast."""
     # Rows that are compared with one another have no weights of their own.
-    is_labelled = task.answer_kind == "label" and task.new_head and task.weight is None
-    return is_labelled and rows <= FEW_ROWS_OF_A_LABEL * len(task.labels or ())
+    if task.answer_kind != "label" or not task.new_head or task.weight is not None:
+        return False
+    count = len(task.labels or ())
+    return count <= MAX_LABELS_TO_CONTRAST and rows <= FEW_ROWS_OF_A_LABEL * count
 
 
 def defaults_for(task: Task) -> Defaults:
