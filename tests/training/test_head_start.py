@@ -171,6 +171,22 @@ def test_a_head_that_is_trained_alone_keeps_the_size_of_the_probe(bert, text_row
         torch.testing.assert_close(trained[name], tensor, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("labels", "is_small"), [(16, True), (17, False)])
+def test_a_head_for_many_labels_keeps_the_size_of_the_probe(bert, tmp_path, labels, is_small):
+    words = "no yes the patient has a tumour galaxy star paper heart lung blood cell sun moon far"
+    rows = [{"text": word, "label": word} for word in words.split()[:labels] for _ in range(2)]
+    task = peftcls.Classification().learn(rows)
+    model, tokenizer = peftcls.load_base(bert, task)
+    model = peftcls.attach_lora(model, task)
+    config = peftcls.TrainConfig(tmp_path, epochs=1, batch_size=34, learning_rate=1e-9)
+    trainer = peftcls.Trainer(model, task, tokenizer, config)
+    trainer.fit(rows)
+    trained = head_layer(model).weight.detach().clone()
+    put_tensors(trainer.parameters, trainer.start)
+    probe = head_layer(model).weight.detach()
+    assert bool(trained.norm() < 0.9 * probe.norm()) == is_small
+
+
 def test_few_validation_rows_decide_by_their_loss(text_rows, tmp_path):
     labels = peftcls.Classification().learn(text_rows)
     config = peftcls.TrainConfig(tmp_path)
