@@ -18,7 +18,8 @@ LOWER_IS_BETTER_ENDINGS = ("_error", "_loss", "_deviance")
 LABEL_SCORES = ("accuracy", "f1_macro", "loss", "ece")
 LABEL_SET_SCORES = ("f1_macro", "f1_micro", "accuracy", "ece")
 SPAN_SCORES = ("f1", "exact_match")
-NUMBER_SCORES = ("pearson", "spearman", "rmse")
+NUMBER_ERROR = "rmse"
+NUMBER_SCORES = ("pearson", "spearman", NUMBER_ERROR)
 KEYWORD_SCORES = (
     *("f1", "f1_at_5", "f1_at_10"),
     *("precision", "precision_at_5", "precision_at_10"),

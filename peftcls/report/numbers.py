@@ -14,7 +14,7 @@ import pandas as pd
 
 from peftcls.data.reading import source_name
 from peftcls.evaluation import Evaluation, compare_answers
-from peftcls.metrics import calibration_bins
+from peftcls.metrics import NUMBER_ERROR, calibration_bins
 from peftcls.report.run import Run
 from peftcls.report.verdict import verdict_of
 from peftcls.tasks.base import Answer, Task
@@ -77,10 +77,10 @@ def gather_numbers(
 
 
 def _headline_scores(task: Task) -> list[str]:
-    """The score that decides, and one beside it."""
-    names = list(task.score_names)
-    if task.monitor in names:
-        names.remove(task.monitor)
+    """The score that decides, and one beside it: of numbers the error, which sees their scale."""
+    names = [name for name in task.score_names if name != task.monitor]
+    if NUMBER_ERROR in names:
+        names = [NUMBER_ERROR]
     return [task.monitor, *names[:1]]
 
 

@@ -12,6 +12,7 @@ from peftcls.argument_checks import check_argument_types
 from peftcls.argument_names import names_arguments
 from peftcls.data.reading import Row
 from peftcls.engine.fast_paths import FastPaths
+from peftcls.metrics import NUMBER_ERROR
 from peftcls.quality.split_checks import MIN_EVALUATION_ROWS
 from peftcls.tasks.base import Task
 from peftcls.tasks.own_metrics import Metrics, OwnMetrics
@@ -230,7 +231,8 @@ class TrainConfig:
         """The score that decides which step is best.
 
         On a few rows it is mostly luck how many are right: there the loss decides, if the task has
-        one among its scores.
+        one among its scores. Of numbers the error decides: a correlation is as high where all
+        answers lie near their mean.
 
         Args:
             task: what the rows mean.
@@ -238,6 +240,8 @@ class TrainConfig:
         """
         if self.monitor is not None:
             return self.monitor
+        if task.answer_kind == "number" and NUMBER_ERROR in task.score_names:
+            return NUMBER_ERROR
         is_coarse = valid_rows < MIN_EVALUATION_ROWS and "loss" in task.score_names
         return "loss" if is_coarse else task.monitor
 

@@ -6,7 +6,8 @@ from peftcls.baselines import baselines
 from peftcls.models.peft_library import PeftModel
 from peftcls.models.trainable import copy_tensors, put_tensors
 from peftcls.quality.split_checks import MIN_EVALUATION_ROWS
-from peftcls.report.verdict import WHAT_TO_TRY
+from peftcls.report.verdict import SMALL_DIFFERENCE, WHAT_TO_TRY
+from peftcls.report.wording import PLAIN_NUMBERS
 from peftcls.tasks.answers import Answer
 from peftcls.tasks.own_metrics import score_answers
 from peftcls.training.trainer import Trainer
@@ -58,16 +59,21 @@ def weaknesses(
         )
     if len(valid) < MIN_EVALUATION_ROWS:
         return sentences
-    if is_lower_better:
-        return sentences
-    one_row = 1 / len(valid)
     for name, answers in baselines(trainer.task, train, valid).items():
         metrics = trainer.config.own_metrics.for_answers(answers)
         score = score_answers(trainer.task, answers, valid, metrics).get(monitor)
-        # One row more or less says nothing.
-        if score is not None and score > own + 1.5 * one_row:
+        if score is not None and _is_clearly_better(score, own, len(valid), is_lower_better):
+            scale = 1 if monitor in PLAIN_NUMBERS else 100
             sentences.append(
-                f"On the validation rows {name} has {monitor} {100 * score:.1f}, this run "
-                f"{100 * own:.1f}: it is no good yet. {WHAT_TO_TRY}"
+                f"On the validation rows {name} has {monitor} {scale * score:.3g}, this run "
+                f"{scale * own:.3g}: it is no good yet. {WHAT_TO_TRY}"
             )
     return sentences
+
+
+def _is_clearly_better(score: float, own: float, rows: int, is_lower_better: bool) -> bool:
+    """Whether another system's score on so many rows is better, and not by chance alone."""
+    if is_lower_better:
+        return score < own * (1 - SMALL_DIFFERENCE)
+    # One row more or less says nothing.
+    return score > own + 1.5 / rows

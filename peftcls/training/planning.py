@@ -158,8 +158,7 @@ def _check_positive(arguments: dict[str, Any]) -> None:
 def _gpus_of_this_machine() -> int:
     if not torch.cuda.is_available():
         raise ValueError(
-            "gpus=None: expected how many GPUs the training will have, and this machine has none "
-            "to count; give gpus=8, for example."
+            "this machine has no GPU to count: say how many the training will have, such as gpus=8."
         )
     return torch.cuda.device_count()
 
@@ -167,8 +166,8 @@ def _gpus_of_this_machine() -> int:
 def _gb_of_this_machine() -> float:
     if not torch.cuda.is_available():
         raise ValueError(
-            "gpu_memory=None: expected the memory of a GPU in GB, and this machine has none to "
-            "ask; give gpu_memory=80, for example."
+            "this machine has no GPU to ask: say how many GB of memory one will have, such as "
+            "gpu_memory=80."
         )
     return torch.cuda.get_device_properties(0).total_memory / GB
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import datasets
 import pandas as pd
 import torch
 
@@ -141,6 +142,27 @@ def knows_labels(model: torch.nn.Module, task: Task) -> bool:
     """
     lineage = state_of(model).lineage
     return bool(lineage) and not _added_labels(lineage[-1], task)
+
+
+def labels_without_judge(
+    model: torch.nn.Module, task: Task, valid_rows: datasets.Dataset | None
+) -> list[str]:
+    """The labels that are new since the folder a model was continued from, if no row has any.
+
+    Such rows cannot choose the best step: the fewer steps, the better they would be answered.
+
+    Args:
+        model: with its adapter.
+        task: with all labels.
+        valid_rows: those that are to choose; None for none.
+    """
+    lineage = state_of(model).lineage
+    added = _added_labels(lineage[-1], task) if lineage else []
+    if valid_rows is None or not added:
+        return []
+    read = valid_rows.select_columns(task.columns_among(valid_rows.column_names, with_target=True))
+    judged = {label for row in read for label in task.gold_of(row)}
+    return [] if judged & set(added) else added
 
 
 def _added_labels(start: dict[str, Any], task: Task) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from accelerate.utils import broadcast, gather_object
 
@@ -19,9 +20,11 @@ from peftcls.errors import RunStoppedError
 from peftcls.metrics import rank_scores
 from peftcls.models import adapter_methods
 from peftcls.models.trainable import copy_tensors, put_tensors
+from peftcls.tasks.base import Task
 from peftcls.training import checkpoint as checkpoints
 from peftcls.training.checkpoint import Progress, Tensors
 from peftcls.training.gradient_accumulation import GradientAccumulator
+from peftcls.training.run_info import first_labels, labels_without_judge
 from peftcls.training.run_log import log_info, log_warning
 from peftcls.training.signals import Signals, end_by
 
@@ -42,6 +45,7 @@ class RunState:
             that no checkpoint is written when something goes wrong.
         signals: that this process has received.
         stop_signal: the signal that any process has received; 0 for none.
+        keeps_last: whether the last step is kept, whatever the scores on the validation rows.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class RunState:
         self.identity: dict[str, Any] | None = None
         self.signals = Signals()
         self.stop_signal = 0
+        self.keeps_last = False
 
     def begin(self, total_steps: int, *, resume: bool) -> None:
         """Start at the first step, or from the newest whole checkpoint.
@@ -103,6 +108,22 @@ class RunState:
         adapter_methods.restore_method_state(self.model, restored.method)
         log_info(f"resuming from {checkpoint.name}")
 
+    def choose_by(self, task: Task, valid_rows: datasets.Dataset | None) -> None:
+        """Choose the best step by these rows, unless they say nothing about the labels that are new.
+
+        Args:
+            task: with all labels.
+            valid_rows: the rows; None for none.
+        """
+        added = labels_without_judge(self.model, task, valid_rows)
+        self.keeps_last = bool(added)
+        if added:
+            log_warning(
+                f"no validation row has a label that is new: {first_labels(added)}. So these rows "
+                "do not choose the best step, and the last one is kept. Give rows with the new "
+                "labels for validation too."
+            )
+
     def keep_if_best(self, scores: dict[str, float], step: int, monitor: str) -> None:
         """Keep the present weights if they are the best so far.
 
@@ -118,7 +139,7 @@ class RunState:
             return
         lower_is_better = self.gradients.config.is_lower_better(monitor)
         rank = functools.partial(rank_scores, monitor=monitor, lower_is_better=lower_is_better)
-        if rank(scores) > rank(progress.best_scores):
+        if self.keeps_last or rank(scores) > rank(progress.best_scores):
             self.best = copy_tensors(self.parameters)
             progress.best_scores = scores
             progress.best_step = step

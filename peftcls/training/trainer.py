@@ -290,6 +290,7 @@ class Trainer:
             track=self.accelerator.log if self.config.trackers else None,
         )
         train_mode(self.model)
+        self.run.choose_by(self.task, prepared.valid_rows)
         if self.progress.step == 0 and (self.start or knows_labels(self.model, self.task)):
             self._judge(prepared, 0, log)
             if self.start and not self.gradients.by_contrast:

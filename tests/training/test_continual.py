@@ -210,14 +210,20 @@ def test_the_adapter_as_it_was_is_kept_where_no_step_is_better(bert, text_rows, 
         assert torch.equal(tensor, again.parameters[name]), name
 
 
-def test_an_adapter_that_cannot_give_a_new_label_is_not_what_is_kept(bert, text_rows, tmp_path):
+@pytest.mark.parametrize("judged", [False, True])
+def test_a_step_that_cannot_give_a_new_label_is_not_what_is_kept(
+    bert, text_rows, tmp_path, judged, caplog
+):
     first_run(bert, tmp_path / "first", text_rows)
     grown = continued(
-        tmp_path / "first", [*text_rows, *NEW], tmp_path / "next", epochs=1, learning_rate=0.5
+        tmp_path / "first", [*text_rows, *NEW], tmp_path / "next", epochs=3, learning_rate=0.5
     )
-    grown.fit([*text_rows, *NEW], text_rows)
-    assert grown.progress.best_step
+    grown.fit([*text_rows, *NEW], [*text_rows, *NEW[:1]] if judged else text_rows)
     assert all(entry["step"] for entry in grown.history)
+    assert ("no validation row has a label that is new" in caplog.text) != judged
+    if not judged:
+        # Rows of the old labels alone would have chosen one of the first.
+        assert grown.progress.best_step == grown.progress.step
 
 
 def test_the_method_of_a_folder_is_kept(bert, text_rows, tmp_path):

@@ -192,7 +192,8 @@ def test_few_validation_rows_decide_by_their_loss(text_rows, tmp_path):
     config = peftcls.TrainConfig(tmp_path)
     assert config.monitor_for(labels, 19) == "loss"
     assert config.monitor_for(labels, 20) == "f1_macro"
-    assert config.monitor_for(peftcls.Regression(), 5) == "pearson"
+    assert config.monitor_for(peftcls.Regression(), 5) == "rmse"
+    assert config.monitor_for(peftcls.Regression(), 500) == "rmse"
     chosen = peftcls.TrainConfig(tmp_path, monitor="accuracy")
     assert chosen.monitor_for(labels, 5) == "accuracy"
 
