@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from peftcls.metrics import label_table
+from peftcls.metrics import MAJORITY, MEAN, label_table
 from peftcls.tasks.answers import Answer
 from peftcls.tasks.base import Task
 from peftcls.tasks.spans import sentence_spans
@@ -61,7 +61,7 @@ def _label_baselines(
     labels = task.labels or ()
     gold = [task.gold_of(row)[0] for row in train]
     shares = {label: gold.count(label) / len(gold) for label in labels}
-    majority = {"majority": [_label_answer(shares)] * len(test)}
+    majority = {MAJORITY: [_label_answer(shares)] * len(test)}
     regression = _on_tfidf(LogisticRegression(C=10, max_iter=2000))
     try:
         regression.fit(_texts(task, train), gold)
@@ -153,7 +153,7 @@ def _number_baselines(
     task: Task, train: datasets.Dataset, test: datasets.Dataset
 ) -> dict[str, list[Answer]]:
     numbers = [float(task.gold_of(row)[0]) for row in train]
-    mean = {"mean": [Answer(value=float(np.mean(numbers)))] * len(test)}
+    mean = {MEAN: [Answer(value=float(np.mean(numbers)))] * len(test)}
     columns = task.text_columns()
     try:
         if len(columns) == 2:

@@ -18,6 +18,9 @@ LOWER_IS_BETTER_ENDINGS = ("_error", "_loss", "_deviance")
 LABEL_SCORES = ("accuracy", "f1_macro", "loss", "ece")
 LABEL_SET_SCORES = ("f1_macro", "f1_micro", "accuracy", "ece")
 SPAN_SCORES = ("f1", "exact_match")
+MAJORITY = "majority"
+MEAN = "mean"
+"""The baselines that do not read the texts."""
 NUMBER_ERROR = "rmse"
 NUMBER_SCORES = ("pearson", "spearman", NUMBER_ERROR)
 KEYWORD_SCORES = (

@@ -121,6 +121,7 @@ def _read_rows(
         label_names=options.label_names,
         group=options.group,
         skipped=skipped,
+        replays=options.replay is not None,
     )
     tokenizer = None
     if options.skip_bad_rows is not None:
@@ -132,6 +133,7 @@ def _read_rows(
     old_rows = skipped.left_out(task, old_rows, tokenizer=tokenizer)
     check_rows(task, old_rows)
     tables.train = with_replay(tables.train, old_rows, share=options.replay_share, seed=files.seed)
+    check_rows(task, tables.train, training=True)
     return tables, old_rows
 
 

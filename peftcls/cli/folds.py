@@ -128,6 +128,7 @@ def _finish(
         systems=systems,
         evaluations=evaluations,
         resamples=RESAMPLES,
+        crossed=True,
         run=describe_run(trainer, meter),
         count_tokens=lambda text: len(trainer.tokenizer(text, verbose=False)["input_ids"]),
     )

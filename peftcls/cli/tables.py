@@ -39,7 +39,8 @@ class Tables:
 class Files:
     """FILE, those of --valid and --test, if any; how they are read, and how FILE is split.
 
-    `offers_folds` says whether the command has --folds, which puts no rows aside.
+    `offers_folds` says whether the command has --folds, which puts no rows aside; `replays` whether
+    old rows will be added to those of FILE, which then may have one label alone.
     """
 
     file: str
@@ -51,6 +52,7 @@ class Files:
     label_names: str | None = None
     skipped: SkippedRows = dataclasses.field(default_factory=lambda: SkippedRows(None, []))
     offers_folds: bool = False
+    replays: bool = False
 
 
 def split_rows(
@@ -68,7 +70,7 @@ def split_rows(
         tokenizer: where rows that do not fit are left out.
     """
     rows = files.skipped.left_out(task, rows, training=True, tokenizer=tokenizer)
-    check_rows(task, rows, training=True)
+    check_rows(task, rows, training=not files.replays)
     valid = _read_checked(task, files.valid, files, tokenizer)
     test = _read_checked(task, files.test, files, tokenizer)
     share = min(HELD_OUT_SHARE, MAX_HELD_OUT_ROWS / len(rows))

@@ -14,10 +14,11 @@ import pandas as pd
 
 from peftcls.data.reading import source_name
 from peftcls.evaluation import Evaluation, compare_answers
-from peftcls.metrics import NUMBER_ERROR, calibration_bins
+from peftcls.metrics import MAJORITY, MEAN, NUMBER_ERROR, calibration_bins
 from peftcls.report.run import Run
-from peftcls.report.verdict import verdict_of
+from peftcls.report.verdict import MAX_SEEN_SHARE, verdict_of
 from peftcls.tasks.base import Answer, Task
+from peftcls.tasks.splitting import same_text_key
 
 FORMAT = 1
 # Of a scatter plot, and of the texts of a table whose length is counted.
@@ -36,6 +37,7 @@ def gather_numbers(
     *,
     count_tokens: CountTokens | None,
     resamples: int,
+    crossed: bool,
 ) -> Numbers:
     """Gather everything that a report shows as numbers.
 
@@ -48,6 +50,7 @@ def gather_numbers(
         run: how the model was trained.
         count_tokens: the length of a text; without it words are counted.
         resamples: of the bootstrap that compares the run with the strongest other system.
+        crossed: whether each test row is a training row, answered by a model that did not see it.
     """
     test = tables["test"]
     own_system = next(iter(answers))
@@ -59,7 +62,7 @@ def gather_numbers(
         "task": task.to_json(),
         "score": task.monitor,
         "headline_scores": _headline_scores(task),
-        "headline": _compare_with_strongest(task, test, answers, evaluations, resamples),
+        "headline": _headline(task, tables, answers, evaluations, resamples, crossed=crossed),
         "systems": {name: _scores_with_intervals(e) for name, e in evaluations.items()},
         "rows": {part: _describe_rows(rows) for part, rows in tables.items()},
         "labels": _label_table(task, tables["training"], evaluation.labels),
@@ -82,6 +85,68 @@ def _headline_scores(task: Task) -> list[str]:
     if NUMBER_ERROR in names:
         names = [NUMBER_ERROR]
     return [task.monitor, *names[:1]]
+
+
+def _headline(
+    task: Task,
+    tables: Mapping[str, datasets.Dataset],
+    answers: Mapping[str, Sequence[Answer]],
+    evaluations: Mapping[str, Evaluation],
+    resamples: int,
+    *,
+    crossed: bool,
+) -> Numbers:
+    """The comparison with the best other system, and the verdict on the run."""
+    test = tables["test"]
+    headline = _compare_with_strongest(task, test, answers, evaluations, resamples)
+    if headline["verdict"] is None:
+        return headline
+    seen = 0 if crossed else _count_seen(task, tables["training"], test)
+    if seen > MAX_SEEN_SHARE * len(test):
+        return {**headline, "verdict": "seen", "seen": seen}
+    for blind in (MAJORITY, MEAN):
+        if blind in evaluations and _is_no_better(task, test, answers, evaluations, blind):
+            return {**headline, "verdict": "nothing", "blind": blind}
+    return headline
+
+
+def _count_seen(task: Task, train: datasets.Dataset, test: datasets.Dataset) -> int:
+    """How many test rows have a text that was trained on, apart from case and spaces."""
+    trained = {same_text_key(task.text_of(row)) for row in train}
+    return sum(same_text_key(task.text_of(row)) in trained for row in test)
+
+
+def _is_no_better(
+    task: Task,
+    test: datasets.Dataset,
+    answers: Mapping[str, Sequence[Answer]],
+    evaluations: Mapping[str, Evaluation],
+    blind: str,
+) -> bool:
+    """Whether a run is no better than a system that does not read the texts."""
+    own = next(iter(answers))
+    if task.answer_kind == "number":
+        return (
+            evaluations[own].intervals[task.monitor][0] <= evaluations[blind].scores[task.monitor]
+        )
+    if evaluations[own].scores["accuracy"] > evaluations[blind].scores["accuracy"]:
+        return False
+    # Where labels are rare, a good run may have fewer answers right than the commonest label has.
+    gold = [task.gold_of(row)[0] for row in test]
+    return _is_chance(gold, [answer.label for answer in answers[own]])
+
+
+def _is_chance(gold: Sequence[str], given: Sequence[str | None]) -> bool:
+    """Whether the same answers, dealt to the rows at random, could be right as often.
+
+    The right answers that are expected then are those of Cohen's kappa (Cohen 1960, "A Coefficient
+    of Agreement for Nominal Scales").
+    """
+    rows = len(gold)
+    right = sum(label == answer for label, answer in zip(gold, given, strict=True))
+    counts = Counter(given)
+    share = sum(count * counts[label] for label, count in Counter(gold).items()) / rows**2
+    return right <= rows * share + 2 * math.sqrt(rows * share * (1 - share))
 
 
 def _compare_with_strongest(

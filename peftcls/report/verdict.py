@@ -18,8 +18,12 @@ TITLES = {
     "level": "Level with a simpler system",
     "unclear": "It cannot be told yet",
     "behind": "Below a simpler system",
+    "nothing": "It has learnt nothing that shows",
+    "seen": "It cannot be told",
 }
 """The title of each verdict."""
+MAX_SEEN_SHARE = 0.1
+"""Of the test rows: where more have a text that was trained on, their scores tell nothing."""
 
 
 def verdict_of(low: float, high: float, rows: int) -> str:
@@ -77,6 +81,16 @@ def tell_verdict(headline: Mapping[str, Any], score: str, rows: int) -> str:
             said = f"it is worse than {against}"
         case "level":
             said = f"it is as good as {against}, and no better"
+        case "nothing":
+            return (
+                f"{TITLES['nothing']}: on the test rows it is no better than {headline['blind']}, "
+                "which does not read the texts."
+            )
+        case "seen":
+            return (
+                f"{TITLES['seen']}: {write_count(headline['seen'])} of {write_count(rows)} test "
+                "rows have a text that was trained on, so their scores say little about new texts."
+            )
         case _ if headline["from"] > 0 or headline["to"] < 0:
             before, behind = around_the_other(headline, rows)
             said = f"{before.lower()}{against}{behind}, {numbers}"
@@ -102,6 +116,10 @@ def next_step(headline: Mapping[str, Any], rows: int) -> str:
             return f"Use {against} for now. {WHAT_TO_TRY}"
         case "level":
             return f"Use {against}, which is cheaper, unless more training rows change that."
+        case "nothing":
+            return f"Read some rows: could a person answer them from their texts? {WHAT_TO_TRY}"
+        case "seen":
+            return "Give test rows whose texts were not trained on."
     if rows < MIN_EVALUATION_ROWS:
         return f"Give more test rows: at least {MIN_EVALUATION_ROWS}, better some hundred."
     needed = write_count(rows_needed(headline["from"], headline["to"], rows))

@@ -52,6 +52,7 @@ def write_report(
     count_tokens: Callable[[str], int] | None = None,
     title: str | None = None,
     resamples: int = RESAMPLES,
+    crossed: bool = False,
 ) -> Path:
     """Write a report: `report.html`, `metrics.json` and a folder `figures` of PNGs.
 
@@ -74,6 +75,8 @@ def write_report(
         count_tokens: the length of a text in tokens; without it words are counted.
         title: of the page; the folder's name unless given.
         resamples: of the bootstraps that are still to be made.
+        crossed: whether each test row is a training row that a model answered which had not seen it
+            (cross-validation).
 
     Returns:
         The path of the page.
@@ -104,6 +107,7 @@ def write_report(
         run or Run(),
         count_tokens=count_tokens,
         resamples=resamples,
+        crossed=crossed,
     )
     groups = choose_examples(task, test, all_answers)
     numbers["examples"] = [group.to_json() for group in groups]

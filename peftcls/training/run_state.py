@@ -109,7 +109,7 @@ class RunState:
         log_info(f"resuming from {checkpoint.name}")
 
     def choose_by(self, task: Task, valid_rows: datasets.Dataset | None) -> None:
-        """Choose the best step by these rows, unless they say nothing about the labels that are new.
+        """Choose the best step by these rows, unless they say nothing about new labels.
 
         Args:
             task: with all labels.

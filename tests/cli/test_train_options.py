@@ -110,7 +110,8 @@ def test_the_help_has_its_options_in_groups(capsys):
 def test_an_adapter_is_trained_on_from_the_command(messages, bert, tmp_path, capsys):
     first, second = str(tmp_path / "first"), str(tmp_path / "second run")
     assert cli.main(["train", messages, "--out", first, "--model", bert, *TINY]) == 0
-    new = rows_of(tmp_path / "new.csv", {"news": "stock prices fell", "ham": "see you at lunch"})
+    # The old rows have the other labels.
+    new = rows_of(tmp_path / "new.csv", {"news": "stock prices fell"})
     command = ["learn-on", first, new, "--replay", messages, "--epochs", "1"]
     capsys.readouterr()
     assert cli.main([*command, "--out", second]) == 0

@@ -21,6 +21,7 @@ from peftcls.report import Meter, Run, wording, write_report
 from peftcls.report.examples import choose_examples
 from peftcls.report.marked_text import mark_spans
 from peftcls.report.numbers import fingerprint_rows
+from peftcls.report.verdict import TITLES
 from peftcls.training.run_report import command_line, describe_run
 
 CHROMIUM = next(
@@ -513,7 +514,7 @@ def test_the_verdict_is_the_paired_interval_against_the_best_other(
     path = write_report(
         tmp_path,
         task=SMALL,
-        train=test,
+        train=as_dataset([{"text": "another", "label": "ham"}], "train.csv"),
         test=test,
         answers=own,
         systems={"poor": [sure_of("ham")] * 40, "other": other},
@@ -523,6 +524,36 @@ def test_the_verdict_is_the_paired_interval_against_the_best_other(
     assert (headline["verdict"], headline["against"]) == (verdict, "other")
     assert headline["from"] <= headline["difference"] <= headline["to"]
     assert words in Page(path.read_text()).text
+
+
+@pytest.mark.parametrize(
+    ("right", "seen", "crossed", "verdict"),
+    [
+        (40, 4, False, "ahead"),
+        (40, 5, False, "seen"),
+        (40, 40, False, "seen"),
+        (40, 40, True, "ahead"),
+        (20, 0, False, "nothing"),
+    ],
+)
+def test_rows_that_were_trained_on_tell_nothing_and_neither_does_a_run_that_learnt_nothing(
+    right, seen, crossed, verdict, tmp_path
+):
+    test = labelled(["ham", "spam"] * 20)
+    trained = [{"text": text.upper(), "label": "ham"} for text in test["text"][:seen]]
+    page = write_report(
+        tmp_path,
+        task=SMALL,
+        train=as_dataset([{"text": "another", "label": "spam"}, *trained], "train.csv"),
+        test=test,
+        answers=answers_with(right),
+        systems={"majority": [sure_of("ham")] * 40},
+        resamples=60,
+        crossed=crossed,
+    )
+    headline = json.loads((tmp_path / "metrics.json").read_text())["headline"]
+    assert headline["verdict"] == verdict
+    assert TITLES[verdict] in Page(page.read_text()).text
 
 
 # Texts and names that need escaping

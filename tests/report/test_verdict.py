@@ -27,7 +27,7 @@ def test_the_interval_and_the_number_of_rows_decide(low, high, rows, verdict):
     assert verdict_of(low, high, rows) == verdict
 
 
-@pytest.mark.parametrize("verdict", TITLES)
+@pytest.mark.parametrize("verdict", ["ahead", "level", "behind", "unclear"])
 def test_each_verdict_has_a_sentence_with_its_numbers_and_a_next_step(verdict):
     headline = {
         "verdict": verdict,
@@ -48,6 +48,22 @@ def test_each_verdict_has_a_sentence_with_its_numbers_and_a_next_step(verdict):
         "unclear": "Give more test rows: about 240",
     }
     assert advice.startswith(expected[verdict])
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words", "advice"),
+    [
+        ("nothing", "no better than majority, which does not read the texts", "Read some rows"),
+        ("seen", "30 of 120 test rows have a text that was trained on", "Give test rows whose"),
+    ],
+)
+def test_what_no_interval_tells_has_a_sentence_and_a_next_step(verdict, words, advice):
+    headline = {"verdict": verdict, "against": "TF-IDF", "blind": "majority", "seen": 30}
+    headline |= {"difference": 0.0, "from": -0.1, "to": 0.1}
+    told = tell_verdict(headline, "accuracy", 120)
+    assert told.startswith(f"{TITLES[verdict]}: ")
+    assert words in told
+    assert next_step(headline, 120).startswith(advice)
 
 
 @pytest.mark.parametrize(

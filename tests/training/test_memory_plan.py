@@ -194,7 +194,10 @@ def test_the_time_follows_from_tokens_rate_and_processes(wide):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({}, "this machine has no GPU to count: say how many the training will have, such as gpus=8"),
+        (
+            {},
+            "this machine has no GPU to count: say how many the training will have, such as gpus=8",
+        ),
         ({"gpus": 8}, "this machine has no GPU to ask: say how many GB"),
         ({"gpus": 0, "gpu_memory": 80}, "gpus=0: expected a number above 0."),
         ({"gpus": 8, "gpu_memory": 80, "rank": 0}, "rank=0: expected a number above 0."),
