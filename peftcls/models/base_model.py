@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from peftcls.argument_checks import check_argument_types
 from peftcls.argument_names import names_arguments
+from peftcls.engine.agreement import failing_together
 from peftcls.engine.allocator import trim_heap
 from peftcls.engine.head_inputs import head_layer_name
 from peftcls.engine.kernels import choose_kernels, fast_dtype
@@ -373,7 +374,9 @@ def _freeze(request: _Request, model: Any) -> None:
         drop_cast_warnings()
     model.requires_grad_(False).eval()
     choose_kernels(model)
-    check_finite(request.source, own_parts(model.named_parameters()))
+    # The processes that hold a base in shares see a part of its values each.
+    with contextlib.nullcontext() if request.shares is None else failing_together():
+        check_finite(request.source, own_parts(model.named_parameters()))
     for module in model.modules():
         # bitsandbytes would repack 4-bit weights on some CPUs, in a layout without a gradient.
         if hasattr(module, "support_avx512bf16_for_cpu"):
