@@ -14,9 +14,10 @@ from peftcls.argument_checks import check_argument_types
 from peftcls.argument_names import names_arguments
 from peftcls.engine.agreement import failing_together
 from peftcls.engine.allocator import trim_heap
+from peftcls.engine.device_map import check_device_map, spread_over_gpus
 from peftcls.engine.head_inputs import head_layer_name
 from peftcls.engine.kernels import choose_kernels, fast_dtype
-from peftcls.engine.model_choices import Quantize
+from peftcls.engine.model_choices import DeviceMap, Quantize
 from peftcls.engine.model_state import BaseFacts, state_of
 from peftcls.engine.probes import ask_all
 from peftcls.engine.sharding import (
@@ -97,6 +98,7 @@ def load_base(
     seed: int = 0,
     pretrained: bool = True,
     shard: bool | None = None,
+    device_map: DeviceMap | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a pretrained model, with the head that the task needs, and its tokenizer.
 
@@ -117,10 +119,12 @@ def load_base(
         shard: hold the frozen weights in shares, one in each process of this machine, for a base
             that does not fit on one GPU. With one process it is loaded as always. Unless given,
             where the launcher asks for FSDP 2.
+        device_map: "auto" spreads the layers over the GPUs of one process, which compute one after
+            the other. With one GPU, or none, the base is loaded as always.
 
     Raises:
         ValueError: the model does not exist, is damaged or has no safetensors, or cannot do the
-            task, or cannot be held in shares.
+            task, or cannot be held in shares or be spread over the GPUs.
     """
     check_argument_types({"name": name, "revision": revision, "seed": seed}, load_base)
     if not isinstance(task, Task):
@@ -134,6 +138,7 @@ def load_base(
         seed=seed,
         pretrained=pretrained,
         shard=shard,
+        device_map=device_map,
     )
 
 
@@ -145,6 +150,7 @@ def load_same_base(
     quantize: Quantize | None,
     dtype: torch.dtype,
     shard: bool | None = None,
+    device_map: DeviceMap | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the base that an adapter was trained on, with a head of the same kind.
 
@@ -155,6 +161,7 @@ def load_same_base(
         quantize: as for `load_base`, whatever it was at training.
         dtype: as for `load_base`.
         shard: as for `load_base`.
+        device_map: as for `load_base`.
 
     Raises:
         ValueError: as `load_base`.
@@ -168,6 +175,7 @@ def load_same_base(
         seed=facts.random_seed or 0,
         pretrained=facts.random_seed is None,
         shard=shard,
+        device_map=device_map,
         pooling=as_encoder_pooling(facts.pooling),
     )
 
@@ -182,6 +190,7 @@ def _load(
     seed: int,
     pretrained: bool,
     shard: bool | None,
+    device_map: DeviceMap | None,
     pooling: EncoderPooling | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a base; what an encoder's head reads, task and folder say unless given."""
@@ -201,6 +210,7 @@ def _load(
             f"quantize={quantize!r} with pretrained=False: random weights are a control, in full "
             "precision."
         )
+    check_device_map(device_map, quantize=quantize, shard=shard)
     shares = _join(shard, quantize, pretrained=pretrained)
     request = _Request(
         source, task, config, quantize, dtype, revision, seed, pretrained, pooling, shares
@@ -224,11 +234,18 @@ def _load(
     state.task_type = task.peft_type
     state.base = _collect_facts(lasting_name(name), request, model, heads, causal=causal)
     state.head_is_new = request.pooling != "cls" or _is_new(loaded, head_layer_name(model))
+    _lay_out(model, shares, device_map)
+    return model, tokenizer
+
+
+def _lay_out(model: Any, shares: Shares | None, device_map: DeviceMap | None) -> None:
+    """Finish a model that several devices hold."""
+    if device_map is not None:
+        spread_over_gpus(model)
     if shares is not None:
         ask_all(model)
         shares.reset()
         trim_heap()
-    return model, tokenizer
 
 
 def _join(shard: bool | None, quantize: Quantize | None, *, pretrained: bool) -> Shares | None:

@@ -91,6 +91,11 @@ def attach_lora(
             f"method={method!r} on a base in shares: it starts from whole weights, and no process "
             "holds them; use 'lora' or 'rslora'."
         )
+    if method == "adalora" and state_of(model).devices is not None:
+        raise ValueError(
+            "method='adalora' on a base that is spread over GPUs: it compares the matrices of all "
+            "layers, which must be on one; use 'lora' or 'rslora'."
+        )
     names = target_modules(model, targets, layers)
     target_layers = [model.get_submodule(name) for name in names]
     label_layer = label_layer_name(model, task, method)

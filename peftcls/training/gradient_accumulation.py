@@ -351,7 +351,7 @@ class GradientAccumulator:
         device = self.processes.device
         if device.type != "cuda" or not state_of(self.model).fast_paths.cuda_graphs:
             return False
-        if self.shares is not None:
+        if self.shares is not None or state_of(self.model).devices is not None:
             return False
         with self.autocast():
             casts = torch.is_autocast_enabled("cuda")

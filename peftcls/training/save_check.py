@@ -14,8 +14,9 @@ from accelerate import PartialState
 from peftcls.data.reading import Row
 from peftcls.engine.agreement import failing_together
 from peftcls.engine.allocator import trim_heap
+from peftcls.engine.device_map import spread_layers
 from peftcls.engine.frozen_layers import without_frozen_cache
-from peftcls.engine.model_state import base_facts, state_of, use_fast_paths
+from peftcls.engine.model_state import base_facts, state_of, unwrapped, use_fast_paths
 from peftcls.inference.predictor import Predictor
 from peftcls.models.adapter_folder import Folder, load_adapter, save_adapter
 from peftcls.models.adapter_manifest import MANIFEST
@@ -66,16 +67,16 @@ def save_and_check(directory: str | Path, trained: Predictor, probe: Sequence[Ro
         probe: a few rows to answer; without any, the loaded model's answers are not compared.
 
     Raises:
-        RuntimeError: the loaded model's answers differ. The folder can no longer be loaded then.
         FloatingPointError: a trained tensor is not finite in one of the processes; nothing is
             written.
+        RuntimeError: the loaded model's answers differ. The folder can no longer be loaded then.
     """
     started = time.perf_counter()
-    folder: Folder | None = None
     with failing_together():
         _check_finite(trained.model)
     is_main_process = PartialState().is_main_process
     is_shared = state_of(trained.model).shares is not None
+    folder: Folder | None = None
     with failing_together():
         if is_main_process:
             folder = save_adapter(directory, trained.model, trained.task, trained.tokenizer)
@@ -183,7 +184,10 @@ def _load_beside(folder: Folder, trained: Predictor) -> Predictor:
     model.requires_grad_(False)
     share_weights(model, trained.model)
     first = next(p for p in trained.model.parameters() if p.is_floating_point())
-    if base_facts(model).quantize is None:
+    devices = state_of(trained.model).devices
+    if devices is not None:
+        spread_layers(unwrapped(model), devices, first=first.device)
+    elif base_facts(model).quantize is None:
         model.to(first.device)
     # The caller may have widened the trained model with model.double().
     if first.dtype == torch.float64:

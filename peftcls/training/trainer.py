@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from peftcls.data.reading import Row, as_dataset
 from peftcls.data.tables import Rows, RowsOrTexts, with_validation_split
 from peftcls.engine.agreement import failing_together
-from peftcls.engine.model_state import base_facts, use_fast_paths
+from peftcls.engine.model_state import base_facts, state_of, use_fast_paths
 from peftcls.errors import RunStoppedError
 from peftcls.inference.predictor import Predictor, describe_base, rows_to_answer
 from peftcls.models import adapter_methods
@@ -88,7 +88,7 @@ class Trainer:
             )
         task = task_for_model(model, task)
         self.shares = check_shares(model)
-        if base_facts(model).quantize is None:
+        if base_facts(model).quantize is None and state_of(model).devices is None:
             model.to(self.accelerator.device)
         self.model = model
         self.task = task
