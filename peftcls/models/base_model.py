@@ -24,6 +24,7 @@ from peftcls.engine.sharding import (
     Shares,
     join_machine,
     launcher_asks_for_shares,
+    loading_in_every_process,
     own_parts,
     reading_shares,
 )
@@ -117,8 +118,9 @@ def load_base(
         pretrained: False draws random weights in the same shape from the seed, as a control of what
             pretraining gave; the folder then holds the seed, and is loaded by drawing them again.
         shard: hold the frozen weights in shares, one in each process of this machine, for a base
-            that does not fit on one GPU. With one process it is loaded as always. Unless given,
-            where the launcher asks for FSDP 2.
+            that does not fit on one GPU. With one process it is loaded as always. A base in 4
+            bits is loaded whole, on the CPU, and divided when its adapter is attached. Unless
+            given, where the launcher asks for FSDP 2.
         device_map: "auto" spreads the layers over the GPUs of one process, which compute one after
             the other. With one GPU, or none, the base is loaded as always.
 
@@ -242,7 +244,8 @@ def _lay_out(model: Any, shares: Shares | None, device_map: DeviceMap | None) ->
     """Finish a model that several devices hold."""
     if device_map is not None:
         spread_over_gpus(model)
-    if shares is not None:
+    # A base in 4 bits is divided when its adapter is there.
+    if shares is not None and shares.roots:
         ask_all(model)
         shares.reset()
         trim_heap()
@@ -254,10 +257,11 @@ def _join(shard: bool | None, quantize: Quantize | None, *, pretrained: bool) ->
         shard = launcher_asks_for_shares()
     if not shard:
         return None
-    if quantize:
+    if quantize == "8bit":
         raise ValueError(
-            f"quantize={quantize!r} with shard=True: weights in 8 or 4 bits are not held in "
-            "shares; choose one of the two."
+            "quantize='8bit' with shard=True: bitsandbytes keeps the scales of 8-bit weights with "
+            "the whole weights, which no process holds then; use quantize='4bit', or leave one of "
+            "the two out."
         )
     if not pretrained:
         raise ValueError(
@@ -335,11 +339,19 @@ def _load_weights(request: _Request, *, in_full: list[str]) -> _Loaded:
     }
     if request.quantize:
         arguments["quantization_config"] = quantization_config_for(
-            task, request.config, request.quantize, request.dtype, in_full
+            task,
+            request.config,
+            request.quantize,
+            request.dtype,
+            in_full,
+            in_shares=request.shares is not None,
         )
-        arguments["device_map"] = {"": own_device()}
+        # What will be held in shares waits for its adapter where there is room.
+        arguments["device_map"] = {"": own_device() if request.shares is None else "cpu"}
     with contextlib.ExitStack() as stack:
-        if request.shares is not None:
+        if request.shares is not None and request.quantize:
+            stack.enter_context(loading_in_every_process())
+        elif request.shares is not None:
             arguments |= stack.enter_context(reading_shares(request.shares, task.new_head))
         model, report = _read_weights(request, arguments)
     state_of(model).shares = request.shares

@@ -18,7 +18,7 @@ from peftcls.inference.predictor import Predictor
 
 CPU = torch.device("cpu")
 FIRST, SECOND, THIRD = (torch.device("cuda", number) for number in range(3))
-KINDS = ("bert-labels", "bert-spans", "llama-labels", "gpt2-asked", "llama-asked")
+KINDS = ("bert-labels", "bert-spans", "llama-labels", "gpt2-asked")
 
 
 def spread(model):
@@ -46,8 +46,6 @@ def made(request, text_rows):
             model, tokenizer = peftcls.load_base(base, task, dtype=torch.float32)
             if is_spread:
                 spread(model)
-            if settings.get("part"):
-                return peftcls.train_only(model, task, settings["part"]), tokenizer
             model = peftcls.attach_lora(model, task, rank=4, **settings)
             with torch.no_grad():
                 for number, (name, parameter) in enumerate(model.named_parameters()):
@@ -88,10 +86,9 @@ def test_loss_gradients_and_answers_are_those_of_a_whole_base(kind, made):
     [
         ("bert-labels", {}),
         ("bert-labels", {"layers": [-1]}),
-        ("bert-labels", {"part": "head"}),
         ("llama-asked", {"targets": "all-linear"}),
     ],
-    ids=["all layers", "top layer, frozen cache", "head, frozen cache", "labels of a prompt"],
+    ids=["all layers", "top layer, frozen cache", "labels of a prompt"],
 )
 def test_a_spread_base_trains_saves_and_loads_as_a_whole_one(kind, settings, made, tmp_path):
     task, rows, load = made(kind)
