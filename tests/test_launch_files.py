@@ -19,6 +19,7 @@ CONFIGURATIONS = sorted(LAUNCH.glob("*.yaml"))
 SLURM = LAUNCH / "slurm.sh"
 PLACES = {
     "fsdp2": ("FSDP", 1, 8),
+    "fsdp2_4bit": ("FSDP", 1, 8),
     "one_gpu": ("NO", 1, 1),
     "several_gpus": ("MULTI_GPU", 1, 2),
     "shares": ("MULTI_GPU", 1, 8),
@@ -36,17 +37,18 @@ def test_accelerate_reads_a_configuration(path):
     found = (config.distributed_type, config.num_machines, config.num_processes)
     assert found == PLACES[path.stem]
     assert config.mixed_precision == "bf16"
-    is_fsdp = path.stem == "fsdp2"
+    is_fsdp = path.stem in ("fsdp2", "fsdp2_4bit")
     assert bool(config.fsdp_config) == is_fsdp
     arguments = ["--config_file", str(path), "--machine_rank", "0", "train.py"]
     args, _, _ = _validate_launch_command(launch_command_parser().parse_args(arguments))
     assert args.num_processes == PLACES[path.stem][2]
-    assert args.multi_gpu == (path.stem not in ("one_gpu", "fsdp2"))
+    assert args.multi_gpu == (path.stem != "one_gpu" and not is_fsdp)
     assert args.use_fsdp == is_fsdp
 
 
-def test_fsdp_of_the_launcher_turns_shares_on(monkeypatch):
-    path = str(LAUNCH / "fsdp2.yaml")
+@pytest.mark.parametrize("name", ["fsdp2", "fsdp2_4bit"])
+def test_fsdp_of_the_launcher_turns_shares_on(name, monkeypatch):
+    path = str(LAUNCH / f"{name}.yaml")
     arguments = launch_command_parser().parse_args(["--config_file", path, "train.py"])
     args, _, _ = _validate_launch_command(arguments)
     for name, value in prepare_multi_gpu_env(args).items():

@@ -3,4 +3,5 @@
 from typing import Literal
 
 Quantize = Literal["8bit", "4bit"]
+DeviceMap = Literal["auto"]
 Pooling = Literal["cls", "first", "last", "mean", "compare"]

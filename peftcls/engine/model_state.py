@@ -70,6 +70,7 @@ class ModelState:
         frozen_cache: the states that left its frozen layers; None where none are cached.
         fills_frozen_cache: a frozen-layer cache is being filled, so nothing else may be shared
             between sequences.
+        devices: of its layers in order, where they are spread over GPUs; None where they are not.
         shares: the processes that hold the base together; None where each holds the whole.
         prefix: what all rows of the present step begin with; None where nothing is shared.
         layers: of its backbone, in order; None before they were looked for.
@@ -89,6 +90,7 @@ class ModelState:
     capabilities: Capabilities = dataclasses.field(default_factory=Capabilities)
     frozen_cache: FrozenLayerCache | None = None
     fills_frozen_cache: bool = False
+    devices: tuple[torch.device, ...] | None = None
     shares: Shares | None = None
     prefix: SharedPrefix | None = None
     layers: torch.nn.ModuleList | None = dataclasses.field(default=None, repr=False)

@@ -211,7 +211,7 @@ def reading_shares(shares: Shares, new_heads: bool) -> Iterator[dict[str, Any]]:
     try:
         copies = PartialState().num_processes // shares.size
         config = DistributedConfig(fsdp_size=shares.size, dp_replicate_size=copies)
-        with _without_loading_on_the_first_process_only():
+        with loading_in_every_process():
             yield {"distributed_config": config}
     finally:
         if inherited:
@@ -221,7 +221,7 @@ def reading_shares(shares: Shares, new_heads: bool) -> Iterator[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _without_loading_on_the_first_process_only() -> Iterator[None]:
+def loading_in_every_process() -> Iterator[None]:
     """Keep transformers from leaving weights without values in all processes but the first."""
     name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
     former = os.environ.get(name)
@@ -242,9 +242,10 @@ def shard_layers(model: Any, shares: Shares, whole: Sequence[torch.nn.Module]) -
     the backbone.
 
     Args:
-        model: a transformers model, with or without weights yet.
+        model: a transformers model, with or without weights yet. What is trained of it already
+            stays whole in every process.
         shares: the processes.
-        whole: modules that stay whole in every process, since they will be trained.
+        whole: modules that stay whole too, since they will be trained, or share a matrix.
 
     Raises:
         ValueError: the model has no list of layers, or is an encoder with a decoder.
@@ -257,7 +258,10 @@ def shard_layers(model: Any, shares: Shares, whole: Sequence[torch.nn.Module]) -
             "leave shard out."
         )
     output = model.get_output_embeddings()
+    # Of a layer with an adapter, the part that is frozen.
+    output = getattr(output, "base_layer", output)
     ignored = {parameter for module in whole for parameter in module.parameters()}
+    ignored |= {parameter for parameter in model.parameters() if parameter.requires_grad}
     shard = functools.partial(fully_shard, mesh=shares.mesh, reshard_after_forward=True)
     embeddings = backbone.get_input_embeddings()
     for module in (*layers, embeddings):

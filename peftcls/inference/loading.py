@@ -9,7 +9,7 @@ import torch
 
 from peftcls.argument_checks import check_argument_types
 from peftcls.engine.fast_paths import FastPaths
-from peftcls.engine.model_choices import Quantize
+from peftcls.engine.model_choices import DeviceMap, Quantize
 from peftcls.engine.model_state import use_fast_paths
 from peftcls.inference.multi_loading import load_on_one_base, move_to_device
 from peftcls.inference.multi_predictor import ManyPredictor
@@ -29,6 +29,7 @@ def load_predictor(  # type: ignore[overload-overlap]
     tasks: Sequence[type[Task]] = (),
     fast_paths: FastPaths | None = None,
     shard: bool | None = None,
+    device_map: DeviceMap | None = None,
 ) -> Predictor: ...
 
 
@@ -53,6 +54,7 @@ def load_predictor(
     tasks: Sequence[type[Task]] = (),
     fast_paths: FastPaths | None = None,
     shard: bool | None = None,
+    device_map: DeviceMap | None = None,
 ) -> Predictor | ManyPredictor:
     """Load an adapter folder for prediction; only the folder and its base model are needed.
 
@@ -66,11 +68,12 @@ def load_predictor(
         fast_paths: which fast paths may be used; all of them unless given.
         shard: hold the base in shares, one in each process of this machine, as `load_base` does.
             Every process then has to answer the same rows, and gets all answers.
+        device_map: "auto" spreads the base over the GPUs of this process, as `load_base` does.
 
     Raises:
         ValueError: an argument has a wrong type, the folder is incomplete or damaged, or the base
             is not the one it was trained on; of several folders, two cannot share a base, or have
-            the same name; several folders, or a device, are given with shard.
+            the same name; several folders, or a device, are given with shard or device_map.
     """
     check_argument_types({"directory": directory, "base": base}, load_predictor)
     load: functools.partial[Any] = functools.partial(
@@ -82,7 +85,12 @@ def load_predictor(
         tasks=tasks,
         fast_paths=fast_paths,
         shard=shard,
+        device_map=device_map,
     )
+    if device_map is not None and (device is not None or not isinstance(directory, str | Path)):
+        raise ValueError(
+            f"device_map={device_map!r} takes one folder, and no device: it uses all GPUs."
+        )
     if shard and (device is not None or not isinstance(directory, str | Path)):
         raise ValueError(
             "shard=True takes one folder, and no device: each process holds a share of the base on "
@@ -99,7 +107,7 @@ def load_predictor(
             load=load,
         )
     model, task, tokenizer = load_adapter(
-        directory, base=base, quantize=quantize, tasks=tasks, shard=shard
+        directory, base=base, quantize=quantize, tasks=tasks, shard=shard, device_map=device_map
     )
     model.requires_grad_(False)
     move_to_device(model, device)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from peftcls.engine.model_choices import Quantize
-from peftcls.engine.model_state import base_facts
+from peftcls.engine.model_state import base_facts, state_of
 from peftcls.inference.multi_adapter_layers import (
     RoutedHead,
     RoutedLinear,
@@ -112,7 +112,7 @@ def _can_share(folder: Folder) -> bool:
 
 
 def move_to_device(model: torch.nn.Module, device: str | torch.device | None) -> None:
-    """Move a model to a device; a quantized one stays where it is.
+    """Move a model to a device; one that is quantized, or spread over several, stays where it is.
 
     Args:
         model: to move.
@@ -130,7 +130,7 @@ def move_to_device(model: torch.nn.Module, device: str | torch.device | None) ->
         raise ValueError(
             f"device={device!r}: there is no such device here; expected one of {there}."
         ) from None
-    if base_facts(model).quantize is None:
+    if base_facts(model).quantize is None and state_of(model).devices is None:
         model.to(chosen)
 
 

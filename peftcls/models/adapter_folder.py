@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from peftcls.engine.fast_paths import FastPaths
-from peftcls.engine.model_choices import Quantize
+from peftcls.engine.model_choices import DeviceMap, Quantize
 from peftcls.engine.model_state import BaseFacts, base_facts, state_of
 from peftcls.models.adapter_manifest import (
     FORMAT,
@@ -161,6 +161,7 @@ def load_adapter(
     grow: Callable[[Task], Task] | None = None,
     tasks: Sequence[type[Task]] = (),
     shard: bool | None = None,
+    device_map: DeviceMap | None = None,
 ) -> tuple[torch.nn.Module, Task, PreTrainedTokenizerBase]:
     """Load the base that a folder names and put the folder's weights on it, ready to be trained.
 
@@ -171,6 +172,7 @@ def load_adapter(
         grow: makes the folder's task able to learn other rows as well; the head then grows.
         tasks: your own task classes, beside the four built-in ones.
         shard: hold the base in shares, as `load_base` does.
+        device_map: spread the base over GPUs, as `load_base` does.
 
     Raises:
         ValueError: the folder is incomplete or damaged, its task is not known, or the base is
@@ -178,7 +180,9 @@ def load_adapter(
     """
     folder = source if isinstance(source, Folder) else open_folder(source, tasks=tasks)
     task = folder.task if grow is None else grow(folder.task)
-    model, tokenizer = load_own_base(folder, task, base=base, quantize=quantize, shard=shard)
+    model, tokenizer = load_own_base(
+        folder, task, base=base, quantize=quantize, shard=shard, device_map=device_map
+    )
     known_labels = len(folder.task.labels or ())
     loaded = load_weights(model, folder.directory, known_labels=known_labels)
     continued_from = {
@@ -230,6 +234,7 @@ def load_own_base(
     base: str | Path | None = None,
     quantize: Quantize | Literal["none"] | None = None,
     shard: bool | None = None,
+    device_map: DeviceMap | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the base that a folder names, with a head for `task`, and the folder's tokenizer.
 
@@ -246,6 +251,7 @@ def load_own_base(
             quantize=None if precision == "none" else precision,
             dtype=folder.dtype,
             shard=shard,
+            device_map=device_map,
         )
     except ValueError as error:
         moved = "" if base else " If the base has moved, say where it is: base=... (--base MODEL)."

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from peftcls.engine.model_state import base_facts, unwrapped
 from peftcls.models.folder_safety import ADAPTER_WEIGHTS, PART_WEIGHTS, check_finite
+from peftcls.models.late_shares import share_when_adapted
 from peftcls.models.lora_injection import set_head_dropout, wrap_adapter
 from peftcls.models.mixed_precision import widen_trained
 from peftcls.models.peft_library import (
@@ -74,6 +75,7 @@ def _load_part_weights(model: Any, directory: Path, known_labels: int) -> torch.
     widen_trained(model)
     for name, tensor in tensors.items():
         expected[name].data = tensor.to(expected[name].device)
+    share_when_adapted(model)
     return model
 
 

@@ -12,16 +12,19 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from peftcls.argument_checks import check_argument_types
 from peftcls.argument_names import names_arguments
+from peftcls.engine.agreement import failing_together
 from peftcls.engine.allocator import trim_heap
+from peftcls.engine.device_map import check_device_map, spread_over_gpus
 from peftcls.engine.head_inputs import head_layer_name
 from peftcls.engine.kernels import choose_kernels, fast_dtype
-from peftcls.engine.model_choices import Quantize
+from peftcls.engine.model_choices import DeviceMap, Quantize
 from peftcls.engine.model_state import BaseFacts, state_of
 from peftcls.engine.probes import ask_all
 from peftcls.engine.sharding import (
     Shares,
     join_machine,
     launcher_asks_for_shares,
+    loading_in_every_process,
     own_parts,
     reading_shares,
 )
@@ -96,6 +99,7 @@ def load_base(
     seed: int = 0,
     pretrained: bool = True,
     shard: bool | None = None,
+    device_map: DeviceMap | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a pretrained model, with the head that the task needs, and its tokenizer.
 
@@ -114,12 +118,15 @@ def load_base(
         pretrained: False draws random weights in the same shape from the seed, as a control of what
             pretraining gave; the folder then holds the seed, and is loaded by drawing them again.
         shard: hold the frozen weights in shares, one in each process of this machine, for a base
-            that does not fit on one GPU. With one process it is loaded as always. Unless given,
-            where the launcher asks for FSDP 2.
+            that does not fit on one GPU. With one process it is loaded as always. A base in 4
+            bits is loaded whole, on the CPU, and divided when its adapter is attached. Unless
+            given, where the launcher asks for FSDP 2.
+        device_map: "auto" spreads the layers over the GPUs of one process, which compute one after
+            the other. With one GPU, or none, the base is loaded as always.
 
     Raises:
         ValueError: the model does not exist, is damaged or has no safetensors, or cannot do the
-            task, or cannot be held in shares.
+            task, or cannot be held in shares or be spread over the GPUs.
     """
     check_argument_types({"name": name, "revision": revision, "seed": seed}, load_base)
     if not isinstance(task, Task):
@@ -133,6 +140,7 @@ def load_base(
         seed=seed,
         pretrained=pretrained,
         shard=shard,
+        device_map=device_map,
     )
 
 
@@ -144,6 +152,7 @@ def load_same_base(
     quantize: Quantize | None,
     dtype: torch.dtype,
     shard: bool | None = None,
+    device_map: DeviceMap | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the base that an adapter was trained on, with a head of the same kind.
 
@@ -154,6 +163,7 @@ def load_same_base(
         quantize: as for `load_base`, whatever it was at training.
         dtype: as for `load_base`.
         shard: as for `load_base`.
+        device_map: as for `load_base`.
 
     Raises:
         ValueError: as `load_base`.
@@ -167,6 +177,7 @@ def load_same_base(
         seed=facts.random_seed or 0,
         pretrained=facts.random_seed is None,
         shard=shard,
+        device_map=device_map,
         pooling=as_encoder_pooling(facts.pooling),
     )
 
@@ -181,6 +192,7 @@ def _load(
     seed: int,
     pretrained: bool,
     shard: bool | None,
+    device_map: DeviceMap | None,
     pooling: EncoderPooling | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a base; what an encoder's head reads, task and folder say unless given."""
@@ -200,6 +212,7 @@ def _load(
             f"quantize={quantize!r} with pretrained=False: random weights are a control, in full "
             "precision."
         )
+    check_device_map(device_map, quantize=quantize, shard=shard)
     shares = _join(shard, quantize, pretrained=pretrained)
     request = _Request(
         source, task, config, quantize, dtype, revision, seed, pretrained, pooling, shares
@@ -223,11 +236,19 @@ def _load(
     state.task_type = task.peft_type
     state.base = _collect_facts(lasting_name(name), request, model, heads, causal=causal)
     state.head_is_new = request.pooling != "cls" or _is_new(loaded, head_layer_name(model))
-    if shares is not None:
+    _lay_out(model, shares, device_map)
+    return model, tokenizer
+
+
+def _lay_out(model: Any, shares: Shares | None, device_map: DeviceMap | None) -> None:
+    """Finish a model that several devices hold."""
+    if device_map is not None:
+        spread_over_gpus(model)
+    # A base in 4 bits is divided when its adapter is there.
+    if shares is not None and shares.roots:
         ask_all(model)
         shares.reset()
         trim_heap()
-    return model, tokenizer
 
 
 def _join(shard: bool | None, quantize: Quantize | None, *, pretrained: bool) -> Shares | None:
@@ -236,10 +257,11 @@ def _join(shard: bool | None, quantize: Quantize | None, *, pretrained: bool) ->
         shard = launcher_asks_for_shares()
     if not shard:
         return None
-    if quantize:
+    if quantize == "8bit":
         raise ValueError(
-            f"quantize={quantize!r} with shard=True: weights in 8 or 4 bits are not held in "
-            "shares; choose one of the two."
+            "quantize='8bit' with shard=True: bitsandbytes keeps the scales of 8-bit weights with "
+            "the whole weights, which no process holds then; use quantize='4bit', or leave one of "
+            "the two out."
         )
     if not pretrained:
         raise ValueError(
@@ -317,11 +339,19 @@ def _load_weights(request: _Request, *, in_full: list[str]) -> _Loaded:
     }
     if request.quantize:
         arguments["quantization_config"] = quantization_config_for(
-            task, request.config, request.quantize, request.dtype, in_full
+            task,
+            request.config,
+            request.quantize,
+            request.dtype,
+            in_full,
+            in_shares=request.shares is not None,
         )
-        arguments["device_map"] = {"": own_device()}
+        # What will be held in shares waits for its adapter where there is room.
+        arguments["device_map"] = {"": own_device() if request.shares is None else "cpu"}
     with contextlib.ExitStack() as stack:
-        if request.shares is not None:
+        if request.shares is not None and request.quantize:
+            stack.enter_context(loading_in_every_process())
+        elif request.shares is not None:
             arguments |= stack.enter_context(reading_shares(request.shares, task.new_head))
         model, report = _read_weights(request, arguments)
     state_of(model).shares = request.shares
@@ -373,7 +403,9 @@ def _freeze(request: _Request, model: Any) -> None:
         drop_cast_warnings()
     model.requires_grad_(False).eval()
     choose_kernels(model)
-    check_finite(request.source, own_parts(model.named_parameters()))
+    # The processes that hold a base in shares see a part of its values each.
+    with contextlib.nullcontext() if request.shares is None else failing_together():
+        check_finite(request.source, own_parts(model.named_parameters()))
     for module in model.modules():
         # bitsandbytes would repack 4-bit weights on some CPUs, in a layout without a gradient.
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -14,6 +14,7 @@ from peftcls.engine.model_state import base_facts, state_of, unwrapped
 from peftcls.models.adapter_methods import Method, method_config
 from peftcls.models.fused_lora import fuse_lora_layers
 from peftcls.models.label_layer import label_layer_name
+from peftcls.models.late_shares import share_when_adapted
 from peftcls.models.mixed_precision import keep_in_float32
 from peftcls.models.peft_library import PeftConfig, PeftModel, get_peft_model
 from peftcls.models.target_modules import target_modules
@@ -91,6 +92,11 @@ def attach_lora(
             f"method={method!r} on a base in shares: it starts from whole weights, and no process "
             "holds them; use 'lora' or 'rslora'."
         )
+    if method == "adalora" and state_of(model).devices is not None:
+        raise ValueError(
+            "method='adalora' on a base that is spread over GPUs: it compares the matrices of all "
+            "layers, which must be on one; use 'lora' or 'rslora'."
+        )
     names = target_modules(model, targets, layers)
     target_layers = [model.get_submodule(name) for name in names]
     label_layer = label_layer_name(model, task, method)
@@ -147,4 +153,5 @@ def wrap_adapter(model: Any, config: PeftConfig) -> PeftModel:
     fuse_lora_layers(wrapped)
     for head in base_facts(wrapped).heads:
         keep_in_float32(unwrapped(wrapped).get_submodule(head))
+    share_when_adapted(wrapped)
     return wrapped.eval()

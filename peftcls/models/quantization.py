@@ -21,9 +21,19 @@ def own_device() -> int | str:
 
 
 def quantization_config_for(
-    task: Task, config: Any, quantize: Quantize, dtype: torch.dtype, in_full: list[str]
+    task: Task,
+    config: Any,
+    quantize: Quantize,
+    dtype: torch.dtype,
+    in_full: list[str],
+    *,
+    in_shares: bool,
 ) -> BitsAndBytesConfig:
-    """Settings of bitsandbytes that quantize everything but the head and the modules `in_full`."""
+    """Settings of bitsandbytes that quantize everything but the head and the modules `in_full`.
+
+    Shares of 4-bit weights are stored as bytes: read as floating point some of them are nan, and a
+    device may make one nan of all.
+    """
     # the structure only, without weights
     with torch.device("meta"):
         skeleton = task.auto_model.from_config(config)
@@ -39,7 +49,7 @@ def quantization_config_for(
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        bnb_4bit_quant_storage=dtype,
+        bnb_4bit_quant_storage=torch.uint8 if in_shares else dtype,
     )
 
 

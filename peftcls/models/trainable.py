@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from peftcls.engine.model_state import base_facts, state_of, unwrapped
+from peftcls.models.late_shares import share_when_adapted
 from peftcls.models.mixed_precision import _is_trained, widen_trained
 from peftcls.models.peft_library import BaseTunerLayer, PeftModel
 from peftcls.models.weight_sharing import own_weights
@@ -34,6 +35,7 @@ def train_only(model: PreTrainedModel, task: Task, part: Part) -> PreTrainedMode
     for module in trained:
         module.requires_grad_(True)
     widen_trained(model)
+    share_when_adapted(model)
     return model
 
 

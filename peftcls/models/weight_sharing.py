@@ -34,6 +34,11 @@ def share_base(model: PreTrainedModel) -> PreTrainedModel:
             "share_base got a base in shares, expected a whole one: shares cannot be copied. Train "
             "one model after the other."
         )
+    if state_of(model).devices is not None:
+        raise ValueError(
+            "share_base got a base that is spread over GPUs, expected one on a single device. "
+            "Train one model after the other."
+        )
     state_of(model).shares_base = True
     return copy.deepcopy(model, _not_copied(model))
 

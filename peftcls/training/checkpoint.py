@@ -158,7 +158,7 @@ def write_checkpoint(
             checkpoints written before are still whole.
     """
     tensors = _collect_tensors(parameters, optimizer, method, {"best": best, "start": start})
-    _check_finite(tensors, progress.step)
+    check_tensors(tensors, progress.step)
     checkpoint = folder / f"{PREFIX}{progress.step:08d}"
     # A whole checkpoint of the same step holds the same: a run is a function of its start.
     if checkpoint.exists() and find_damage(checkpoint) is None:
@@ -202,13 +202,23 @@ def _collect_tensors(
     return tensors
 
 
-def _check_finite(tensors: Tensors, step: int) -> None:
+def check_tensors(tensors: Mapping[str, torch.Tensor], step: int, where: str = "") -> None:
+    """Check that what a checkpoint would hold is finite.
+
+    Args:
+        tensors: by name.
+        step: after which the checkpoint would be.
+        where: which process has them, for the message (" in process 1").
+
+    Raises:
+        RunStoppedError: a tensor is not.
+    """
     for name, tensor in tensors.items():
-        if not all_finite(tensor):
+        if not all_finite(tensor.detach()):
             raise RunStoppedError(
-                f"the tensor {name} is not finite after step {step}, so no checkpoint of it is "
-                "written; the checkpoints before it are whole. Start again with a lower learning "
-                "rate."
+                f"the tensor {name} is not finite{where} after step {step}, so no checkpoint of "
+                "it is written; the checkpoints before it are whole. Start again with a lower "
+                "learning rate."
             )
 
 

@@ -22,7 +22,7 @@ from peftcls.data.reading import (
     without_progress_bars,
 )
 from peftcls.data.tables import Rows
-from peftcls.engine.model_choices import Quantize
+from peftcls.engine.model_choices import DeviceMap, Quantize
 from peftcls.metrics import is_lower_better
 from peftcls.models.adapter_folder import load_adapter
 from peftcls.tasks.base import Task
@@ -41,6 +41,7 @@ def learn_on(
     quantize: Quantize | None = None,
     tasks: Sequence[type[Task]] = (),
     shard: bool | None = None,
+    device_map: DeviceMap | None = None,
 ) -> tuple[torch.nn.Module, Task, PreTrainedTokenizerBase]:
     """Load a saved folder as the start of a new run (continual training).
 
@@ -61,6 +62,7 @@ def learn_on(
         quantize: as in the first training unless given.
         tasks: your own task classes, beside the four built-in ones.
         shard: hold the base in shares, as `load_base` does.
+        device_map: spread the base over GPUs, as `load_base` does.
 
     Raises:
         ValueError: the folder is incomplete or damaged, or the base is not the one it was trained
@@ -74,7 +76,13 @@ def learn_on(
         return task.extended(table)
 
     return load_adapter(
-        directory, base=base, quantize=quantize, grow=add_labels, tasks=tasks, shard=shard
+        directory,
+        base=base,
+        quantize=quantize,
+        grow=add_labels,
+        tasks=tasks,
+        shard=shard,
+        device_map=device_map,
     )
 
 

@@ -19,9 +19,9 @@ from peftcls.models.trainable import copy_tensors, put_tensors, trained_paramete
 from peftcls.tasks.answers import Answer
 from peftcls.tasks.base import Task
 from peftcls.tasks.grouping import spread_groups
-from peftcls.tasks.own_metrics import score_answers
 from peftcls.tasks.splitting import row_groups, stratum_of_rows
 from peftcls.training.config import TrainConfig
+from peftcls.training.distributed_prediction import score_gathered
 from peftcls.training.frozen_tables import caching_tables
 from peftcls.training.prepare import log_warnings, prepare
 from peftcls.training.trainer import Trainer
@@ -147,14 +147,14 @@ def cross_validate(
                 held_rows = table.select(held)
                 fold_answers = trainer.predict(held_rows)
                 answers |= zip(held, fold_answers, strict=True)
-                fold_scores.append(score_answers(task, fold_answers, held_rows, metrics))
+                fold_scores.append(score_gathered(task, fold_answers, held_rows, metrics))
     finally:
         put_tensors(parameters, start)
     ordered = [answers[i] for i in range(len(table))]
     return CrossValidation(
         answers=ordered,
         fold_of=_fold_of(held_out),
-        scores=score_answers(task, ordered, table, metrics),
+        scores=score_gathered(task, ordered, table, metrics),
         fold_scores=fold_scores,
         doubts=_doubts(task, ordered, table),
     )

@@ -1,7 +1,7 @@
 """Predict on all processes of a training run: each answers its share of the rows, all get all."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import datasets
 from accelerate import PartialState
@@ -9,6 +9,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from peftcls.data.reading import Row
 from peftcls.engine import lost_processes
+from peftcls.engine.agreement import failing_together, raise_together
 from peftcls.engine.lost_processes import PATIENT_SECONDS
 from peftcls.engine.model_state import state_of
 from peftcls.inference.predictor import CHUNK_ROWS, Predictor
@@ -26,22 +27,27 @@ def predict_rows(predictor: Predictor, rows: datasets.Dataset) -> list[Answer]:
     """
     if PartialState().num_processes == 1:
         return predictor.predict(rows)
-    started = time.perf_counter()
     check_rows(predictor.task, rows, with_target=False)
     share = _share(predictor, len(rows))
-    answers = predictor.predict(rows.select(share)) if share else []
-    return _gather(share, answers, len(rows), time.perf_counter() - started)
+
+    def answer() -> list[Answer]:
+        return predictor.predict(rows.select(share)) if share else []
+
+    return _answer_together(predictor, answer, share, len(rows))
 
 
 def predict_encoded(predictor: Predictor, inputs: EncodedTable) -> list[Answer]:
     """Answer rows that were checked and encoded without targets, in the rows' order."""
-    started = time.perf_counter()
     count = len(inputs.lengths)
     share = _share(predictor, count)
-    answers: list[Answer] = []
-    for start in range(0, len(share), CHUNK_ROWS):
-        answers += predictor.answer(inputs.take(share[start : start + CHUNK_ROWS]))
-    return _gather(share, answers, count, time.perf_counter() - started)
+
+    def answer() -> list[Answer]:
+        answers: list[Answer] = []
+        for start in range(0, len(share), CHUNK_ROWS):
+            answers += predictor.answer(inputs.take(share[start : start + CHUNK_ROWS]))
+        return answers
+
+    return _answer_together(predictor, answer, share, count)
 
 
 def score_gathered(
@@ -50,9 +56,10 @@ def score_gathered(
     """Scores of answers that all processes have, the same in each of them.
 
     A metric of the user's may draw random numbers. The main process's scores count then, or one
-    process could stop while others go on.
+    process could stop while others go on. Where it fails in one process, it fails in all.
     """
-    scores = score_answers(task, answers, rows, metrics)
+    with failing_together():
+        scores = score_answers(task, answers, rows, metrics)
     shared = [scores]
     broadcast_object_list(shared)
     return shared[0]
@@ -70,18 +77,36 @@ def _share(predictor: Predictor, rows: int) -> list[int]:
     return share
 
 
-def _gather(share: list[int], answers: Sequence[Answer], rows: int, seconds: float) -> list[Answer]:
-    """Collect the answers of all processes.
+def _answer_together(
+    predictor: Predictor, answer: Callable[[], list[Answer]], share: list[int], rows: int
+) -> list[Answer]:
+    """Answer the rows of this process, and collect the answers of all processes.
 
     Args:
-        share: the rows that this process has answered.
-        answers: to these rows.
+        predictor: that answers.
+        answer: gives the answers to the share.
+        share: the rows of this process.
         rows: of all processes.
-        seconds: that this process took.
+
+    Raises:
+        Exception: that of the task, in all processes, where it cannot decode some answers.
     """
-    # A process without rows does not know how long the others take.
-    limit = lost_processes.stall_limit_seconds(seconds) if share else PATIENT_SECONDS
-    pairs = list(zip(share, answers, strict=True))
+    started = time.perf_counter()
+    answers: list[Answer] = []
+    met: Exception | None = None
+    try:
+        answers = answer()
+    except Exception as error:
+        # Those that hold a base in shares with this process are waiting for a layer of it.
+        if state_of(predictor.model).shares is not None:
+            raise
+        met = error
+    # A process without answers does not know how long the others take.
+    limit = PATIENT_SECONDS
+    if answers:
+        limit = lost_processes.stall_limit_seconds(time.perf_counter() - started)
     with lost_processes.watchdog(limit, PartialState().process_index, "an evaluation"):
+        raise_together(met)
+        pairs = list(zip(share, answers, strict=True))
         all_answers: dict[int, Answer] = dict(gather_object(pairs))
     return [all_answers[i] for i in range(rows)]

@@ -18,6 +18,7 @@ from accelerate.utils import gather_object, reduce
 from transformers import PreTrainedTokenizerBase
 
 from peftcls.engine import lost_processes
+from peftcls.engine.agreement import raise_together
 from peftcls.engine.batch import Batch
 from peftcls.engine.batching import MicroBatch, micro_batches
 from peftcls.engine.cuda_graphs import MAX_CAPTURED_PARAM_TOKENS, WEIGHT, CudaGraphRunner
@@ -121,13 +122,14 @@ class GradientAccumulator:
 
         Raises:
             RunStoppedError: there is not enough memory for one row.
+            Exception: that of the task, in all processes, where it cannot compute some rows.
         """
         started = time.perf_counter()
         share = self._share(table, indices, step)
         while True:
             tokens = self.max_tokens(table.lengths)
             with self._watching_others(step):
-                own_status = self._accumulate_share(share, tokens)
+                own_status, error = self._try_share(share, tokens)
             own_status = dataclasses.replace(
                 own_status,
                 terminated=signals.number == signal.SIGTERM,
@@ -135,6 +137,9 @@ class GradientAccumulator:
             )
             sums = self.sum_over_processes(own_status.to_floats(), step)
             status = StepStatus.from_floats(sums)
+            if status.failed:
+                self.clear()
+                raise_together(error)
             if not status.out_of_memory:
                 break
             self.clear()
@@ -163,6 +168,16 @@ class GradientAccumulator:
             step_weight=float(table.weights[indices].sum()) or 1.0,
             spare=spare,
         )
+
+    def _try_share(self, share: StepShare, tokens: int) -> tuple[StepStatus, Exception | None]:
+        """What became of this process's rows, and the error that the others do not know of yet."""
+        try:
+            return self._accumulate_share(share, tokens), None
+        except Exception as error:
+            # Those that hold a base in shares with this process are waiting for a layer of it.
+            if self.shares is not None or self.processes.num_processes == 1:
+                raise
+            return StepStatus(0.0, failed=True), error
 
     def _accumulate_share(self, share: StepShare, tokens: int) -> StepStatus:
         """Add the gradient of this process's rows; none is left where memory runs out."""
@@ -336,7 +351,7 @@ class GradientAccumulator:
         device = self.processes.device
         if device.type != "cuda" or not state_of(self.model).fast_paths.cuda_graphs:
             return False
-        if self.shares is not None:
+        if self.shares is not None or state_of(self.model).devices is not None:
             return False
         with self.autocast():
             casts = torch.is_autocast_enabled("cuda")

@@ -14,6 +14,7 @@ import datasets
 import torch
 from accelerate.utils import broadcast, gather_object
 
+from peftcls.engine.agreement import failing_together
 from peftcls.engine.lost_processes import is_lost_process
 from peftcls.engine.model_state import state_of
 from peftcls.errors import RunStoppedError
@@ -85,12 +86,14 @@ class RunState:
         for sentence in damages:
             log_warning(f"{sentence}; it is skipped.")
         size = checkpoints.checkpoint_bytes(self.parameters)
-        checkpoints.check_disk_space(self.output_dir, size)
+        with failing_together():
+            checkpoints.check_disk_space(self.output_dir, size)
         for parameter in self.parameters.values():
             # Every process starts from the main process's weights.
             broadcast(parameter.data)
         if checkpoint is not None:
-            self._restore(checkpoint)
+            with failing_together():
+                self._restore(checkpoint)
         elif resume:
             log_warning(
                 f"there is no checkpoint in {self.output_dir} to resume from: this run begins with "
@@ -216,8 +219,13 @@ class RunState:
         """Write a checkpoint, and wait until all processes know whether that worked.
 
         Raises:
-            RunStoppedError: it cannot be written.
+            RunStoppedError: it cannot be written, or the weights of a process are not finite.
         """
+        where = ""
+        if self.processes.num_processes > 1:
+            where = f" in process {self.processes.process_index}"
+        with failing_together():
+            checkpoints.check_tensors(self.parameters, self.progress.step, where)
         problem = None
         try:
             self._write_own_checkpoint()

@@ -12,15 +12,19 @@ import torch
 from accelerate import PartialState
 
 from peftcls.data.reading import Row
+from peftcls.engine.agreement import failing_together
 from peftcls.engine.allocator import trim_heap
+from peftcls.engine.device_map import spread_layers
 from peftcls.engine.frozen_layers import without_frozen_cache
-from peftcls.engine.model_state import base_facts, state_of, use_fast_paths
+from peftcls.engine.model_state import base_facts, state_of, unwrapped, use_fast_paths
 from peftcls.inference.predictor import Predictor
 from peftcls.models.adapter_folder import Folder, load_adapter, save_adapter
 from peftcls.models.adapter_manifest import MANIFEST
 from peftcls.models.adapter_weights import loaded_beside, same_part
+from peftcls.models.folder_safety import all_finite
 from peftcls.models.model_card import write_card
 from peftcls.models.peft_library import PeftModel
+from peftcls.models.trainable import trained_parameters
 from peftcls.tasks.base import Answer, Task
 
 logger = logging.getLogger("peftcls")
@@ -54,7 +58,8 @@ def probe_rows(task: Task, rows: datasets.Dataset) -> list[Row]:
 def save_and_check(directory: str | Path, trained: Predictor, probe: Sequence[Row]) -> None:
     """Write the adapter folder and its model card, and check that it can be loaded.
 
-    The main process does it; all processes do where they hold the base in shares.
+    The main process does it; all processes do where they hold the base in shares. Where one of
+    them fails, all do.
 
     Args:
         directory: the adapter folder.
@@ -62,26 +67,41 @@ def save_and_check(directory: str | Path, trained: Predictor, probe: Sequence[Ro
         probe: a few rows to answer; without any, the loaded model's answers are not compared.
 
     Raises:
+        FloatingPointError: a trained tensor is not finite in one of the processes; nothing is
+            written.
         RuntimeError: the loaded model's answers differ. The folder can no longer be loaded then.
     """
-    processes = PartialState()
-    is_shared = state_of(trained.model).shares is not None
-    if not (is_shared or processes.is_main_process):
-        return
     started = time.perf_counter()
+    with failing_together():
+        _check_finite(trained.model)
+    is_main_process = PartialState().is_main_process
+    is_shared = state_of(trained.model).shares is not None
     folder: Folder | None = None
-    if processes.is_main_process:
-        folder = save_adapter(directory, trained.model, trained.task, trained.tokenizer)
+    with failing_together():
+        if is_main_process:
+            folder = save_adapter(directory, trained.model, trained.task, trained.tokenizer)
+            if not is_shared:
+                compare_reloaded(folder, trained, probe)
     if is_shared:
-        processes.wait_for_everyone()
         compare_in_shares(Path(directory), trained, probe)
-    if folder is None:
-        return
-    if not is_shared:
-        compare_reloaded(folder, trained, probe)
-    write_card(folder)
-    seconds = time.perf_counter() - started
-    logger.info("saved to %s, loaded again and compared in %.1f s", directory, seconds)
+    with failing_together():
+        if folder is not None:
+            write_card(folder)
+    if folder is not None:
+        seconds = time.perf_counter() - started
+        logger.info("saved to %s, loaded again and compared in %.1f s", directory, seconds)
+
+
+def _check_finite(model: torch.nn.Module) -> None:
+    """Raise FloatingPointError for a trained tensor that is not finite."""
+    for name, parameter in trained_parameters(model).items():
+        if not all_finite(parameter.detach()):
+            process = PartialState().process_index
+            raise FloatingPointError(
+                f"the trained tensor {name} is not finite in process {process}, so nothing is "
+                "saved; go on from the last checkpoint with resume=True, or train again with a "
+                "lower learning rate."
+            )
 
 
 def compare_reloaded(folder: Folder, trained: Predictor, probe: Sequence[Row]) -> None:
@@ -120,8 +140,9 @@ def compare_in_shares(directory: Path, trained: Predictor, probe: Sequence[Row])
     """
     model = trained.model
     if not isinstance(model, PeftModel):
-        if not same_part(model, directory):
-            _refuse(directory, "it holds other tensors than the trained model")
+        with failing_together():
+            if not same_part(model, directory):
+                _refuse(directory, "it holds other tensors than the trained model")
         return
     if not probe:
         return
@@ -130,7 +151,8 @@ def compare_in_shares(directory: Path, trained: Predictor, probe: Sequence[Row])
         expected_answers = trained.predict(rows)
         with loaded_beside(model, directory):
             found_answers = trained.predict(rows)
-    _compare(directory, expected_answers, found_answers)
+    with failing_together():
+        _compare(directory, expected_answers, found_answers)
 
 
 def _compare(directory: Path, expected: Sequence[Answer], found: Sequence[Answer]) -> None:
@@ -162,7 +184,10 @@ def _load_beside(folder: Folder, trained: Predictor) -> Predictor:
     model.requires_grad_(False)
     share_weights(model, trained.model)
     first = next(p for p in trained.model.parameters() if p.is_floating_point())
-    if base_facts(model).quantize is None:
+    devices = state_of(trained.model).devices
+    if devices is not None:
+        spread_layers(unwrapped(model), devices, first=first.device)
+    elif base_facts(model).quantize is None:
         model.to(first.device)
     # The caller may have widened the trained model with model.double().
     if first.dtype == torch.float64:
@@ -176,7 +201,8 @@ def _same_answer(expected: Answer, found: Answer) -> bool:
     differences = list(_differences(expected, found))
     if not differences:
         return expected == found
-    return not any(difference > TOLERANCE for difference in differences)
+    # Written so that a difference of nan is too large.
+    return all(difference <= TOLERANCE for difference in differences)
 
 
 def _differences(expected: Answer, found: Answer) -> Iterator[float]:

@@ -18,6 +18,7 @@ class StepStatus:
         loss: the sum of the rows' losses over the step's weight.
         out_of_memory: memory ran out; there is no gradient.
         at_one_row: memory ran out with one row at a time.
+        failed: the rows could not be computed; there is no gradient.
         terminated: SIGTERM was received.
         interrupted: SIGINT was received.
     """
@@ -25,6 +26,7 @@ class StepStatus:
     loss: float
     out_of_memory: bool = False
     at_one_row: bool = False
+    failed: bool = False
     terminated: bool = False
     interrupted: bool = False
 

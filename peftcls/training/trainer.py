@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from peftcls.data.reading import Row, as_dataset
 from peftcls.data.tables import Rows, RowsOrTexts, with_validation_split
-from peftcls.engine.model_state import base_facts, use_fast_paths
+from peftcls.engine.agreement import failing_together
+from peftcls.engine.model_state import base_facts, state_of, use_fast_paths
 from peftcls.errors import RunStoppedError
 from peftcls.inference.predictor import Predictor, describe_base, rows_to_answer
 from peftcls.models import adapter_methods
@@ -87,7 +88,7 @@ class Trainer:
             )
         task = task_for_model(model, task)
         self.shares = check_shares(model)
-        if base_facts(model).quantize is None:
+        if base_facts(model).quantize is None and state_of(model).devices is None:
             model.to(self.accelerator.device)
         self.model = model
         self.task = task
@@ -404,7 +405,8 @@ class Trainer:
         adapter_methods.end_method(self.model)
         try:
             self.save(self.output_dir)
-            checkpoints.sync_to_disk(self.output_dir)
+            with failing_together():
+                checkpoints.sync_to_disk(self.output_dir)
         except (OSError, SafetensorError) as error:
             raise RunStoppedError(
                 f"the adapter cannot be written to {self.output_dir} ({error}); the last "
@@ -483,10 +485,10 @@ class Trainer:
         """Write the adapter folder, load it onto a fresh base, and compare answers.
 
         Raises:
+            FloatingPointError: a trained tensor is not finite; nothing is written.
             RuntimeError: the loaded model's answers differ from those of the trained model.
         """
         save_and_check(directory, self._predictor(), self._probe)
-        self.accelerator.wait_for_everyone()
         return Path(directory)
 
     def close(self) -> None:

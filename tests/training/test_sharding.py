@@ -35,6 +35,7 @@ TWO = (
     "gpt2-generated-all-linear",
     "llama-labels-lora",
 )
+IN_4_BITS = ("bert-head-4bit", "llama-labels-4bit")
 THREE = ("bert-head-lora", "gpt2-generated-all-linear")
 
 
@@ -84,7 +85,7 @@ def runs(bert, gpt2, llama, rows_file, tmp_path_factory):
     """What one process has trained, and what two and three have; each in one start."""
     bases = json.dumps({"bert": bert, "gpt2": gpt2, "llama": llama})
     folders = {}
-    for processes, kinds in ((1, TWO), (2, TWO), (3, THREE)):
+    for processes, kinds in ((1, TWO), (2, (*TWO, *IN_4_BITS)), (3, THREE)):
         out = folders[processes] = tmp_path_factory.mktemp(f"on_{processes}")
         running = launch(processes, "train_in_shares.py", bases, out, rows_file, ",".join(kinds))
         code, output = ended(running)
@@ -110,6 +111,24 @@ def test_a_base_in_shares_trains_what_a_whole_one_does(processes, kind, runs):
     whole = alone["held"][0]
     assert len(shared["held"]) == processes
     assert max(shared["held"]) < whole * (1 / processes + 0.1), "each holds its share"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", IN_4_BITS)
+def test_shares_of_4_bits_train_and_answer_as_whole_4_bits_do(kind, runs):
+    folders = [f"{runs[2] / kind}-{how}" for how in ("whole", "shares")]
+    expected, tensors = (load_file(f"{folder}.safetensors") for folder in folders)
+    whole, shared = (json.loads(Path(f"{folder}.json").read_text()) for folder in folders)
+    assert expected.keys() == tensors.keys()
+    for name, tensor in expected.items():
+        assert float((tensor - tensors[name]).abs().max()) < TINY, name
+    assert (whole["shared"], shared["shared"]) == ([False, False], [True, True])
+    for answers in (shared["answers"], shared["loaded"]):
+        for one, other in zip(whole["answers"], answers, strict=True):
+            assert other == pytest.approx(one, abs=1e-5)
+    # A layer below the head is in no list of layers, and stays whole.
+    for all_bytes, held in zip(whole["held"], shared["held"], strict=True):
+        assert 0.5 * all_bytes <= held < 0.6 * all_bytes
 
 
 @pytest.mark.slow
@@ -241,7 +260,7 @@ def task(text_rows):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"quantize": "4bit"}, "weights in 8 or 4 bits are not held in shares"),
+        ({"quantize": "8bit"}, "keeps the scales of 8-bit weights with the whole weights"),
         ({"pretrained": False}, "random weights are drawn whole"),
     ],
 )

@@ -1,5 +1,8 @@
 """Started by torchrun, or alone: train several small models in float64, the base in shares or not.
 
+With the method "4bit" the base is in 4 bits, and computes in float32; each process then trains it
+whole, too.
+
 Writes what each has trained, its scores and answers, and how much of the base this process held.
 """
 
@@ -68,7 +71,44 @@ def table_of(kind):
     return list(rows)
 
 
+def train_in_4_bits(base, kind, *, shard):
+    task = task_of(kind)
+    model, tokenizer = peftcls.load_base(
+        bases[base], task, dtype=torch.float32, quantize="4bit", shard=shard
+    )
+    model = peftcls.attach_lora(model, task, rank=4)
+    # Whole 4-bit weights know how they are quantized; shares of them are stored as bytes.
+    held = sum(
+        part.nbytes
+        for _, part in own_parts(model.named_parameters())
+        if part.dtype == torch.uint8 or hasattr(part, "quant_state")
+    )
+    folder = out / f"{base}-{kind}-4bit-{'shares' if shard else 'whole'}"
+    # In shares all processes agree on a prefix; else each chooses its own, and rounds so.
+    paths = peftcls.FastPaths(prefix=False)
+    config = peftcls.TrainConfig(
+        folder, epochs=1, batch_size=5, learning_rate=1e-2, fast_paths=paths
+    )
+    trainer = peftcls.Trainer(model, task, tokenizer, config)
+    trainer.fit(rows)
+    loaded = peftcls.load_predictor(folder, shard=shard)
+    found = {
+        "answers": [answer.probabilities for answer in trainer.predict(rows)],
+        "loaded": [answer.probabilities for answer in loaded.predict(rows)],
+        "held": gather_object([held]),
+        "shared": [state_of(each).shares is not None for each in (model, loaded.model)],
+    }
+    if trainer.accelerator.is_main_process:
+        tensors = {name: p.detach().clone() for name, p in trainer.parameters.items()}
+        save_file(tensors, f"{folder}.safetensors")
+        Path(f"{folder}.json").write_text(json.dumps(found))
+
+
 def train(base, kind, method):
+    if method == "4bit":
+        for in_shares in (False, True):
+            train_in_4_bits(base, kind, shard=in_shares)
+        return
     name = f"{base}-{kind}-{method}"
     task, table = task_of(kind), table_of(kind)
     model, tokenizer = peftcls.load_base(bases[base], task, dtype=torch.float64, shard=shard)
