@@ -1,6 +1,7 @@
 """The names of a report's files, and whether a folder has room for them."""
 
 import json
+import shutil
 from pathlib import Path
 
 PAGE = "report.html"
@@ -30,6 +31,15 @@ def check_report_room(directory: Path) -> None:
             f"{existing[0]} in {directory} belongs to no report of peftcls and would be replaced; "
             "move it, or choose another folder."
         )
+
+
+def remove_report(directory: Path) -> None:
+    """Remove a report from a folder, since what it tells of is no longer what the folder holds."""
+    if not _has_report(directory):
+        return
+    (directory / PAGE).unlink(missing_ok=True)
+    (directory / METRICS).unlink(missing_ok=True)
+    shutil.rmtree(directory / FIGURES, ignore_errors=True)
 
 
 def _has_report(directory: Path) -> bool:

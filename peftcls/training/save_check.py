@@ -25,6 +25,7 @@ from peftcls.models.folder_safety import all_finite
 from peftcls.models.model_card import write_card
 from peftcls.models.peft_library import PeftModel
 from peftcls.models.trainable import trained_parameters
+from peftcls.report.files import remove_report
 from peftcls.tasks.base import Answer, Task
 
 logger = logging.getLogger("peftcls")
@@ -59,7 +60,7 @@ def save_and_check(directory: str | Path, trained: Predictor, probe: Sequence[Ro
     """Write the adapter folder and its model card, and check that it can be loaded.
 
     The main process does it; all processes do where they hold the base in shares. Where one of
-    them fails, all do.
+    them fails, all do. A report in the folder is removed: it tells of an earlier adapter.
 
     Args:
         directory: the adapter folder.
@@ -80,6 +81,7 @@ def save_and_check(directory: str | Path, trained: Predictor, probe: Sequence[Ro
     with failing_together():
         if is_main_process:
             folder = save_adapter(directory, trained.model, trained.task, trained.tokenizer)
+            remove_report(Path(directory))
             if not is_shared:
                 compare_reloaded(folder, trained, probe)
     if is_shared:

@@ -84,7 +84,7 @@ def search(
 
     The first candidate has the given learning rate and the default rank and targets; the others are
     drawn around it. All train for a quarter of the epochs; the better half trains again, twice as
-    long, until one or two have trained for all epochs (successive halving: Jamieson and Talwalkar
+    long, until one is left or all epochs are trained (successive halving: Jamieson and Talwalkar
     2016, "Non-stochastic Best Arm Identification", section 3). The base is in memory once, and
     frozen layers are computed once a round. Nothing is left in `output_dir`.
 
@@ -119,9 +119,10 @@ def search(
             rounds.append(trainings)
             by_name = {candidate.name: candidate for candidate in candidates}
             ranked = [by_name[trained.name] for trained in trainings]
+            candidates = ranked[: max(len(ranked) // 2, 1)]
+            # One that is left alone has nothing to be compared with.
             if share >= 1 or len(candidates) == 1:
                 return Found(ranked[0], rounds)
-            candidates = ranked[: max(len(ranked) // 2, 1)]
             share *= 2
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -254,7 +254,7 @@ class Trainer:
 
     def _begin(self, prepared: Prepared, *, resume: bool) -> None:
         """Start at the first step or from a checkpoint, and log what is trained."""
-        self.run.begin(self._total_steps(prepared), resume=resume)
+        self.run.begin(self.config.total_steps(len(prepared.train_rows)), resume=resume)
         log_info(describe_model(self.model, self.task))
         if self.gradients.by_contrast:
             log_info("a few rows of each label: they learn by contrast; the loss compares rows")
@@ -264,7 +264,9 @@ class Trainer:
 
     def _caching_frozen_layers(self, prepared: Prepared) -> AbstractContextManager[None]:
         """Cache the frozen layers of all rows, unless they are read only once."""
-        is_finished = self.progress.examined_step == self._total_steps(prepared)
+        is_finished = self.progress.examined_step == self.config.total_steps(
+            len(prepared.train_rows)
+        )
         is_read_once = self.config.epochs == 1 or is_finished
         return caching_tables(
             self.model,
@@ -276,12 +278,9 @@ class Trainer:
             shows_progress=self.accelerator.is_main_process,
         )
 
-    def _total_steps(self, prepared: Prepared) -> int:
-        return self.config.total_steps(len(prepared.train_rows))
-
     def _loop(self, prepared: Prepared) -> None:
         """Take the steps, evaluating and writing checkpoints in between."""
-        steps = self._total_steps(prepared)
+        steps = self.config.total_steps(len(prepared.train_rows))
         log = RunLog(
             self.progress,
             self.config,
@@ -321,7 +320,7 @@ class Trainer:
         if step == 0 or self.progress.examined_step >= step:
             return False
         rows = len(prepared.train_rows)
-        is_last = step == self._total_steps(prepared)
+        is_last = step == self.config.total_steps(len(prepared.train_rows))
         return is_last or step % self.config.evaluation_interval(rows) == 0
 
     def _is_out_of_patience(self) -> bool:
