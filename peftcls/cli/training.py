@@ -32,7 +32,10 @@ from peftcls.training.run_info import describe_model
 from peftcls.training.search import Candidate, search
 from peftcls.training.trainer import Trainer
 
-DEMO_NOTE = "the base is the tiny demo base, for trying the command; --model minilm is a real one"
+DEMO_NOTE = (
+    "the base is the tiny demo base, for trying the command; real ones are --model minilm and, for "
+    "keywords and instructions, --model smollm2"
+)
 
 
 def train_file(options: TrainOptions) -> None:

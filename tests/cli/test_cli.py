@@ -920,7 +920,10 @@ def test_a_base_is_looked_for_first_and_the_tiny_one_is_named(messages, bert, tm
         "smollm2; any other name is a folder's or a model's on the hub.\n",
     )
     code, shown, _ = run(capsys, *command, "--dry-run")
-    note = "the base is the tiny demo base, for trying the command; --model minilm is a real one"
+    note = (
+        "the base is the tiny demo base, for trying the command; real ones are --model minilm and, "
+        "for keywords and instructions, --model smollm2"
+    )
     assert (code, shown.splitlines()[0]) == (0, note)
     assert note not in run(capsys, *command, "--dry-run", "--model", bert)[1]
 
