@@ -895,6 +895,11 @@ def predictor(adapter):
             "expected texts, rows or a table (a DataFrame, a datasets.Dataset, a dict of columns), "
             "found int.",
         ),
+        (
+            {"a", "b"},
+            "expected texts, rows or a table (a DataFrame, a datasets.Dataset, a dict of columns), "
+            "found set.",
+        ),
         (["a", ""], "row 2 of rows has no text in column 'text'; fill it in or leave the row out."),
         (
             [{"body": "a"}],

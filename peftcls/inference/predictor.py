@@ -321,7 +321,8 @@ def list_rows(rows: Any, task: Task) -> list[Any]:
     """
     if isinstance(rows, str | Mapping):
         return [rows]
-    if not isinstance(rows, Iterable) or isinstance(rows, bytes):
+    # The answers to a set, which has no order, would belong to no row.
+    if not isinstance(rows, Iterable) or isinstance(rows, bytes | set | frozenset):
         raise RowError(
             "expected texts, rows or a table (a DataFrame, a datasets.Dataset, a dict of columns), "
             f"found {type(rows).__name__}."
