@@ -22,6 +22,8 @@ MIN_ROWS_PER_LABEL = 3
 MAX_LABEL_CHARACTERS = 40
 NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")
 DECIMAL_COMMA = re.compile(r"[-+]?[0-9]+,[0-9]+")
+WORD = re.compile(r"[^\W\d_]+")
+WORDS_OF_A_NAME = 2
 NUMBERS_SHARE = 0.9
 # The mean length of the values from which on a column counts as text.
 MIN_TEXT_CHARACTERS = 20
@@ -75,15 +77,22 @@ PREFERRED_LABEL_COLUMNS = ("label", "labels")
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """The kind of task, its text columns, and its label column or one column for each label."""
+    """The kind of task, its text columns, and its label column or one column for each label.
+
+    `unread` holds further columns with texts, where the text column was guessed.
+    """
 
     kind: str
     text: tuple[str, ...]
     label: str | tuple[str, ...]
+    unread: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         texts = " and ".join(map(repr, self.text))
         plural = "s" if len(self.text) > 1 else ""
+        if self.unread:
+            others = ", ".join(map(repr, self.unread))
+            texts += f" alone, without {others} (for a pair give --text twice)"
         said = f"label column: {self.label!r}"
         if not isinstance(self.label, str):
             said = f"a column for each label: {', '.join(map(repr, self.label))}"
@@ -205,11 +214,27 @@ def _labelled_columns(
     """The columns of all other tasks: texts with labels, numbers or keywords."""
     label = label or _guess_label(rows, kind, text)
     guessed_kind = _guess_kind(rows, kind, label, separator)
+    unread: tuple[str, ...] = ()
     if not text:
         text = _guess_text(rows, kind, (label,))
+        if len(text) == 1 and kind is None:
+            unread = _further_texts(rows, (*text, label))
     if guessed_kind == "classification" and len(text) == 2:
         guessed_kind = "pair"
-    return Columns(guessed_kind, text, label)
+    return Columns(guessed_kind, text, label, unread)
+
+
+def _further_texts(rows: datasets.Dataset, known: Sequence[str]) -> tuple[str, ...]:
+    """Other columns whose values are mostly different, and mostly of more words than a name has."""
+    found = []
+    for name in rows.column_names:
+        values = _sample(rows, name)
+        if name in known or not values or not all(isinstance(value, str) for value in values):
+            continue
+        sentences = sum(len(WORD.findall(value)) > WORDS_OF_A_NAME for value in values)
+        if 2 * sentences > len(values) and 2 * len(set(values)) > len(values):
+            found.append(name)
+    return tuple(found)
 
 
 def _columns_named(rows: datasets.Dataset, names: Sequence[str]) -> list[str]:

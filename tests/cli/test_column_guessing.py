@@ -75,3 +75,23 @@ def test_a_name_that_occurs_once_below_its_column_is_no_warning(tmp_path, caplog
     with caplog.at_level(logging.WARNING, logger="peftcls"):
         read_rows(tmp_path / "rows.csv")
     assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        ("yes we do so {}", " alone, without 'reply' (for a pair give --text twice), label"),
+        ("Ann Smith {}", "text column: 'question', label"),
+        ("01-01 10:00:{} UTC", "text column: 'question', label"),
+    ],
+)
+def test_a_second_text_that_is_not_read_is_told(reply, said):
+    rows = [
+        {
+            "question": f"do you sell that article number {number} in the shop",
+            "reply": reply.format(number),
+            "fits": ("no", "yes")[number % 2],
+        }
+        for number in range(20)
+    ]
+    assert said in str(guess_columns(as_dataset(rows)))
