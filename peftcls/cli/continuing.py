@@ -133,7 +133,6 @@ def _read_rows(
     old_rows = skipped.left_out(task, old_rows, tokenizer=tokenizer)
     check_rows(task, old_rows)
     tables.train = with_replay(tables.train, old_rows, share=options.replay_share, seed=files.seed)
-    check_rows(task, tables.train, training=True)
     return tables, old_rows
 
 

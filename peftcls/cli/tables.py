@@ -22,6 +22,7 @@ from peftcls.quality.findings import Examination
 from peftcls.report.wording import write_list
 from peftcls.tasks.base import Task
 from peftcls.tasks.row_checks import check_rows
+from peftcls.tasks.row_weights import check_weights
 from peftcls.tasks.splitting import TooFewTextsError, split_off
 from peftcls.training.run_info import first_labels
 
@@ -71,6 +72,9 @@ def split_rows(
     """
     rows = files.skipped.left_out(task, rows, training=True, tokenizer=tokenizer)
     check_rows(task, rows, training=not files.replays)
+    if files.replays:
+        # Only the number of labels waits for the old rows.
+        check_weights(task, rows)
     valid = _read_checked(task, files.valid, files, tokenizer)
     test = _read_checked(task, files.test, files, tokenizer)
     share = min(HELD_OUT_SHARE, MAX_HELD_OUT_ROWS / len(rows))

@@ -6,14 +6,16 @@ from peftcls.baselines import baselines
 from peftcls.models.peft_library import PeftModel
 from peftcls.models.trainable import copy_tensors, put_tensors
 from peftcls.quality.split_checks import MIN_EVALUATION_ROWS
-from peftcls.report.verdict import SMALL_DIFFERENCE, WHAT_TO_TRY
-from peftcls.report.wording import PLAIN_NUMBERS
+from peftcls.report.verdict import WHAT_TO_TRY
+from peftcls.report.wording import write_score
 from peftcls.tasks.answers import Answer
 from peftcls.tasks.own_metrics import score_answers
 from peftcls.training.trainer import Trainer
 
 PROBE = "linear probe of the frozen base"
 NEARLY_PERFECT = 0.995
+CLEARLY_LESS = 0.97
+"""Of an error: one that is at most so large a part of another is better."""
 
 
 def answers_at_start(trainer: Trainer, rows: datasets.Dataset) -> list[Answer] | None:
@@ -63,10 +65,9 @@ def weaknesses(
         metrics = trainer.config.own_metrics.for_answers(answers)
         score = score_answers(trainer.task, answers, valid, metrics).get(monitor)
         if score is not None and _is_clearly_better(score, own, len(valid), is_lower_better):
-            scale = 1 if monitor in PLAIN_NUMBERS else 100
             sentences.append(
-                f"On the validation rows {name} has {monitor} {scale * score:.3g}, this run "
-                f"{scale * own:.3g}: it is no good yet. {WHAT_TO_TRY}"
+                f"On the validation rows {name} has {monitor} {write_score(score, monitor)}, this "
+                f"run {write_score(own, monitor)}: it is no good yet. {WHAT_TO_TRY}"
             )
     return sentences
 
@@ -74,6 +75,6 @@ def weaknesses(
 def _is_clearly_better(score: float, own: float, rows: int, is_lower_better: bool) -> bool:
     """Whether another system's score on so many rows is better, and not by chance alone."""
     if is_lower_better:
-        return score < own * (1 - SMALL_DIFFERENCE)
+        return score < own * CLEARLY_LESS
     # One row more or less says nothing.
     return score > own + 1.5 / rows
