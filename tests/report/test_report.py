@@ -716,6 +716,8 @@ def test_an_adapter_folder_holds_its_report_and_loads_as_before(bert, tmp_path, 
         "the best step, so the run's scores are slightly optimistic"
         in Page((tmp_path / "report.html").read_text()).text
     )
+    trainer.save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == before.keys(), "it told of another adapter"
 
 
 # The parts
