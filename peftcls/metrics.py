@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -31,6 +32,9 @@ KEYWORD_SCORES = (
 )
 TEXT_SCORES = ("exact_match", "unusable")
 CALIBRATION_BINS = 15
+MARKS = frozenset(".,:;!?'\"/")
+PUNCTUATION = frozenset({"Pd", "Ps", "Pe", "Pi", "Pf"})
+"""Unicode's categories of hyphens, brackets and quotation marks."""
 MAX_DRAWN_ROWS = 2**22
 """Numbers of rows, in all resamples that are in memory together."""
 
@@ -315,7 +319,9 @@ def _normalized_words(text: str) -> list[str]:
 def keyword_scores(
     gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], texts: Sequence[str]
 ) -> dict[str, float]:
-    """The mean over rows of precision, recall and F1 of keywords; order and case do not count.
+    """The mean over rows of precision, recall and F1 of keywords.
+
+    Order, case and punctuation do not count: "COVID-19." is "covid 19". Words are not stemmed.
 
     `precision`, `recall` and `f1` take all predicted keywords, `f1_at_5` and `f1_at_10` the first
     five and ten. A gold keyword is *present* when it occurs in the row's text and *absent* when
@@ -345,7 +351,7 @@ def _keyword_row_scores(
         scores["f1" + suffix] = 0.0
         if hits:
             scores["f1" + suffix] = 2 * precision * recall / (precision + recall)
-    searched = _normalized_spaces(text)
+    searched = keyword_words(text)
     present = {keyword for keyword in truth if keyword in searched}
     absent = truth - present
     if present:
@@ -356,11 +362,20 @@ def _keyword_row_scores(
 
 
 def _distinct_keywords(keywords: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(_normalized_spaces(keyword) for keyword in keywords))
+    return list(dict.fromkeys(keyword_words(keyword) for keyword in keywords))
 
 
-def _normalized_spaces(text: str) -> str:
-    return " ".join(text.casefold().split())
+def keyword_words(text: str) -> str:
+    """A text by which keywords are compared: its words without case and punctuation.
+
+    Hyphens, brackets, quotation marks and the like are spaces; "C#" stays.
+    """
+    bare = "".join(" " if _is_punctuation(c) else c for c in text.casefold())
+    return " ".join(bare.split())
+
+
+def _is_punctuation(character: str) -> bool:
+    return character in MARKS or unicodedata.category(character) in PUNCTUATION
 
 
 # Intervals and order

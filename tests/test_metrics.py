@@ -94,6 +94,14 @@ def test_order_case_space_and_repetition_of_keywords_do_not_count(predicted):
     assert all(value == 1.0 for value in found.values())
 
 
+def test_punctuation_of_a_keyword_does_not_count_but_signs_that_name_do():
+    gold = ["COVID-19.", "reverse (docking)", "C#", "C"]
+    predicted = ["covid 19", "Reverse docking", "c#", "c++"]
+    found = keyword_scores([gold], [predicted], ["COVID 19: reverse docking in C"])
+    assert found["f1"] == 0.75
+    assert found["recall_present"] == 2 / 3
+
+
 def test_white_space_inside_a_keyword_does_not_count():
     assert (
         keyword_scores([["machine  learning"]], [["machine\nlearning"]], ["on machine learning"])[

@@ -1,7 +1,7 @@
 """The rows worth reading: confident errors, labels that may be wrong, spans and keywords missed."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import datasets
@@ -9,7 +9,7 @@ import datasets
 from peftcls.data.reading import Row, source_name
 from peftcls.data.row_numbers import row_numbers
 from peftcls.evaluation import NO_ANSWER
-from peftcls.metrics import keyword_scores, span_f1
+from peftcls.metrics import keyword_scores, keyword_words, span_f1
 from peftcls.report.marked_text import Pieces, clip_text, mark_spans
 from peftcls.tasks.base import Answer, Task
 from peftcls.tasks.spans import find_answers, gold_answers
@@ -256,7 +256,7 @@ def _wrong_label_sets(task: Task, table: Table, own_answers: Answers) -> Group:
             task,
             table,
             i,
-            _set_facts(sorted(gold[i]), own_answers[i].labels or ()),
+            _set_facts(sorted(gold[i]), own_answers[i].labels or (), form=str),
             number=max(errors[i].values(), default=None),
         )
         for i in wrong[:MAX_EXAMPLES]
@@ -292,10 +292,12 @@ def _doubtful_set_labels(task: Task, table: Table, own_answers: Answers) -> Grou
     )
 
 
-def _set_facts(right: Sequence[str], answered: Sequence[str]) -> list[Fact]:
-    """Found, missed and invented names; order and case do not count."""
-    right_by_key = {_normalised(name): name for name in right}
-    answered_by_key = {_normalised(name): name for name in answered}
+def _set_facts(
+    right: Sequence[str], answered: Sequence[str], form: Callable[[str], str]
+) -> list[Fact]:
+    """Found, missed and invented names; those of one form are the same."""
+    right_by_key = {form(name): name for name in right}
+    answered_by_key = {form(name): name for name in answered}
     found = [name for key, name in right_by_key.items() if key in answered_by_key]
     missed = [name for key, name in right_by_key.items() if key not in answered_by_key]
     invented = [name for key, name in answered_by_key.items() if key not in right_by_key]
@@ -306,10 +308,6 @@ def _set_facts(right: Sequence[str], answered: Sequence[str]) -> list[Fact]:
     ]
 
 
-def _normalised(name: str) -> str:
-    return " ".join(name.casefold().split())
-
-
 def _worst_keywords(task: Task, table: Table, own_answers: Answers) -> Group:
     """Rows with the lowest F1 of their keywords first."""
     gold = [task.gold_of(row) for row in table]
@@ -318,7 +316,13 @@ def _worst_keywords(task: Task, table: Table, own_answers: Answers) -> Group:
         f1.append(keyword_scores([right], [answer.labels or ()], [""])["f1"])
     worst = sorted(range(len(table)), key=lambda i: f1[i])
     examples = [
-        _example(task, table, i, _set_facts(gold[i], own_answers[i].labels or ()), number=f1[i])
+        _example(
+            task,
+            table,
+            i,
+            _set_facts(gold[i], own_answers[i].labels or (), form=keyword_words),
+            number=f1[i],
+        )
         for i in worst[:MAX_EXAMPLES]
     ]
     return Group(

@@ -34,7 +34,7 @@ from peftcls.tasks.labels import (
     label_setting_problem,
     plain_labels,
 )
-from peftcls.tasks.list_cells import listed_cell
+from peftcls.tasks.list_cells import joined, keywords_of
 from peftcls.tasks.prompts import (
     lengths_problem,
     placeholders,
@@ -182,14 +182,14 @@ class Instruction(Task):
         if answer is None or not str(answer).strip():
             return f"has no answer in column {self.output!r}; fill it in or leave the row out"
         if self.separator is not None:
-            return self._keywords_problem(answer)
+            return self._keywords_problem(answer, self.separator)
         if isinstance(answer, list | Mapping):
             return self._list_problem(answer)
         if self.labels and label_name(answer) not in self.labels:
             return f"has the label {label_name(answer)!r}, expected one of {list(self.labels)}"
         return None
 
-    def _keywords_problem(self, answer: Any) -> str | None:
+    def _keywords_problem(self, answer: Any, separator: str) -> str | None:
         """What is wrong with a cell that holds a list, or a text with separators."""
         if isinstance(answer, Mapping):
             return self._list_problem(answer)
@@ -197,9 +197,9 @@ class Instruction(Task):
             for part in answer:
                 if not isinstance(part, str | None):
                     return f"has {part!r} in the list in column {self.output!r}, expected texts"
-        if not self._split(answer):
+        if not keywords_of(answer, separator):
             return (
-                f"has no answer in column {self.output!r} between its {self.separator!r}; "
+                f"has no answer in column {self.output!r} between its {separator!r}; "
                 "fill it in or leave the row out"
             )
         return None
@@ -231,16 +231,10 @@ class Instruction(Task):
     def gold_of(self, row: Row) -> tuple[str, ...]:
         answer = row[self.output]
         if self.separator is not None:
-            return self._split(answer)
+            return keywords_of(answer, self.separator)
         if self.labels:
             return (label_name(answer),)
         return (str(answer).strip(),)
-
-    def _split(self, answer: Any) -> tuple[str, ...]:
-        """The parts of a list-like answer, each once, without empty ones."""
-        parts = listed_cell(answer, self.separator or ";")
-        stripped = [str(part).strip() for part in parts if part]
-        return tuple(dict.fromkeys(part for part in stripped if part))
 
     def encode_many(
         self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, with_target: bool
@@ -300,9 +294,8 @@ class Instruction(Task):
         answer = row[self.output]
         if self.labels:
             return label_name(answer)
-        is_written_list = self.separator is not None and str(answer).lstrip().startswith("[")
-        if isinstance(answer, list) or is_written_list:
-            return f"{self.separator} ".join(self._split(answer))
+        if self.separator is not None:
+            return joined(keywords_of(answer, self.separator), self.separator)
         return str(answer).strip()
 
     def _check_answer_tokens(
@@ -424,7 +417,7 @@ class Instruction(Task):
         usable = has_ended and bool(text)
         if self.separator is None:
             return Answer(text=text, usable=usable)
-        keywords = self._split(text)
+        keywords = keywords_of(text, self.separator)
         return Answer(text=text, labels=keywords, usable=usable and bool(keywords))
 
     @property

@@ -4,7 +4,7 @@ import ast
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 DEFAULT_SEPARATOR = ";"
@@ -30,6 +30,27 @@ def listed_cell(cell: Any, separator: str) -> list[Any]:
         if entries is not None:
             return entries
     return text.split(separator)
+
+
+def keywords_of(cell: Any, separator: str) -> tuple[str, ...]:
+    """The entries of a cell, each once, without empty ones.
+
+    A full stop after a written list closes the list: it is no part of the last entry, unless that
+    has others, as "U.S." has.
+    """
+    entries = [str(entry).strip() for entry in listed_cell(cell, separator) if entry]
+    entries = [entry for entry in entries if entry]
+    if entries and not isinstance(cell, list):
+        last = entries[-1].removesuffix(".").rstrip()
+        if last and "." not in last:
+            entries[-1] = last
+    return tuple(dict.fromkeys(entries))
+
+
+def joined(entries: Iterable[str], separator: str) -> str:
+    """Entries as one text, in the form that `keywords_of` reads."""
+    space = "" if separator[-1].isspace() else " "
+    return f"{separator}{space}".join(entries)
 
 
 def likely_separator(rows: Mapping[str, int]) -> str | None:

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from peftcls import Classification, Instruction, RowError, check_rows, load_base, read_rows
-from peftcls.tasks.list_cells import listed_cell
+from peftcls.tasks.list_cells import joined, keywords_of, listed_cell
 
 
 @pytest.mark.parametrize(
@@ -104,3 +104,25 @@ def test_no_room_is_kept_free_beside_an_answer_that_is_there(llama):
     assert asked["shortened"]
     long = {**row, "input": row["input"] * 20}
     assert len(task.encode(long, tokenizer, with_target=True)["input_ids"]) == 40
+
+
+@pytest.mark.parametrize(
+    ("cell", "keywords"),
+    [
+        ("red sail; boat.", ("red sail", "boat")),
+        ("red sail; boat .", ("red sail", "boat")),
+        ("boat.", ("boat",)),
+        ("boat; boat.", ("boat",)),
+        ("boat; U.S.", ("boat", "U.S.")),
+        ("boat; .", ("boat", ".")),
+        (["red sail", "boat."], ("red sail", "boat.")),
+    ],
+    ids=["last", "spaced", "alone", "twice", "abbreviation", "only-a-stop", "a-list"],
+)
+def test_a_full_stop_closes_a_written_list(cell, keywords):
+    assert keywords_of(cell, ";") == keywords
+
+
+@pytest.mark.parametrize("separator", [";", "; ", "|", "\n"])
+def test_joined_entries_are_read_again(separator):
+    assert keywords_of(joined(["red sail", "boat"], separator), separator) == ("red sail", "boat")
