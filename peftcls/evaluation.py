@@ -11,7 +11,14 @@ from sklearn.metrics import confusion_matrix
 
 from peftcls.data.reading import Row, as_dataset
 from peftcls.data.tables import Rows
-from peftcls.metrics import Interval, interval, label_table, resamples_at_once
+from peftcls.metrics import (
+    SHARES,
+    Interval,
+    interval,
+    interval_of_share,
+    label_table,
+    resamples_at_once,
+)
 from peftcls.tasks.answers import NO_ANSWER, Answer
 from peftcls.tasks.base import Task
 from peftcls.tasks.own_metrics import Metrics, OwnMetrics, score_answers
@@ -179,13 +186,16 @@ def _label_scores_table(
     right = (truth * answers).sum(0)
     given_rows = answers.sum(0)
     rows = truth.sum(0)
-    low, high = _f1_bounds(truth, answers, resamples)
+    bounds = [
+        interval_of_share((low, high), n)
+        for low, high, n in zip(*_f1_bounds(truth, answers, resamples), rows, strict=True)
+    ]
     columns = {
         "precision": right / np.maximum(given_rows, 1),
         "recall": right / np.maximum(rows, 1),
         "f1": 2 * right / np.maximum(given_rows + rows, 1),
-        "f1 from": low,
-        "f1 to": high,
+        "f1 from": [low for low, _ in bounds],
+        "f1 to": [high for _, high in bounds],
         "rows": rows,
     }
     return pd.DataFrame(columns, index=pd.Index(labels, name="label"))
@@ -408,4 +418,5 @@ def _score_interval(scorer: Scorer, name: str, rows: int, resamples: int) -> Int
     def score_of(chosen: Sequence[int]) -> float:
         return scorer(chosen)[name]
 
-    return interval(score_of, range(rows), resamples=resamples)
+    bounds = interval(score_of, range(rows), resamples=resamples)
+    return interval_of_share(bounds, rows) if name in SHARES else bounds

@@ -31,6 +31,8 @@ KEYWORD_SCORES = (
     *("recall_present", "recall_absent", "unusable"),
 )
 TEXT_SCORES = ("exact_match", "unusable")
+SHARES = ("accuracy", "f1_macro", "f1_micro", "f1", "exact_match", "unusable")
+"""Scores that are 0 or 1 where all rows are wrong, or right."""
 CALIBRATION_BINS = 15
 MARKS = frozenset(".,:;!?'\"/")
 PUNCTUATION = frozenset({"Pd", "Ps", "Pe", "Pi", "Pf"})
@@ -414,6 +416,24 @@ def interval(
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return float(bounds.low), float(bounds.high)
+
+
+def interval_of_share(bounds: Interval, rows: int) -> Interval:
+    """The interval of a share of rows, where its bootstrap has no width at 0 or at 1.
+
+    Resamples of rows that are all right are all right, however few they are. What so many rows can
+    tell is the bound of Clopper and Pearson 1934, "The use of confidence or fiducial limits": 60 of
+    60 right is 0.94 to 1.
+
+    Args:
+        bounds: of the bootstrap.
+        rows: how many were resampled.
+    """
+    low, high = bounds
+    if low < high or rows == 0 or low not in (0, 1):
+        return bounds
+    room = 1 - 0.025 ** (1 / rows)
+    return (1 - room, 1.0) if low == 1 else (0.0, room)
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, Interval]:

@@ -4,9 +4,17 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from peftcls import metrics
-from peftcls.metrics import interval, keyword_scores, label_loss, label_scores, label_set_scores
+from peftcls.metrics import (
+    interval,
+    interval_of_share,
+    keyword_scores,
+    label_loss,
+    label_scores,
+    label_set_scores,
+)
 
 
 def close(found: dict[str, float], **expected: float) -> bool:
@@ -209,3 +217,19 @@ def test_rows_are_resampled_together():
 @pytest.mark.parametrize("rows", [1, 2, 50])
 def test_a_score_that_never_varies_has_an_interval_of_no_width(rows):
     assert interval(accuracy, ["a"] * rows, ["a"] * rows, resamples=100) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("rows", [2, 20, 300])
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_rows_that_are_all_alike_have_the_exact_interval_of_a_binomial_share(rows, share):
+    exact = stats.binomtest(round(share * rows), rows).proportion_ci(method="exact")
+    assert interval_of_share((share, share), rows) == pytest.approx((exact.low, exact.high))
+
+
+@pytest.mark.parametrize("bounds", [(0.4, 0.6), (0.5, 0.5), (0.0, 0.2)])
+def test_other_intervals_stay(bounds):
+    assert interval_of_share(bounds, 30) == bounds
+
+
+def test_a_share_of_no_rows_has_no_room():
+    assert interval_of_share((0.0, 0.0), 0) == (0.0, 0.0)
