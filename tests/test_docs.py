@@ -260,10 +260,10 @@ def test_every_command_and_option_is_on_the_page_of_commands(site):
 
 
 def first_column(page: str, head: str) -> list[str]:
-    """The first cells of the rows of a page's table, which is found by its first heading."""
+    """The first cells of the rows of a page's tables that have this first heading."""
     text = (DOCS / page).read_text(encoding="utf-8")
-    table = re.search(rf"^\| {head}.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
-    return [line.split("|")[1].strip() for line in table[1].splitlines()]
+    tables = re.findall(rf"^\| {head}.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
+    return [line.split("|")[1].strip() for table in tables for line in table.splitlines()]
 
 
 def test_scores_that_are_explained_exist():
@@ -277,13 +277,14 @@ def test_exit_codes_that_are_explained_are_those_of_the_command():
     assert codes == [0, cli.FAILED, cli.USAGE, cli.INTERRUPTED, 143]
 
 
-def test_findings_that_are_explained_exist():
+def test_findings_that_are_explained_exist_and_the_others_are_not_forgotten():
     files = (ROOT / "peftcls" / "quality").glob("*.py")
     source = "".join(path.read_text(encoding="utf-8") for path in files)
     findings = re.findall(r"`([\w-]+)`", " ".join(first_column("data.md", "finding")))
     assert len(findings) >= 10
     for name in findings:
         assert f'"{name}"' in source
+    assert {*re.findall(r'"([a-z]+(?:-[a-z]+)+)"', source)} <= {*findings}
 
 
 def test_messages_that_are_explained_are_those_of_the_code():
