@@ -13,7 +13,12 @@ import numpy as np
 from peftcls.data.column_names import find_column
 from peftcls.data.reading import RowError, name_source, source_name
 from peftcls.data.row_batches import each_cell
-from peftcls.tasks.list_cells import DEFAULT_SEPARATOR, likely_separator, listed_cell
+from peftcls.tasks.list_cells import (
+    DEFAULT_SEPARATOR,
+    keywords_of,
+    likely_separator,
+    listed_cell,
+)
 
 SAMPLE_ROWS = 2000
 # Limits for a column of labels.
@@ -64,7 +69,8 @@ LABEL_COLUMNS = (
     "intent",
 )
 NUMBER_COLUMNS = ("score", "rating", "similarity", "stars", "value", "price")
-KEYWORD_COLUMNS = ("keywords", "keyphrases", "tags")
+TAGS = "tags"
+KEYWORD_COLUMNS = ("keywords", "keyphrases", TAGS)
 QUESTION_COLUMNS = ("question",)
 CONTEXT_COLUMNS = ("context", "paragraph", "passage")
 ANSWER_COLUMNS = ("answers", "answer")
@@ -295,9 +301,9 @@ def _guess_kind(rows: datasets.Dataset, kind: str | None, label: str, separator:
         return "classification"
     if kind is not None:
         return kind
-    if label.casefold() in KEYWORD_COLUMNS:
-        return "keywords"
     values = _sample(rows, label)
+    if label.casefold() in KEYWORD_COLUMNS and not _are_of_few(values, label, separator):
+        return "keywords"
     if separator is not None or _holds_label_sets(values):
         return "multi-label"
     if _holds_scores(values, label):
@@ -316,6 +322,15 @@ def _guess_kind(rows: datasets.Dataset, kind: str | None, label: str, separator:
             f"(--task classification if they are labels all the same).{_list_hint(values)}"
         )
     return "classification"
+
+
+def _are_of_few(values: list[Any], label: str, separator: str | None) -> bool:
+    """Whether tags are labels: few different ones, and several rows of each."""
+    if label.casefold() != TAGS:
+        return False
+    mark = separator or likely_separator(Counter(map(str, values))) or DEFAULT_SEPARATOR
+    counts = Counter(tag for value in values for tag in keywords_of(value, mark))
+    return 2 <= len(counts) <= MAX_LABELS and min(counts.values()) >= MIN_ROWS_PER_LABEL
 
 
 def _list_hint(values: list[Any]) -> str:

@@ -1,6 +1,5 @@
 """`peftcls show`: describe an adapter folder."""
 
-import contextlib
 import datetime
 import json
 from collections.abc import Iterator
@@ -28,16 +27,21 @@ def show_folder(*, directory: Path, as_json: bool) -> None:
         print(json.dumps(facts, indent=1, ensure_ascii=False))
         return
     print(tell_folder(facts))
-    # What a report says is not part of the folder, and may be missing or of another version.
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        for line in _report_lines(directory, is_continued=bool(facts["lineage"])):
-            print(line)
+    saved = datetime.datetime.fromtimestamp((directory / MANIFEST).stat().st_mtime)
+    print(f"saved      {saved:%Y-%m-%d at %H:%M}")
+    if not (directory / METRICS).exists():
+        return
+    try:
+        lines = list(_report_lines(directory, is_continued=bool(facts["lineage"])))
+    except (OSError, ValueError, KeyError, TypeError):
+        # What a report says is not part of the folder, and may be of another version.
+        lines = [f"scores     {METRICS} is damaged, or of another version"]
+    for line in lines:
+        print(line)
 
 
 def _report_lines(directory: Path, *, is_continued: bool) -> Iterator[str]:
-    """When the folder was saved, what was kept, and the rows and scores of its report."""
-    saved = datetime.datetime.fromtimestamp((directory / MANIFEST).stat().st_mtime)
-    yield f"saved      {saved:%Y-%m-%d at %H:%M}"
+    """What was kept, and the rows and scores of the report."""
     numbers = json.loads((directory / METRICS).read_text(encoding="utf-8"))
     for part, rows in numbers["rows"].items():
         yield f"{part:<10} {rows['rows']} rows of {rows['source']}"

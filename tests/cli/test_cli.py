@@ -653,6 +653,15 @@ def test_show_tells_where_the_probe_was_kept(
     assert ("kept       the linear probe that the training began with" in shown) == is_probe
 
 
+@pytest.mark.parametrize("numbers", ["{", "[]", '{"rows": {}}'])
+def test_show_tells_of_a_damaged_report(numbers, other_classifier, tmp_path, capsys):
+    folder = shutil.copytree(other_classifier, tmp_path / "kept")
+    (folder / "metrics.json").write_text(numbers)
+    code, shown, _ = run(capsys, "show", folder)
+    assert code == 0
+    assert shown.splitlines()[-1] == "scores     metrics.json is damaged, or of another version"
+
+
 def test_a_folder_is_shown_without_its_base(other_classifier, bert, tmp_path, capsys, monkeypatch):
     moved = json.loads((other_classifier / "peftcls.json").read_text())["base"]["name"]
     monkeypatch.setattr(

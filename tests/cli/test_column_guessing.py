@@ -33,6 +33,12 @@ def kind_of(values, column="label"):
         (['["a"]', '["a", "b"]'] * 20, "label", "multi-label"),
         (["['a', 'b']", "['b']"] * 20, "label", "multi-label"),
         (["a;b", "a"] * 20, "label", "multi-label"),
+        (["red; blue", "blue"] * 20, "tags", "multi-label"),
+        (["red", "blue"] * 20, "tags", "classification"),
+        ([["red"], ["red", "blue"]] * 20, "tags", "multi-label"),
+        ([f"boat {n}; sail {n}; sea" for n in range(40)], "tags", "keywords"),
+        ([f"tag {n}; tag {n % 4}" for n in range(12)], "tags", "keywords"),
+        (["red; blue", "blue"] * 20, "keywords", "keywords"),
     ],
 )
 def test_the_kind_of_work_is_guessed_from_the_values(values, column, kind):
