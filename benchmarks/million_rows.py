@@ -93,17 +93,23 @@ def write_table(path: Path, rows: int) -> Path:
     return path
 
 
-def adapter(folder: Path) -> Path:
-    """A head on a tiny base, learnt from a few rows."""
+def tiny_base(folder: Path) -> Path:
+    """An encoder of one layer with random weights."""
     tokenizer = AutoTokenizer.from_pretrained(BASE_FOLDER)
     base_config = BertConfig(
         vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **SIZES
     )
-    BertModel(base_config).save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
+    BertModel(base_config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def adapter(folder: Path) -> Path:
+    """A head on a tiny base, learnt from a few rows."""
+    base = tiny_base(folder / "base")
     rows = [{"text": text, "label": label} for text, label in texts(200)]
     task = peftcls.Classification(max_length=64).learn(rows)
-    model, tokenizer = peftcls.load_base(folder / "base", task)
+    model, tokenizer = peftcls.load_base(base, task)
     config = peftcls.TrainConfig(folder / "adapter", epochs=1)
     model = peftcls.train_only(model, task, "head")
     peftcls.Trainer(model, task, tokenizer, config).fit(rows)

@@ -17,6 +17,8 @@ from peftcls.tasks.base import Task
 from peftcls.tasks.spans import sentence_spans
 
 KEYWORDS_PER_ROW = 5
+MAX_TRAIN_ROWS = 100_000
+"""Of a longer table so many rows are drawn at random: their texts and words are in memory."""
 
 
 def baselines(
@@ -31,9 +33,10 @@ def baselines(
 
     Args:
         task: what the rows mean.
-        train: the rows to fit on.
+        train: the rows to fit on; of more than 100,000, so many are drawn at random.
         test: the rows to answer.
     """
+    train = _at_most(MAX_TRAIN_ROWS, train)
     needs_labels = task.answer_kind in ("label", "label_set")
     if needs_labels and not task.labels:
         return {}
@@ -50,6 +53,14 @@ def baselines(
             return _keyword_baselines(task, train, test)
         case "text":
             return {}
+
+
+def _at_most(rows: int, table: datasets.Dataset) -> datasets.Dataset:
+    """A table, or so many of its rows, in their order."""
+    if len(table) <= rows:
+        return table
+    drawn = np.random.default_rng(0).choice(len(table), rows, replace=False)
+    return table.select(np.sort(drawn))
 
 
 # Labels
