@@ -28,6 +28,7 @@ KEYWORDS_OF = (
     "Title: {title}\nAbstract: {input}\nKeywords: "
 )
 MAX_KEYWORD_TOKENS = 96
+MAX_KEYWORD_CHARACTERS = 240
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +103,9 @@ WORK = {
     "sms": Work("labels", SMS, ("Text",), "Label", (400, 149, 300), 128),
     "medical": Work("labels", ABSTRACTS, PAPERS, "label", (400, 200, 200), 160),
     "sms_all": Work("labels", SMS, ("Text",), "Label", (896, 149, 300), 128),
+    "sms_validation": Work(
+        "labels", (SMS[0], "sms_spam/validation.csv"), ("Text",), "Label", (896, 149, 149), 128
+    ),
     "medical_long": Work("labels", ABSTRACTS, PAPERS, "label", (1000, 200, 200), 512),
     "medical_all": Work("labels", ABSTRACTS, PAPERS, "label", (1000, 200, 200), 160),
     "reviews": Work("labels", REVIEWS, ("text",), "label", (400, 200, 300), 128),
@@ -176,6 +180,13 @@ def _read(work: Work, file: Path) -> Rows:
         if work.kind == "numbers":
             kept[work.target] = float(kept[work.target])
         rows.append(kept)
+    if work.kind == "keywords":
+        # Some papers have no abstract, and some a list of keywords that is longer than an answer.
+        return [
+            row
+            for row in rows
+            if row["abstract"].strip() and len(row[work.target]) <= MAX_KEYWORD_CHARACTERS
+        ]
     return rows
 
 

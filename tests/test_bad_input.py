@@ -105,6 +105,12 @@ def exactly(sentence: str) -> str:
         ),
         (
             "t.csv",
+            '[{"text": "a", "label": "b"}]',
+            "t.csv looks like JSON and not like csv: give it a name that ends in .json, or in "
+            ".jsonl for one row in a line.",
+        ),
+        (
+            "t.csv",
             'text,label\n"a,b\n',
             "t.csv: the quoted field that starts in line 2 is never closed. "
             'Inside quotes, write " as "".',

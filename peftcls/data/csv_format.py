@@ -21,6 +21,7 @@ MAX_HEADER_CHARACTERS = 200
 # What the csv module says if the file ends inside quotes.
 UNCLOSED_QUOTE = "unexpected end of data"
 QUOTE_HINT = 'Inside quotes, write " as "".'
+BEGINNINGS_OF_JSON = ('{"', "[{", '["')
 
 _field_limit_lock = threading.Lock()
 
@@ -55,6 +56,8 @@ def _read_table(
     *,
     skipped_lines: int = 0,
 ) -> Iterator[Row]:
+    if columns is None:
+        _refuse_json(path, encoding)
     with open_text(path, encoding) as lines:
         reader = csv.reader(lines, strict=True, **dialect)
         # How many lines come before the record that is read.
@@ -91,6 +94,16 @@ def _read_table(
             raise RowError(
                 f"{place} of {path.name} is not valid {path.suffix[1:]}: {error}. {QUOTE_HINT}"
             ) from None
+
+
+def _refuse_json(path: Path, encoding: str) -> None:
+    with open_text(path, encoding) as lines:
+        first_line = next(iter(lines), "").lstrip()
+    if first_line.startswith(BEGINNINGS_OF_JSON):
+        raise RowError(
+            f"{path.name} looks like JSON and not like {path.suffix[1:]}: give it a name that ends "
+            "in .json, or in .jsonl for one row in a line."
+        )
 
 
 def _row_of(fields: list[str], header: list[str], separator: str) -> Row:

@@ -39,6 +39,9 @@ def find_encoding(path: Path) -> str:
     """
     encoding = _marked_encoding(path)
     reason = "by its byte order mark"
+    if encoding is None:
+        encoding = _two_byte_encoding(path)
+        reason = "as every second byte at its beginning is 0"
     if encoding is None and not _is_utf_8(path) and _is_chinese(path):
         encoding = CHINESE
         reason = "by its characters"
@@ -57,6 +60,20 @@ def _marked_encoding(path: Path) -> str | None:
     for mark, encoding in MARKS:
         if first_bytes.startswith(mark):
             return encoding
+    return None
+
+
+def _two_byte_encoding(path: Path) -> str | None:
+    """UTF-16 without a mark, by a beginning of ASCII characters: half of its bytes are 0."""
+    with open_binary(path) as file:
+        first_bytes = file.read(8)
+    if len(first_bytes) < 8:
+        return None
+    even, odd = any(first_bytes[::2]), any(first_bytes[1::2])
+    if all(first_bytes[::2]) and not odd:
+        return "utf-16-le"
+    if all(first_bytes[1::2]) and not even:
+        return "utf-16-be"
     return None
 
 

@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
+from peftcls.data.column_types import ColumnTypeError, check_text
 from peftcls.data.scratch import scratch_folder
 from peftcls.data.streams import table_of_stream
 from peftcls.errors import RowError
@@ -135,12 +136,30 @@ def not_a_table(name: str, error: Exception, columns: Any = None) -> RowError:
         error: what was raised.
         columns: the values, by column, if there are any: a mapping, or a data frame of pandas.
     """
-    problem = str(error)
+    problem = f"{error}; use one type of value in each column"
     if hasattr(columns, "items"):
-        problem = next(_conflicts(columns), problem)
-    return RowError(
-        f"{name} cannot be made into a table: {problem}; use one type of value in each column."
-    )
+        problem = next(_problems(columns), problem)
+    return RowError(f"{name} cannot be made into a table: {problem}.")
+
+
+def _problems(columns: Any) -> Iterator[str]:
+    """What is wrong with columns, and what to do, the first of which is told."""
+    lengths = {column: len(values) for column, values in columns.items()}
+    for column, length in lengths.items():
+        first, expected = next(iter(lengths.items()))
+        if length != expected:
+            yield (
+                f"column {first!r} and column {column!r} have {expected} and {length} values; give "
+                "each row a value in both"
+            )
+    for column, values in columns.items():
+        for number, value in enumerate(values, 1):
+            try:
+                check_text(value if isinstance(value, str) else "")
+            except ColumnTypeError as error:
+                yield f"row {number} has {error} in column {column!r}; leave it out"
+    for conflict in _conflicts(columns):
+        yield f"{conflict}; use one type of value in each column"
 
 
 def _conflicts(columns: Any) -> Iterator[str]:

@@ -153,7 +153,9 @@ def test_a_damaged_archive_is_one_sentence(write, name, content, message):
 # Encodings
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "gbk", "gb2312", "gb18030"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "gbk", "gb2312", "gb18030"]
+)
 def test_another_encoding_is_found_and_said(write, messages, encoding):
     rows = read_rows(write("a.csv", CHINESE.encode(encoding)))
     assert rows["label"][:] == ["医", "财"]

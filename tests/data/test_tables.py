@@ -96,6 +96,22 @@ def test_the_value_that_does_not_fit_into_its_column_is_named(rows, place):
     assert str(told.value).endswith("; use one type of value in each column.")
 
 
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        ({"text": ["a", "b"], "label": ["x"]}, "column 'text' and column 'label' have 2 and 1"),
+        ({"text": ["a", "b\ud800"]}, "row 2 has half of a surrogate pair"),
+        ([{"text": "a"}, {"text": "b\ud800"}], "row 2 has half of a surrogate pair"),
+    ],
+    ids=["lengths", "surrogate", "surrogate-in-rows"],
+)
+def test_columns_that_make_no_table_are_told_why(rows, problem):
+    with pytest.raises(RowError) as told:
+        as_dataset(rows, "mine")
+    assert str(told.value).startswith(f"mine cannot be made into a table: {problem}")
+    assert "type of value" not in str(told.value)
+
+
 def test_a_column_name_that_occurs_twice_is_refused():
     frame = pd.DataFrame([["a", "b"]], columns=["text", "text"])
     doubled = pa.table([["a"], ["b"]], names=["text", "text"])
