@@ -31,6 +31,7 @@ from peftcls.tasks.answers import Answer
 from peftcls.tasks.base import Task
 from peftcls.tasks.row_checks import check_rows
 from peftcls.training.cross_validation import CrossValidation, assign_rows, cross_validate
+from peftcls.training.judgement import PROBE
 from peftcls.training.prepare import prepare
 from peftcls.training.run_info import describe_model
 from peftcls.training.run_report import describe_run
@@ -116,6 +117,8 @@ def _finish(
         f"{name}, each answered by a fold that was not trained on it",
     )
     systems = _baselines_of_folds(task, rows, found.fold_of)
+    if found.probe_answers is not None:
+        systems[PROBE] = found.probe_answers
     evaluations = _evaluate(trainer, found.answers, systems, scored)
     print(f"{score_table(task, scored, evaluations)}\n\n{THIS_RUN}: {evaluations[THIS_RUN]}")
     print(f"\n{found}{_tell_doubts(found)}")

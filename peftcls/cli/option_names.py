@@ -28,9 +28,7 @@ def in_options(sentence: str, command: click.Command | None) -> str:
         names = (from_option, str(parameter.name), PYTHON_NAMES.get(option, from_option))
         for argument in dict.fromkeys(names):
             sentence = _replace_argument(sentence, argument, option)
-    if not any("--replay" in parameter.opts for parameter in command.params):
-        sentence = OF_REPLAY.sub("", sentence)
-    return sentence
+    return _without_replay(sentence, command)
 
 
 def with_options(sentence: str) -> str:
@@ -39,11 +37,20 @@ def with_options(sentence: str) -> str:
     It may hold what rows hold, so that other names stay as they are.
     """
     context = click.get_current_context(silent=True)
-    for parameter in context.command.params if context is not None else ():
+    if context is None:
+        return sentence
+    for parameter in context.command.params:
         option, argument = _long_option(parameter), str(parameter.name)
         if option is not None and "_" in argument:
             sentence = _replace_argument(sentence, argument, option)
-    return sentence
+    return _without_replay(sentence, context.command)
+
+
+def _without_replay(sentence: str, command: click.Command) -> str:
+    """The sentence without what to do when an adapter learns on, where the command has no part."""
+    if any("--replay" in parameter.opts for parameter in command.params):
+        return sentence
+    return OF_REPLAY.sub("", sentence)
 
 
 def _long_option(parameter: click.Parameter) -> str | None:

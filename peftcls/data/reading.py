@@ -210,6 +210,7 @@ def _from_mappings(rows: Any, name: str) -> datasets.Dataset:
             f"{name}: expected a table (a DataFrame, a datasets.Dataset, a dict of columns) or a "
             "list of mappings such as "
             f"{{'text': '...'}}, found {repr(rows)[:MAX_SHOWN_CHARACTERS]}."
+            f"{' Call its collect() first.' if hasattr(rows, 'collect') else ''}"
         )
     # A dict keeps the order of the columns.
     columns: dict[Any, list[Any]] = {}

@@ -23,6 +23,7 @@ from peftcls.tasks.splitting import row_groups, stratum_of_rows
 from peftcls.training.config import TrainConfig
 from peftcls.training.distributed_prediction import score_gathered
 from peftcls.training.frozen_tables import caching_tables
+from peftcls.training.judgement import answers_at_start
 from peftcls.training.prepare import log_warnings, prepare
 from peftcls.training.trainer import Trainer
 
@@ -54,6 +55,7 @@ class CrossValidation:
         scores: of all answers.
         fold_scores: of each fold's answers.
         doubts: all rows with one label, the least likely labels first: look there for wrong ones.
+        probe_answers: of the linear probe that each fold began with; None where there is none.
     """
 
     answers: list[Answer]
@@ -61,6 +63,7 @@ class CrossValidation:
     scores: dict[str, float]
     fold_scores: list[dict[str, float]]
     doubts: list[Doubt]
+    probe_answers: list[Answer] | None = None
 
     def __str__(self) -> str:
         lines = [f"{len(self.answers)} rows in {len(self.fold_scores)} folds"]
@@ -130,6 +133,7 @@ def cross_validate(
     if is_main_process:
         log_warnings(prepared.examination)
     answers: dict[int, Answer] = {}
+    of_probes: dict[int, Answer] = {}
     fold_scores = []
     try:
         with caching_tables(
@@ -147,16 +151,19 @@ def cross_validate(
                 held_rows = table.select(held)
                 fold_answers = trainer.predict(held_rows)
                 answers |= zip(held, fold_answers, strict=True)
+                of_probes |= zip(held, answers_at_start(trainer, held_rows) or (), strict=False)
                 fold_scores.append(score_gathered(task, fold_answers, held_rows, metrics))
     finally:
         put_tensors(parameters, start)
     ordered = [answers[i] for i in range(len(table))]
+    is_probed = len(of_probes) == len(table)
     return CrossValidation(
         answers=ordered,
         fold_of=_fold_of(held_out),
         scores=score_gathered(task, ordered, table, metrics),
         fold_scores=fold_scores,
         doubts=_doubts(task, ordered, table),
+        probe_answers=[of_probes[i] for i in range(len(table))] if is_probed else None,
     )
 
 

@@ -51,7 +51,8 @@ def test_folds_score_all_rows_and_the_adapter_is_trained_on_all(messages, bert, 
     assert "\ntraining on all 48 rows, with the settings of the folds\n" in shown
     numbers = json.loads((out / "metrics.json").read_text())
     assert [numbers["rows"][part]["rows"] for part in ("training", "test")] == [48, 48]
-    systems = {"this run", "TF-IDF + logistic regression", "majority"}
+    probe = "linear probe of the frozen base"
+    systems = {"this run", "TF-IDF + logistic regression", "majority", probe}
     assert set(numbers["systems"]) == systems
     # The majority of a fold that was left out is not known to the others.
     assert numbers["systems"]["majority"]["accuracy"][0] <= 0.5

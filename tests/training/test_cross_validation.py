@@ -115,6 +115,25 @@ def test_every_row_is_answered_once_by_the_fold_not_trained_on_it(validated):
     assert sorted(path.name for path in folder.iterdir()) == [f"fold-{fold}" for fold in range(4)]
 
 
+def test_the_answers_of_the_probe_are_those_before_a_fold_learns(bert, tmp_path):
+    task = Classification(max_length=32).learn(EASY)
+    model, tokenizer = load_with_adapter(bert, task)
+    still = config(tmp_path, epochs=1, learning_rate=1e-12, weight_decay=0.0)
+    found = cross_validate(model, task, tokenizer, still, EASY, folds=3)
+    assert found.probe_answers is not None
+    # A head begins smaller than the probe, with the same answers.
+    of_probe = [answer.label for answer in found.probe_answers]
+    assert [answer.label for answer in found.answers] == of_probe
+    assert len(set(of_probe)) == 2
+
+
+def test_folds_that_begin_at_random_have_no_probe(bert, tmp_path):
+    task = Classification(max_length=32).learn(EASY)
+    model, tokenizer = load_with_adapter(bert, task)
+    random = config(tmp_path, epochs=1, head_init="random")
+    assert cross_validate(model, task, tokenizer, random, EASY, folds=2).probe_answers is None
+
+
 def test_labels_are_spread_evenly_over_the_folds(validated):
     found, rows, *_ = validated
     for label in ("med", "other"):
