@@ -145,6 +145,8 @@ def read_splits(work: Work, data: Path, seed: int) -> tuple[Rows, Rows, Rows]:
         return read_rare_spam(_existing(data / work.files[0]), seed, work.sizes)
     train = _read(work, data / work.files[0])
     test = _read(work, data / work.files[1])
+    if work.kind == "keywords":
+        train = [row for row in train if _is_learnable(row, work.target)]
     random.Random(seed).shuffle(train)
     random.Random(0).shuffle(test)
     train_size, valid_size, test_size = work.sizes
@@ -180,14 +182,12 @@ def _read(work: Work, file: Path) -> Rows:
         if work.kind == "numbers":
             kept[work.target] = float(kept[work.target])
         rows.append(kept)
-    if work.kind == "keywords":
-        # Some papers have no abstract, and some a list of keywords that is longer than an answer.
-        return [
-            row
-            for row in rows
-            if row["abstract"].strip() and len(row[work.target]) <= MAX_KEYWORD_CHARACTERS
-        ]
     return rows
+
+
+def _is_learnable(row: dict[str, Any], target: str) -> bool:
+    """Whether a paper has an abstract, and keywords that are no longer than an answer."""
+    return bool(row["abstract"].strip()) and len(row[target]) <= MAX_KEYWORD_CHARACTERS
 
 
 def described(work: Work) -> str:

@@ -34,7 +34,7 @@ from peftcls.tasks.labels import (
     label_setting_problem,
     plain_labels,
 )
-from peftcls.tasks.list_cells import joined, keywords_of
+from peftcls.tasks.list_cells import in_reading_order, joined, keywords_of
 from peftcls.tasks.prompts import (
     lengths_problem,
     placeholders,
@@ -67,7 +67,8 @@ class Instruction(Task):
         labels: the closed set of answers, at least two. If given, a prediction is one of them with
             its probability, computed from the model's likelihoods in one pass; otherwise the answer
             is generated greedily.
-        separator: of a list-like answer such as keywords (";"); the answer is then scored as a set.
+        separator: of a list-like answer such as keywords (";"); the answer is then scored as a set,
+            and learnt in the order in which the row's text has its parts.
         template: the prompt. `{instruction}` and `{input}` stand for the columns above, any other
             `{name}` for the column of that name, so a template can also hold the instruction
             itself. White space at its end is the beginning of the answer. Where a row has
@@ -295,7 +296,8 @@ class Instruction(Task):
         if self.labels:
             return label_name(answer)
         if self.separator is not None:
-            return joined(keywords_of(answer, self.separator), self.separator)
+            keywords = keywords_of(answer, self.separator)
+            return joined(in_reading_order(keywords, self.text_of(row)), self.separator)
         return str(answer).strip()
 
     def _check_answer_tokens(

@@ -3,8 +3,9 @@
 import ast
 import contextlib
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 DEFAULT_SEPARATOR = ";"
@@ -45,6 +46,21 @@ def keywords_of(cell: Any, separator: str) -> tuple[str, ...]:
         if last and "." not in last:
             entries[-1] = last
     return tuple(dict.fromkeys(entries))
+
+
+def in_reading_order(keywords: Sequence[str], text: str) -> list[str]:
+    """Keywords in the order in which a text has them first; those that it lacks are last.
+
+    A model that writes them so can follow the text (Meng et al. 2019, "Does Order Matter? An
+    Empirical Study on Generating Multiple Keyphrases as a Sequence", section 2).
+    """
+    searched = text.casefold()
+
+    def place(keyword: str) -> float:
+        found = searched.find(keyword.casefold())
+        return math.inf if found < 0 else found
+
+    return sorted(keywords, key=place)
 
 
 def joined(entries: Iterable[str], separator: str) -> str:

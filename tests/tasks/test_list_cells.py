@@ -6,7 +6,7 @@ import json
 import pytest
 
 from peftcls import Classification, Instruction, RowError, check_rows, load_base, read_rows
-from peftcls.tasks.list_cells import joined, keywords_of, listed_cell
+from peftcls.tasks.list_cells import in_reading_order, joined, keywords_of, listed_cell
 
 
 @pytest.mark.parametrize(
@@ -126,3 +126,10 @@ def test_a_full_stop_closes_a_written_list(cell, keywords):
 @pytest.mark.parametrize("separator", [";", "; ", "|", "\n"])
 def test_joined_entries_are_read_again(separator):
     assert keywords_of(joined(["red sail", "boat"], separator), separator) == ("red sail", "boat")
+
+
+def test_keywords_are_learnt_in_the_order_in_which_the_text_has_them():
+    keywords = ["sea", "red sail", "harbour", "Boat"]
+    text = "A boat with a red sail, out on the sea"
+    assert in_reading_order(keywords, text) == ["Boat", "red sail", "sea", "harbour"]
+    assert in_reading_order(["b", "a"], "nothing of it") == ["b", "a"]
