@@ -21,6 +21,7 @@ from peftcls.data.reading import (
     source_name,
     without_progress_bars,
 )
+from peftcls.data.row_numbers import number_rows, row_numbers
 from peftcls.data.tables import Rows
 from peftcls.engine.model_choices import DeviceMap, Quantize
 from peftcls.metrics import is_lower_better
@@ -103,6 +104,9 @@ def with_replay(
         share: the part of the result that is old; less if there are not enough old rows.
         seed: of the sample.
 
+    Returns:
+        The new rows, then the old ones. In messages each has the number of its own file.
+
     Raises:
         ValueError: the share is below 0, or not below 1.
         RowError: the two tables have no column in common, or a column has values of two types.
@@ -117,7 +121,8 @@ def with_replay(
     chosen = np.random.default_rng(seed).permutation(len(old))[:count].tolist()
     mixed = _concatenate(new.select_columns(columns), old.select(chosen).select_columns(columns))
     named = f"{source_name(new)} ({len(new)} rows) and {source_name(old)} ({count} rows)"
-    return name_source(mixed, named)
+    numbers = [*row_numbers(new), *(row_numbers(old)[index] for index in chosen)]
+    return number_rows(name_source(mixed, named), numbers)
 
 
 def _common_columns(new: datasets.Dataset, old: datasets.Dataset) -> list[str]:

@@ -21,6 +21,7 @@ from peftcls import (
     load_predictor,
 )
 from peftcls.data.reading import as_dataset, name_source, source_name
+from peftcls.data.row_numbers import row_numbers, select_rows
 from peftcls.engine.model_state import unwrapped
 from peftcls.models.trainable import trained_parameters
 
@@ -431,6 +432,14 @@ def test_the_name_of_replayed_rows_has_the_number_of_each():
     old = name_source(as_dataset(NEW[:4]), "messages.csv")
     mixed = peftcls.with_replay(new, old, share=1 / 3)
     assert source_name(mixed) == "more.csv, training rows (6 rows) and messages.csv (3 rows)"
+
+
+def test_replayed_rows_keep_the_numbers_of_their_files():
+    new = select_rows(as_dataset([{"text": f"new {n}"} for n in range(1, 8)]), [1, 4, 6])
+    old = as_dataset([{"text": f"old {n}"} for n in range(1, 30)])
+    mixed = with_replay(new, old, share=0.5)
+    assert [int(row["text"].split()[1]) for row in mixed] == list(row_numbers(mixed))
+    assert len(mixed) == 6
 
 
 def test_replay_accepts_files_with_the_same_ids_and_other_types():
