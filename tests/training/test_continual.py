@@ -437,7 +437,7 @@ def test_the_name_of_replayed_rows_has_the_number_of_each():
 def test_replayed_rows_keep_the_numbers_of_their_files():
     new = select_rows(as_dataset([{"text": f"new {n}"} for n in range(1, 8)]), [1, 4, 6])
     old = as_dataset([{"text": f"old {n}"} for n in range(1, 30)])
-    mixed = with_replay(new, old, share=0.5)
+    mixed = peftcls.with_replay(new, old, share=0.5)
     assert [int(row["text"].split()[1]) for row in mixed] == list(row_numbers(mixed))
     assert len(mixed) == 6
 
