@@ -92,7 +92,7 @@ def sweep(
     """
     models = dict(model) if isinstance(model, Mapping) else dict.fromkeys(configs, model)
     _check_configs(models, configs)
-    monitor = _common_monitor(task, configs)
+    _check_judges(task, configs)
     starts = {name: copy_tensors(trained_parameters(models[name])) for name in configs}
     trainers = {
         name: Trainer(models[name], task, tokenizer, config) for name, config in configs.items()
@@ -129,6 +129,7 @@ def sweep(
     finally:
         for name, start in starts.items():
             put_tensors(trainers[name].parameters, start)
+    monitor = first_config.monitor_for(task, len(valid))
     return _best_first([results[name] for name in configs], task, valid, monitor, first_config)
 
 
@@ -175,8 +176,8 @@ def _check_configs(
             )
 
 
-def _common_monitor(task: Task, configs: Mapping[str, TrainConfig]) -> str:
-    """The score that decides which step and which training is best; ValueError if they differ."""
+def _check_judges(task: Task, configs: Mapping[str, TrainConfig]) -> None:
+    """Raise ValueError unless one score decides which step and which training is best."""
     monitors = {config.monitor or task.monitor for config in configs.values()}
     if len(monitors) > 1:
         raise ValueError(
@@ -188,7 +189,6 @@ def _common_monitor(task: Task, configs: Mapping[str, TrainConfig]) -> str:
         raise ValueError(
             f"the trainings have the metrics {sorted(metrics)}, expected the same for all of them."
         )
-    return monitors.pop()
 
 
 def _groups_by_frozen_layers(

@@ -9,6 +9,7 @@ from transformers import BertConfig, BertModel
 import peftcls
 from peftcls import (
     Classification,
+    Regression,
     TrainConfig,
     Trainer,
     attach_lora,
@@ -232,11 +233,12 @@ def test_the_best_comes_first_with_intervals_and_a_paired_comparison(base, tmp_p
     )
     assert (best.name, other.name) == ("enough", "nothing")
     assert best.against_best is None
+    # On few rows the loss decides, as it does which step is best.
     assert other.against_best.difference == pytest.approx(
-        best.scores["f1_macro"] - other.scores["f1_macro"]
+        best.scores["loss"] - other.scores["loss"]
     )
     assert other.against_best == peftcls.compare_answers(
-        task, best.answers, other.answers, text_rows
+        task, best.answers, other.answers, text_rows, score="loss"
     )
     assert best.intervals == peftcls.evaluate_answers(task, best.answers, text_rows).intervals
     for one in (best, other):
@@ -287,3 +289,14 @@ def test_a_quantized_base_is_shared_too(base, quantize, tmp_path, text_rows):
         assert expected is None or answers == peftcls.Predictor(expected, task, tokenizer).predict(
             rows
         )
+
+
+def test_trainings_of_numbers_are_ranked_by_their_error(base, tmp_path):
+    rows = [{"text": f"word {'long ' * n}", "target": 10.0 * n} for n in range(1, 7)] * 4
+    task = Regression(target="target", max_length=32).learn(rows)
+    model, tokenizer = make_model(base, task, (4, None))
+    rates = {"nothing": 1e-9, "enough": 1e-2}
+    configs = {n: config(tmp_path / n, learning_rate=rate, epochs=4) for n, rate in rates.items()}
+    best, other = sweep(model, task, tokenizer, configs, rows, rows)
+    assert other.against_best.score == "rmse"
+    assert best.scores["rmse"] <= other.scores["rmse"]
