@@ -15,6 +15,7 @@ from peftcls.metrics import (
     SHARES,
     Interval,
     interval,
+    interval_of_difference,
     interval_of_share,
     label_table,
     resamples_at_once,
@@ -349,6 +350,8 @@ def _compare(
         return difference
 
     bounds = interval(difference_of, every_row, resamples=resamples)
+    if score in SHARES:
+        bounds = interval_of_difference(bounds, rows)
     lower_is_better = metrics.lower_is_better(score)
     won = float(np.mean([(d > 0) + 0.5 * (d == 0) for d in differences]))
     return Comparison(

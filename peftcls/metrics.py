@@ -427,13 +427,36 @@ def interval_of_share(bounds: Interval, rows: int) -> Interval:
 
     Args:
         bounds: of the bootstrap.
+        rows: how many were resampled; none tell nothing.
+    """
+    low, high = bounds
+    if low < high or low not in (0, 1):
+        return bounds
+    room = _room(rows)
+    return (1 - room, 1.0) if low == 1 else (0.0, room)
+
+
+def interval_of_difference(bounds: Interval, rows: int) -> Interval:
+    """The interval of a difference of two shares, where its bootstrap has no width.
+
+    Two systems that differ in the same way on all rows may differ otherwise on other rows; so many
+    of these as `interval_of_share` allows would move the difference towards -1 or 1. Systems
+    that do not differ may be one, such as a probe that was kept, and stay so.
+
+    Args:
+        bounds: of the bootstrap.
         rows: how many were resampled.
     """
     low, high = bounds
-    if low < high or rows == 0 or low not in (0, 1):
+    if low < high or low == 0:
         return bounds
-    room = 1 - 0.025 ** (1 / rows)
-    return (1 - room, 1.0) if low == 1 else (0.0, room)
+    room = _room(rows)
+    return low - room * (1 + low), high + room * (1 - high)
+
+
+def _room(rows: int) -> float:
+    """The share of other rows that so many, of which none is such a row, leave room for."""
+    return 1 - 0.025 ** (1 / rows) if rows else 1.0
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, Interval]:

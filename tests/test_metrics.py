@@ -9,6 +9,7 @@ from scipy import stats
 from peftcls import metrics
 from peftcls.metrics import (
     interval,
+    interval_of_difference,
     interval_of_share,
     keyword_scores,
     label_loss,
@@ -231,5 +232,18 @@ def test_other_intervals_stay(bounds):
     assert interval_of_share(bounds, 30) == bounds
 
 
-def test_a_share_of_no_rows_has_no_room():
-    assert interval_of_share((0.0, 0.0), 0) == (0.0, 0.0)
+def test_no_rows_tell_nothing_of_a_share():
+    assert interval_of_share((0.0, 0.0), 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("difference", [-1.0, 0.5, 1.0])
+def test_a_difference_that_is_the_same_on_few_rows_has_room(difference):
+    low, high = interval_of_difference((difference, difference), 1)
+    assert -1 <= low <= difference <= high <= 1
+    assert high - low == pytest.approx(2 * 0.975)
+    wide = (difference - 0.5, difference)
+    assert interval_of_difference(wide, 1) == wide
+
+
+def test_systems_that_do_not_differ_have_no_room():
+    assert interval_of_difference((0.0, 0.0), 1) == (0.0, 0.0)
