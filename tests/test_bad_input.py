@@ -141,6 +141,12 @@ def exactly(sentence: str) -> str:
         ),
         (
             "t.jsonl",
+            '[\n  {"text": "a"}\n]\n',
+            "row 1 of t.jsonl (line 1) begins a list of objects; give the file a name that ends in "
+            ".json.",
+        ),
+        (
+            "t.jsonl",
             '{"text": "a"}\n{"text": "b"\n',
             "row 2 of t.jsonl (line 2) is not JSON: Expecting ',' delimiter at character 13; "
             "expected one object per line.",

@@ -15,6 +15,9 @@ from peftcls.errors import RowError
 # A path, an encoding, names of columns for a file without a header line, and what takes bad lines.
 Parser: TypeAlias = Callable[[Path, str, Sequence[str] | None, BadLines], Iterator[Row]]
 
+FIRST_LINES_OF_JSON = ("[", "[{", "{")
+"""Of a file whose objects are written over several lines."""
+
 
 def read_jsonl(
     path: Path, encoding: str, columns: Sequence[str] | None, bad_lines: BadLines = None
@@ -42,6 +45,8 @@ def _row_of_line(line: str) -> tuple[Row, str | None]:
         problem = _json_problem(error)
         if isinstance(error, json.JSONDecodeError):
             problem = f"{problem} at character {error.colno}"
+        if line.strip() in FIRST_LINES_OF_JSON:
+            return {}, "begins a list of objects; give the file a name that ends in .json."
         return {}, f"is not JSON: {problem}; expected one object per line."
     if not isinstance(row, dict):
         return {}, f'is {json_type_name(row)}, expected an object such as {{"text": "..."}}.'

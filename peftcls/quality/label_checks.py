@@ -35,6 +35,8 @@ KINDS = {
 }
 """What messages call the types of `datasets`, by a part of their names."""
 TRUTH_VALUES = {"true": "1", "false": "0"}
+STAND_INS = frozenset({"n/a", "#n/a", "na", "nan", "null", "none", "--", "?"})
+"""What tables hold where there is no label, in lower case."""
 
 
 def label_findings(task: Task, scans: Sequence[SplitScan]) -> list[Finding]:
@@ -81,6 +83,7 @@ def _training_labels(task: Task, train: SplitScan) -> Iterator[Finding]:
         )
     else:
         yield from _rare_labels(rare, train)
+    yield from _stand_ins(train)
     if not train.labels:
         return
     for label in task_labels:
@@ -239,6 +242,17 @@ def _padded_labels(scans: Sequence[SplitScan]) -> Iterator[Finding]:
                 "padded-label",
                 "labels begin or end with spaces, which are ignored.",
                 scan.name,
+            )
+
+
+def _stand_ins(train: SplitScan) -> Iterator[Finding]:
+    for label, rows in train.labels.items():
+        if label.casefold() in STAND_INS:
+            yield rows.finding(
+                "note",
+                "stand-in-label",
+                f"the label {label!r} often means that there is none; it is learnt as a label.",
+                train.name,
             )
 
 

@@ -225,6 +225,14 @@ def test_similar_labels_that_are_frequent_or_numbered_give_no_finding(labels):
     assert not found(examine_rows(Classification(), rows(100, labels=labels)), "label-spelling")
 
 
+@pytest.mark.parametrize(("label", "notes"), [("N/A", 1), ("null", 1), ("nasal", 0), ("-", 0)])
+def test_a_label_that_often_means_none_is_a_note(label, notes):
+    examination = examine_rows(Classification(), rows(100, labels=("ham", label)))
+    said = found(examination, "stand-in-label")
+    assert [finding.severity for finding in said] == ["note"] * notes
+    assert not examination.errors
+
+
 def test_spaces_around_a_label_are_a_note_and_a_drift_of_its_kind_a_warning():
     train = [{"text": t, "label": n % 2} for n, t in enumerate(texts(40))]
     valid = [{"text": t, "label": ("0", "1 ")[n % 2]} for n, t in enumerate(texts(20, 1))]
