@@ -17,7 +17,6 @@ from evidence_hard import Rows, read_articles, read_rare_spam, with_wrong_labels
 import peftcls
 
 Kind = Literal["labels", "numbers", "spans", "prompt", "keywords"]
-TOP_LAYERS = 4
 PAPERS = ("title", "abstract")
 PAIRS = ("sentence1", "sentence2")
 IS_MEDICAL = (
@@ -46,7 +45,6 @@ class Work:
         score: what systems are compared by.
         of_each: if given, so many training rows of each label instead.
         epochs: of all systems; the default of peftcls unless given.
-        top_layers: of SmolLM2 that get adapters in all systems, so that a run ends in minutes.
         hard: what makes the table harder, if anything: see `evidence_hard.py`.
     """
 
@@ -59,7 +57,6 @@ class Work:
     score: str = "accuracy"
     of_each: int | None = None
     epochs: int | None = None
-    top_layers: int = TOP_LAYERS
     hard: Literal["rare label", "wrong labels", "many labels"] | None = None
 
     def task(self) -> peftcls.Task:
@@ -198,9 +195,7 @@ def _is_learnable(row: dict[str, Any], target: str) -> bool:
 def described(work: Work) -> str:
     """The settings of a data set as a line of text, by which kept results are recognised."""
     settings = dataclasses.asdict(work)
-    # Results from before there were such settings are kept.
     if not work.hard:
+        # Results from before there was such a setting are kept.
         del settings["hard"]
-    if work.top_layers == TOP_LAYERS:
-        del settings["top_layers"]
     return json.dumps(settings, sort_keys=True)

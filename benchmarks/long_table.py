@@ -48,7 +48,7 @@ def write_files(folder: Path, rows: int) -> Path:
 
 
 def measure(folder: Path, base: Path, rows: int) -> dict[str, object]:
-    """One training, with the highest memory while each line of its output was the last."""
+    """One training, with its own memory at points of its time, and the highest of it."""
     source = write_files(folder / f"rows{rows}", rows)
     log = folder / f"{rows}.log"
     command = [sys.executable, "-m", "peftcls", "train", str(source), "--model", str(base)]
