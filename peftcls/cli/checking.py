@@ -75,9 +75,10 @@ def check_files(
         "max_new_tokens": max_new_tokens,
     }
     task = task_for(columns, settings)
-    train_rows = name_labels(train_rows, task, label_names)
+    train_rows = name_labels(train_rows, task, label_names, source)
     valid_rows, test_rows = (
-        None if rows is None else name_labels(rows, task, label_names) for rows in other_rows
+        None if rows is None else name_labels(rows, task, label_names, source)
+        for rows in other_rows
     )
     tokenizer = None
     if model is not None:

@@ -1,7 +1,7 @@
 """`peftcls learn-on`: train an adapter further on new rows, and show what was forgotten."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from peftcls.cli.skipping import SkippedRows
 from peftcls.cli.sources import Source
 from peftcls.cli.tables import Files, Tables, examine, print_once, split_rows, tell_skipped
 from peftcls.cli.train_setup import check_output
+from peftcls.data.row_numbers import select_rows
 from peftcls.engine.model_state import base_facts
 from peftcls.models.adapter_manifest import read_manifest, read_task
 from peftcls.models.tokenizers import load_tokenizer_only
@@ -25,12 +26,20 @@ from peftcls.tasks.instruction import Instruction
 from peftcls.tasks.prompts import MIN_NEW_TOKENS
 from peftcls.tasks.row_checks import check_rows
 from peftcls.training.config import TrainConfig
-from peftcls.training.continual import Scores, compare_scores, learn_on, with_replay
+from peftcls.training.continual import (
+    Scores,
+    choose_replayed,
+    compare_scores,
+    learn_on,
+    with_replay,
+)
 from peftcls.training.prepare import prepare
 from peftcls.training.trainer import Trainer
 
 OLD = "rows of --replay"
 LITTLE_LOSS = 0.02
+# Fewer rows cannot show that an adapter has forgotten little.
+MIN_SCORED_ROWS = 50
 NO_OLD_ROWS = (
     "no old rows are given: an adapter that learns only from new rows may forget the old ones, and "
     "no score of this run would show it. Give rows of its first training with --replay FILE, or "
@@ -104,11 +113,11 @@ def learn_on_file(options: LearnOnOptions) -> None:
 def _read_rows(
     options: LearnOnOptions, skipped: SkippedRows
 ) -> tuple[Tables, datasets.Dataset | None]:
-    """The rows of the run, and the old rows that were not replayed; None without --replay."""
+    """The rows of the run, and the old rows that are scored; None without --replay."""
     rows = skipped.read(options.source, options.file)
     manifest = read_manifest(options.directory)
     saved_task = read_task(options.directory, manifest)
-    rows = name_labels(rows, saved_task, options.label_names)
+    rows = name_labels(rows, saved_task, options.label_names, options.source)
     # What cannot be read must not teach the task a label.
     rows = skipped.left_out(_with_any_label(saved_task), rows, training=True)
     task = saved_task.extended(rows)
@@ -130,10 +139,28 @@ def _read_rows(
     if options.replay is None:
         return tables, None
     old_rows = skipped.read_other(options.source, options.replay)
+    old_rows = name_labels(old_rows, task, options.label_names, options.source)
     old_rows = skipped.left_out(task, old_rows, tokenizer=tokenizer)
     check_rows(task, old_rows)
-    tables.train = with_replay(tables.train, old_rows, share=options.replay_share, seed=files.seed)
-    return tables, old_rows
+    replay = {"share": options.replay_share, "seed": files.seed}
+    replayed, others = choose_replayed(tables.train, old_rows, **replay)
+    tables.train = with_replay(tables.train, old_rows, **replay)
+    return tables, _scored_old_rows(old_rows, len(replayed), others)
+
+
+def _scored_old_rows(
+    old_rows: datasets.Dataset, replayed: int, others: Sequence[int]
+) -> datasets.Dataset:
+    """The old rows that show what was forgotten: those not trained on again, if they are enough."""
+    trained_on = f"{replayed} of the {len(old_rows)} rows of --replay are trained on again"
+    if len(others) < MIN_SCORED_ROWS:
+        print_once(
+            f"{trained_on}. Too few others are left, so all of them are scored; their score after "
+            "the run is a little too high."
+        )
+        return old_rows
+    print_once(f"{trained_on}; {len(others)} others show what was forgotten.")
+    return select_rows(old_rows, others)
 
 
 def _with_any_label(task: Task) -> Task:

@@ -2,11 +2,11 @@
 
 import datasets
 
-from peftcls.cli.sources import pair_of
+from peftcls.cli.sources import Source, pair_of
 from peftcls.data.reading import source_name
 from peftcls.data.row_batches import each_cell
 from peftcls.tasks.base import Task
-from peftcls.tasks.label_renaming import with_label_names
+from peftcls.tasks.label_renaming import NoSuchLabelsError, with_label_names
 from peftcls.tasks.labels import is_blank, label_name
 from peftcls.tasks.list_cells import DEFAULT_SEPARATOR
 
@@ -14,13 +14,16 @@ MAX_SHOWN_LABELS = 10
 OPTION = "--label-names 0=ham,1=spam"
 
 
-def name_labels(rows: datasets.Dataset, task: Task, label_names: str | None) -> datasets.Dataset:
+def name_labels(
+    rows: datasets.Dataset, task: Task, label_names: str | None, source: Source
+) -> datasets.Dataset:
     """The rows with the labels that --label-names gives them.
 
     Args:
         rows: of a file.
         task: that reads them; it need not have learnt yet.
         label_names: the value of the option; None where it is not given.
+        source: how the file was read; of several files, one without these labels stays as it is.
 
     Raises:
         RowError: there is no such column, or no row has one of these labels.
@@ -40,7 +43,12 @@ def name_labels(rows: datasets.Dataset, task: Task, label_names: str | None) -> 
             f"rename it with --map NEW=OLD, such as --map {targets[0]}=OLD."
         )
     separator = (task.separator or DEFAULT_SEPARATOR) if task.multi_label else None
-    return with_label_names(rows, targets[0], names, separator=separator)
+    try:
+        return with_label_names(rows, targets[0], names, separator=separator)
+    except NoSuchLabelsError:
+        if source.several:
+            return rows
+        raise
 
 
 def check_some_label_known(rows: datasets.Dataset, task: Task) -> None:

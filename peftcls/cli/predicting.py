@@ -125,7 +125,7 @@ def evaluate_rows(
     task = predictor.task
     # Before the texts alone are looked for: all columns that are missing are named together.
     require_columns(rows, task.columns(with_target=True), type(task).__name__)
-    rows = name_labels(rows, task, label_names)
+    rows = name_labels(rows, task, label_names, source)
     check_some_label_known(rows, task)
     rows = skipped.left_out(predictor.task, rows, tokenizer=predictor.tokenizer)
     if shard and int(os.environ.get("RANK", "0")) > 0:
@@ -192,7 +192,7 @@ def compare_folders(
     task, second_answers = _answer_once(
         second, rows, base=base, device=device, batch_size=batch_size
     )
-    rows = name_labels(rows, task, label_names)
+    rows = name_labels(rows, task, label_names, source)
     check_some_label_known(rows, task)
     comparison = compare_answers(
         task, first_answers, second_answers, rows, score=score, metrics=metrics

@@ -41,6 +41,14 @@ def existing_folder(_: click.Context, __: click.Parameter, directory: Path) -> P
     return directory
 
 
+def writable_folder(_: click.Context, __: click.Parameter, folder: Path) -> Path:
+    """Check that a folder can be written to, before a model library is imported."""
+    from peftcls.data.output_folder import check_output_dir
+
+    check_output_dir(folder)
+    return folder
+
+
 def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that say how FILE is read, as one argument `source`."""
 
@@ -59,7 +67,8 @@ def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "column_map",
         multiple=True,
         metavar="NEW=OLD",
-        help="Read the column OLD as NEW; may be repeated.",
+        help="Read the column OLD as NEW; may be repeated. Of several files, one that has NEW and "
+        "not OLD stays as it is.",
     )
     @data_option("--split", metavar="NAME", help="Of a data set, or a sheet of a workbook.")
     @data_option(
@@ -82,10 +91,13 @@ def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
         from peftcls.data.reading import check_source
 
         # Before a model library is imported, which takes seconds.
-        for name in ("file", "valid", "test"):
-            if options.get(name) is not None:
-                check_source(options[name])
-        return command(source=Source(encoding, columns, split, column_map, cache), **options)
+        files = [options.get(name) for name in ("file", "valid", "test", "replay")]
+        given = [file for file in files if file is not None]
+        for file in given:
+            check_source(file)
+        several = len(given) > 1
+        source = Source(encoding, columns, split, column_map, cache, several)
+        return command(source=source, **options)
 
     return with_source
 

@@ -34,6 +34,8 @@ class Source:
         split: of a data set on the hub.
         map: pairs NEW=OLD: the column OLD is read as NEW.
         cache: a folder where copies of files and tokenized rows stay; None removes them at the end.
+        several: whether several files are read; those that have the new names already stay as they
+            are then.
     """
 
     encoding: str | None = None
@@ -41,6 +43,7 @@ class Source:
     split: str | None = None
     map: tuple[str, ...] = ()
     cache: Path | None = None
+    several: bool = False
 
     @property
     def column_names(self) -> list[str] | None:
@@ -72,6 +75,14 @@ class Source:
         """The rows of a further file, such as that of `--test`; arguments as of `read`."""
         return self._read(file, None, bad_lines)
 
+    def _names_to_change(self, columns: list[str]) -> dict[str, str]:
+        """The new names with their old ones, less those that a file of several has already."""
+        return {
+            new: old
+            for new, old in self.new_names.items()
+            if not self.several or old in columns or new not in columns
+        }
+
     def _read(self, file: str, split: str | None, bad_lines: BadLines) -> datasets.Dataset:
         rows = read_good_rows(
             file,
@@ -81,7 +92,7 @@ class Source:
             columns=self.column_names,
             cache_dir=self.copies,
         )
-        rows = with_column_names(rows, self.new_names)
+        rows = with_column_names(rows, self._names_to_change(rows.column_names))
         # Of several files, the rows are numbered as they follow each other.
         if not bad_lines or not Path(file).is_file():
             return rows

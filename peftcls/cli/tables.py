@@ -97,7 +97,8 @@ def _read_checked(
 ) -> datasets.Dataset | None:
     if not file:
         return None
-    rows = name_labels(files.skipped.read_other(files.source, file), task, files.label_names)
+    rows = files.skipped.read_other(files.source, file)
+    rows = name_labels(rows, task, files.label_names, files.source)
     rows = files.skipped.left_out(task, rows, tokenizer=tokenizer)
     check_rows(task, rows)
     return rows
@@ -150,7 +151,7 @@ def examine(task: Task, tables: Tables) -> Examination:
         if "test" not in finding.split:
             other_findings.append(finding)
         elif finding.severity != "note":
-            print_once(f"{finding.severity}: {finding.sentence}")
+            print_once(f"{finding.severity}, {finding.split} rows: {finding.sentence}")
     other_rows = {
         split: count for split, count in examination.split_rows.items() if split != "test"
     }

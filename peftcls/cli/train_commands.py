@@ -27,6 +27,7 @@ from peftcls.cli.shared_options import (
     source_options,
     task_option,
     text_option,
+    writable_folder,
 )
 
 METHODS = ("lora", "lora+", "dora", "rslora", "pissa", "adalora", "ia3")
@@ -207,7 +208,13 @@ calibrate_option = training_option(
     is_flag=True,
     help="Fit temperature and thresholds on the validation rows at the end.",
 )
-out_option = output_option("--out", type=FOLDER, required=True, help="The adapter folder to write.")
+out_option = output_option(
+    "--out",
+    type=FOLDER,
+    required=True,
+    callback=writable_folder,
+    help="The adapter folder to write.",
+)
 resume_option = output_option(
     "--resume", is_flag=True, help="Continue from the newest checkpoint in --out."
 )

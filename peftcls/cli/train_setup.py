@@ -17,6 +17,7 @@ from peftcls.cli.sources import Source
 from peftcls.cli.tables import Tables, labels_remark, print_once
 from peftcls.cli.task_building import task_for
 from peftcls.data.column_names import find_column
+from peftcls.data.output_folder import check_output_dir
 from peftcls.engine.model_choices import Quantize
 from peftcls.engine.model_state import base_facts
 from peftcls.models.adapter_manifest import MANIFEST
@@ -29,7 +30,6 @@ from peftcls.report.files import METRICS, check_out_folder
 from peftcls.tasks.base import Task
 from peftcls.training.checkpoint import find_checkpoints
 from peftcls.training.config import TrainConfig
-from peftcls.training.preflight import check_output_dir
 from peftcls.training.prepare import Prepared, prepare
 from peftcls.training.search import Candidate
 
@@ -198,7 +198,7 @@ def read_training_file(
         other_columns=other_columns,
     )
     task = task_for(columns, settings)
-    rows = name_labels(rows, task, options.label_names)
+    rows = name_labels(rows, task, options.label_names, options.source)
     # What cannot be read must not teach the task its labels; what does not fit is found afterwards.
     rows = skipped.left_out(task, rows, training=True)
     print_once(f"{columns}{labels_remark(task.learn(rows))}")

@@ -47,9 +47,11 @@ def find_encoding(path: Path) -> str:
         reason = "by its characters"
     if encoding is None:
         return UTF_8
+    example = "latin-1" if encoding == CHINESE else "utf-16-be"
     logger.warning(
         f"{path.name} is not in UTF-8; it was read as {encoding.upper()}, {reason}. If its texts "
-        "look wrong, give its encoding: --encoding latin-1, in Python encoding='latin-1'."
+        f"look wrong, give its encoding, such as --encoding {example}, in Python "
+        f"encoding={example!r}."
     )
     return encoding
 

@@ -17,6 +17,7 @@ Parser: TypeAlias = Callable[[Path, str, Sequence[str] | None, BadLines], Iterat
 
 FIRST_LINES_OF_JSON = ("[", "[{", "{")
 """Of a file whose objects are written over several lines."""
+MAX_SHOWN_KEYS = 5
 
 
 def read_jsonl(
@@ -75,8 +76,7 @@ def read_json(
         content = content["data"]
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
         raise RowError(
-            f"{path.name} is {json_type_name(content)}, "
-            "expected a list of objects or the SQuAD form."
+            f"{path.name} is {_described(content)}, expected a list of objects or the SQuAD form."
         )
     # What has questions of a paragraph, and no paragraphs, is said to be no SQuAD file.
     if content and ("paragraphs" in content[0] or isinstance(content[0].get("qas"), list)):
@@ -100,6 +100,14 @@ def _json_problem(error: ValueError | RecursionError) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     return str(error).partition(";")[0]
+
+
+def _described(content: Any) -> str:
+    """What kind of JSON a file holds; an object with its keys, in one of which the rows may be."""
+    name = json_type_name(content)
+    if not isinstance(content, dict):
+        return name
+    return f"{name} with the keys {list(content)[:MAX_SHOWN_KEYS]}"
 
 
 PARSERS: dict[str, Parser] = {

@@ -30,9 +30,9 @@ from peftcls.data.file_sets import (
     name_of_files,
 )
 from peftcls.data.formats import PARSERS
-from peftcls.data.git_lfs import WHAT_IT_IS, is_pointer
 from peftcls.data.missing_header import name_among_values
 from peftcls.data.scratch import check_cache, writing_copies
+from peftcls.data.stand_ins import stand_in
 from peftcls.data.tables import (
     CONVERSION_ERRORS,
     not_a_table,
@@ -158,8 +158,9 @@ def read_good_rows(
     suffix = table_suffix(path)
     if not _is_table(path):
         return _read_from_hub(str(source), split)
-    if is_pointer(path):
-        raise RowError(f"{path.name} {WHAT_IT_IS}.")
+    instead = stand_in(path)
+    if instead is not None:
+        raise RowError(f"{path.name} {instead}.")
     cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE)
     check_cache(cache)
     with without_progress_bars(), writing_copies(cache):
@@ -199,6 +200,15 @@ def as_dataset(rows: Any, name: str = "rows") -> datasets.Dataset:
     return name_source(table, name)
 
 
+def _described(rows: Any) -> str:
+    """What was given instead of rows, and what makes rows of it."""
+    if hasattr(rows, "collect"):
+        return f"a {type(rows).__name__}: call its collect() first"
+    if hasattr(rows, "to_frame"):
+        return f"a {type(rows).__name__}, one column alone: give the table that it is from"
+    return repr(rows)[:MAX_SHOWN_CHARACTERS]
+
+
 def _from_mappings(rows: Any, name: str) -> datasets.Dataset:
     row_list: list[Any] = []
     if isinstance(rows, Iterable) and not isinstance(rows, str | Mapping):
@@ -208,9 +218,7 @@ def _from_mappings(rows: Any, name: str) -> datasets.Dataset:
     if not row_list or not all(isinstance(row, Mapping) for row in row_list):
         raise RowError(
             f"{name}: expected a table (a DataFrame, a datasets.Dataset, a dict of columns) or a "
-            "list of mappings such as "
-            f"{{'text': '...'}}, found {repr(rows)[:MAX_SHOWN_CHARACTERS]}."
-            f"{' Call its collect() first.' if hasattr(rows, 'collect') else ''}"
+            f"list of mappings such as {{'text': '...'}}, found {_described(rows)}."
         )
     # A dict keeps the order of the columns.
     columns: dict[Any, list[Any]] = {}

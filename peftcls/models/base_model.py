@@ -32,9 +32,9 @@ from peftcls.models.fingerprint import fingerprint_base, fingerprint_tensors
 from peftcls.models.folder_safety import check_base_config, check_finite
 from peftcls.models.pretrained_io import (
     lasting_name,
-    place_of,
     quiet,
     reraise_as_value_error,
+    reraise_base_error,
     resolve_source,
     validate_base_folder,
 )
@@ -289,7 +289,7 @@ def _validate_arguments(source: str, quantize: str | None) -> None:
 
 def _read_config(source: str, settings: dict[str, Any], revision: str | None) -> Any:
     """The model's configuration, with the task's labels in place of those that it came with."""
-    with quiet(), reraise_as_value_error(f"the base model {place_of(source)}"):
+    with quiet(), reraise_base_error(source):
         config = AutoConfig.from_pretrained(
             source, revision=revision, trust_remote_code=False, **settings
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from peftcls.data.git_lfs import WHAT_IT_IS, is_pointer
+from peftcls.data.stand_ins import stand_in
 from peftcls.models.peft_settings import (
     check_peft_settings,
     check_unused_settings,
@@ -152,8 +152,9 @@ def check_base_folder(folder: Path) -> None:
     """Raise ValueError for links and file names that lead out of a local base, and for no files."""
     check_links(folder)
     for file in sorted(folder.iterdir()):
-        if file.is_file() and is_pointer(file):
-            raise ValueError(f"{file.name} in {folder} {WHAT_IT_IS}.")
+        instead = stand_in(file) if file.is_file() else None
+        if instead is not None:
+            raise ValueError(f"{file.name} in {folder} {instead}.")
     for index in folder.glob("*.index.json"):
         _check_shard_index(index)
     check_tokenizer_config(folder)

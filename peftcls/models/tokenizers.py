@@ -16,6 +16,7 @@ from peftcls.models.folder_safety import check_base_config
 from peftcls.models.pretrained_io import (
     quiet,
     reraise_as_value_error,
+    reraise_base_error,
     resolve_source,
     validate_base_folder,
 )
@@ -69,7 +70,7 @@ def load_tokenizer_only(name: str | Path) -> PreTrainedTokenizerBase:
     """
     tokenizer = load_tokenizer(name)
     source = resolve_source(name)
-    with torch.device("meta"), quiet(), reraise_as_value_error(f"the base model {source}"):
+    with torch.device("meta"), quiet(), reraise_base_error(source):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         check_base_config(source, config, None)
         backbone = AutoModel.from_config(config)

@@ -58,7 +58,8 @@ def around_the_other(headline: Mapping[str, Any], rows: int) -> tuple[str, str]:
         return "Ahead of ", f" on these {write_count(rows)} rows, which are few"
     if headline["to"] < 0:
         return "Behind ", f" on these {write_count(rows)} rows, which are few"
-    return f"{write_count(rows)} rows show no difference from ", ""
+    shown = "One row shows" if rows == 1 else f"{write_count(rows)} rows show"
+    return f"{shown} no difference from ", ""
 
 
 def tell_verdict(headline: Mapping[str, Any], score: str, rows: int) -> str:

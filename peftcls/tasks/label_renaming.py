@@ -18,6 +18,10 @@ MAX_SHOWN_LABELS = 10
 SHOWN_ROWS = 100
 
 
+class NoSuchLabelsError(RowError):
+    """No row has one of the labels that are to be renamed."""
+
+
 def with_label_names(
     rows: Rows, column: str, names: Mapping[Any, str], *, separator: str | None = None
 ) -> datasets.Dataset:
@@ -59,7 +63,7 @@ def with_label_names(
         cells.append(named(cell))
     if not found:
         shown = sorted({str(cell) for cell in table[column][:SHOWN_ROWS]})[:MAX_SHOWN_LABELS]
-        raise RowError(
+        raise NoSuchLabelsError(
             f"{source_name(table)} has none of the labels {sorted(new_names)} in column "
             f"{column!r}; it has {shown}."
         )

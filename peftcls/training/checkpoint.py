@@ -18,6 +18,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from peftcls.data.output_folder import nearest_existing
 from peftcls.errors import RunStoppedError
 from peftcls.models.folder_safety import all_finite
 from peftcls.models.trainable import Tensors, copy_tensors, put_tensors
@@ -100,12 +101,6 @@ def checkpoint_bytes(parameters: dict[str, torch.nn.Parameter]) -> int:
     """The size of a checkpoint: the tensors now, at the best step and at the start; the moments."""
     size = sum(p.numel() * p.element_size() for p in parameters.values())
     return (3 + ADAM_MOMENTS) * size
-
-
-def nearest_existing(folder: Path) -> Path:
-    """The folder itself if it exists, otherwise the nearest of its parents that does."""
-    candidates = (folder, *folder.absolute().parents)
-    return next(path for path in candidates if path.exists())
 
 
 def check_disk_space(folder: Path, size: int) -> None:

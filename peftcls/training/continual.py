@@ -117,12 +117,21 @@ def with_replay(
     if not 0 <= share < 1:
         raise ValueError(f"share={share}: expected a share of at least 0 and below 1.")
     columns = _common_columns(new, old)
-    count = _replayed_rows(new, old, share)
-    chosen = np.random.default_rng(seed).permutation(len(old))[:count].tolist()
+    _warn_of_few(new, old, share)
+    chosen, _ = choose_replayed(new, old, share=share, seed=seed)
     mixed = _concatenate(new.select_columns(columns), old.select(chosen).select_columns(columns))
-    named = f"{source_name(new)} ({len(new)} rows) and {source_name(old)} ({count} rows)"
+    named = f"{source_name(new)} ({len(new)} rows) and {source_name(old)} ({len(chosen)} rows)"
     numbers = [*row_numbers(new), *(row_numbers(old)[index] for index in chosen)]
     return number_rows(name_source(mixed, named), numbers)
+
+
+def choose_replayed(
+    new: datasets.Dataset, old: datasets.Dataset, *, share: float, seed: int
+) -> tuple[list[int], list[int]]:
+    """The numbers, from 0, of the old rows that `with_replay` adds, and of the others."""
+    count = min(_replay_needed(new, share), len(old))
+    order = np.random.default_rng(seed).permutation(len(old)).tolist()
+    return order[:count], sorted(order[count:])
 
 
 def _common_columns(new: datasets.Dataset, old: datasets.Dataset) -> list[str]:
@@ -144,12 +153,16 @@ def _common_columns(new: datasets.Dataset, old: datasets.Dataset) -> list[str]:
     return columns
 
 
-def _replayed_rows(new: datasets.Dataset, old: datasets.Dataset, share: float) -> int:
-    """How many old rows make up this share of the result; all of them if they are too few."""
-    needed = round(share / (1 - share) * len(new))
-    if needed <= len(old):
-        return needed
+def _replay_needed(new: datasets.Dataset, share: float) -> int:
+    """How many old rows make up this share of the result."""
+    return round(share / (1 - share) * len(new))
+
+
+def _warn_of_few(new: datasets.Dataset, old: datasets.Dataset, share: float) -> None:
+    """Say it if there are too few old rows to make up this share of the result."""
     count = len(old)
+    if _replay_needed(new, share) <= count:
+        return
     reached = count / (count + len(new))
     logger.warning(
         "%s has only %d rows to replay: they are %.0f%% of the result, expected %.0f%%.",
@@ -158,7 +171,6 @@ def _replayed_rows(new: datasets.Dataset, old: datasets.Dataset, share: float) -
         100 * reached,
         100 * share,
     )
-    return count
 
 
 def _concatenate(new: datasets.Dataset, old: datasets.Dataset) -> datasets.Dataset:

@@ -14,7 +14,6 @@ from peftcls.engine.model_state import base_facts, state_of, unwrapped
 from peftcls.engine.sharding import Shares, launcher_asks_for_shares
 from peftcls.errors import RunStoppedError
 from peftcls.tasks.base import Task
-from peftcls.training.checkpoint import nearest_existing
 from peftcls.training.config import TrainConfig
 
 try:
@@ -99,20 +98,6 @@ def check_launch(processes: int, kind: DistributedType, precision: str) -> None:
         raise ValueError(
             "mixed precision fp16 needs a loss scale, which this trainer does not keep; launch "
             "with bf16 or no."
-        )
-
-
-def check_output_dir(folder: Path) -> None:
-    """Check that the output folder, which may not exist yet, can be written to.
-
-    Raises:
-        ValueError: it cannot.
-    """
-    existing = nearest_existing(folder)
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ValueError(
-            f"output_dir={str(folder)!r}: {existing} is not a folder that can be written to; "
-            "choose another."
         )
 
 

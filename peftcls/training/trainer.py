@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
+from peftcls.data.output_folder import check_output_dir
 from peftcls.data.reading import Row, as_dataset
 from peftcls.data.tables import Rows, RowsOrTexts, with_validation_split
 from peftcls.engine.agreement import failing_together
@@ -45,7 +46,6 @@ from peftcls.training.gradient_accumulation import GradientAccumulator
 from peftcls.training.head_start import shrink_head, start_from_probe
 from peftcls.training.lr_schedule import learning_rate_factor
 from peftcls.training.preflight import (
-    check_output_dir,
     check_shares,
     lock_output_dir,
     start_trackers,

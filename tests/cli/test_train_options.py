@@ -117,12 +117,32 @@ def test_an_adapter_is_trained_on_from_the_command(messages, bert, tmp_path, cap
     assert cli.main([*command, "--out", second]) == 0
     shown = capsys.readouterr().out
     assert "new test rows" in shown
-    assert "rows of --replay" in shown
+    assert "rows of --replay are trained on again. Too few others are left, so all" in shown
     assert f"next: peftcls predict '{second}' FILE" in shown
     assert load_predictor(second).label_names == ("ham", "spam", "news")
     assert json.loads((tmp_path / "second run" / "peftcls.json").read_text())["lineage"]
     assert cli.main([*command, "--out", first, "--overwrite"]) == 1
     assert "holds the folder that this run continues from" in capsys.readouterr().err
+
+
+def test_old_rows_that_are_not_trained_on_again_show_what_was_forgotten(
+    messages, bert, tmp_path, capsys
+):
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    assert cli.main(["train", messages, "--out", first, "--model", bert, *TINY]) == 0
+    new = rows_of(tmp_path / "new.csv", {"news": "stock prices fell"}, 12)
+    rows = [f"{text} {n},{kind}" for n in range(40) for kind, text in (("0", "x"), ("1", "y"))]
+    # The file of old rows has other names than the folder; the new one has not.
+    old = tmp_path / "old.csv"
+    old.write_text("\n".join(["body,kind", *rows]), encoding="utf-8")
+    command = ["learn-on", first, new, "--replay", str(old), "--epochs", "1", "--out", second]
+    names = ["--map", "text=body", "--map", "label=kind", "--label-names", "0=ham,1=spam"]
+    capsys.readouterr()
+    assert cli.main([*command, *names]) == 0
+    assert "4 of the 80 rows of --replay are trained on again; 76 others show what" in (
+        capsys.readouterr().out
+    )
+    assert load_predictor(second).label_names == ("ham", "spam", "news")
 
 
 def test_the_start_of_a_continued_adapter_is_kept_and_a_finished_run_is_not_replaced(

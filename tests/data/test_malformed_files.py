@@ -91,7 +91,11 @@ FILES: list[tuple[str, str | bytes, str]] = [
     ("t.json", "nul", "t.json is not JSON: Expecting value in line 1"),
     ("t.json", b"\xff", f"line 1 of t.json has the byte 0xff, {UTF8}"),
     ("t.json", '{"data": 5}', "t.json is a number, expected a list of objects"),
-    ("t.json", '{"data": {"a": 1}}', "t.json is an object, expected a list of objects"),
+    (
+        "t.json",
+        '{"data": {"a": 1}}',
+        "t.json is an object with the keys ['a'], expected a list of objects",
+    ),
     ("t.json", "[[1]]", "t.json is a list, expected a list of objects"),
     ("t.json", '[{"a": 1}, 5]', "t.json is a list, expected a list of objects"),
     ("t.json", '[{"a": 1, "a": 2}]', "t.json is not JSON: an object has 'a' twice"),
