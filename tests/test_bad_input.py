@@ -217,7 +217,8 @@ def exactly(sentence: str) -> str:
         (
             "t.json",
             '{"a": 1}',
-            "t.json is an object with the keys ['a'], expected a list of objects or the SQuAD form.",
+            "t.json is an object with the keys ['a'], expected a list of objects or the SQuAD "
+            "form.",
         ),
         ("t.json", "[1]", "t.json is a list, expected a list of objects or the SQuAD form."),
     ],

@@ -142,9 +142,9 @@ def _read_rows(
     old_rows = name_labels(old_rows, task, options.label_names, options.source)
     old_rows = skipped.left_out(task, old_rows, tokenizer=tokenizer)
     check_rows(task, old_rows)
-    replay = {"share": options.replay_share, "seed": files.seed}
-    replayed, others = choose_replayed(tables.train, old_rows, **replay)
-    tables.train = with_replay(tables.train, old_rows, **replay)
+    share = options.replay_share
+    replayed, others = choose_replayed(tables.train, old_rows, share=share, seed=files.seed)
+    tables.train = with_replay(tables.train, old_rows, share=share, seed=files.seed)
     return tables, _scored_old_rows(old_rows, len(replayed), others)
 
 
