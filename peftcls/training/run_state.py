@@ -15,6 +15,7 @@ import torch
 from accelerate.utils import broadcast, gather_object
 
 from peftcls.engine.agreement import failing_together
+from peftcls.engine.last_words import LastWords
 from peftcls.engine.lost_processes import is_lost_process
 from peftcls.engine.model_state import state_of
 from peftcls.errors import RunStoppedError
@@ -181,21 +182,28 @@ class RunState:
 
     @contextlib.contextmanager
     def noticing_lost_processes(self) -> Iterator[None]:
-        """Say so where the body fails because another process has ended.
+        """Say so where the body fails because another process has ended, and why that one did.
 
         Raises:
             RunStoppedError: another process has ended, or does not answer.
         """
+        last_words = LastWords()
         try:
             yield
-        except RuntimeError as error:
-            if self.processes.num_processes > 1 and is_lost_process(error):
-                raise RunStoppedError(
-                    "another process has ended or does not answer, after step "
-                    f"{self.progress.step} ({error}). Go on with resume=True, on any number of "
-                    "processes."
-                ) from error
-            raise
+        except Exception as error:
+            if self.processes.num_processes == 1:
+                raise
+            if not is_lost_process(error):
+                last_words.leave(error)
+                raise
+            why = last_words.read()
+            place = f"after step {self.progress.step}"
+            if why is not None:
+                raise RunStoppedError(f"another process has ended, {place}: {why}") from error
+            raise RunStoppedError(
+                f"another process has ended or does not answer, {place} ({error}). Go on with "
+                "resume=True, on any number of processes."
+            ) from error
 
     def skip_step(self, sentence: str, step: int) -> None:
         """Continue without a step that is not finite, as often as the settings allow.

@@ -36,6 +36,8 @@ def loss_sum(model, batch):
                 os.kill(os.getpid(), signal.SIGSTOP)
             case "no_memory":
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried.")
+            case "raises":
+                raise KeyError("a strange answer in row 7")
             case "calls_once_more":
                 trainer.shares.calls += 1
     return plain(model, batch)
