@@ -12,7 +12,7 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from torch.distributed.run import get_args_parser
 
 from peftcls.cli import commands
-from peftcls.engine.sharding import launcher_asks_for_shares
+from peftcls.engine.launcher import launcher_asks_for_shares
 
 LAUNCH = Path(__file__).parents[1] / "recipes" / "launch"
 CONFIGURATIONS = sorted(LAUNCH.glob("*.yaml"))

@@ -8,19 +8,23 @@ from pathlib import Path
 
 import datasets
 import pandas as pd
+from accelerate.utils import gather_object
 
 from peftcls.cli.label_naming import check_some_label_known, name_labels
 from peftcls.cli.seen_rows import note_of_seen_rows
 from peftcls.cli.skipping import SkippedRows
 from peftcls.cli.sources import Source
 from peftcls.data.reading import Row, require_columns
+from peftcls.engine.last_words import saying_why_others_end
 from peftcls.evaluation import Evaluation, compare_answers, evaluate_answers
 from peftcls.inference.answer_parts import count_answered
+from peftcls.inference.launched import launched_processes
 from peftcls.inference.loading import load_predictor
 from peftcls.inference.predict_file import PART, predict_file
 from peftcls.inference.predictor import Predictor
 from peftcls.tasks.base import Answer, Task, token_limit
 from peftcls.tasks.extractive_qa import ExtractiveQA
+from peftcls.training import distributed_prediction
 from peftcls.training.signals import Signals
 
 MAX_LABELS_SHOWN = 5
@@ -80,7 +84,7 @@ def predict_rows(
     remark = ", which was there and is replaced" if replaces else ""
     new_columns = ", ".join(map(repr, columns))
     print(f"{count} rows answered in {out}{remark}; new columns: {new_columns}")
-    _warn_of_truncation(predictor, file)
+    _warn_of_truncation(predictor, file, predictor.shortened_rows)
 
 
 def _answerable_rows(
@@ -128,20 +132,23 @@ def evaluate_rows(
     rows = name_labels(rows, task, label_names, source)
     check_some_label_known(rows, task)
     rows = skipped.left_out(predictor.task, rows, tokenizer=predictor.tokenizer)
-    if shard and int(os.environ.get("RANK", "0")) > 0:
-        # To gather the base takes this process, too.
-        predictor.predict(rows, batch_size=batch_size)
+    with (
+        launched_processes() as (process, _),
+        saying_why_others_end(lambda: "while rows were answered", "Start again."),
+    ):
+        answers = distributed_prediction.predict_rows(predictor, rows, batch_size=batch_size)
+        shortened_rows = sum(gather_object([predictor.shortened_rows]))
+    if process > 0:
         return
     skipped.write()
     for sentence in skipped.sentences():
         print(sentence, file=sys.stderr)
-    answers = predictor.predict(rows, batch_size=batch_size)
     evaluation = evaluate_answers(predictor.task, answers, rows, metrics=metrics)
     if as_json:
         print(json.dumps(_evaluation_json(evaluation), indent=1, ensure_ascii=False))
     else:
         print(evaluation)
-    _warn_of_truncation(predictor, file)
+    _warn_of_truncation(predictor, file, shortened_rows)
     note = note_of_seen_rows(directory, file, rows)
     if note is not None:
         print(note, file=sys.stderr)
@@ -161,12 +168,12 @@ def _table_json(table: pd.DataFrame | None) -> object:
     return None if table is None else table.to_dict("index")
 
 
-def _warn_of_truncation(predictor: Predictor, file: str) -> None:
-    if not predictor.shortened_rows:
+def _warn_of_truncation(predictor: Predictor, file: str, shortened_rows: int) -> None:
+    if not shortened_rows:
         return
     limit = token_limit(predictor.tokenizer, predictor.task.max_length)
     print(
-        f"longer than {limit} tokens, and shortened at their end: {predictor.shortened_rows} "
+        f"longer than {limit} tokens, and shortened at their end: {shortened_rows} "
         f"of the rows of {Path(file).name} that were read now.",
         file=sys.stderr,
     )

@@ -18,11 +18,12 @@ from peftcls.cli.tables import Tables, labels_remark, print_once
 from peftcls.cli.task_building import task_for
 from peftcls.data.column_names import find_column
 from peftcls.data.output_folder import check_output_dir
+from peftcls.engine.launcher import launcher_asks_for_shares
 from peftcls.engine.model_choices import Quantize
 from peftcls.engine.model_state import base_facts
 from peftcls.models.adapter_manifest import MANIFEST
 from peftcls.models.base_model import load_base
-from peftcls.models.lora_injection import DEFAULT_RANK, attach_lora
+from peftcls.models.lora_injection import DEFAULT_RANK, attach_lora, check_method_in_shares
 from peftcls.models.tokenizers import load_tokenizer_only
 from peftcls.models.trainable import Part, train_only
 from peftcls.quality.findings import Examination
@@ -122,6 +123,8 @@ def check_options(options: TrainOptions) -> None:
             "--seeds repeats one run with the same settings, from its first step",
             {"--search": options.search, "--resume": options.resume},
         )
+    if options.shard or launcher_asks_for_shares():
+        check_method_in_shares(options.adapter["method"])
     check_output(options.out, replaces=options.overwrite or options.dry_run, resumes=options.resume)
 
 

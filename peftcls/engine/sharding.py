@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -28,16 +29,11 @@ from transformers import PreTrainedModel
 from transformers.distributed import DistributedConfig
 
 from peftcls.engine.layers import layers_of
-from peftcls.engine.lost_processes import PATIENT_SECONDS
+from peftcls.engine.lost_processes import PATIENT_SECONDS, CallWatch
 
 SHARES = "fsdp"
 """The dimension of the mesh. Under another name PEFT would size its layers by their shares."""
 MACHINES = "machines"
-NOT_DONE = {
-    "FSDP_OFFLOAD_PARAMS": "use more processes, or quantize='4bit' without FSDP",
-    "FSDP_ACTIVATION_CHECKPOINTING": "set gradient_checkpointing=True instead",
-}
-"""Settings of Accelerate's launcher that are refused, and what to do instead."""
 Item = TypeVar("Item")
 
 
@@ -57,6 +53,13 @@ class Shares:
     group: dist.ProcessGroup
     roots: list[FSDPModule] = dataclasses.field(default_factory=list, repr=False)
     calls: int = 0
+
+    def __post_init__(self) -> None:
+        self._watch = CallWatch(lambda: self.calls, PartialState().process_index)
+
+    def watched(self, where: str) -> AbstractContextManager[None]:
+        """Notice another process that stalls, where the body calls the base again and again."""
+        return self._watch.watching(where)
 
     def least_and_most(self, number: int) -> tuple[int, int]:
         """The smallest and the largest of all processes' numbers."""
@@ -104,37 +107,9 @@ class Shares:
             )
 
 
-def launcher_asks_for_shares() -> bool:
-    """Whether the launcher was told to use FSDP 2, by its options or its file of settings.
-
-    What it says of the layout is taken as it is done here, or refused.
-
-    Raises:
-        ValueError: it asks for FSDP 1, or for what is not done here.
-    """
-    if not _is_set("ACCELERATE_USE_FSDP"):
-        return False
-    version = os.environ.get("FSDP_VERSION", "1")
-    if version != "2":
-        raise ValueError(
-            f"the launcher asks for FSDP {version}, expected 2: accelerate launch --use_fsdp "
-            "--fsdp_version 2."
-        )
-    for name, instead in NOT_DONE.items():
-        if _is_set(name):
-            raise ValueError(
-                f"the launcher sets {name.lower()}, which is not done here; {instead}."
-            )
-    if os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() in ("false", "no_shard"):
-        raise ValueError(
-            "the launcher sets fsdp_reshard_after_forward to false, with which each process would "
-            "hold the whole base; leave it out."
-        )
-    return True
-
-
-def _is_set(name: str) -> bool:
-    return os.environ.get(name, "false").lower() in ("true", "1", "yes")
+def watching_others(shares: Shares | None, where: str) -> AbstractContextManager[None]:
+    """`Shares.watched`, where a base is in shares."""
+    return contextlib.nullcontext() if shares is None else shares.watched(where)
 
 
 def join_machine() -> Shares:
@@ -211,8 +186,7 @@ def reading_shares(shares: Shares, new_heads: bool) -> Iterator[dict[str, Any]]:
     try:
         copies = PartialState().num_processes // shares.size
         config = DistributedConfig(fsdp_size=shares.size, dp_replicate_size=copies)
-        with loading_in_every_process():
-            yield {"distributed_config": config}
+        yield {"distributed_config": config}
     finally:
         if inherited:
             delattr(PreTrainedModel, name)

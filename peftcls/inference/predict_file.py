@@ -18,6 +18,7 @@ from peftcls.data.reading import read_rows, require_columns, source_name
 from peftcls.data.row_batches import each_row
 from peftcls.data.row_numbers import row_numbers, select_rows
 from peftcls.data.tables import with_column_names
+from peftcls.engine.last_words import saying_why_others_end
 from peftcls.engine.model_state import state_of
 from peftcls.engine.sharding import Shares
 from peftcls.inference.answer_files import Columns, check_output, write_output
@@ -120,6 +121,7 @@ def predict_file(
     predictor.shortened_rows = 0
     with (
         launched_processes() as (process, processes),
+        saying_why_others_end(lambda: "while rows were answered", "Go on with --resume."),
         first_enters(parts.opened(resume=resume), process, processes),
     ):
         shows_progress = process == 0 and shows_bars() and sys.stderr.isatty()

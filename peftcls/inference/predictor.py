@@ -22,12 +22,15 @@ from peftcls.engine.frozen_layers import using_cached_states
 from peftcls.engine.head_inputs import head_layer
 from peftcls.engine.kernels import batch_tokens, call_tokens
 from peftcls.engine.model_state import state_of, unwrapped
+from peftcls.engine.sharding import watching_others
 from peftcls.tasks.base import Answer, Feature, Task
 from peftcls.tasks.encoding import encode_rows
 from peftcls.tasks.row_checks import check_rows
 
 # Rows that are tokenized at a time, so that a table of any length takes the same memory.
 CHUNK_ROWS = 4096
+AN_EVALUATION = "an evaluation"
+"""What a process computes while it waits for others, in messages."""
 # Held while rows are made into a table and tokenized. A fast tokenizer keeps its truncation setting
 # between calls, so two threads that ask for different ones would disturb each other; it uses all
 # cores by itself. And to hash a table, `datasets` redirects the standard output for a moment.
@@ -255,19 +258,20 @@ class Predictor:
         )
         shares = state_of(self.model).shares
         results: dict[int, Result] = {}
-        for batch in batches if shares is None else shares.padded(batches):
-            # A process that waits for others, which have more batches, computes its first row.
-            chosen = [features[i] for i in batch or (0,)]
-            collated = self.task.collate(chosen, self.tokenizer)
-            inputs = {name: tensor.to(device) for name, tensor in collated.items()}
-            # Threads take turns: a model can compute one batch at a time.
-            with lock, using_cached_states(self.model, inputs) as model_inputs:
-                computed = compute(model_inputs, chosen)
-            if batch is not None:
-                results.update(zip(batch, computed, strict=True))
-        if shares is not None:
-            shares.check_calls("an evaluation")
-            shares.reset()
+        with watching_others(shares, AN_EVALUATION):
+            for batch in batches if shares is None else shares.padded(batches):
+                # A process that waits for others, which have more batches, computes its first row.
+                chosen = [features[i] for i in batch or (0,)]
+                collated = self.task.collate(chosen, self.tokenizer)
+                inputs = {name: tensor.to(device) for name, tensor in collated.items()}
+                # Threads take turns: a model can compute one batch at a time.
+                with lock, using_cached_states(self.model, inputs) as model_inputs:
+                    computed = compute(model_inputs, chosen)
+                if batch is not None:
+                    results.update(zip(batch, computed, strict=True))
+            if shares is not None:
+                shares.check_calls(AN_EVALUATION)
+                shares.reset()
         return [results[i] for i in range(len(features))]
 
 

@@ -17,13 +17,13 @@ from peftcls.engine.allocator import trim_heap
 from peftcls.engine.device_map import check_device_map, spread_over_gpus
 from peftcls.engine.head_inputs import head_layer_name
 from peftcls.engine.kernels import choose_kernels, fast_dtype
+from peftcls.engine.launcher import check_launcher, launcher_asks_for_shares
 from peftcls.engine.model_choices import DeviceMap, Quantize
 from peftcls.engine.model_state import BaseFacts, state_of
 from peftcls.engine.probes import ask_all
 from peftcls.engine.sharding import (
     Shares,
     join_machine,
-    launcher_asks_for_shares,
     loading_in_every_process,
     own_parts,
     reading_shares,
@@ -126,9 +126,11 @@ def load_base(
 
     Raises:
         ValueError: the model does not exist, is damaged or has no safetensors, or cannot do the
-            task, or cannot be held in shares or be spread over the GPUs.
+            task, or cannot be held in shares or be spread over the GPUs; or the launcher asks for a
+            training that is not done here.
     """
     check_argument_types({"name": name, "revision": revision, "seed": seed}, load_base)
+    check_launcher()
     if not isinstance(task, Task):
         raise ValueError(f"task={task!r}: expected a task, such as Classification(...).")
     return _load(
@@ -349,9 +351,8 @@ def _load_weights(request: _Request, *, in_full: list[str]) -> _Loaded:
         # What will be held in shares waits for its adapter where there is room.
         arguments["device_map"] = {"": own_device() if request.shares is None else "cpu"}
     with contextlib.ExitStack() as stack:
-        if request.shares is not None and request.quantize:
-            stack.enter_context(loading_in_every_process())
-        elif request.shares is not None:
+        stack.enter_context(loading_in_every_process())
+        if request.shares is not None and not request.quantize:
             arguments |= stack.enter_context(reading_shares(request.shares, task.new_head))
         model, report = _read_weights(request, arguments)
     state_of(model).shares = request.shares

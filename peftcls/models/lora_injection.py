@@ -87,11 +87,8 @@ def attach_lora(
             f"method='pissa' on a base in {facts.quantize}: it splits the base's own weights, "
             "which must be in full precision; use another method."
         )
-    if method in READS_WHOLE_WEIGHTS and state_of(model).shares is not None:
-        raise ValueError(
-            f"method={method!r} on a base in shares: it starts from whole weights, and no process "
-            "holds them; use 'lora' or 'rslora'."
-        )
+    if state_of(model).shares is not None:
+        check_method_in_shares(method)
     if method == "adalora" and state_of(model).devices is not None:
         raise ValueError(
             "method='adalora' on a base that is spread over GPUs: it compares the matrices of all "
@@ -155,3 +152,12 @@ def wrap_adapter(model: Any, config: PeftConfig) -> PeftModel:
         keep_in_float32(unwrapped(wrapped).get_submodule(head))
     share_when_adapted(wrapped)
     return wrapped.eval()
+
+
+def check_method_in_shares(method: str | None) -> None:
+    """Raise ValueError for a method that cannot train a base in shares."""
+    if method in READS_WHOLE_WEIGHTS:
+        raise ValueError(
+            f"method={method!r} on a base in shares: it starts from whole weights, and no process "
+            "holds them; use 'lora' or 'rslora'."
+        )

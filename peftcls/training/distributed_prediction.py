@@ -19,19 +19,26 @@ from peftcls.tasks.own_metrics import OwnMetrics, score_answers
 from peftcls.tasks.row_checks import check_rows
 
 
-def predict_rows(predictor: Predictor, rows: datasets.Dataset) -> list[Answer]:
+def predict_rows(
+    predictor: Predictor, rows: datasets.Dataset, *, batch_size: int | None = None
+) -> list[Answer]:
     """Answer rows that are not encoded yet: one answer a row, in the rows' order.
+
+    Args:
+        predictor: that answers.
+        rows: in all processes the same.
+        batch_size: at most this many rows at once.
 
     Raises:
         RowError: a column is missing or a text is empty.
     """
     if PartialState().num_processes == 1:
-        return predictor.predict(rows)
+        return predictor.predict(rows, batch_size=batch_size)
     check_rows(predictor.task, rows, with_target=False)
     share = _share(predictor, len(rows))
 
     def answer() -> list[Answer]:
-        return predictor.predict(rows.select(share)) if share else []
+        return predictor.predict(rows.select(share), batch_size=batch_size) if share else []
 
     return _answer_together(predictor, answer, share, len(rows))
 

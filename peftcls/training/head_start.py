@@ -25,6 +25,7 @@ from peftcls.engine.layers import evaluation_mode
 from peftcls.engine.model_state import state_of, unwrapped
 from peftcls.engine.pair_features import importance
 from peftcls.engine.probes import can_pack
+from peftcls.engine.sharding import watching_others
 from peftcls.models.label_layer import LabelLayer, find_label_layer
 from peftcls.tasks.base import Task
 from peftcls.tasks.encoding import EncodedTable
@@ -286,7 +287,7 @@ def _read_examples(
     parts: list[tuple[torch.Tensor, torch.Tensor, Batch]] = []
     own = plan[processes.process_index :: processes.num_processes]
     shares = state_of(model).shares
-    with evaluation_mode(model):
+    with evaluation_mode(model), watching_others(shares, "the start of the head"):
         for part in own if shares is None else shares.padded(own):
             indices = plan[0] if part is None else part
             collated = task.collate(table.take(indices), tokenizer)

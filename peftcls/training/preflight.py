@@ -10,8 +10,10 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
+from peftcls.engine.agreement import failing_together
+from peftcls.engine.launcher import launcher_asks_for_shares, refuse_kind, refuse_loss_scale
 from peftcls.engine.model_state import base_facts, state_of, unwrapped
-from peftcls.engine.sharding import Shares, launcher_asks_for_shares
+from peftcls.engine.sharding import Shares
 from peftcls.errors import RunStoppedError
 from peftcls.tasks.base import Task
 from peftcls.training.config import TrainConfig
@@ -90,15 +92,8 @@ def check_launch(processes: int, kind: DistributedType, precision: str) -> None:
             "machine without a GPU start them with torchrun --nproc-per-node."
         )
     if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise ValueError(
-            f"the launcher asks for {kind.value}, expected plain processes or FSDP 2. A base that "
-            "does not fit on one GPU is held in shares with shard=True (--shard)."
-        )
-    if precision == "fp16":
-        raise ValueError(
-            "mixed precision fp16 needs a loss scale, which this trainer does not keep; launch "
-            "with bf16 or no."
-        )
+        refuse_kind(kind.value)
+    refuse_loss_scale(precision)
 
 
 @contextlib.contextmanager
@@ -107,14 +102,25 @@ def lock_output_dir(folder: Path, *, is_main_process: bool) -> Iterator[None]:
 
     The operating system releases the lock when this program ends, however it ends.
 
+    All processes enter it.
+
     Args:
         folder: created if it does not exist, and removed at the end if nothing was written to it.
         is_main_process: only the main process of a run holds the lock.
 
     Raises:
-        RunStoppedError: another program holds the lock.
+        RunStoppedError: another program holds the lock; in all processes.
     """
-    if fcntl is None or not is_main_process:
+    with contextlib.ExitStack() as stack:
+        with failing_together():
+            if is_main_process:
+                stack.enter_context(_locked(folder))
+        yield
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    if fcntl is None:
         yield
         return
     is_new = not folder.exists()
@@ -153,13 +159,15 @@ def start_trackers(start: Callable[..., None], config: TrainConfig) -> None:
         ValueError: a tracker cannot be started: no account, no server, no disk space.
     """
     settings = {name: str(value) for name, value in config.to_json().items()}
-    try:
-        start("peftcls", config=settings)
-    # Each tracking library has exceptions of its own.
-    except Exception as error:
-        lines = str(error).strip().splitlines()
-        reason = lines[0] if lines else "no reason given"
-        raise ValueError(
-            f"trackers={config.trackers!r} cannot be started ({type(error).__name__}: {reason}); "
-            "set them up, or leave them out."
-        ) from error
+    # Only the main process starts them.
+    with failing_together():
+        try:
+            start("peftcls", config=settings)
+        # Each tracking library has exceptions of its own.
+        except Exception as error:
+            lines = str(error).strip().splitlines()
+            reason = lines[0] if lines else "no reason given"
+            raise ValueError(
+                f"trackers={config.trackers!r} cannot be started ({type(error).__name__}: "
+                f"{reason}); set them up, or leave them out."
+            ) from error

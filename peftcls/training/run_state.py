@@ -7,6 +7,7 @@ import contextlib
 import functools
 import signal
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ import torch
 from accelerate.utils import broadcast, gather_object
 
 from peftcls.engine.agreement import failing_together
-from peftcls.engine.last_words import LastWords
-from peftcls.engine.lost_processes import is_lost_process
+from peftcls.engine.last_words import saying_why_others_end
 from peftcls.engine.model_state import state_of
 from peftcls.errors import RunStoppedError
 from peftcls.metrics import rank_scores
@@ -180,30 +180,12 @@ class RunState:
                         log_warning(f"stopped after step {self.progress.step}, {self.resume_hint}")
             raise
 
-    @contextlib.contextmanager
-    def noticing_lost_processes(self) -> Iterator[None]:
-        """Say so where the body fails because another process has ended, and why that one did.
-
-        Raises:
-            RunStoppedError: another process has ended, or does not answer.
-        """
-        last_words = LastWords()
-        try:
-            yield
-        except Exception as error:
-            if self.processes.num_processes == 1:
-                raise
-            if not is_lost_process(error):
-                last_words.leave(error)
-                raise
-            why = last_words.read()
-            place = f"after step {self.progress.step}"
-            if why is not None:
-                raise RunStoppedError(f"another process has ended, {place}: {why}") from error
-            raise RunStoppedError(
-                f"another process has ended or does not answer, {place} ({error}). Go on with "
-                "resume=True, on any number of processes."
-            ) from error
+    def saying_why_others_end(self) -> AbstractContextManager[None]:
+        """Say so where the body fails because another process has ended, and why that one did."""
+        return saying_why_others_end(
+            lambda: f"after step {self.progress.step}",
+            "Go on with resume=True, on any number of processes.",
+        )
 
     def skip_step(self, sentence: str, step: int) -> None:
         """Continue without a step that is not finite, as often as the settings allow.

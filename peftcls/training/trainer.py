@@ -180,7 +180,7 @@ class Trainer:
         device = self.accelerator.device
         try:
             with (
-                self.run.noticing_lost_processes(),
+                self.run.saying_why_others_end(),
                 torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
                 self.run.signals.captured(),
                 lock_output_dir(self.output_dir, is_main_process=self.accelerator.is_main_process),
