@@ -35,6 +35,19 @@ class MissingColumnsError(RowError):
         self.probably_meant = list(zip(missing, unread, strict=False))
 
 
+class SeveralSplitsError(RowError):
+    """A data set has several splits, and none of them was chosen.
+
+    Args:
+        sentence: the message.
+        splits: their names.
+    """
+
+    def __init__(self, sentence: str, splits: Sequence[str]) -> None:
+        super().__init__(sentence)
+        self.splits = splits
+
+
 class RunStoppedError(RuntimeError):
     """A run cannot go on: memory, disk or another process failed. Its last checkpoint is whole."""
 

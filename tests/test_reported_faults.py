@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,13 +19,18 @@ from peftcls import (
     TrainConfig,
     Trainer,
     attach_lora,
+    cross_validate,
     examine_rows,
     load_base,
     read_rows,
+    sweep,
 )
 from peftcls.cli import main
+from peftcls.data.reading import as_dataset
 from peftcls.models.adapter_folder import save_adapter
 from peftcls.models.tokenizers import load_tokenizer_only
+from peftcls.quality import label_checks
+from peftcls.tasks.row_checks import check_rows
 
 TASK = Classification(labels=("no", "yes"), max_length=32)
 
@@ -288,3 +294,56 @@ def test_an_object_in_place_of_rows_is_told_with_its_keys(write):
         RowError, match=re.escape("is an object with the keys ['rows', 'version'],")
     ):
         read_rows(write("rows.json", content))
+
+
+def test_a_number_in_the_place_of_a_text_or_with_a_comma_is_told():
+    rows = [{"text": 7, "label": "no"}, {"text": "a boat", "label": "yes"}]
+    with pytest.raises(RowError, match=r"it has 7 \(int\); write it as a text, or name the column"):
+        check_rows(TASK, as_dataset(rows[:1]))
+    row = {"text": "a boat", "score": "0,5"}
+    problem = Regression().problem(row, with_target=True)
+    assert problem == "has '0,5' in column 'score', expected a number with a point and no comma"
+
+
+def test_chats_are_read_from_parquet_as_from_json(tmp_path):
+    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "At sea."}]
+    rows = [{"id": n, "messages": turns} for n in range(3)]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    expected = read_rows(tmp_path / "rows.json").to_list()
+    assert read_rows(tmp_path / "rows.parquet").to_list() == expected
+    assert expected[0]["output"] == "At sea."
+
+
+def test_of_many_labels_only_rare_ones_are_compared_with_frequent_ones(monkeypatch):
+    compared = []
+
+    def is_candidate(label, other, counts):
+        compared.append((label, other))
+        return plain(label, other, counts)
+
+    plain = label_checks._is_candidate
+    monkeypatch.setattr(label_checks, "_is_candidate", is_candidate)
+    rows = [{"text": f"{n} says hello", "label": f"label {n % 300}"} for n in range(900)]
+    rows += [{"text": f"{n} says good night", "label": "goodbye"} for n in range(30)]
+    rows.append({"text": "one says so long", "label": "goodbie"})
+    found = examine_rows(Classification(), rows)
+    assert compared == [("goodbie", "goodbye")]
+    assert any("Did you mean 'goodbye'?" in finding.sentence for finding in found.findings)
+
+
+def test_frames_are_taken_where_a_model_is_chosen(bert, tmp_path):
+    frame = pd.DataFrame(
+        [{"text": f"a boat {n}", "label": "yes"} for n in range(8)]
+        + [{"text": f"the moon {n}", "label": "no"} for n in range(8)]
+    )
+    config = TrainConfig(tmp_path / "run", epochs=1, batch_size=8)
+    model, tokenizer = load_base(bert, TASK)
+    model = attach_lora(model, TASK)
+    (trained,) = sweep(model, TASK, tokenizer, {"one": config}, frame, frame)
+    assert trained.name == "one"
+    folds = cross_validate(model, TASK, tokenizer, config, frame, folds=2)
+    assert len(folds.answers) == 16
+    with Trainer(model, TASK, tokenizer, config) as trainer:
+        assert trainer.predict(frame) == trainer.predict(frame["text"].to_list())
+        assert len(trainer.predict("a boat")) == 1

@@ -54,6 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, FloatingPointError, OSError, RuntimeError) as error:
         print(_for_the_command(error, _command(arguments)), file=sys.stderr)
         return FAILED
+    finally:
+        # A notebook or a server may call this again and again.
+        _remove_copies()
+
+
+def _remove_copies() -> None:
+    """Remove the copies of files that the command has made; none if it has read no file."""
+    scratch = sys.modules.get("peftcls.data.scratch")
+    if scratch is not None:
+        scratch.forget_scratch_folder()
 
 
 def _for_the_command(error: Exception, command: click.Command | None) -> str:

@@ -13,7 +13,7 @@ from peftcls.cli.column_guessing import guess_columns
 from peftcls.cli.holding_out import TRAINING_FILE, check_groups_apart, check_split
 from peftcls.cli.label_naming import name_labels
 from peftcls.cli.option_names import with_options
-from peftcls.cli.sources import Source
+from peftcls.cli.sources import Source, Use
 from peftcls.cli.task_building import task_for
 from peftcls.data.column_names import find_column
 from peftcls.data.row_batches import each_cell, each_row
@@ -52,8 +52,11 @@ def check_files(
     """Print the findings; return whether the rows can be trained on."""
     logger.addFilter(_is_no_finding)
     try:
-        train_rows = source.read(file)
-        other_rows = [None if name is None else source.read_other(name) for name in (valid, test)]
+        train_rows = source.read(file, use="train")
+        others: tuple[tuple[str | None, Use], ...] = ((valid, "valid"), (test, "test"))
+        other_rows = [
+            None if name is None else source.read_other(name, use=use) for name, use in others
+        ]
     finally:
         logger.removeFilter(_is_no_finding)
     weight = None if weight is None else find_column(train_rows, weight)
@@ -133,9 +136,11 @@ def _overview(task: Task, rows: datasets.Dataset) -> Iterator[str]:
     """The labels with their numbers of rows, the commonest first, and the lengths of the texts."""
     if task.answer_kind in ("label", "label_set"):
         counts = _count_labels(task, rows)
-        if 0 < len(counts) <= MAX_LABELS_SHOWN:
-            listed = ", ".join(f"{name!r} {count}" for name, count in counts.most_common())
-            yield f"labels: {listed}"
+        if counts:
+            common = counts.most_common(MAX_LABELS_SHOWN)
+            listed = ", ".join(f"{name!r} {count}" for name, count in common)
+            more = len(counts) - len(common)
+            yield f"labels: {listed}{f' and {more} more' if more else ''}"
     lengths = np.zeros(len(rows), dtype=np.int64)
     for column in task.text_columns():
         words = (len(str(cell or "").split()) for cell in each_cell(rows, column))

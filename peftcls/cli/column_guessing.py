@@ -19,6 +19,7 @@ from peftcls.tasks.list_cells import (
     likely_separator,
     listed_cell,
 )
+from peftcls.tasks.numbers import with_comma
 
 SAMPLE_ROWS = 2000
 # Limits for a column of labels.
@@ -26,9 +27,11 @@ MAX_LABELS = 20
 MIN_ROWS_PER_LABEL = 3
 MAX_LABEL_CHARACTERS = 40
 NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")
-DECIMAL_COMMA = re.compile(r"[-+]?[0-9]+,[0-9]+")
+NAME_PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+NAMES_OF_IDS = ("id", "code")
 WORD = re.compile(r"[^\W\d_]+")
 WORDS_OF_A_NAME = 2
+TRUTH_VALUES = frozenset({"0", "1", "0.0", "1.0", "True", "False", "true", "false"})
 NUMBERS_SHARE = 0.9
 # The mean length of the values from which on a column counts as text.
 MIN_TEXT_CHARACTERS = 20
@@ -363,18 +366,22 @@ def _holds_scores(values: list[Any], label: str) -> bool:
     A few that are none, such as "n/a" or "1,5", are wrong rows and not labels.
     """
     numbers = [float(value) for value in values if NUMBER.fullmatch(str(value))]
-    with_comma = sum(bool(DECIMAL_COMMA.fullmatch(str(value))) for value in values)
-    if not values or len(numbers) + with_comma < NUMBERS_SHARE * len(values):
+    commas = sum(map(with_comma, values))
+    if not values or len(numbers) + commas < NUMBERS_SHARE * len(values):
         return False
-    if label.casefold() in NUMBER_COLUMNS or with_comma:
+    if label.casefold() in NUMBER_COLUMNS or commas:
         return True
     if not all(value.is_integer() for value in numbers):
         return True
     different = len(set(numbers))
-    are_classes = label.casefold() in LABEL_COLUMNS and different * MIN_ROWS_PER_LABEL <= len(
-        numbers
-    )
+    are_classes = _names_labels(label) and different * MIN_ROWS_PER_LABEL <= len(numbers)
     return different > MAX_LABELS and not are_classes
+
+
+def _names_labels(column: str) -> bool:
+    """Whether a column's name says that it holds labels, as "intent_id" and "topicLabel" do."""
+    words = {word.casefold() for word in NAME_PART.findall(column)}
+    return bool(words & {*LABEL_COLUMNS, *NAMES_OF_IDS})
 
 
 def _guess_text(rows: datasets.Dataset, kind: str | None, labels: Sequence[str]) -> tuple[str, ...]:
@@ -431,9 +438,31 @@ def _only_candidate(
         problem = f"several columns that could be the {what} ({listed})"
     else:
         problem = f"no column that looks like the {what}"
+    hint = _answer_hint(rows)
+    if what == "label":
+        hint += _one_hot_hint(rows, candidates) or _header_hint(rows, candidates)
     raise RowError(
         f"{source_name(rows)} has {problem}; it has {rows.column_names}. "
-        f"Say which one with {option}.{_answer_hint(rows)}"
+        f"Say which one with {option}.{hint}"
+    )
+
+
+def _one_hot_hint(rows: datasets.Dataset, candidates: Sequence[str]) -> str:
+    """What to write where each label has a column of 0 and 1, with a space before it."""
+    columns = [name for name in candidates if {str(v) for v in _sample(rows, name)} <= TRUTH_VALUES]
+    if len(columns) < 2:
+        return ""
+    return f" If each of them is a label of its own: --label {','.join(columns)}."
+
+
+def _header_hint(rows: datasets.Dataset, candidates: Sequence[str]) -> str:
+    """What to write where the first line may be a row and no header, with a space before it."""
+    sentences = [name for name in rows.column_names if len(name.split()) > WORDS_OF_A_NAME]
+    if candidates or not sentences:
+        return ""
+    return (
+        f" {sentences[0]!r} looks like a text and not like a column's name: if the file has no "
+        "line of names, give them with --columns, such as --columns text,label."
     )
 
 

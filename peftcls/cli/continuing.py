@@ -114,7 +114,7 @@ def _read_rows(
     options: LearnOnOptions, skipped: SkippedRows
 ) -> tuple[Tables, datasets.Dataset | None]:
     """The rows of the run, and the old rows that are scored; None without --replay."""
-    rows = skipped.read(options.source, options.file)
+    rows = skipped.read(options.source, options.file, use="train")
     manifest = read_manifest(options.directory)
     saved_task = read_task(options.directory, manifest)
     rows = name_labels(rows, saved_task, options.label_names, options.source)
@@ -138,7 +138,7 @@ def _read_rows(
     tables = split_rows(files, task, rows, tokenizer)
     if options.replay is None:
         return tables, None
-    old_rows = skipped.read_other(options.source, options.replay)
+    old_rows = skipped.read_other(options.source, options.replay, use="train")
     old_rows = name_labels(old_rows, task, options.label_names, options.source)
     old_rows = skipped.left_out(task, old_rows, tokenizer=tokenizer)
     check_rows(task, old_rows)

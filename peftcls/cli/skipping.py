@@ -1,6 +1,7 @@
 """`--skip-bad-rows`: rows with errors are left out, counted, and written to a file."""
 
 import csv
+import functools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import datasets
 from transformers import PreTrainedTokenizerBase
 
 from peftcls.cli.option_names import with_options
-from peftcls.cli.sources import Source
+from peftcls.cli.sources import Source, Use
 from peftcls.data.bad_lines import BadLine, BadLines
 from peftcls.data.reading import Row, source_name
 from peftcls.inference.answer_files import cell_text, written_whole
@@ -51,18 +52,19 @@ class SkippedRows:
                 f"--skip-bad-rows {out} would replace the rows that are read; give another file."
             )
 
-    def read(self, source: Source, file: str) -> datasets.Dataset:
+    def read(self, source: Source, file: str, *, use: Use | None = None) -> datasets.Dataset:
         """The rows of a file; lines that are no rows are left out where bad rows are.
 
         Args:
             source: how it is read.
             file: its name.
+            use: of the rows, as for `Source.read`.
         """
-        return self._without_bad_lines(source.read, file)
+        return self._without_bad_lines(functools.partial(source.read, use=use), file)
 
-    def read_other(self, source: Source, file: str) -> datasets.Dataset:
+    def read_other(self, source: Source, file: str, *, use: Use | None = None) -> datasets.Dataset:
         """The rows of a further file, such as that of `--test`; arguments as of `read`."""
-        return self._without_bad_lines(source.read_other, file)
+        return self._without_bad_lines(functools.partial(source.read_other, use=use), file)
 
     def _without_bad_lines(
         self, read: Callable[[str, BadLines], datasets.Dataset], file: str

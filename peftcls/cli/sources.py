@@ -1,7 +1,9 @@
 """How the commands read the rows of a file or a data set on the hub."""
 
 import dataclasses
+import functools
 from pathlib import Path
+from typing import Literal
 
 import datasets
 
@@ -10,6 +12,16 @@ from peftcls.data.reading import read_good_rows
 from peftcls.data.row_numbers import number_rows
 from peftcls.data.scratch import scratch_folder
 from peftcls.data.tables import with_column_names
+from peftcls.errors import SeveralSplitsError
+
+Use = Literal["train", "valid", "test"]
+"""What rows are for."""
+SPLITS: dict[Use, tuple[str, ...]] = {
+    "train": ("train",),
+    "valid": ("validation", "valid", "dev"),
+    "test": ("test",),
+}
+"""What the splits of data sets are called."""
 
 
 def pair_of(text: str, option: str) -> tuple[str, str]:
@@ -62,18 +74,23 @@ class Source:
         """The folder for copies of files."""
         return scratch_folder() if self.cache is None else self.cache
 
-    def read(self, file: str, bad_lines: BadLines = None) -> datasets.Dataset:
-        """The rows of a file, or of the split of a data set on the hub.
+    def read(
+        self, file: str, bad_lines: BadLines = None, *, use: Use | None = None
+    ) -> datasets.Dataset:
+        """The rows of a file, or of a split of a data set on the hub.
 
         Args:
             file: its name.
             bad_lines: takes lines that are no rows, which are then left out.
+            use: of the rows; of several splits the one for it is read, unless `split` says which.
         """
-        return self._read(file, self.split, bad_lines)
+        return self._read(file, self.split, bad_lines, use)
 
-    def read_other(self, file: str, bad_lines: BadLines = None) -> datasets.Dataset:
+    def read_other(
+        self, file: str, bad_lines: BadLines = None, *, use: Use | None = None
+    ) -> datasets.Dataset:
         """The rows of a further file, such as that of `--test`; arguments as of `read`."""
-        return self._read(file, None, bad_lines)
+        return self._read(file, None, bad_lines, use)
 
     def _names_to_change(self, columns: list[str]) -> dict[str, str]:
         """The new names with their old ones, less those that a file of several has already."""
@@ -83,15 +100,24 @@ class Source:
             if not self.several or old in columns or new not in columns
         }
 
-    def _read(self, file: str, split: str | None, bad_lines: BadLines) -> datasets.Dataset:
-        rows = read_good_rows(
+    def _read(
+        self, file: str, split: str | None, bad_lines: BadLines, use: Use | None
+    ) -> datasets.Dataset:
+        read = functools.partial(
+            read_good_rows,
             file,
             bad_lines,
-            split=split,
             encoding=self.encoding,
             columns=self.column_names,
             cache_dir=self.copies,
         )
+        try:
+            rows = read(split=split)
+        except SeveralSplitsError as error:
+            names = [] if use is None else [name for name in SPLITS[use] if name in error.splits]
+            if not names:
+                raise
+            rows = read(split=names[0])
         rows = with_column_names(rows, self._names_to_change(rows.column_names))
         # Of several files, the rows are numbered as they follow each other.
         if not bad_lines or not Path(file).is_file():

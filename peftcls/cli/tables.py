@@ -14,7 +14,7 @@ from peftcls.cli.holding_out import (
 )
 from peftcls.cli.label_naming import name_labels
 from peftcls.cli.skipping import SkippedRows
-from peftcls.cli.sources import Source
+from peftcls.cli.sources import Source, Use
 from peftcls.data.reading import RowError, source_name
 from peftcls.data.row_numbers import name_part
 from peftcls.quality.examine import refuse_errors
@@ -75,8 +75,8 @@ def split_rows(
     if files.replays:
         # Only the number of labels waits for the old rows.
         check_weights(task, rows)
-    valid = _read_checked(task, files.valid, files, tokenizer)
-    test = _read_checked(task, files.test, files, tokenizer)
+    valid = _read_checked(task, files.valid, files, tokenizer, "valid")
+    test = _read_checked(task, files.test, files, tokenizer, "test")
     share = min(HELD_OUT_SHARE, MAX_HELD_OUT_ROWS / len(rows))
     valid_share = share
     if test is None:
@@ -93,11 +93,15 @@ def split_rows(
 
 
 def _read_checked(
-    task: Task, file: str | None, files: Files, tokenizer: PreTrainedTokenizerBase | None
+    task: Task,
+    file: str | None,
+    files: Files,
+    tokenizer: PreTrainedTokenizerBase | None,
+    use: Use,
 ) -> datasets.Dataset | None:
     if not file:
         return None
-    rows = files.skipped.read_other(files.source, file)
+    rows = files.skipped.read_other(files.source, file, use=use)
     rows = name_labels(rows, task, files.label_names, files.source)
     rows = files.skipped.left_out(task, rows, tokenizer=tokenizer)
     check_rows(task, rows)

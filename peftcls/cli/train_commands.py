@@ -314,9 +314,10 @@ def check(**options: Any) -> int:
     "--push-to-hub", metavar="REPO", help="Upload the folder to the hub at the end, as owner/name."
 )
 def train(**options: Any) -> None:
-    """Train an adapter on the rows of FILE (csv, tsv, json, jsonl, parquet) and save its folder.
+    """Train an adapter on the rows of FILE and save its folder.
 
-    The columns are guessed where only one guess makes sense, and the guess is printed. At the end
+    FILE is csv, tsv, json, jsonl, parquet or xlsx, a folder of such files, or a data set on the
+    hub. The columns are guessed where only one guess makes sense, and the guess is printed. At the end
     come the scores on the test rows, with 95 % intervals, beside systems without a transformer.
 
     \b

@@ -184,7 +184,7 @@ def read_training_file(
         options: of the run.
         skipped: takes the rows that the task cannot read, where they are to be left out.
     """
-    rows = skipped.read(options.source, options.file)
+    rows = skipped.read(options.source, options.file, use="train")
     settings = dict(options.task_settings)
     other_columns = []
     if settings["weight"] is not None:

@@ -49,6 +49,13 @@ def plain_row(row: Row) -> Row:
 # Conversations
 
 
+def holds_conversations(row: Row) -> bool:
+    """Whether a row is a chat."""
+    return any(
+        _is_conversation(row.get(column), fields) for column, fields in CONVERSATIONS.items()
+    )
+
+
 def _is_conversation(turns: Any, fields: tuple[str, str]) -> bool:
     if not isinstance(turns, list) or not turns:
         return False

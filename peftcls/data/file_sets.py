@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 
 from peftcls.data.compression import COMPRESSED
-from peftcls.errors import RowError
+from peftcls.errors import RowError, SeveralSplitsError
 
 MAX_NAMED_FILES = 8
 SAVED_TABLE = "state.json"
@@ -69,9 +69,10 @@ def load_saved(path: Path, split: str | None) -> datasets.Dataset:
     if split is None and len(saved) == 1:
         split = next(iter(saved))
     if split not in saved:
-        raise RowError(
-            f"{path} has the splits {sorted(saved)}; choose one: "
-            f"read_rows({str(path)!r}, split=...), or --split NAME."
+        raise SeveralSplitsError(
+            f"{path} has the splits {sorted(saved)}; choose one, such as "
+            f"split={next(iter(saved))!r} (--split {next(iter(saved))}).",
+            () if split else tuple(saved),
         )
     return saved[split]
 

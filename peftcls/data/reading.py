@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from peftcls.argument_checks import check_argument_types
+from peftcls.data.annotation_formats import holds_conversations, plain_rows
 from peftcls.data.bad_lines import BadLines
 from peftcls.data.column_types import (
     ColumnType,
@@ -31,6 +32,7 @@ from peftcls.data.file_sets import (
 )
 from peftcls.data.formats import PARSERS
 from peftcls.data.missing_header import name_among_values
+from peftcls.data.row_batches import each_row
 from peftcls.data.scratch import check_cache, writing_copies
 from peftcls.data.stand_ins import stand_in
 from peftcls.data.tables import (
@@ -42,7 +44,7 @@ from peftcls.data.tables import (
 )
 from peftcls.data.text_files import Row, utf_8_with_mark
 from peftcls.data.xlsx_format import read_xlsx
-from peftcls.errors import MissingColumnsError, RowError
+from peftcls.errors import MissingColumnsError, RowError, SeveralSplitsError
 
 logger = logging.getLogger("peftcls")
 
@@ -270,13 +272,22 @@ def _read_from_hub(name: str, split: str | None) -> datasets.Dataset:
             f"failed: {error}"
         ) from None
     if not isinstance(rows, datasets.Dataset):
-        raise RowError(
-            f"{name} has the splits {sorted(rows)}; choose one: read_rows({name!r}, split=...)."
+        raise SeveralSplitsError(
+            f"{name} has the splits {sorted(rows)}; choose one, such as "
+            f"split={next(iter(rows))!r}.",
+            tuple(rows),
         )
-    rows = with_class_names(rows)
+    rows = _without_conversations(with_class_names(rows), name)
     if split is None:
         return name_source(rows, name)
     return name_source(rows, f"{name} ({split})")
+
+
+def _without_conversations(table: datasets.Dataset, name: str) -> datasets.Dataset:
+    """A table with plain columns, as of a json file, where it holds chats."""
+    if not holds_conversations(table[0]):
+        return table
+    return _from_mappings(list(plain_rows(each_row(table), Path(name))), name)
 
 
 def _is_table(path: Path) -> bool:
@@ -449,7 +460,8 @@ def _read_parquet(path: Path, cache: Path) -> datasets.Dataset:
                 )
         # `datasets` knows a parquet file by its path and its time; the folder, by its content.
         folder = cache / f"parquet-{_sum_of_file(path)}"
-        return with_class_names(datasets.Dataset.from_parquet(str(path), cache_dir=str(folder)))
+        table = with_class_names(datasets.Dataset.from_parquet(str(path), cache_dir=str(folder)))
+        return _without_conversations(table, path.name)
     except RowError:
         raise
     except (

@@ -62,6 +62,12 @@ def _made_once() -> Path:
     return folder
 
 
+def forget_scratch_folder() -> None:
+    """Remove the folder for copies before the program ends; the next copy makes another."""
+    if _made_once.cache_info().currsize and not is_launched():
+        shutil.rmtree(_made_once(), ignore_errors=True)
+
+
 def remove_abandoned(cache: Path) -> None:
     """Remove the scratch folders that no living process uses.
 

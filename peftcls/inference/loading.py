@@ -63,7 +63,8 @@ def load_predictor(
             share one base in memory (see `ManyPredictor`).
         base: where the base model is now, if it moved; another model of the same shape is refused.
         quantize: "8bit" or "4bit"; as at training unless given.
-        device: where to compute; unless given, the first GPU, or the CPU where there is no GPU.
+        device: where to compute; unless given, the first GPU, an Apple GPU too, or the CPU where
+            there is none.
         tasks: subclasses of `Task` that the folder may name, besides the four of peftcls.
         fast_paths: which fast paths may be used; all of them unless given.
         shard: hold the base in shares, one in each process of this machine, as `load_base` does.

@@ -116,12 +116,13 @@ def move_to_device(model: torch.nn.Module, device: str | torch.device | None) ->
 
     Args:
         model: to move.
-        device: unless given, the GPU of this process, or the CPU where there is none.
+        device: unless given, the GPU of this process or another accelerator, such as an Apple
+            GPU; the CPU where there is none.
 
     Raises:
         ValueError: there is no such device.
     """
-    chosen = device or own_device()
+    chosen = device or _own_accelerator()
     try:
         # A device that PyTorch knows by name need not be there.
         torch.empty(0, device=chosen)
@@ -132,6 +133,14 @@ def move_to_device(model: torch.nn.Module, device: str | torch.device | None) ->
         ) from None
     if base_facts(model).quantize is None and state_of(model).devices is None:
         model.to(chosen)
+
+
+def _own_accelerator() -> int | str | torch.device:
+    """Where this process computes, as Accelerate chooses for a training."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None or accelerator.type == "cuda":
+        return own_device()
+    return accelerator
 
 
 def _check_folders(folders: Sequence[Folder], quantize: Quantize | None) -> list[str]:

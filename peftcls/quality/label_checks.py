@@ -270,15 +270,22 @@ def _misspellings(scans: Sequence[SplitScan]) -> Iterator[Finding]:
             labels.remove(frequent)
             rare = min(labels, key=lambda label: counts[label])
             yield _misspelling(rare, frequent, counts, scans)
+    # Of many labels few can be the right spelling, and few a wrong one.
+    frequent_labels = [label for label in counts if counts[label] >= MIN_ROWS_OF_RIGHT_SPELLING]
+    most = max(counts.values(), default=0)
     for label in counts:
-        right_spelling = _likely_spelling(label, counts)
+        if counts[label] > max(1, MAX_MISSPELLING_SHARE * most):
+            continue
+        right_spelling = _likely_spelling(label, frequent_labels, counts)
         if right_spelling is not None:
             yield _misspelling(label, right_spelling, counts, scans)
 
 
-def _likely_spelling(label: str, counts: dict[str, int]) -> str | None:
+def _likely_spelling(
+    label: str, frequent_labels: Sequence[str], counts: dict[str, int]
+) -> str | None:
     """A more frequent label with similar letters, of which this one may be a misspelling."""
-    candidates = [other for other in counts if _is_candidate(label, other, counts)]
+    candidates = [other for other in frequent_labels if _is_candidate(label, other, counts)]
     folded_label = label.casefold()
     if len(label) >= MIN_SIMILAR_CHARACTERS:
         folded_candidates = [other.casefold() for other in candidates]

@@ -4,6 +4,13 @@ import math
 import re
 from typing import Any
 
+WITH_COMMA = re.compile(r"\s*[-+]?[0-9]+,[0-9]+\s*")
+
+
+def with_comma(value: Any) -> bool:
+    """Whether a text is a number with a comma, of which nobody can know what the comma means."""
+    return isinstance(value, str) and WITH_COMMA.fullmatch(value) is not None
+
 
 def parse_number(value: Any) -> float | None:
     """The number in a cell, or in its text; None if there is no finite number."""

@@ -19,7 +19,7 @@ from peftcls.engine.model_choices import Pooling
 from peftcls.tasks.answers import Answer, AnswerKind
 from peftcls.tasks.auto_models import AutoModel
 from peftcls.tasks.base import Feature, Task
-from peftcls.tasks.numbers import parse_number
+from peftcls.tasks.numbers import parse_number, with_comma
 from peftcls.tasks.row_weights import kept_weight, weight_of, weight_setting_problem
 from peftcls.tasks.text_encoding import (
     LongText,
@@ -139,7 +139,9 @@ class Regression(Task):
         if problem:
             return problem
         if with_target and parse_number(row[self.target]) is None:
-            return f"has {row[self.target]!r} in column {self.target!r}, expected a number like 0.5"
+            found = row[self.target]
+            point = " with a point and no comma" if with_comma(found) else " like 0.5"
+            return f"has {found!r} in column {self.target!r}, expected a number{point}"
         return None
 
     def table_problem(self, rows: datasets.Dataset) -> str | None:

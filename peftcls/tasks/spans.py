@@ -5,7 +5,7 @@ import dataclasses
 import json
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -106,8 +106,9 @@ def _from_squad(value: Mapping[str, Any]) -> list[dict[str, Any]]:
 def find_answers(context: str, golds: Sequence[Gold]) -> list[tuple[int, int]]:
     """Find answers in their context, as characters (start, end), without white space around them.
 
-    If a start does not point at its answer and the answer occurs exactly once, that occurrence is
-    used instead.
+    If a start does not point at its answer, it may count something else than characters: bytes,
+    the units of UTF-16, or line ends as two. Else an answer that occurs exactly once is taken where
+    it occurs.
 
     Raises:
         ValueError: an answer is not in the context, or occurs several times and its start points at
@@ -129,11 +130,31 @@ def _find_answer(context: str, gold: Gold) -> tuple[int, int]:
         end = gold.start + len(gold.text)
         if context[gold.start : end] == gold.text:
             return gold.start, end
+        for start in _counted_otherwise(context, gold.start):
+            if context[start : start + len(gold.text)] == gold.text:
+                return start, start + len(gold.text)
     text = gold.text.strip()
     starts = occurrences(context, text)
     if len(starts) != 1:
         raise ValueError(_not_found(context, gold, starts))
     return starts[0], starts[0] + len(text)
+
+
+def _counted_otherwise(context: str, start: int) -> Iterator[int]:
+    """The characters that a start may mean where it was counted in another way."""
+    widths: tuple[Callable[[str], int], ...] = (
+        lambda character: 1 + (character == "\n"),
+        lambda character: len(character.encode("utf-16-le", "surrogatepass")) // 2,
+        lambda character: len(character.encode("utf-8", "surrogatepass")),
+    )
+    for width in widths:
+        counted = 0
+        for i, character in enumerate(context):
+            if counted >= start:
+                if counted == start:
+                    yield i
+                break
+            counted += width(character)
 
 
 def _not_found(context: str, gold: Gold, starts: Sequence[int]) -> str:

@@ -77,8 +77,12 @@ def text_problem(row: Row, columns: Sequence[str]) -> str | None:
     for column in columns:
         value = row[column]
         if not isinstance(value, str) or not value.strip():
-            found = "" if is_gap(value) else f", it has {what_is_no_text(value)}"
-            return f"has no text in column {column!r}{found}; fill it in or leave the row out"
+            if is_gap(value):
+                return f"has no text in column {column!r}; fill it in or leave the row out"
+            return (
+                f"has no text in column {column!r}, it has {what_is_no_text(value)}; write it as a "
+                "text, or name the column that holds the texts"
+            )
     return None
 
 

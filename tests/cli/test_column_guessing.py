@@ -22,6 +22,9 @@ def kind_of(values, column="label"):
         ([n % 12 + 1 for n in range(60)], "label", "classification"),
         ([n % 30 for n in range(120)], "label", "classification"),
         ([str(n % 30) for n in range(120)], "intent", "classification"),
+        ([n % 30 for n in range(360)], "intent_id", "classification"),
+        ([n % 30 for n in range(360)], "topicCode", "classification"),
+        (list(range(60)), "intent_id", "regression"),
         ([18 + n % 60 for n in range(240)], "age", "regression"),
         ([n / 7 for n in range(40)], "label", "regression"),
         ([n % 5 for n in range(40)], "score", "regression"),
@@ -101,3 +104,19 @@ def test_a_second_text_that_is_not_read_is_told(reply, said):
         for number in range(20)
     ]
     assert said in str(guess_columns(as_dataset(rows)))
+
+
+def test_a_column_for_each_label_is_told_apart_from_several_candidates():
+    rows = [
+        {"message": f"message {n} about the boat", "toxic": n % 2, "insult": int(n % 3 == 0)}
+        for n in range(20)
+    ]
+    with pytest.raises(RowError, match=r"a label of its own: --label toxic,insult\.$"):
+        guess_columns(as_dataset(rows))
+
+
+def test_a_first_line_of_texts_is_told_where_no_column_is_a_label(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("".join(f"please do thing {n},intent {n}\n" for n in range(30)))
+    with pytest.raises(RowError, match=r"'please do thing 0' looks like a text .* --columns, such"):
+        guess_columns(read_rows(path))

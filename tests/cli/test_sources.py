@@ -7,6 +7,7 @@ import pytest
 
 from peftcls.cli import main
 from peftcls.data import reading
+from peftcls.data.scratch import scratch_folder
 
 
 def headless(path):
@@ -48,8 +49,10 @@ def test_an_adapter_is_replaced_only_where_that_is_said(tmp_path, capsys):
     assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() != before
 
 
-@pytest.mark.parametrize(("options", "split"), [([], None), (["--split", "train"], "train")])
-def test_a_split_of_a_data_set_on_the_hub_can_be_named(options, split, monkeypatch, capsys):
+@pytest.mark.parametrize("options", [[], ["--split", "train"]])
+def test_of_several_splits_of_a_data_set_the_one_that_is_meant_is_read(
+    options, monkeypatch, capsys
+):
     rows = [{"text": f"message {n} about the boat", "label": ["a", "b"][n % 2]} for n in range(8)]
     whole = datasets.DatasetDict(
         train=datasets.Dataset.from_list(rows), test=datasets.Dataset.from_list(rows[:2])
@@ -62,12 +65,31 @@ def test_a_split_of_a_data_set_on_the_hub_can_be_named(options, split, monkeypat
     monkeypatch.setattr(reading.datasets, "load_dataset", load_dataset)
     code = main(["check", "somebody/messages", *options])
     shown = capsys.readouterr()
-    if split is None:
-        assert code == 1
-        assert "has the splits ['test', 'train']; choose one" in shown.err
-        assert "--split ..." in shown.err
-    else:
-        assert "8 rows of train" in shown.out
+    assert code == 0
+    assert "8 rows of train" in shown.out
+    assert main(["check", "somebody/messages", *options, "--test", "somebody/messages"]) == 0
+    assert "8 rows of train, 2 rows of test" in capsys.readouterr().out
+
+
+def test_a_data_set_without_the_split_that_is_meant_is_refused(monkeypatch, capsys, tmp_path):
+    rows = datasets.Dataset.from_list([{"text": "a boat", "label": "a"}])
+    splits = datasets.DatasetDict(first=rows, second=rows)
+    monkeypatch.setattr(reading.datasets, "load_dataset", lambda name, split=None: splits)
+    assert main(["train", "somebody/messages", "--out", str(tmp_path / "run")]) == 1
+    sentence = "has the splits ['first', 'second']; choose one, such as --split first."
+    assert sentence in capsys.readouterr().err
+
+
+def test_the_copies_of_a_command_are_gone_when_it_ends(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    rows = [{"text": f"message {n} about the boat", "label": "ab"[n % 2]} for n in range(8)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = scratch_folder()
+    assert main(["check", str(file)]) == 0
+    assert not folder.exists()
+    # Another one begins with no copy of this one, and ends as well.
+    assert main(["check", str(file)]) == 0
+    assert not folder.exists()
 
 
 def test_long_answers_are_trained_on_where_room_is_asked_for(tmp_path, capsys):

@@ -674,3 +674,16 @@ def test_an_adapter_does_not_take_the_token_types_from_a_reader(bert):
         found = end_logits(peftcls.attach_lora(model, task), batch)  # a new adapter changes nothing
     assert not torch.allclose(expected[0], flat[0])
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("context", "start"),
+    [
+        ("one\ntwo\none", 10),  # line ends of two characters
+        ("\N{FACE WITH TEARS OF JOY} one, one", 8),  # the units of UTF-16
+        ("déjà vu one, one", 15),  # bytes
+    ],
+)
+def test_a_start_that_was_counted_otherwise_is_put_right(context, start):
+    (found,) = find_answers(context, gold_answers({"text": ["one"], "answer_start": [start]}))
+    assert found == (context.rindex("one"), context.rindex("one") + 3)
