@@ -317,8 +317,8 @@ def train(**options: Any) -> None:
     """Train an adapter on the rows of FILE and save its folder.
 
     FILE is csv, tsv, json, jsonl, parquet or xlsx, a folder of such files, or a data set on the
-    hub. The columns are guessed where only one guess makes sense, and the guess is printed. At the end
-    come the scores on the test rows, with 95 % intervals, beside systems without a transformer.
+    hub. The columns are guessed where only one guess makes sense, and the guess is printed. At the
+    end come the scores on the test rows, with 95 % intervals, beside systems without a transformer.
 
     \b
     peftcls train messages.csv --out runs/spam

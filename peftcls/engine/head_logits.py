@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from peftcls.engine.batch import INPUTS, Batch
+from peftcls.engine.kernels import batch_tokens
 from peftcls.engine.model_choices import Pooling
-from peftcls.engine.model_state import base_facts, unwrapped
+from peftcls.engine.model_state import base_facts, state_of, unwrapped
 from peftcls.engine.padding_free import padding_free
 from peftcls.engine.pair_features import compare_texts
 from peftcls.engine.precision import in_float32
@@ -27,10 +28,33 @@ def class_logits(
     mask decides, and the head gets that state only. Of a row in several windows the logits are
     averaged. A pair that is compared is three sequences, of which the head reads the features.
     """
-    logits = _sequence_logits(model, batch, pooling, causal=causal)
     if "windows" not in batch:
-        return logits
-    return mean_of_windows(logits, batch["windows"])
+        return _sequence_logits(model, _model_inputs(batch), pooling, causal=causal)
+    logits = [
+        _sequence_logits(model, part, pooling, causal=causal)
+        for part in parts_of_windows(model, batch)
+    ]
+    return mean_of_windows(torch.cat(logits), batch["windows"])
+
+
+def parts_of_windows(model: torch.nn.Module, batch: Batch) -> list[Batch]:
+    """What a model reads of one row that has many windows, in parts that fit.
+
+    A long document may have more windows than memory has room for at once; several rows of a batch
+    were chosen so that they fit. They stay together where a gradient is needed, where the states of
+    frozen layers come from a cache, and where other processes count the calls.
+    """
+    inputs = _model_inputs(batch)
+    sequences, tokens = inputs["input_ids"].shape
+    state = state_of(model)
+    stay_together = state.uses_frozen_cache or state.shares is not None
+    if len(batch["windows"]) > 1 or torch.is_grad_enabled() or stay_together:
+        return [inputs]
+    at_once = max(1, batch_tokens(inputs["input_ids"].device) // tokens)
+    return [
+        {name: values[start : start + at_once] for name, values in inputs.items()}
+        for start in range(0, sequences, at_once)
+    ]
 
 
 def mean_of_windows(values: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
@@ -69,11 +93,11 @@ def head_of(inner: Any) -> torch.nn.Module:
 
 
 def _sequence_logits(
-    model: torch.nn.Module, batch: Batch, pooling: Pooling | None, *, causal: bool
+    model: torch.nn.Module, inputs: Batch, pooling: Pooling | None, *, causal: bool
 ) -> torch.Tensor:
     if base_facts(model).causal:
-        return _decoder_logits(model, _model_inputs(batch), pooling, causal=causal)
-    return _encoder_logits(model, _model_inputs(batch))
+        return _decoder_logits(model, inputs, pooling, causal=causal)
+    return _encoder_logits(model, inputs)
 
 
 def _encoder_logits(model: torch.nn.Module, inputs: Batch) -> torch.Tensor:
@@ -118,8 +142,13 @@ def end_logits(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torc
 
     They do not depend on the side that the padding is on.
     """
+    parts = [_end_logits(model, part) for part in parts_of_windows(model, batch)]
+    start, end = (torch.cat(logits) for logits in zip(*parts, strict=True))
+    return start, end
+
+
+def _end_logits(model: torch.nn.Module, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     inner = unwrapped(model)
-    inputs = _model_inputs(batch)
     # Positions are counted from the first token, so padding goes to the right.
     order = inputs["attention_mask"].argsort(dim=1, descending=True, stable=True)
     moved = {name: values.gather(1, order) for name, values in inputs.items()}

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import peftcls
 from peftcls import Classification, Regression, RowError
 from peftcls.data.reading import as_dataset
+from peftcls.engine import head_logits
 from peftcls.tasks.encoding import encode_table
 from peftcls.tasks.text_encoding import MIN_TEXT_TOKENS, OVERLAP_DIVISOR, encode_texts
 
@@ -258,3 +259,32 @@ def test_a_run_with_windows_that_was_interrupted_goes_on(bert, tmp_path, text_ro
             trainer.fit(text_rows)
     trainer.fit(text_rows, resume=True)
     assert trainer.progress.step == 4
+
+
+@pytest.mark.parametrize("base", ["bert", "llama"])
+@pytest.mark.parametrize("kind", ["label", "answer"])
+def test_the_windows_of_one_long_document_are_computed_a_few_at_a_time(
+    base, kind, request, monkeypatch
+):
+    document = " ".join(WORDS * 30)
+    if kind == "label":
+        task = Classification(labels=("no", "yes"), max_length=32, long_text="windows")
+        rows = [{"text": document}]
+    else:
+        task = peftcls.ExtractiveQA(max_length=48, stride=8)
+        rows = [{"question": "what was given?", "context": document}]
+    model, tokenizer = peftcls.load_base(request.getfixturevalue(base), task)
+    predictor = peftcls.Predictor(model.double(), task, tokenizer)
+    sizes = []
+    embeddings = head_logits.unwrapped(model).base_model.get_input_embeddings()
+    embeddings.register_forward_pre_hook(lambda _, arguments: sizes.append(arguments[0].numel()))
+    (whole,) = predictor.predict(rows)
+    sizes.clear()
+    monkeypatch.setattr(head_logits, "batch_tokens", lambda device: 256)
+    (in_parts,) = predictor.predict(rows)
+    assert len(sizes) > 2
+    assert max(sizes) <= 256
+    if kind == "answer":
+        assert (in_parts.text, in_parts.start) == (whole.text, whole.start)
+    else:
+        assert in_parts.probabilities == pytest.approx(whole.probabilities, abs=1e-9)
