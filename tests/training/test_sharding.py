@@ -1,6 +1,7 @@
 """A base in shares trains what a whole one trains, and ends in a sentence when something fails."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -21,10 +22,13 @@ from peftcls.training.preflight import lock_output_dir
 from peftcls.training.save_check import compare_in_shares
 
 PROGRAMS = Path(__file__).parent / "programs"
-SECONDS = 300
+SECONDS = int(os.environ.get("PEFTCLS_SECONDS", "300"))
 TINY = 1e-7
 # Llama computes its norms and rotations in float32, and rounds otherwise in batches of other sizes.
-TINY_FOR_LLAMA = 1e-5
+# Two of five runs with IA3 on three processes differed by 8e-7 and 6e-6.
+LESS_TINY = 1e-5
+# Norms and positions of the small base: they stay whole in every process.
+WHOLE = 0.14
 TWO = (
     "bert-head-lora",
     "bert-balanced-adalora",
@@ -38,6 +42,23 @@ TWO = (
 )
 IN_4_BITS = ("bert-head-4bit", "llama-labels-4bit")
 THREE = ("bert-head-lora", "gpt2-generated-all-linear")
+FOUR = ("bert-pairs-lora",)
+METHODS = ("lora", "all-linear", "head", "adalora", "ia3")
+WORK_OF = {
+    "bert": ("head", "pairs", "several", "numbers", "spans"),
+    "gpt2": ("labels", "generated"),
+    "llama": ("labels", "generated"),
+}
+if os.environ.get("PEFTCLS_EVERY_COMBINATION"):
+    # Takes a quarter of an hour on two cores.
+    TWO = THREE = FOUR = tuple(
+        f"{base}-{work}-{method}"
+        for base, kinds in WORK_OF.items()
+        for work in kinds
+        for method in METHODS
+        if not (method == "head" and base != "bert")
+    )
+ON = {2: TWO, 3: THREE, 4: FOUR}
 
 
 def launch(processes, program, *arguments) -> subprocess.Popen:
@@ -86,7 +107,8 @@ def runs(bert, gpt2, llama, rows_file, tmp_path_factory):
     """What one process has trained, and what two and three have; each in one start."""
     bases = json.dumps({"bert": bert, "gpt2": gpt2, "llama": llama})
     folders = {}
-    for processes, kinds in ((1, TWO), (2, (*TWO, *IN_4_BITS)), (3, THREE)):
+    alone = tuple(dict.fromkeys((*TWO, *THREE, *FOUR)))
+    for processes, kinds in ((1, alone), (2, (*TWO, *IN_4_BITS)), (3, THREE), (4, FOUR)):
         out = folders[processes] = tmp_path_factory.mktemp(f"on_{processes}")
         running = launch(processes, "train_in_shares.py", bases, out, rows_file, ",".join(kinds))
         code, output = ended(running)
@@ -96,22 +118,30 @@ def runs(bert, gpt2, llama, rows_file, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("processes", "kind"), [*((2, kind) for kind in TWO), *((3, kind) for kind in THREE)]
+    ("processes", "kind"), [(count, kind) for count, kinds in ON.items() for kind in kinds]
 )
 def test_a_base_in_shares_trains_what_a_whole_one_does(processes, kind, runs):
     alone, shared = runs[1] / kind, runs[processes] / kind
     expected, found = load_file(f"{alone}.safetensors"), load_file(f"{shared}.safetensors")
-    allowed = TINY_FOR_LLAMA if kind.startswith("llama") else TINY
+    allowed = TINY
+    if kind.startswith("llama") or (kind.endswith("ia3") and processes == 3):
+        allowed = LESS_TINY
     for name, tensor in expected.items():
         assert float((tensor - found[name]).abs().max()) < allowed, name
     alone, shared = (json.loads(Path(f"{run}.json").read_text()) for run in (alone, shared))
     assert shared["answers"] == alone["answers"]
-    assert shared["scores"][1] == pytest.approx(alone["scores"][1])
+    # Of numbers that differ by rounding the order is chance.
+    scores, expected = (
+        {name: value for name, value in run["scores"][1].items() if name != "spearman"}
+        for run in (shared, alone)
+    )
+    assert scores == pytest.approx(expected)
     assert shared["shared"]
     assert not alone["shared"]
     whole = alone["held"][0]
     assert len(shared["held"]) == processes
-    assert max(shared["held"]) < whole * (1 / processes + 0.1), "each holds its share"
+    most = whole * (WHOLE + (1 - WHOLE) / processes)
+    assert max(shared["held"]) < most, "each holds its share"
 
 
 @pytest.mark.slow
