@@ -285,7 +285,7 @@ def _read_from_hub(name: str, split: str | None) -> datasets.Dataset:
 
 def _without_conversations(table: datasets.Dataset, name: str) -> datasets.Dataset:
     """A table with plain columns, as of a json file, where it holds chats."""
-    if not holds_conversations(table[0]):
+    if not len(table) or not holds_conversations(table[0]):
         return table
     return _from_mappings(list(plain_rows(each_row(table), Path(name))), name)
 
