@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import html
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from fastapi.responses import HTMLResponse
 from fastapi.testclient import TestClient
 from saved_adapters import TEXTS
 from served_folders import running, save_all
@@ -21,6 +23,25 @@ from peftcls.serving.page import PAGE
 
 FAKE_BROWSER = Path(__file__).parent / "fake_browser.js"
 NODE = shutil.which("node")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next((path for path in map(shutil.which, BROWSERS) if path), None)
+POLICY = "Content-Security-Policy"
+# Types a text into the page, presses its button, and puts what is shown into the title.
+DRIVER = """<!DOCTYPE html><title>waiting</title><iframe src="/"></iframe><script>
+const wait = (find) => new Promise((done) => {
+  const look = () => find() ? done(find()) : setTimeout(look, 20);
+  look();
+});
+onload = async () => {
+  const page = document.querySelector("iframe").contentDocument;
+  const field = await wait(() => page.querySelector("textarea"));
+  field.value = TEXT;
+  page.querySelector("button").click();
+  const answer = await wait(() => page.querySelector(".answer"));
+  const cells = [...page.querySelectorAll("td:last-child")].map((cell) => cell.textContent);
+  document.title = [answer.textContent, ...cells].join("|");
+};
+</script>"""
 # Ways to make markup out of a text, or to run a text.
 UNSAFE = ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval", "Function(", "on=")
 
@@ -166,4 +187,46 @@ def test_the_script_asks_and_shows_the_answer(adapter, texts, expected, page, fo
     assert [float(cell) for cell in cells[1::2]] == sorted(
         (pytest.approx(value, abs=6e-4) for value in answer.probabilities.values()),
         key=lambda value: -value.expected,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_the_page_answers_in_a_browser_that_keeps_to_its_policy(folders, tmp_path):
+    app = make_app(folders[:1])
+
+    @app.middleware("http")
+    async def let_the_driver_frame_it(request, call_next):
+        response = await call_next(request)
+        if POLICY in response.headers:
+            policy = response.headers[POLICY]
+            response.headers[POLICY] = policy.replace("ancestors 'none'", "ancestors 'self'")
+        return response
+
+    @app.get("/driver")
+    def driver():
+        return HTMLResponse(DRIVER.replace("TEXT", json.dumps(TEXTS[0])))
+
+    with running(app) as address:
+        ended = subprocess.run(
+            [
+                CHROMIUM,
+                "--headless=new",
+                "--no-sandbox",
+                "--disable-gpu",
+                f"--user-data-dir={tmp_path / 'profile'}",
+                "--virtual-time-budget=60000",
+                "--dump-dom",
+                f"{address}/driver",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
+    shown = html.unescape(re.search(r"<title>(.*?)</title>", ended.stdout)[1]).split("|")
+    (answer,) = load_predictor(folders[0]).predict([TEXTS[0]])
+    assert shown[0] == answer.label
+    assert sorted(map(float, shown[1:])) == pytest.approx(
+        sorted(answer.probabilities.values()), abs=6e-4
     )
