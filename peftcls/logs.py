@@ -30,26 +30,32 @@ class _Display:
 _display = _Display()
 
 
-class _StandardOutput(logging.Handler):
-    """Writes messages to the present standard output, without a prefix."""
+class _Output(logging.Handler):
+    """Writes messages to the present standard output, or error output, without a prefix."""
+
+    on_stderr = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        with tqdm.external_write_mode(file=sys.stdout):  # or it would stick to a progress bar
-            print(self.format(record), file=sys.stdout, flush=True)
+        file = sys.stderr if self.on_stderr else sys.stdout
+        with tqdm.external_write_mode(file=file):  # or it would stick to a progress bar
+            print(self.format(record), file=file, flush=True)
 
 
-def show_messages(level: int = logging.INFO) -> None:
+_output = _Output()
+
+
+def show_messages(level: int = logging.INFO, *, on_stderr: bool = False) -> None:
     """Show the messages of this package on the standard output.
 
-    The command and the recipes call it. A second call only changes the level.
+    The command and the recipes call it. A second call only changes the level and the place.
 
     Args:
         level: of the least important messages that are shown.
+        on_stderr: show them on the error output, where the standard output is for a program.
     """
     logger.setLevel(level)
-    is_shown = any(isinstance(handler, _StandardOutput) for handler in logger.handlers)
-    if not is_shown:
-        logger.addHandler(_StandardOutput())
+    _output.on_stderr = on_stderr
+    logger.addHandler(_output)
 
 
 def set_quiet(is_quiet: bool = True) -> None:

@@ -137,7 +137,8 @@ def evaluate_rows(
         saying_why_others_end(lambda: "while rows were answered", "Start again."),
     ):
         answers = distributed_prediction.predict_rows(predictor, rows, batch_size=batch_size)
-        shortened_rows = sum(gather_object([predictor.shortened_rows]))
+        # In shares one row may be read twice, so that all processes read as many.
+        shortened_rows = min(len(rows), sum(gather_object([predictor.shortened_rows])))
     if process > 0:
         return
     skipped.write()

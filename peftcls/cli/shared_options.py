@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from peftcls.cli.option_groups import data_option, training_option
+from peftcls.logs import show_messages
 
 TASKS = ("classification", "pair", "multi-label", "regression", "qa", "instruction", "keywords")
 
@@ -165,6 +166,19 @@ separator_option = data_option(
     metavar="TEXT",
     help='Between several labels or keywords in one cell, such as ","; ";" unless given.',
 )
+
+
+def _messages_apart(_: click.Context, __: click.Parameter, as_json: bool) -> bool:
+    """Keep messages out of what another program reads."""
+    if as_json:
+        show_messages(on_stderr=True)
+    return as_json
+
+
 json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print JSON for another program."
+    "--json",
+    "as_json",
+    is_flag=True,
+    callback=_messages_apart,
+    help="Print JSON for another program; messages go to the error output.",
 )

@@ -149,6 +149,19 @@ def test_columns_and_labels_of_other_names_are_answered_and_scored(folder, tmp_p
     assert main(["compare", folder, folder, str(file), *mapped, *names]) == 0
 
 
+def test_messages_stay_out_of_what_another_program_reads(folder, tmp_path, capsys):
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label\nwin a prize,spam\nsee you,ham\n", encoding="utf-16")
+    for command in (["evaluate", folder, str(file)], ["check", str(file)]):
+        capsys.readouterr()
+        main([*command, "--json"])
+        said = capsys.readouterr()
+        assert json.loads(said.out)
+        assert "it was read as UTF-16" in said.err
+    main(["check", str(file)])
+    assert "it was read as UTF-16" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

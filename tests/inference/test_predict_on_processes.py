@@ -1,6 +1,7 @@
 """Processes that a launcher started answer one file together, through deaths and restarts."""
 
 import csv
+import json
 import random
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from saved_adapters import TEXTS, saved
 
 import peftcls
+from peftcls.cli import main
 from peftcls.inference.predict_file import predict_file
 
 ROWS = 900
@@ -50,11 +52,15 @@ def read(out: Path) -> list[dict[str, str]]:
 
 
 def start(processes, folder, rows_file, out, *options) -> subprocess.Popen:
+    command = ["predict", folder, rows_file, "--out", out, "--probabilities", *options]
+    return launch(processes, *command)
+
+
+def launch(processes, *arguments) -> subprocess.Popen:
     launcher = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
         *("--nproc-per-node", str(processes), "-m", "peftcls"),
     ]
-    arguments = ["predict", folder, rows_file, "--out", out, "--probabilities", *options]
     return subprocess.Popen(
         [*launcher, *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -96,6 +102,28 @@ def test_processes_that_hold_the_base_together_write_the_answers_of_one(
     assert running.returncode == 0, errors
     assert printed.count("rows answered") == 1
     same_answers(read(out), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--shard"]], ids=["whole", "shares"])
+def test_several_processes_score_the_rows_as_one_does(options, folder, alone, tmp_path, capsys):
+    labelled = tmp_path / "labelled.csv"
+    with labelled.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["text", "label"])
+        # Longer than the adapter reads, in both shares.
+        table.writerows([f"{row['text']} {'and so on ' * 12}", row["label"]] for row in alone[:61])
+    command = ["evaluate", str(folder), str(labelled), "--json", *options]
+    running = launch(2, *command)
+    printed, errors = running.communicate(timeout=SECONDS)
+    assert running.returncode == 0, errors
+    assert main(command) == 0
+    one = capsys.readouterr()
+    found, expected = json.loads(printed), json.loads(one.out)
+    assert found["scores"] == pytest.approx(expected["scores"], abs=1e-6)
+    assert found["confusion"] == expected["confusion"]
+    assert "61 of the rows of labelled.csv" in errors
+    assert "61 of the rows of labelled.csv" in one.err
 
 
 def kill_in_a_run(processes, folder, rows_file, out, victim, *options):
