@@ -929,8 +929,9 @@ def predictor(adapter):
         (
             [{"text": 1.5}, {"text": 2.5}],
             "row 1 of rows has no text in column 'text', it has 1.5 (float); write it as a text, "
-            "or name the column that holds the texts.\nrow 2 of rows has no text in column 'text', it "
-            "has 2.5 (float); write it as a text, or name the column that holds the texts.",
+            "or name the column that holds the texts.\n"
+            "row 2 of rows has no text in column 'text', it has 2.5 (float); write it as a text, "
+            "or name the column that holds the texts.",
         ),
         (
             [{"text": "a"}, {"text": None}],
