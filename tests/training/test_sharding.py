@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -66,11 +67,17 @@ def launch(processes, program, *arguments) -> subprocess.Popen:
     return start(launcher if processes > 1 else [], program, *arguments)
 
 
-def launch_machine(number, port, program, *arguments) -> subprocess.Popen:
-    """One of two machines with a process each; both are this one."""
-    place = ["--nnodes", 2, "--node-rank", number, "--master-port", port]
-    launcher = ["-m", "torch.distributed.run", "--master-addr", "127.0.0.1", *place]
-    return start([*launcher, "--nproc-per-node", 1], program, *arguments)
+def launch_machines(program, *arguments) -> list[subprocess.Popen]:
+    """Two machines with a process each; both are this one.
+
+    A launcher ends what is left on its own machine only, so that each process says its last words.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = ["-m", "torch.distributed.run", "--master-addr", "127.0.0.1", "--master-port", port]
+    machines = (["--nnodes", 2, "--node-rank", rank, "--nproc-per-node", 1] for rank in (0, 1))
+    return [start([*place, *machine], program, *arguments) for machine in machines]
 
 
 def start(launcher, program, *arguments) -> subprocess.Popen:
@@ -183,10 +190,16 @@ SENTENCES = {
 @pytest.mark.parametrize("fault", SENTENCES)
 def test_a_fault_in_one_process_ends_all_with_a_sentence(fault, bert, rows_file, tmp_path):
     started = time.monotonic()
-    running = launch(2, "shares_with_faults.py", bert, tmp_path / "run", rows_file, fault)
-    code, output = ended(running)
+    first, second = launch_machines(
+        "shares_with_faults.py", bert, tmp_path / "run", rows_file, fault
+    )
+    code, output = ended(first)
     assert code != 0
     assert SENTENCES[fault] in output, output[-3000:]
+    if fault.startswith("stalls"):
+        for stopped in psutil.Process(second.pid).children():
+            stopped.kill()
+    assert ended(second)[0] != 0
     assert time.monotonic() - started < SECONDS / 2
     assert not (tmp_path / "run" / "peftcls.json").exists()
     if fault != "killed":
@@ -214,11 +227,8 @@ def test_what_the_first_process_alone_has_met_is_said_by_all(bert, rows_file, tm
 @pytest.mark.slow
 def test_two_machines_go_on_after_one_has_died(bert, rows_file, tmp_path):
     for fault in ("killed", "none"):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         program = ("shares_with_faults.py", bert, tmp_path / "run", rows_file, fault)
-        machines = [launch_machine(number, port, *program) for number in (0, 1)]
+        machines = launch_machines(*program)
         codes, outputs = zip(*map(ended, machines), strict=True)
         assert [code == 0 for code in codes] == [fault == "none"] * 2, outputs[0][-3000:]
     rows = peftcls.read_rows(rows_file)
