@@ -5,12 +5,12 @@ import dataclasses
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
 
 import pytest
+from browser import needs_browser, shown_page
 from snippets import (
     DOCS,
     PAGES,
@@ -33,8 +33,6 @@ from peftcls.report import wording
 
 START = DOCS / "index.md"
 PEFT_ASKS = "ignore:.*is_gradient_checkpointing:FutureWarning"  # PEFT uses the old name
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next((path for path in map(shutil.which, BROWSERS) if path), None)
 MAX_COLUMNS = 100
 BANNED = (
     "as it comes",
@@ -207,31 +205,13 @@ def test_the_site_asks_the_network_for_nothing(site):
     assert not list(site.rglob("hooks.*"))
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@needs_browser
 def test_the_search_works_from_the_disk_without_an_error(site, tmp_path):
-    without_network = [
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ]
-    ended = subprocess.run(
-        [
-            CHROMIUM,
-            *without_network,
-            "--virtual-time-budget=30000",
-            "--enable-logging=stderr",
-            "--dump-dom",
-            f"{(site / 'index.html').as_uri()}?q=calibrate",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+    ended = shown_page(
+        f"{(site / 'index.html').as_uri()}?q=calibrate",
+        tmp_path / "profile",
+        "--virtual-time-budget=30000",
+        "--enable-logging=stderr",
     )
     assert re.search(r"\b[1-9]\d* matching documents", ended.stdout)
     assert "CONSOLE" not in ended.stderr

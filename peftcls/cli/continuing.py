@@ -28,10 +28,10 @@ from peftcls.tasks.row_checks import check_rows
 from peftcls.training.config import TrainConfig
 from peftcls.training.continual import (
     Scores,
+    add_old_rows,
     choose_replayed,
     compare_scores,
     learn_on,
-    with_replay,
 )
 from peftcls.training.prepare import prepare
 from peftcls.training.trainer import Trainer
@@ -144,7 +144,7 @@ def _read_rows(
     check_rows(task, old_rows)
     share = options.replay_share
     replayed, others = choose_replayed(tables.train, old_rows, share=share, seed=files.seed)
-    tables.train = with_replay(tables.train, old_rows, share=share, seed=files.seed)
+    tables.train = add_old_rows(tables.train, old_rows, replayed)
     return tables, _scored_old_rows(old_rows, len(replayed), others)
 
 

@@ -17,7 +17,6 @@ from peftcls.cli.sources import Source
 from peftcls.cli.tables import Tables, labels_remark, print_once
 from peftcls.cli.task_building import task_for
 from peftcls.data.column_names import find_column
-from peftcls.data.output_folder import check_output_dir
 from peftcls.engine.launcher import launcher_asks_for_shares
 from peftcls.engine.model_choices import Quantize
 from peftcls.engine.model_state import base_facts
@@ -136,14 +135,13 @@ def _refuse_beside(reason: str, others: Mapping[str, Any]) -> None:
 
 
 def check_output(folder: Path, *, replaces: bool, resumes: bool) -> None:
-    """Raise ValueError where a run cannot write its folder, or would replace an adapter in it.
+    """Raise ValueError where a run would write among a user's files, or replace an adapter.
 
     Args:
         folder: the value of --out.
         replaces: whether an adapter may be replaced.
         resumes: whether the run continues from a checkpoint; beside an adapter there must be one.
     """
-    check_output_dir(folder)
     check_out_folder(folder)
     manifest = folder / MANIFEST
     if replaces or not manifest.is_file():

@@ -20,7 +20,7 @@ def check_launcher() -> None:
         ValueError: it asks for DeepSpeed, Megatron-LM or a loss scale.
     """
     for kind in ("DEEPSPEED", "MEGATRON_LM"):
-        if is_set(f"ACCELERATE_USE_{kind}"):
+        if _is_set(f"ACCELERATE_USE_{kind}"):
             refuse_kind(kind)
     refuse_loss_scale(os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
 
@@ -50,7 +50,7 @@ def launcher_asks_for_shares() -> bool:
     Raises:
         ValueError: it asks for FSDP 1, or for what is not done here.
     """
-    if not is_set("ACCELERATE_USE_FSDP"):
+    if not _is_set("ACCELERATE_USE_FSDP"):
         return False
     version = os.environ.get("FSDP_VERSION", "1")
     if version != "2":
@@ -59,7 +59,7 @@ def launcher_asks_for_shares() -> bool:
             "--fsdp_version 2."
         )
     for name, instead in INSTEAD.items():
-        if is_set(name):
+        if _is_set(name):
             raise ValueError(
                 f"the launcher sets {name.lower()}, which is not done here; {instead}."
             )
@@ -82,6 +82,6 @@ def launcher_asks_for_shares() -> bool:
     return True
 
 
-def is_set(name: str) -> bool:
+def _is_set(name: str) -> bool:
     """Whether a switch of the launcher is on."""
     return os.environ.get(name, "false").lower() in ("true", "1", "yes")

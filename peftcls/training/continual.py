@@ -116,9 +116,19 @@ def with_replay(
     old = as_dataset(old_rows, "old_rows")
     if not 0 <= share < 1:
         raise ValueError(f"share={share}: expected a share of at least 0 and below 1.")
-    columns = _common_columns(new, old)
-    _warn_of_few(new, old, share)
     chosen, _ = choose_replayed(new, old, share=share, seed=seed)
+    return add_old_rows(new, old, chosen)
+
+
+def add_old_rows(
+    new: datasets.Dataset, old: datasets.Dataset, chosen: Sequence[int]
+) -> datasets.Dataset:
+    """The new rows, then the chosen old ones, counted from 0; each keeps its number in its file.
+
+    Raises:
+        RowError: the two tables have no column in common, or a column has values of two types.
+    """
+    columns = _common_columns(new, old)
     mixed = _concatenate(new.select_columns(columns), old.select(chosen).select_columns(columns))
     named = f"{source_name(new)} ({len(new)} rows) and {source_name(old)} ({len(chosen)} rows)"
     numbers = [*row_numbers(new), *(row_numbers(old)[index] for index in chosen)]
@@ -128,7 +138,8 @@ def with_replay(
 def choose_replayed(
     new: datasets.Dataset, old: datasets.Dataset, *, share: float, seed: int
 ) -> tuple[list[int], list[int]]:
-    """The numbers, from 0, of the old rows that `with_replay` adds, and of the others."""
+    """The numbers, from 0, of the old rows that are trained on again, and of the others."""
+    _warn_of_few(new, old, share)
     count = min(_replay_needed(new, share), len(old))
     order = np.random.default_rng(seed).permutation(len(old)).tolist()
     return order[:count], sorted(order[count:])

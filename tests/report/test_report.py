@@ -4,12 +4,11 @@ import functools
 import html
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
+from browser import needs_browser, shown_page
 from PIL import Image
 
 import peftcls
@@ -24,9 +23,6 @@ from peftcls.report.numbers import fingerprint_rows
 from peftcls.report.verdict import TITLES
 from peftcls.training.run_report import command_line, describe_run
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 HISTORY = [
     {"step": 5, "loss": 0.9},
     {"step": 5, "valid_loss": 0.8, "valid_f1_macro": 0.5, "valid_f1": 0.4, "valid_pearson": 0.3},
@@ -800,7 +796,7 @@ def test_numbers_are_written_for_people(written, expected):
     assert written == expected
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@needs_browser
 @pytest.mark.parametrize("width", [360, 1280])
 def test_a_browser_needs_no_sideways_scrolling(width, report, tmp_path):
     frames = "".join(
@@ -814,21 +810,7 @@ def test_a_browser_needs_no_sideways_scrolling(width, report, tmp_path):
     (tmp_path / "frames.html").write_text(
         f"<title></title>{frames}<script>{measure}</script>", encoding="utf-8"
     )
-    ended = subprocess.run(
-        [
-            CHROMIUM,
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--dump-dom",
-            (tmp_path / "frames.html").as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    ended = shown_page((tmp_path / "frames.html").as_uri(), tmp_path / "profile")
     widths = [int(w) for w in re.search(r"<title>([\d ]+)</title>", ended.stdout)[1].split()]
     assert len(widths) == len(CASES)
     assert max(widths) <= width

@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from browser import needs_browser, shown_page
 from fastapi.responses import HTMLResponse
 from fastapi.testclient import TestClient
 from saved_adapters import TEXTS
@@ -23,8 +24,6 @@ from peftcls.serving.page import PAGE
 
 FAKE_BROWSER = Path(__file__).parent / "fake_browser.js"
 NODE = shutil.which("node")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next((path for path in map(shutil.which, BROWSERS) if path), None)
 POLICY = "Content-Security-Policy"
 # Types a text into the page, presses its button, and puts what is shown into the title.
 DRIVER = """<!DOCTYPE html><title>waiting</title><iframe src="/"></iframe><script>
@@ -191,7 +190,7 @@ def test_the_script_asks_and_shows_the_answer(adapter, texts, expected, page, fo
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@needs_browser
 def test_the_page_answers_in_a_browser_that_keeps_to_its_policy(folders, tmp_path):
     app = make_app(folders[:1])
 
@@ -208,22 +207,7 @@ def test_the_page_answers_in_a_browser_that_keeps_to_its_policy(folders, tmp_pat
         return HTMLResponse(DRIVER.replace("TEXT", json.dumps(TEXTS[0])))
 
     with running(app) as address:
-        ended = subprocess.run(
-            [
-                CHROMIUM,
-                "--headless=new",
-                "--no-sandbox",
-                "--disable-gpu",
-                f"--user-data-dir={tmp_path / 'profile'}",
-                "--virtual-time-budget=60000",
-                "--dump-dom",
-                f"{address}/driver",
-            ],
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=False,
-        )
+        ended = shown_page(f"{address}/driver", tmp_path / "profile", "--virtual-time-budget=60000")
     shown = html.unescape(re.search(r"<title>(.*?)</title>", ended.stdout)[1]).split("|")
     (answer,) = load_predictor(folders[0]).predict([TEXTS[0]])
     assert shown[0] == answer.label

@@ -272,8 +272,8 @@ def test_replay_logs_dropped_columns_and_too_few_old_rows(text_rows, caplog):
     with caplog.at_level(logging.INFO, logger="peftcls"):
         peftcls.with_replay(NEW, old, share=0.9)
     assert caplog.messages == [
-        "Dropped columns ['place']: missing in one table, or ids that occur in both.",
         "old_rows has only 16 rows to replay: they are 73% of the result, expected 90%.",
+        "Dropped columns ['place']: missing in one table, or ids that occur in both.",
     ]
 
 
