@@ -9,6 +9,7 @@ from peftcls.inference.onnx_export import OnnxExport, export_onnx
 from peftcls.inference.passages import PassageAnswer, Passages
 from peftcls.inference.predictor import Predictor
 from peftcls.logs import set_quiet
+from peftcls.models.adapter_start import attach_adapter
 from peftcls.models.base_model import load_base
 from peftcls.models.lora_injection import attach_lora
 from peftcls.models.merging import merge_adapter
@@ -58,6 +59,7 @@ __all__ = [
     "Trained",
     "Trainer",
     "answers_frame",
+    "attach_adapter",
     "attach_lora",
     "attention_projections",
     "check_rows",

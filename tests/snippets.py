@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import peftcls
 from peftcls import cli, read_rows
 from peftcls.demo import BASE_FOLDER, sample
 
@@ -128,8 +129,16 @@ def write_all(folder: Path) -> None:
     _write_topics(folder / "topics_held_out.jsonl", messages[12:24])
     _write_questions(folder / "questions.json", "diabetes_train.json")
     _write_questions(folder / "questions_held_out.json", "diabetes_validation.json")
+    _write_plain_adapter(folder / "elsewhere")
     (folder / "bases").mkdir()
     os.symlink(BASE_FOLDER, folder / "bases" / "small", target_is_directory=True)
+
+
+def _write_plain_adapter(folder: Path) -> None:
+    """Write an adapter as PEFT alone does."""
+    task = peftcls.Classification(labels=("ham", "spam"))
+    model, _ = peftcls.load_base("demo", task)
+    peftcls.attach_lora(model, task).save_pretrained(str(folder))
 
 
 def _write_new_label(path: Path, messages: Sequence[Mapping[str, Any]]) -> None:

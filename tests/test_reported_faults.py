@@ -302,7 +302,10 @@ def test_a_number_in_the_place_of_a_text_or_with_a_comma_is_told():
         check_rows(TASK, as_dataset(rows[:1]))
     row = {"text": "a boat", "score": "0,5"}
     problem = Regression().problem(row, with_target=True)
-    assert problem == "has '0,5' in column 'score', expected a number with a point and no comma"
+    assert problem == (
+        "has '0,5' in column 'score', expected a number with a point and no comma; for a comma "
+        "before the decimals give decimal=','"
+    )
 
 
 def test_chats_are_read_from_parquet_as_from_json(tmp_path):

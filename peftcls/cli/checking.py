@@ -43,6 +43,7 @@ def check_files(
     test: str | None,
     group: str | None,
     weight: str | None,
+    decimal: str | None,
     model: str | None,
     max_length: int | None,
     max_new_tokens: int | None,
@@ -71,6 +72,7 @@ def check_files(
     )
     settings = {
         "weight": weight,
+        "decimal": decimal,
         "labels": labels,
         "separator": separator,
         "prompt": prompt,

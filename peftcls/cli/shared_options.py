@@ -50,6 +50,14 @@ def writable_folder(_: click.Context, __: click.Parameter, folder: Path) -> Path
     return folder
 
 
+def training_device(_: click.Context, __: click.Parameter, name: str | None) -> None:
+    """Settle the device of a training before PyTorch is imported."""
+    from peftcls.cli.training_device import see_only
+
+    if name is not None:
+        see_only(name)
+
+
 def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that say how FILE is read, as one argument `source`."""
 

@@ -30,6 +30,7 @@ TASKS_WITH = {
     "loss": WITH_LABELS,
     "pooling": WITH_HEAD,
     "weight": WITH_HEAD,
+    "decimal": ("regression",),
     "long_text": WITH_HEAD,
 }
 """The tasks that have a setting; all others have every task."""

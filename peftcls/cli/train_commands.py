@@ -27,6 +27,7 @@ from peftcls.cli.shared_options import (
     source_options,
     task_option,
     text_option,
+    training_device,
     writable_folder,
 )
 
@@ -73,6 +74,11 @@ weight_option = data_option(
     help="How much each row counts in training, as a number of at least 0.",
 )
 
+decimal_option = data_option(
+    "--decimal",
+    type=click.Choice([".", ","]),
+    help="What stands before the decimals of the numbers of --task regression.  [default: .]",
+)
 task_settings = collected(
     "task_settings",
     labels_option,
@@ -104,6 +110,7 @@ task_settings = collected(
         help="Draw as many rows of each label in an epoch.",
     ),
     weight_option,
+    decimal_option,
     model_option(
         "--pooling",
         type=click.Choice(POOLINGS),
@@ -236,6 +243,7 @@ overwrite_option = output_option(
 @data_option("--test", metavar="FILE", help="Test rows, looked at beside the others.")
 @group_option
 @weight_option
+@decimal_option
 @max_length_option
 @max_new_tokens_option
 @source_options
@@ -271,6 +279,13 @@ def check(**options: Any) -> int:
 @model_option("--quantize", type=click.Choice(QUANTIZE), help="Hold the base in 8 or 4 bits.")
 @model_option("--shard", is_flag=True, default=None, help=SHARD_HELP)
 @model_option(
+    "--device",
+    metavar="NAME",
+    callback=training_device,
+    expose_value=False,
+    help="Where to compute: cpu, cuda, cuda:1.  [default: a GPU if any]",
+)
+@model_option(
     "--dtype",
     type=click.Choice(DTYPES),
     help="Of the frozen weights.  [default: the fastest on this machine]",
@@ -279,6 +294,12 @@ def check(**options: Any) -> int:
     "--part",
     type=click.Choice(PARTS),
     help="Train a part of the model itself instead of an adapter.",
+)
+@model_option(
+    "--start",
+    type=FOLDER,
+    metavar="DIR",
+    help="An adapter that another program wrote with PEFT, to train further.",
 )
 @adapter_settings
 @task_settings

@@ -21,6 +21,7 @@ from peftcls.engine.launcher import launcher_asks_for_shares
 from peftcls.engine.model_choices import Quantize
 from peftcls.engine.model_state import base_facts
 from peftcls.models.adapter_manifest import MANIFEST
+from peftcls.models.adapter_start import attach_adapter, read_start
 from peftcls.models.base_model import load_base
 from peftcls.models.lora_injection import DEFAULT_RANK, attach_lora, check_method_in_shares
 from peftcls.models.tokenizers import load_tokenizer_only
@@ -60,6 +61,7 @@ class TrainOptions:
     shard: bool | None
     dtype: str | None
     part: Part | None
+    start: Path | None
     task_settings: Mapping[str, Any]
     adapter: Mapping[str, Any]
     config: Mapping[str, Any]
@@ -97,6 +99,13 @@ def check_options(options: TrainOptions) -> None:
             f"--part trains the model itself; it cannot be used with {given}, which "
             "is for an adapter."
         )
+    if options.start is not None:
+        own = {f"--{name}": name != "dropout" for name in options.given_adapter}
+        _refuse_beside(
+            "--start has an adapter with its own rank, scale and layers",
+            {"--part": options.part, "--search": options.search, **own},
+        )
+        read_start(options.start)
     if options.search and (options.part or set(options.given_adapter) - {"dropout"}):
         raise ValueError(
             "--search tries ranks and targets of a LoRA adapter; it cannot be used with "
@@ -265,6 +274,9 @@ def build_model(
     """The base model with an adapter, or with a part of its own to train."""
     if options.part:
         return train_only(base, task, options.part)
+    if options.start is not None:
+        dropout = options.adapter["dropout"]
+        return attach_adapter(base, task, options.start, dropout=dropout, seed=seed)
     settings = options.given_adapter
     settings |= {"rank": candidate.rank, "targets": candidate.targets, "seed": seed}
     if "layers" in settings:

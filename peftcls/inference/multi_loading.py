@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
@@ -23,14 +21,13 @@ from peftcls.inference.multi_adapter_layers import (
     replace_module,
 )
 from peftcls.models.adapter_folder import Folder, load_own_base, load_own_tokenizer, open_folder
+from peftcls.models.adapter_weights import WRAPPED, read_tensors
 from peftcls.models.folder_safety import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PART_WEIGHTS, check_finite
 from peftcls.models.mixed_precision import keep_in_float32
 from peftcls.models.quantization import own_device
 from peftcls.models.structure import read_mean_of_tokens
 from peftcls.tasks.base import Task
 
-# What PEFT writes before the names of a model's modules.
-PEFT_PREFIX = "base_model.model."
 DOWN = ".lora_A.weight"
 UP = ".lora_B.weight"
 Updates = dict[str, Update]
@@ -108,7 +105,7 @@ def _can_share(folder: Folder) -> bool:
     if (folder.directory / ADAPTER_WEIGHTS).is_file():
         return _is_plain_lora(_read_settings(folder))
     heads = tuple(f"{name}." for name in folder.base.heads)
-    return all(name.startswith(heads) for name in _read_tensors(folder.directory / PART_WEIGHTS))
+    return all(name.startswith(heads) for name in _own_tensors(folder.directory / PART_WEIGHTS))
 
 
 def move_to_device(model: torch.nn.Module, device: str | torch.device | None) -> None:
@@ -230,7 +227,7 @@ def _read_adapter(folder: Folder, model: PreTrainedModel) -> tuple[Updates, Head
     has_adapter = (directory / ADAPTER_WEIGHTS).is_file()
     settings = _plain_lora_settings(folder) if has_adapter else {}
     file = directory / (ADAPTER_WEIGHTS if has_adapter else PART_WEIGHTS)
-    remaining = _read_tensors(file)
+    remaining = _own_tensors(file)
     structure = _model_without_weights(folder, model)
     try:
         heads = _take_heads(structure, folder.base.heads, remaining)
@@ -279,16 +276,11 @@ def _is_plain_lora(settings: dict[str, Any]) -> bool:
     )
 
 
-def _read_tensors(file: Path) -> Tensors:
+def _own_tensors(file: Path) -> Tensors:
     """The tensors of a file, under the names that they have in the base."""
-    try:
-        tensors = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{file} is not a whole safetensors file ({error}); copy the folder again."
-        ) from None
+    tensors = read_tensors(file)
     check_finite(file, tensors.items())
-    return {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in tensors.items()}
+    return {name.removeprefix(WRAPPED): tensor for name, tensor in tensors.items()}
 
 
 def _take_heads(structure: Any, names: Sequence[str], tensors: Tensors) -> Heads:

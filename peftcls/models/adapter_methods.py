@@ -1,7 +1,7 @@
 """Adapter methods: PEFT's configuration of each, and what a method needs in the training loop."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -14,6 +14,7 @@ from peftcls.models.peft_library import (
     LoraConfig,
     PeftConfig,
 )
+from peftcls.models.peft_settings import PATTERN_SETTINGS
 
 Method = Literal["lora", "lora+", "dora", "rslora", "pissa", "adalora", "ia3"]
 LORA_PLUS_RATIO = 16.0
@@ -51,6 +52,7 @@ def method_config(
     rank: int,
     alpha: float,
     dropout: float,
+    patterns: Mapping[str, Mapping[str, int]],
     label_layer: str | None = None,
     labels: int = 0,
     **common: Any,
@@ -63,7 +65,8 @@ def method_config(
         rank: as of `attach_lora`.
         alpha: as of `attach_lora`.
         dropout: as of `attach_lora`.
-        label_layer: the target whose rank is the number of labels, at a scale of 1, if any.
+        patterns: as of `attach_to`.
+        label_layer: a further target, whose rank is the number of labels, at a scale of 1, if any.
         labels: their number.
         common: settings that all methods have.
 
@@ -85,16 +88,17 @@ def method_config(
             total_step=1,
             **common,
         )
-    patterns: dict[str, Any] = {}
+    by_module: dict[str, Any] = {name: dict(patterns.get(name, {})) for name in PATTERN_SETTINGS}
     if label_layer is not None:
-        patterns["rank_pattern"] = {label_layer: labels}
-        patterns["alpha_pattern"] = {label_layer: labels}
+        names.append(label_layer)
+        for numbers in by_module.values():
+            numbers[label_layer] = labels
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]
         lora_dropout=dropout,
         target_modules=names,
-        **patterns,
+        **by_module,
         **LORA_VARIANTS.get(method, {}),
         **common,
     )

@@ -23,6 +23,8 @@ from peftcls.models.peft_library import (
 from peftcls.models.pretrained_io import reraise_as_value_error
 from peftcls.models.trainable import Tensors, trained_parameters
 
+WRAPPED = "base_model.model."
+"""What PEFT puts before the names of a model's modules."""
 BESIDE = "saved"
 """The name of an adapter that was read from a folder, beside the model's own."""
 
@@ -56,7 +58,7 @@ def load_weights(model: Any, directory: Path, *, known_labels: int) -> torch.nn.
 def _load_adapter_weights(model: Any, directory: Path, known_labels: int) -> PeftModel:
     file = directory / ADAPTER_WEIGHTS
     wrapped = _wrap_as_saved(model, directory)
-    tensors = _read_tensors(file)
+    tensors = read_tensors(file)
     expected = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     _fit_to_model(file, tensors, expected, base_facts(wrapped).heads, known_labels)
     set_peft_model_state_dict(wrapped, tensors)
@@ -66,7 +68,7 @@ def _load_adapter_weights(model: Any, directory: Path, known_labels: int) -> Pef
 def _load_part_weights(model: Any, directory: Path, known_labels: int) -> torch.nn.Module:
     """Load a trained part of the model itself; that part is then trainable, in float32."""
     file = directory / PART_WEIGHTS
-    tensors = _read_tensors(file)
+    tensors = read_tensors(file)
     parameters = dict(unwrapped(model).named_parameters())
     expected = {name: parameters[name] for name in tensors if name in parameters}
     _fit_to_model(file, tensors, expected, base_facts(model).heads, known_labels)
@@ -106,7 +108,7 @@ def loaded_beside(model: PeftModel, directory: Path) -> Iterator[None]:
 
 def same_part(model: torch.nn.Module, directory: Path) -> bool:
     """Whether a folder holds a trained part of a model bit for bit."""
-    saved = _read_tensors(directory / PART_WEIGHTS)
+    saved = read_tensors(directory / PART_WEIGHTS)
     own = trained_tensors(model)
     return saved.keys() == own.keys() and all(torch.equal(saved[n], own[n]) for n in own)
 
@@ -121,7 +123,8 @@ def _wrap_as_saved(model: Any, directory: Path) -> PeftModel:
         return wrap_adapter(model, config)
 
 
-def _read_tensors(file: Path) -> Tensors:
+def read_tensors(file: Path) -> Tensors:
+    """The tensors of a safetensors file; ValueError where it is not whole."""
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:

@@ -198,7 +198,7 @@ def _check_sizes(folder: Path) -> None:
     if not sizes:
         return
     try:
-        widest = max((_widest_side(file) for file in folder.glob("*.safetensors")), default=0)
+        widest = max((widest_side(file) for file in folder.glob("*.safetensors")), default=0)
     # The library says what is wrong with these weights.
     except ValueError:
         return
@@ -281,7 +281,7 @@ def check_adapter_folder(directory: Path, manifest: Mapping[str, Any]) -> None:
         )
     check_tokenizer_config(directory)
     if weights == ADAPTER_WEIGHTS:
-        widest = _widest_side(directory / ADAPTER_WEIGHTS)
+        widest = widest_side(directory / ADAPTER_WEIGHTS)
         config_file = directory / ADAPTER_CONFIG
         check_peft_settings(
             config_file, read_object(config_file), manifest["base"]["heads"], widest
@@ -368,7 +368,7 @@ def tensor_shapes(file: Path) -> dict[str, list[int]]:
         ) from None
 
 
-def _widest_side(file: Path) -> int:
+def widest_side(file: Path) -> int:
     """The largest side of all tensors of a safetensors file; 0 where it holds none."""
     shapes = tensor_shapes(file).values()
     return max((max(shape, default=0) for shape in shapes), default=0)

@@ -1,7 +1,7 @@
 """LoRA injection: adapters are put into the attention projections of a frozen base."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -95,28 +95,64 @@ def attach_lora(
             "layers, which must be on one; use 'lora' or 'rslora'."
         )
     names = target_modules(model, targets, layers)
-    target_layers = [model.get_submodule(name) for name in names]
+    # PiSSA subtracts from the base's weights what the adapter starts with.
+    if method == "pissa":
+        own_weights(model, [model.get_submodule(name) for name in names])
+    return attach_to(
+        model,
+        task,
+        names,
+        method,
+        rank=rank,
+        alpha=2 * rank if alpha is None else alpha,
+        dropout=dropout,
+        seed=seed,
+    )
+
+
+def attach_to(
+    model: PreTrainedModel,
+    task: Task,
+    names: Sequence[str],
+    method: Method,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    seed: int,
+    patterns: Mapping[str, Mapping[str, int]] | None = None,
+) -> PeftModel:
+    """Put an adapter on modules with these full names, and one on the labels of an output layer.
+
+    Args:
+        model: as of `attach_lora`, like the other arguments.
+        task: what the rows mean.
+        names: of the modules.
+        method: how the adapter learns.
+        rank: of the update matrices.
+        alpha: a number here, not None.
+        dropout: on the input of the update, and of the head.
+        seed: for the new weights.
+        patterns: PEFT's rank_pattern and alpha_pattern, for modules with values of their own.
+    """
+    facts = base_facts(model)
     label_layer = label_layer_name(model, task, method)
-    if label_layer is not None:
-        names = [*names, label_layer]
     config = method_config(
         method,
         names,
         rank=rank,
-        alpha=2 * rank if alpha is None else alpha,
+        alpha=alpha,
         dropout=dropout,
+        patterns=patterns or {},
         label_layer=label_layer,
         labels=len(task.labels or ()),
         task_type=task.peft_type,
         modules_to_save=list(facts.heads) or None,
         base_model_name_or_path=model.name_or_path,
         revision=facts.revision,
-        fan_in_fan_out=all(isinstance(layer, Conv1D) for layer in target_layers),
+        fan_in_fan_out=all(isinstance(model.get_submodule(name), Conv1D) for name in names),
     )
     set_head_dropout(model, dropout)
-    # PiSSA subtracts from the base's weights what the adapter starts with.
-    if method == "pissa":
-        own_weights(model, target_layers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         wrapped = wrap_adapter(model, config)

@@ -90,7 +90,7 @@ def _not_own(file: Path, name: str, value: Any) -> ValueError:
     # A name can hold line breaks.
     setting = f"{' '.join(name.split())}={json.dumps(value)[:SHOWN_CHARACTERS]}"
     return ValueError(
-        f"{file} has {setting}, which is no setting of an adapter that peftcls wrote."
+        f"{file} has {setting}, which is no setting of an adapter that peftcls trains."
     )
 
 

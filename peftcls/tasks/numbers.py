@@ -2,7 +2,10 @@
 
 import math
 import re
-from typing import Any
+from typing import Any, Literal
+
+Decimal = Literal[".", ","]
+"""What stands before the decimals of a number."""
 
 WITH_COMMA = re.compile(r"\s*[-+]?[0-9]+,[0-9]+\s*")
 
@@ -12,10 +15,18 @@ def with_comma(value: Any) -> bool:
     return isinstance(value, str) and WITH_COMMA.fullmatch(value) is not None
 
 
-def parse_number(value: Any) -> float | None:
-    """The number in a cell, or in its text; None if there is no finite number."""
+def parse_number(value: Any, decimal: str = ".") -> float | None:
+    """The number in a cell, or in its text; None if there is no finite number.
+
+    Args:
+        value: of the cell.
+        decimal: what stands before the decimals of a text, a point or a comma.
+    """
     if isinstance(value, bool):
         return None
+    if isinstance(value, str) and decimal == ",":
+        # A point would group thousands there, or the number is written in the other way.
+        value = None if "." in value else value.replace(",", ".")
     if isinstance(value, str) and not re.fullmatch(r"[-+0-9.eE ]+", value):
         return None
     try:

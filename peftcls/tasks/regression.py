@@ -19,7 +19,7 @@ from peftcls.engine.model_choices import Pooling
 from peftcls.tasks.answers import Answer, AnswerKind
 from peftcls.tasks.auto_models import AutoModel
 from peftcls.tasks.base import Feature, Task
-from peftcls.tasks.numbers import parse_number, with_comma
+from peftcls.tasks.numbers import Decimal, parse_number, with_comma
 from peftcls.tasks.row_weights import kept_weight, weight_of, weight_setting_problem
 from peftcls.tasks.text_encoding import (
     LongText,
@@ -65,6 +65,7 @@ class Regression(Task):
         long_text: "truncate" or "windows", as in `Classification`; the numbers of the windows are
             averaged.
         weight: as in `Classification`.
+        decimal: what stands before the decimals where the numbers are texts, a point or a comma.
         text_lengths: as in `Classification`.
 
     Raises:
@@ -80,6 +81,7 @@ class Regression(Task):
     max_length: int = 512
     long_text: LongText = "truncate"
     weight: str | None = None
+    decimal: Decimal = "."
     text_lengths: tuple[float, float] | None = None
 
     monitor: ClassVar[str] = "pearson"
@@ -110,7 +112,7 @@ class Regression(Task):
     def learn(self, rows: Rows) -> Self:
         table = as_dataset(training_split(rows))
         require_columns(table, self.columns(with_target=True), "Regression")
-        parsed = (parse_number(value) for value in each_cell(table, self.target))
+        parsed = (self._number(value) for value in each_cell(table, self.target))
         numbers = np.fromiter((number for number in parsed if number is not None), np.float64)
         if not len(numbers):
             first = next(
@@ -118,8 +120,8 @@ class Regression(Task):
             )
             raise RowError(
                 f"{source_name(table)} has no number in column {self.target!r}, but "
-                f"{first[:MAX_SHOWN_CHARACTERS]!r} for example; Regression learns from numbers, "
-                "such as 0.5."
+                f"{first[:MAX_SHOWN_CHARACTERS]!r} for example; Regression learns from "
+                f"{self._expected(first)}."
             )
         mean = self.mean
         if mean is None:
@@ -138,14 +140,29 @@ class Regression(Task):
         problem = text_problem(row, self.text_columns())
         if problem:
             return problem
-        if with_target and parse_number(row[self.target]) is None:
+        if with_target and self._number(row[self.target]) is None:
             found = row[self.target]
-            point = " with a point and no comma" if with_comma(found) else " like 0.5"
-            return f"has {found!r} in column {self.target!r}, expected a number{point}"
+            expected = self._expected(found)
+            return f"has {found!r} in column {self.target!r}, expected {expected}"
         return None
 
+    def _expected(self, found: Any) -> str:
+        """What should stand in the place of this cell."""
+        if self.decimal == ",":
+            return "a number like 0,5, without a point"
+        if with_comma(found):
+            return (
+                "a number with a point and no comma; for a comma before the decimals give "
+                "decimal=','"
+            )
+        return "a number like 0.5"
+
+    def _number(self, value: Any) -> float | None:
+        """The number in a cell of the target."""
+        return parse_number(value, self.decimal)
+
     def table_problem(self, rows: datasets.Dataset) -> str | None:
-        numbers = (parse_number(value) for value in each_cell(rows, self.target))
+        numbers = (self._number(value) for value in each_cell(rows, self.target))
         first = next(numbers, None)
         if all(number == first for number in numbers):
             return (
@@ -166,7 +183,7 @@ class Regression(Task):
         return "\n".join(row[column] for column in self.text_columns())
 
     def gold_of(self, row: Row) -> tuple[str, ...]:
-        return (str(parse_number(row[self.target])),)
+        return (str(self._number(row[self.target])),)
 
     def strata(self, golds: Sequence[tuple[str, ...]]) -> Sequence[Sequence[int]]:
         """Groups of `STRATUM_ROWS` neighbours in the order of their numbers."""
@@ -196,7 +213,7 @@ class Regression(Task):
         for row, feature in zip(rows, encoded, strict=True):
             if with_target:
                 mean, deviation = self._known_scale()
-                feature["target"] = (float(row[self.target]) - mean) / deviation
+                feature["target"] = (float(self.gold_of(row)[0]) - mean) / deviation
                 feature["weight"] = weight_of(row, self.weight)
             yield feature
 

@@ -152,7 +152,7 @@ def linked(name: str, to: str) -> Change:
 
 
 LIES = {"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}
-NEVER_WRITTEN = "which is no setting of an adapter that peftcls wrote"
+NEVER_WRITTEN = "which is no setting of an adapter that peftcls trains"
 ADAPTERS: dict[str, tuple[Change, str]] = {
     "pickled weights alone": (
         only_pickled,

@@ -7,6 +7,7 @@ import torch
 
 import peftcls
 from peftcls import Regression, RowError
+from peftcls.cli import main
 from peftcls.data.reading import as_dataset
 
 MEDICAL = [
@@ -112,10 +113,36 @@ def test_what_is_no_number_is_told_with_its_row(value):
     rows = [{"text": "a", "score": "1"}, {"text": "b", "score": "2"}, {"text": "c", "score": value}]
     task = Regression().learn(rows)
     assert (task.mean, task.deviation) == (1.5, 0.5)
-    expected = "with a point and no comma" if value == "3,5" else r"like 0\.5"
+    expected = r"like 0\.5"
+    if value == "3,5":
+        expected = "with a point and no comma; for a comma before the decimals give decimal=','"
     sentence = rf"^row 3 of rows has {value!r} in column 'score', expected a number {expected}\.$"
     with pytest.raises(RowError, match=sentence):
         peftcls.check_rows(task, as_dataset(rows), training=True)
+
+
+def test_numbers_with_a_decimal_comma_are_read_where_it_is_said(bert, tmp_path, capsys):
+    numbers = ["3,5", "-10", "7,25e1", "4", " 1,0 "]
+    rows = [{"text": f"text {n}", "score": number} for n, number in enumerate(numbers)]
+    task = Regression(decimal=",").learn(rows)
+    assert [float(task.gold_of(row)[0]) for row in rows] == [3.5, -10, 72.5, 4, 1.0]
+    assert task.mean == pytest.approx(14.2)
+    assert Regression.from_json(task.to_json()) == task
+    for wrong in ("1.234,5", "3.5", "1,2,3", ","):
+        problem = task.problem({"text": "a", "score": wrong}, with_target=True)
+        assert problem is not None
+        assert "expected a number like 0,5, without a point" in problem
+
+    file = tmp_path / "rows.csv"
+    lines = [f'text {n} of the lake,"{n},5"' for n in range(40)]
+    file.write_text("\n".join(["text,score", *lines]))
+    command = ["train", str(file), "--model", bert, "--out", str(tmp_path / "run"), "--epochs", "1"]
+    assert main(command) == 1
+    assert "--decimal ," in capsys.readouterr().err
+    assert main([*command, "--decimal", ","]) == 0
+    assert main(["evaluate", str(tmp_path / "run"), str(file)]) == 0
+    assert main([*command, "--task", "classification", "--decimal", ","]) == 1
+    assert "--decimal cannot be used with --task classification" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
