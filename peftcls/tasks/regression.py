@@ -298,6 +298,6 @@ class Regression(Task):
         return metrics.NUMBER_SCORES
 
     def score(self, answers: Sequence[Answer], rows: Iterable[Row]) -> dict[str, float]:
-        golds = [float(row[self.target]) for row in rows]
+        golds = [float(self.gold_of(row)[0]) for row in rows]
         predicted = [float(answer.value or 0.0) for answer in answers]
         return metrics.number_scores(golds, predicted)
