@@ -141,7 +141,7 @@ def test_numbers_with_a_decimal_comma_are_read_where_it_is_said(bert, tmp_path, 
     assert "--decimal ," in capsys.readouterr().err
     assert main([*command, "--decimal", ","]) == 0
     assert main(["evaluate", str(tmp_path / "run"), str(file)]) == 0
-    assert main([*command, "--task", "classification", "--decimal", ","]) == 1
+    assert main([*command, "--overwrite", "--task", "classification", "--decimal", ","]) == 1
     assert "--decimal cannot be used with --task classification" in capsys.readouterr().err
 
 
