@@ -4,7 +4,8 @@
 
 Makes a random base in the shape of a Llama with a billion parameters (2 GB on disk), trains two
 steps of a LoRA adapter on one process and on several, and prints what each process has held: the
-part of the base's numbers, and resident memory (anonymous, and all of it) at rest and at its peak.
+part of the base's numbers, and resident memory (anonymous, and all of it) when it is loaded, after
+two steps, and at its peak.
 Pages of the base's files are shared by the processes of a machine until they are written to, so
 the memory of a CPU says less than the numbers.
 """
@@ -112,12 +113,14 @@ def measure(base: str) -> None:
     started_at = time.perf_counter()
     with peftcls.Trainer(model, task, tokenizer, config) as trainer:
         trainer.dry_run(rows)
+    trained = memory()
     found = {
         "process": os.environ.get("RANK", "0"),
         "held": held,
         "anonymous_mib_before": before[0],
         "anonymous_mib": at_rest[0],
         "resident_mib": at_rest[1],
+        "anonymous_mib_after_steps": trained[0],
         "peak_anonymous_mib": peak.anonymous,
         "seconds_of_two_steps": round(time.perf_counter() - started_at, 1),
     }

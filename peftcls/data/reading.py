@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets.fingerprint import generate_random_fingerprint
 
 from peftcls.argument_checks import check_argument_types
 from peftcls.data.annotation_formats import holds_conversations, plain_rows
@@ -230,6 +231,9 @@ def _from_mappings(rows: Any, name: str) -> datasets.Dataset:
     for column, values in columns.items():
         values.extend(row.get(column) for row in row_list)
     try:
+        if all(isinstance(value, str) for values in columns.values() for value in values):
+            # `from_dict` hashes what it holds, which can take as long as the model does.
+            return datasets.Dataset(pa.table(columns), fingerprint=generate_random_fingerprint())
         return datasets.Dataset.from_dict(columns)
     except CONVERSION_ERRORS as error:
         raise not_a_table(name, error, columns) from None

@@ -17,7 +17,7 @@ def each_row(table: datasets.Dataset, columns: Sequence[str] | None = None) -> I
         table: the rows.
         columns: that are read; all of them unless given.
     """
-    if columns is not None:
+    if columns is not None and list(columns) != table.column_names:
         table = table.select_columns(list(columns))
     for batch in table.iter(READ_ROWS):
         for values in zip(*batch.values(), strict=True):

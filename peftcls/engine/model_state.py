@@ -1,7 +1,6 @@
 """What peftcls knows of a model: one typed object, reached by `state_of(model)`."""
 
 import dataclasses
-import threading
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from peftcls.engine.layers import layers_of
 from peftcls.engine.model_choices import Pooling, Quantize
 from peftcls.engine.prefix_cache import SharedPrefix
 from peftcls.engine.sharding import Shares
+from peftcls.engine.turns import Turns
 
 SLOT = "peftcls_state"  # the one attribute that is put on a transformers model
 
@@ -76,7 +76,7 @@ class ModelState:
         layers: of its backbone, in order; None before they were looked for.
         checkpointable: modules that have a switch for gradient checkpointing; None before they were
             looked for.
-        lock: held while the model computes, so that threads take turns.
+        turns: of the threads that let the model compute.
     """
 
     base: BaseFacts | None = None
@@ -95,7 +95,7 @@ class ModelState:
     prefix: SharedPrefix | None = None
     layers: torch.nn.ModuleList | None = dataclasses.field(default=None, repr=False)
     checkpointable: list[Any] | None = dataclasses.field(default=None, repr=False)
-    lock: Any = dataclasses.field(default_factory=threading.RLock, repr=False, compare=False)
+    turns: Turns = dataclasses.field(default_factory=Turns, repr=False, compare=False)
 
     @property
     def uses_frozen_cache(self) -> bool:

@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.distributed import DistributedConfig
 
+from peftcls.engine.allocator import map_large_blocks
 from peftcls.engine.layers import layers_of
 from peftcls.engine.lost_processes import PATIENT_SECONDS, CallWatch
 
@@ -119,6 +120,8 @@ def join_machine() -> Shares:
         ValueError: the machines have unequal numbers of processes.
     """
     on_gpu = torch.accelerator.is_available()
+    if not on_gpu:
+        map_large_blocks()
     # On a machine without one, Accelerate finds other processes only if it is to use the CPU.
     processes = PartialState(cpu=not on_gpu, timeout=timedelta(seconds=PATIENT_SECONDS))
     group = dist.new_group(backend="gloo", timeout=timedelta(seconds=PATIENT_SECONDS))

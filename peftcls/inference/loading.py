@@ -11,6 +11,7 @@ from peftcls.argument_checks import check_argument_types
 from peftcls.engine.fast_paths import FastPaths
 from peftcls.engine.model_choices import DeviceMap, Quantize
 from peftcls.engine.model_state import use_fast_paths
+from peftcls.engine.turns import end_team
 from peftcls.inference.multi_loading import load_on_one_base, move_to_device
 from peftcls.inference.multi_predictor import ManyPredictor
 from peftcls.inference.predictor import Predictor
@@ -114,6 +115,8 @@ def load_predictor(
     move_to_device(model, device)
     if fast_paths is not None:
         use_fast_paths(model, fast_paths)
+    # The thread that loads is often not the one that asks.
+    end_team()
     return Predictor(model.eval(), task, tokenizer, load=load)
 
 

@@ -87,10 +87,10 @@ class ManyPredictor:
         self.tokenizers = dict(tokenizers)
         self.names = tuple(tasks)
         self._load = load
-        self._lock = state_of(model).lock
+        self._turns = state_of(model).turns
         self._can_mix: dict[HeadInput, bool] = {}
         # Find out now what the model can do, with one adapter: later the batches may be mixed.
-        with self._lock, routes.only(0), torch.inference_mode():
+        with self._turns, routes.only(0), torch.inference_mode():
             can_pack(model)
 
     def __call__(
@@ -262,11 +262,7 @@ class ManyPredictor:
         """Answer tokenized requests in micro-batches of those that can share one."""
         device = self.model.device
         lengths = [len(feature["input_ids"]) for feature in features]
-        groups: dict[HeadInput | int, list[int]] = {}
-        with self._lock:
-            packs = can_pack(self.model)
-            for place, request in enumerate(requests):
-                groups.setdefault(self._group(request.adapter), []).append(place)
+        packs, groups = self._turns.compute(functools.partial(self._groups_of, requests), device)
         answers: dict[int, Answer] = {}
         for group, places in groups.items():
             one_adapter = isinstance(group, int)
@@ -289,6 +285,15 @@ class ManyPredictor:
                 answers.update(zip(batch, answered, strict=True))
         return [answers[place] for place in range(len(requests))]
 
+    def _groups_of(
+        self, requests: Sequence[Request]
+    ) -> tuple[bool, dict[HeadInput | int, list[int]]]:
+        """Whether the model packs sequences, and the places of the requests of each group."""
+        groups: dict[HeadInput | int, list[int]] = {}
+        for place, request in enumerate(requests):
+            groups.setdefault(self._group(request.adapter), []).append(place)
+        return can_pack(self.model), groups
+
     def _group(self, adapter: int) -> HeadInput | int:
         """What requests that share a batch have in common: the adapter itself if nothing else."""
         if not isinstance(self._task(adapter), AnswersFromLogits):
@@ -309,16 +314,20 @@ class ManyPredictor:
         """How many first tokens all sequences of a group share, where one adapter answers them."""
         if not isinstance(group, int):
             return 0
-        with self._lock:
+        with self._turns:
             return self._task(group).shared_tokens(self.model, features)
 
     def _answer_alone(self, adapter: int, features: Sequence[Feature]) -> list[Answer]:
         """Answer a batch whose rows all belong to one adapter."""
         task = self._task(adapter)
         tokenizer = self._tokenizer(adapter)
-        batch = self._to_device(task.collate(features, tokenizer))
-        with self._lock, self.routes.only(adapter):
-            return task.decode(self.model, batch, features, tokenizer)
+
+        def answers() -> list[Answer]:
+            batch = self._to_device(task.collate(features, tokenizer))
+            with self.routes.only(adapter):
+                return task.decode(self.model, batch, features, tokenizer)
+
+        return self._turns.compute(answers, self.model.device)
 
     def _answer_mixed(
         self, head_input: HeadInput, adapters: Sequence[int], features: Sequence[Feature]
@@ -334,8 +343,9 @@ class ManyPredictor:
             windows.append(len(parts))
         batch = pad_inputs(sequences, self._tokenizer(adapters[0]))
         batch["windows"] = torch.tensor(windows)
-        with self._lock:
-            logits = self._mixed_logits(self._to_device(batch), adapters, head_input)
+        logits = self._turns.compute(
+            functools.partial(self._mixed_logits, batch, adapters, head_input), self.model.device
+        )
         answers: dict[int, Answer] = {}
         for adapter in set(adapters):
             task = self._task(adapter)
@@ -353,6 +363,7 @@ class ManyPredictor:
     ) -> torch.Tensor:
         """Logits of each row's own head, of shape (rows, outputs of the widest head)."""
         owners = torch.tensor(adapters, device=self.model.device)
+        batch = self._to_device(batch)
         with self.routes.mixed(owners.repeat_interleave(batch["windows"])):
             return class_logits(self.model, batch, head_input.pooling, causal=head_input.causal)
 

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from peftcls.data.reading import Row, RowError, as_dataset, source_name
+from peftcls.data.row_batches import each_row
 from peftcls.data.row_numbers import row_numbers
 from peftcls.data.tables import RowsOrTexts, table_of
 from peftcls.engine.allocator import trim_heap
@@ -36,6 +37,8 @@ AN_EVALUATION = "an evaluation"
 # cores by itself. And to hash a table, `datasets` redirects the standard output for a moment.
 ROWS_LOCK = threading.RLock()
 Result = TypeVar("Result")
+Compute = Callable[[Batch, Sequence[Feature]], Sequence[Result]]
+"""Gives one result for each feature of a batch."""
 
 
 class Predictor:
@@ -148,6 +151,8 @@ class Predictor:
             RowError: as in `predict`.
         """
         table = self._checked(rows)
+        with state_of(self.model).turns:
+            _stop_training(self.model)
         layer = None if self.task.answer_kind == "span" else head_layer(self.model)
 
         def read(batch: Batch, _: Sequence[Feature]) -> Sequence[np.ndarray]:
@@ -169,9 +174,10 @@ class Predictor:
 
     def _checked(self, rows: RowsOrTexts) -> datasets.Dataset:
         """Rows as a table. Raises RowError for wrong rows."""
-        table = rows_to_answer(self.task, rows)
-        if len(table) > 0:
-            check_rows(self.task, table, with_target=False)
+        with state_of(self.model).turns:
+            table = rows_to_answer(self.task, rows)
+            if len(table) > 0:
+                check_rows(self.task, table, with_target=False)
         return table
 
     def _tokenized(
@@ -205,23 +211,28 @@ class Predictor:
         return answers
 
     def _tokenize_part(self, table: datasets.Dataset, start: int, end: int) -> list[Feature]:
-        part = table.select(range(start, end))
-        return tokenize_rows(
-            self.task,
-            part.select_columns(
-                self.task.columns_among(table.column_names, with_target=False)
-            ).to_list(),
-            self.tokenizer,
-            source=source_name(table),
-            numbers=row_numbers(table)[start:end],
-        )
+        part = table if end - start == len(table) else table.select(range(start, end))
+        columns = self.task.columns_among(table.column_names, with_target=False)
+        # Work beside a forward pass takes one of its processors, and all others wait for that one.
+        with state_of(self.model).turns:
+            return tokenize_rows(
+                self.task,
+                list(each_row(part, columns)),
+                self.tokenizer,
+                source=source_name(table),
+                numbers=row_numbers(table)[start:end],
+            )
 
     @torch.inference_mode()
     def answer(self, features: Sequence[Feature], batch_size: int | None = None) -> list[Answer]:
         """Answer rows that are tokenized already: one answer a feature, in their order."""
-        with state_of(self.model).lock:
-            self.model.eval()
-            shared = self.task.shared_tokens(self.model, features)
+        device = next(self.model.parameters()).device
+
+        def shared_tokens() -> int:
+            _stop_training(self.model)
+            return self.task.shared_tokens(self.model, features)
+
+        shared = state_of(self.model).turns.compute(shared_tokens, device)
 
         def decode(batch: Batch, chosen: Sequence[Feature]) -> list[Answer]:
             return self.task.decode(self.model, batch, chosen, self.tokenizer)
@@ -232,11 +243,13 @@ class Predictor:
         self,
         features: Sequence[Feature],
         batch_size: int | None,
-        compute: Callable[[Batch, Sequence[Feature]], Sequence[Result]],
+        compute: Compute[Result],
         *,
         shared: int = 0,
     ) -> list[Result]:
         """Compute something for each feature, in batches of similar lengths, and in their order.
+
+        The model is in evaluation mode.
 
         Args:
             features: of the rows.
@@ -245,9 +258,7 @@ class Predictor:
             shared: how many first tokens of all features are computed once.
         """
         device = next(self.model.parameters()).device
-        lock = state_of(self.model).lock
-        with lock:
-            self.model.eval()
+        turns = state_of(self.model).turns
         batches = micro_batches(
             range(len(features)),
             [len(feature["input_ids"]) for feature in features],
@@ -262,17 +273,24 @@ class Predictor:
             for batch in batches if shares is None else shares.padded(batches):
                 # A process that waits for others, which have more batches, computes its first row.
                 chosen = [features[i] for i in batch or (0,)]
-                collated = self.task.collate(chosen, self.tokenizer)
-                inputs = {name: tensor.to(device) for name, tensor in collated.items()}
                 # Threads take turns: a model can compute one batch at a time.
-                with lock, using_cached_states(self.model, inputs) as model_inputs:
-                    computed = compute(model_inputs, chosen)
+                computed = turns.compute(
+                    functools.partial(self._compute_batch, chosen, compute, device), device
+                )
                 if batch is not None:
                     results.update(zip(batch, computed, strict=True))
             if shares is not None:
                 shares.check_calls(AN_EVALUATION)
                 shares.reset()
         return [results[i] for i in range(len(features))]
+
+    def _compute_batch(
+        self, chosen: Sequence[Feature], compute: Compute[Result], device: torch.device
+    ) -> Sequence[Result]:
+        collated = self.task.collate(chosen, self.tokenizer)
+        inputs = {name: tensor.to(device) for name, tensor in collated.items()}
+        with using_cached_states(self.model, inputs) as model_inputs:
+            return compute(model_inputs, chosen)
 
 
 def how_to_load(load: functools.partial[Any] | None) -> tuple[Any, ...]:
@@ -349,6 +367,12 @@ def tokenize_rows(
     """Tokenize rows without targets, one thread at a time; arguments as of `encode_rows`."""
     with ROWS_LOCK:
         return list(encode_rows(task, rows, tokenizer, source=source, numbers=numbers))
+
+
+def _stop_training(model: torch.nn.Module) -> None:
+    """Put a model into evaluation mode, which takes a while where it is in it already."""
+    if any(module.training for module in model.modules()):
+        model.eval()
 
 
 def _count_shortened(features: Sequence[Feature]) -> int:
