@@ -231,7 +231,7 @@ def _from_mappings(rows: Any, name: str) -> datasets.Dataset:
     for column, values in columns.items():
         values.extend(row.get(column) for row in row_list)
     try:
-        if all(isinstance(value, str) for values in columns.values() for value in values):
+        if all(isinstance(cell, str) for name in columns for cell in (name, *columns[name])):
             # `from_dict` hashes what it holds, which can take as long as the model does.
             return datasets.Dataset(pa.table(columns), fingerprint=generate_random_fingerprint())
         return datasets.Dataset.from_dict(columns)

@@ -58,31 +58,31 @@ class Turns:
         if device.type != "cpu" or is_main:
             with self:
                 result = function()
-            if device.type == "cpu":
-                end_team()
-            return result
+                if device.type == "cpu":
+                    end_team()
+                return result
         settings = (torch.is_inference_mode_enabled(), torch.get_num_threads())
         with self._counting:
             self._asked += 1
             if self._thread is None:
                 self._thread = ThreadPoolExecutor(1, thread_name_prefix="peftcls")
-        try:
-            context = contextvars.copy_context()
-            return self._thread.submit(context.run, self._answer, function, settings).result()
-        finally:
-            with self._counting:
-                self._asked -= 1
+        context = contextvars.copy_context()
+        return self._thread.submit(context.run, self._answer, function, settings).result()
 
     def _answer(self, function: Callable[[], Result], settings: tuple[bool, int]) -> Result:
         """Compute in this object's thread, with settings that PyTorch keeps for each thread."""
         inference_mode, threads = settings
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
-        with self, torch.inference_mode(inference_mode):
-            result = function()
-        if self._asked == 1:
-            end_team()
-        return result
+        try:
+            with self, torch.inference_mode(inference_mode):
+                return function()
+        finally:
+            with self._counting:
+                self._asked -= 1
+                nobody_waits = self._asked == 0
+            if nobody_waits:
+                end_team()
 
 
 _every: "weakref.WeakSet[Turns]" = weakref.WeakSet()
