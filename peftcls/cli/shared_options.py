@@ -50,12 +50,12 @@ def writable_folder(_: click.Context, __: click.Parameter, folder: Path) -> Path
     return folder
 
 
-def training_device(_: click.Context, __: click.Parameter, name: str | None) -> None:
-    """Settle the device of a training before PyTorch is imported."""
+def training_device(context: click.Context, _: click.Parameter, name: str | None) -> None:
+    """Settle the device of a training before PyTorch is imported, until the command ends."""
     from peftcls.cli.training_device import see_only
 
     if name is not None:
-        see_only(name)
+        context.call_on_close(see_only(name))
 
 
 def source_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,33 +2,50 @@
 
 import os
 import re
+import sys
+from collections.abc import Callable
 
 GPU = re.compile(r"cuda(?::(\d+))?")
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+ONLY_CPU = "ACCELERATE_USE_CPU"
 
 
-def see_only(name: str) -> None:
-    """Let this process see one device only, before PyTorch is imported.
+def see_only(name: str) -> Callable[[], None]:
+    """Let this process see one device only, before PyTorch asks which there are.
 
     Args:
         name: cpu, cuda, or cuda:1 for a GPU by its number among those that are visible.
 
+    Returns:
+        What makes everything visible again.
+
     Raises:
-        ValueError: no device is called so, or a launcher gave this process one.
+        ValueError: no device is called so, a launcher gave this process one, or it has used a GPU.
     """
     if "LOCAL_RANK" in os.environ:
         raise ValueError(
             f"--device {name}: the launcher has given each process a device; leave one of the two "
             "out."
         )
-    if name == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        os.environ["ACCELERATE_USE_CPU"] = "true"
-        return
+    loaded = sys.modules.get("torch")
+    if loaded is not None and loaded.cuda.is_initialized():
+        raise ValueError(
+            f"--device {name}: this program has used a GPU already; start the command by itself."
+        )
     match = GPU.fullmatch(name)
-    if match is None:
+    if name != "cpu" and match is None:
         raise ValueError(f"--device {name}: expected cpu, cuda, or cuda:1 for the second GPU.")
-    if match[1] is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = _visible_gpu(int(match[1]))
+    former = {variable: os.environ.get(variable) for variable in (VISIBLE, ONLY_CPU)}
+    if match is None:
+        os.environ |= {VISIBLE: "", ONLY_CPU: "true"}
+    else:
+        _see_gpu(name, match[1])
+    return lambda: _restore(former)
+
+
+def _see_gpu(name: str, number: str | None) -> None:
+    if number is not None:
+        os.environ[VISIBLE] = _visible_gpu(int(number))
     import torch
 
     if not torch.cuda.is_available():
@@ -37,8 +54,16 @@ def see_only(name: str) -> None:
 
 def _visible_gpu(number: int) -> str:
     """The name of a GPU among those that are visible; one that is not there is itself."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = os.environ.get(VISIBLE)
     if visible is None:
         return str(number)
     names = [name.strip() for name in visible.split(",")]
     return names[number] if number < len(names) else ""
+
+
+def _restore(former: dict[str, str | None]) -> None:
+    for variable, value in former.items():
+        if value is None:
+            os.environ.pop(variable, None)
+        else:
+            os.environ[variable] = value

@@ -1,6 +1,7 @@
 """Load data: read a table from a file or the hub, with errors that name the row and column."""
 
 import hashlib
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -231,7 +232,8 @@ def _from_mappings(rows: Any, name: str) -> datasets.Dataset:
     for column, values in columns.items():
         values.extend(row.get(column) for row in row_list)
     try:
-        if all(isinstance(cell, str) for name in columns for cell in (name, *columns[name])):
+        cells = itertools.chain(columns, *columns.values())
+        if all(isinstance(cell, str) for cell in cells):
             # `from_dict` hashes what it holds, which can take as long as the model does.
             return datasets.Dataset(pa.table(columns), fingerprint=generate_random_fingerprint())
         return datasets.Dataset.from_dict(columns)

@@ -61,6 +61,7 @@ class ModelState:
         task_type: the kind of task that it was loaded for, as PEFT calls it; None where it does not
             come from `load_base`.
         method: how its adapter learns ("lora", "dora", ...); None without an adapter.
+        started_from: the folder of another program that its adapter began as, and its sum.
         lineage: the folders that it was continued from, oldest first.
         head_is_new: its head's weights are random so far, and no file has them.
         shares_base: another model has the same base weights in memory.
@@ -82,6 +83,7 @@ class ModelState:
     base: BaseFacts | None = None
     task_type: str | None = None
     method: str | None = None
+    started_from: dict[str, Any] | None = None
     lineage: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     head_is_new: bool = False
     shares_base: bool = False
@@ -108,6 +110,7 @@ class ModelState:
             "base",
             "task_type",
             "method",
+            "started_from",
             "lineage",
             "head_is_new",
             "shares_base",

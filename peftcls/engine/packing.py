@@ -279,7 +279,7 @@ def run_packed(
     """Let a model's layers see only real tokens while the context is open.
 
     The layers get hooks for that time, so no other thread may use the model meanwhile: hold
-    `state_of(model).turns`.
+    `state_of(model).turns.lock`.
 
     Args:
         layers: of the model, in order.

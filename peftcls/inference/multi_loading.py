@@ -13,7 +13,6 @@ from transformers.pytorch_utils import Conv1D
 
 from peftcls.engine.model_choices import Quantize
 from peftcls.engine.model_state import base_facts, state_of
-from peftcls.engine.turns import end_team
 from peftcls.inference.multi_adapter_layers import (
     RoutedHead,
     RoutedLinear,
@@ -75,7 +74,6 @@ def load_on_one_base(
     move_to_device(model, device)
     routes = _put_adapters(model, folders)
     model.requires_grad_(False).eval()
-    end_team()
     return LoadedAdapters(
         model,
         routes,

@@ -20,6 +20,7 @@ from peftcls.engine.model_choices import Pooling
 from peftcls.engine.model_state import base_facts, state_of
 from peftcls.engine.precision import tolerance
 from peftcls.engine.probes import can_pack
+from peftcls.engine.turns import end_team
 from peftcls.inference.multi_adapter_layers import Routes
 from peftcls.inference.predictor import (
     CHUNK_ROWS,
@@ -90,8 +91,10 @@ class ManyPredictor:
         self._turns = state_of(model).turns
         self._can_mix: dict[HeadInput, bool] = {}
         # Find out now what the model can do, with one adapter: later the batches may be mixed.
-        with self._turns, routes.only(0), torch.inference_mode():
+        with self._turns.lock, routes.only(0), torch.inference_mode():
             can_pack(model)
+        # The thread that loads is often not the one that asks.
+        end_team()
 
     def __call__(
         self,
@@ -314,8 +317,8 @@ class ManyPredictor:
         """How many first tokens all sequences of a group share, where one adapter answers them."""
         if not isinstance(group, int):
             return 0
-        with self._turns:
-            return self._task(group).shared_tokens(self.model, features)
+        count = functools.partial(self._task(group).shared_tokens, self.model, features)
+        return self._turns.compute(count, self.model.device)
 
     def _answer_alone(self, adapter: int, features: Sequence[Feature]) -> list[Answer]:
         """Answer a batch whose rows all belong to one adapter."""

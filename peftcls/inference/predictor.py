@@ -151,7 +151,7 @@ class Predictor:
             RowError: as in `predict`.
         """
         table = self._checked(rows)
-        with state_of(self.model).turns:
+        with state_of(self.model).turns.lock:
             _stop_training(self.model)
         layer = None if self.task.answer_kind == "span" else head_layer(self.model)
 
@@ -174,10 +174,9 @@ class Predictor:
 
     def _checked(self, rows: RowsOrTexts) -> datasets.Dataset:
         """Rows as a table. Raises RowError for wrong rows."""
-        with state_of(self.model).turns:
-            table = rows_to_answer(self.task, rows)
-            if len(table) > 0:
-                check_rows(self.task, table, with_target=False)
+        table = rows_to_answer(self.task, rows)
+        if len(table) > 0:
+            check_rows(self.task, table, with_target=False)
         return table
 
     def _tokenized(
@@ -213,15 +212,13 @@ class Predictor:
     def _tokenize_part(self, table: datasets.Dataset, start: int, end: int) -> list[Feature]:
         part = table if end - start == len(table) else table.select(range(start, end))
         columns = self.task.columns_among(table.column_names, with_target=False)
-        # Work beside a forward pass takes one of its processors, and all others wait for that one.
-        with state_of(self.model).turns:
-            return tokenize_rows(
-                self.task,
-                list(each_row(part, columns)),
-                self.tokenizer,
-                source=source_name(table),
-                numbers=row_numbers(table)[start:end],
-            )
+        return tokenize_rows(
+            self.task,
+            list(each_row(part, columns)),
+            self.tokenizer,
+            source=source_name(table),
+            numbers=row_numbers(table)[start:end],
+        )
 
     @torch.inference_mode()
     def answer(self, features: Sequence[Feature], batch_size: int | None = None) -> list[Answer]:

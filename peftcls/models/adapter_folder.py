@@ -108,7 +108,7 @@ def _write_weights(directory: Path, model: torch.nn.Module) -> None:
 
 def _make_manifest(directory: Path, model: torch.nn.Module, task: Task) -> dict[str, Any]:
     state = state_of(model)
-    return {
+    manifest = {
         "format": FORMAT,
         "task": task.to_json(),
         "base": dataclasses.asdict(base_facts(model)),
@@ -117,6 +117,9 @@ def _make_manifest(directory: Path, model: torch.nn.Module, task: Task) -> dict[
         "versions": {name: version(name) for name in LIBRARIES},
         "files": {file.name: file_sum(file) for file in sorted(directory.iterdir())},
     }
+    if state.started_from is not None:
+        manifest["started_from"] = state.started_from
+    return manifest
 
 
 def _move_into(directory: Path, temporary: Path) -> None:
@@ -192,6 +195,7 @@ def load_adapter(
     }
     state = state_of(loaded)
     state.method = folder.manifest.get("method")
+    state.started_from = folder.manifest.get("started_from")
     state.head_is_new = False
     state.lineage = [*folder.manifest.get("lineage", []), continued_from]
     return loaded, task, tokenizer

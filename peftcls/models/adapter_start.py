@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from peftcls.argument_checks import check_argument_types
 from peftcls.engine.model_state import base_facts, state_of
-from peftcls.models.adapter_manifest import MANIFEST
+from peftcls.models.adapter_manifest import MANIFEST, file_sum
 from peftcls.models.adapter_methods import Method
 from peftcls.models.adapter_weights import WRAPPED, read_tensors
 from peftcls.models.folder_safety import (
@@ -23,13 +24,16 @@ from peftcls.models.folder_safety import (
 )
 from peftcls.models.lora_injection import attach_to, check_method_in_shares
 from peftcls.models.peft_library import (
+    LoraConfig,
     PeftModel,
+    get_pattern_key,
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
 from peftcls.models.peft_settings import (
     PATTERN_SETTINGS,
     PEFT_HEADS,
+    SHOWN_CHARACTERS,
     check_peft_settings,
     check_unused_settings,
 )
@@ -55,7 +59,7 @@ NOT_READ = (
 )
 """Settings that say where the matrices are and how they began, which the tensors say themselves,
 and what a library would import."""
-STARTS = (True, False, None, "gaussian")
+STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of `init_lora_weights` that leave the base's own weights as they are."""
 
 
@@ -92,21 +96,29 @@ def attach_adapter(
     settings, method = read_start(directory)
     if state_of(model).shares is not None:
         check_method_in_shares(method)
+    if dropout is not None and not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout!r}: expected a share of at least 0 and below 1.")
     tensors = _adapter_tensors(model, directory)
-    names = list(dict.fromkeys(_module_of(name) for name in tensors))
+    names = list(dict.fromkeys(_module_and_part(name)[0] for name in tensors))
+    _check_shapes(model, directory / ADAPTER_WEIGHTS, settings, tensors)
     _warn_of_another_base(directory, settings, base_facts(model).name)
     wrapped = attach_to(
         model,
         task,
         names,
         method,
-        rank=settings.get("r", 1),
-        alpha=settings.get("lora_alpha", 1),
+        rank=settings.get("r", LoraConfig.r),
+        alpha=settings.get("lora_alpha", LoraConfig.lora_alpha),
         dropout=settings.get("lora_dropout", 0.0) if dropout is None else dropout,
         seed=seed,
         patterns={name: settings.get(name) or {} for name in PATTERN_SETTINGS},
     )
-    _fill(wrapped, directory / ADAPTER_WEIGHTS, names, tensors)
+    new = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    set_peft_model_state_dict(wrapped, new | tensors)
+    state_of(wrapped).started_from = {
+        "folder": directory.name,
+        "sum": file_sum(directory / ADAPTER_WEIGHTS),
+    }
     return wrapped
 
 
@@ -132,8 +144,9 @@ def read_start(directory: Path) -> tuple[dict[str, Any], Method]:
     began = settings.get("init_lora_weights", True)
     if began not in STARTS:
         raise ValueError(
-            f"{file} has init_lora_weights={began!r}, which changes the weights of the base; save "
-            "it as plain LoRA first (path_initial_model_for_weight_conversion of PEFT)."
+            f"{file} has init_lora_weights={str(began)[:SHOWN_CHARACTERS]!r}, which changes the "
+            "weights of the base; save it as plain LoRA first "
+            "(path_initial_model_for_weight_conversion of PEFT)."
         )
     kept = {name: value for name, value in settings.items() if name not in NOT_READ}
     check_peft_settings(file, kept, (), widest_side(directory / ADAPTER_WEIGHTS))
@@ -165,8 +178,9 @@ def _adapter_tensors(model: PreTrainedModel, directory: Path) -> Tensors:
         if match is None:
             if heads.isdisjoint(name.split(".")):
                 raise ValueError(
-                    f"{file} has {name}, expected matrices of LoRA or IA3 on linear layers and "
-                    "those of a head. Embeddings and layers that were trained whole are not read."
+                    f"{file} has {name[:SHOWN_CHARACTERS]!r}, expected matrices of LoRA or IA3 on "
+                    "linear layers and those of a head. Embeddings and layers that were trained "
+                    "whole are not read."
                 )
             continue
         module = match["module"]
@@ -174,9 +188,9 @@ def _adapter_tensors(model: PreTrainedModel, directory: Path) -> Tensors:
         own_name = next((known for known in own_names if known in layers), None)
         if own_name is None:
             raise ValueError(
-                f"{file} has a matrix for {module}, and {type(model).__name__} has no such linear "
-                f"layer in its backbone, but {sorted(layers)[0]} and others. Load the base that "
-                "the adapter was trained on."
+                f"{file} has a matrix for {module[:SHOWN_CHARACTERS]!r}, and "
+                f"{type(model).__name__} has no such linear layer in its backbone, but "
+                f"{sorted(layers)[0]} and others. Load the base that the adapter was trained on."
             )
         found[f"{WRAPPED}{own_name}.{match['part']}"] = tensor
     if not found:
@@ -185,34 +199,51 @@ def _adapter_tensors(model: PreTrainedModel, directory: Path) -> Tensors:
     return found
 
 
-def _module_of(name: str) -> str:
+def _module_and_part(name: str) -> tuple[str, str]:
     match = TENSOR.fullmatch(name)
     assert match is not None
-    return match["module"]
+    return match["module"], match["part"]
 
 
-def _fill(wrapped: PeftModel, file: Path, names: list[str], tensors: Tensors) -> None:
-    """Give an adapter its tensors.
+def _check_shapes(
+    model: PreTrainedModel, file: Path, settings: Mapping[str, Any], tensors: Tensors
+) -> None:
+    """Check tensors before room is made for them.
 
     Raises:
-        ValueError: one is missing or of another shape.
+        ValueError: one is missing or of another shape than its layer and the settings ask for.
     """
-    new = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
-    expected = {
-        name: tensor
-        for name, tensor in new.items()
-        if (match := TENSOR.fullmatch(name)) and match["module"] in names
+    found: dict[str, dict[str, list[int]]] = {}
+    for name, tensor in tensors.items():
+        module, part = _module_and_part(name)
+        found.setdefault(module, {})[part] = list(tensor.shape)
+    for module, shapes in found.items():
+        expected = _expected_shapes(model.get_submodule(module), module, settings)
+        for part in sorted(shapes.keys() | expected.keys()):
+            if shapes.get(part) != expected.get(part):
+                raise ValueError(
+                    f"{file} does not fit the base or its settings: for {module}.{part} expected "
+                    f"{expected.get(part, 'nothing')}, found {shapes.get(part, 'nothing')}."
+                )
+
+
+def _expected_shapes(layer: Any, module: str, settings: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The shapes of a layer's tensors, by what follows the layer's name."""
+    if isinstance(layer, torch.nn.Linear):
+        inputs, outputs = layer.in_features, layer.out_features
+    else:
+        inputs, outputs = layer.weight.shape
+    if settings["peft_type"] == "IA3":
+        return {"ia3_l": [outputs, 1]}
+    ranks: Mapping[str, int] = settings.get("rank_pattern") or {}
+    rank = ranks.get(get_pattern_key(list(ranks), module), settings.get("r", LoraConfig.r))
+    shapes: dict[str, list[int]] = {
+        "lora_A.weight": [rank, inputs],
+        "lora_B.weight": [outputs, rank],
     }
-    for name in sorted({*tensors, *expected}):
-        shapes = [
-            list(held[name].shape) if name in held else "no tensor" for held in (expected, tensors)
-        ]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"{file} does not fit the base: for {name.removeprefix(WRAPPED)} expected "
-                f"{shapes[0]}, found {shapes[1]}."
-            )
-    set_peft_model_state_dict(wrapped, new | tensors)
+    if settings.get("use_dora"):
+        shapes["lora_magnitude_vector"] = [outputs]
+    return shapes
 
 
 def _warn_of_another_base(directory: Path, settings: Mapping[str, Any], base: str) -> None:
@@ -220,8 +251,8 @@ def _warn_of_another_base(directory: Path, settings: Mapping[str, Any], base: st
     trained_on = settings.get("base_model_name_or_path")
     if trained_on and Path(trained_on).name != Path(base).name:
         logger.warning(
-            "%s was trained on %s, and this base is %s; on another base its matrices mean nothing.",
+            "%s was trained on %r, and this base is %s; on another base its matrices mean nothing.",
             directory,
-            trained_on,
+            trained_on[:SHOWN_CHARACTERS],
             base,
         )

@@ -45,6 +45,8 @@ def folder_facts(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Any]
     """The facts of `describe_folder`, of a folder that was checked."""
     has_adapter = (directory / ADAPTER_WEIGHTS).is_file()
     weights = ADAPTER_WEIGHTS if has_adapter else PART_WEIGHTS
+    started_from = manifest.get("started_from")
+    earlier = [] if started_from is None else [started_from]
     file_names = [*sorted(manifest["files"]), MANIFEST]
     return {
         "folder": str(directory),
@@ -53,7 +55,7 @@ def folder_facts(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Any]
         "adapter": _adapter_settings(directory, manifest) if has_adapter else None,
         "weights": weights,
         "tensors": tensor_shapes(directory / weights),
-        "lineage": manifest.get("lineage", []),
+        "lineage": [*earlier, *manifest.get("lineage", [])],
         "versions": manifest.get("versions", {}),
         "sum": manifest["sum"],
         "bytes": {name: (directory / name).stat().st_size for name in file_names},

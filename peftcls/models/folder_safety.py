@@ -315,6 +315,9 @@ def _wrong_types(manifest: Mapping[str, Any]) -> Iterator[str]:
     lineage = manifest.get("lineage", [])
     if not _is_lineage(lineage):
         yield f"lineage {lineage!r}"
+    started_from = manifest.get("started_from")
+    if started_from is not None and not _is_earlier_folder(started_from):
+        yield f"started_from {started_from!r}"
     versions = manifest.get("versions", {})
     if not isinstance(versions, dict) or not is_list_of_texts(list(versions.values())):
         yield "versions"
@@ -369,8 +372,8 @@ def tensor_shapes(file: Path) -> dict[str, list[int]]:
 
 
 def widest_side(file: Path) -> int:
-    """The largest side of all tensors of a safetensors file; 0 where it holds none."""
-    shapes = tensor_shapes(file).values()
+    """The largest side of all tensors of a safetensors file that hold numbers; 0 without any."""
+    shapes = (shape for shape in tensor_shapes(file).values() if 0 not in shape)
     return max((max(shape, default=0) for shape in shapes), default=0)
 
 

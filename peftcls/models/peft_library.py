@@ -28,6 +28,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.adalora import AdaLoraModel
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import get_pattern_key
 
 __all__ = [
     "PEFT_TYPE_TO_CONFIG_MAPPING",
@@ -40,6 +41,7 @@ __all__ = [
     "PeftConfig",
     "PeftModel",
     "bnb",
+    "get_pattern_key",
     "get_peft_model",
     "get_peft_model_state_dict",
     "set_peft_model_state_dict",

@@ -64,7 +64,7 @@ def check_peft_settings(
     ranks = {name: settings[name] for name in RANK_SETTINGS if name in settings}
     ranks |= settings.get("rank_pattern") or {}
     for name, rank in ranks.items():
-        if not 1 <= rank <= widest:
+        if type(rank) is not int or not 1 <= rank <= widest:
             raise ValueError(
                 f"{file} has {name}={rank}, expected a rank of at least 1 and at most "
                 f"{widest}, the widest of its tensors."

@@ -98,6 +98,8 @@ class Regression(Task):
             problems.append(f"mean={self.mean!r}: expected a finite number")
         if self.deviation is not None and not 0 < self.deviation < math.inf:
             problems.append(f"deviation={self.deviation!r}: expected a finite number above 0")
+        if self.decimal not in (".", ","):
+            problems.append(f"decimal={self.decimal!r}: expected '.' or ','")
         sentences = [problem for problem in problems if problem]
         if sentences:
             raise ValueError("; ".join(sentences) + ".")
@@ -213,7 +215,9 @@ class Regression(Task):
         for row, feature in zip(rows, encoded, strict=True):
             if with_target:
                 mean, deviation = self._known_scale()
-                feature["target"] = (float(self.gold_of(row)[0]) - mean) / deviation
+                number = self._number(row[self.target])
+                assert number is not None, "rows are checked before"
+                feature["target"] = (number - mean) / deviation
                 feature["weight"] = weight_of(row, self.weight)
             yield feature
 

@@ -21,9 +21,13 @@ def _own_environment(monkeypatch):
 
 
 def test_a_cpu_is_all_that_the_process_sees():
-    see_only("cpu")
+    os.environ["CUDA_VISIBLE_DEVICES"] = "3"
+    restore = see_only("cpu")
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
     assert os.environ["ACCELERATE_USE_CPU"] == "true"
+    restore()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+    assert "ACCELERATE_USE_CPU" not in os.environ
 
 
 @pytest.mark.parametrize(
@@ -50,6 +54,12 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
         see_only("cuda:3")
 
 
+def test_a_process_that_has_used_a_gpu_cannot_change(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    with pytest.raises(ValueError, match="this program has used a GPU already"):
+        see_only("cpu")
+
+
 def test_a_launcher_and_the_option_exclude_each_other(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(ValueError, match="the launcher has given each process a device"):
@@ -62,6 +72,8 @@ def test_the_command_takes_it(bert, tmp_path, capsys):
     command = ["train", str(file), "--model", bert, "--out", str(tmp_path / "run"), "--dry-run"]
     assert main([*command, "--device", "gpu"]) == 1
     assert "--device gpu: expected cpu" in capsys.readouterr().err
+    assert main([*command, "--device", "cpu"]) == 0
+    assert not {"CUDA_VISIBLE_DEVICES", "ACCELERATE_USE_CPU"} & set(os.environ)
     ended = subprocess.run(
         [sys.executable, "-m", "peftcls", *command, "--device", "cpu"],
         capture_output=True,

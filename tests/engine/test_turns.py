@@ -5,6 +5,8 @@ import contextvars
 import functools
 import gc
 import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -52,42 +54,71 @@ def test_one_thread_computes_for_all_others(ended):
     with ThreadPoolExecutor(4) as pool:
         names = set(pool.map(lambda _: turns.compute(thread_name, CPU), range(40)))
     assert len(names) == 1
-    assert names.pop().startswith("peftcls")
-    assert ended
-    assert set(ended) == {"peftcls_0"}
+    assert names == {"peftcls"}
+    assert set(ended) == {"peftcls"}
 
 
 def test_a_team_stays_while_others_wait(ended):
-    turns, waiting = Turns(), threading.Event()
+    turns, begun = Turns(), threading.Event()
 
     def first():
-        waiting.set()
-        while turns._asked < 2:
+        begun.set()
+        while turns._jobs.empty():
             time.sleep(0.001)
         return list(ended)
 
     with ThreadPoolExecutor(2) as pool:
         one = pool.submit(turns.compute, first, CPU)
-        waiting.wait(30)
+        begun.wait(30)
         other = pool.submit(turns.compute, lambda: list(ended), CPU)
         assert (one.result(30), other.result(30)) == ([], [])
-    assert ended == ["peftcls_0"]
+    deadline = time.monotonic() + 30
+    while not ended and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert ended == ["peftcls"]
+
+
+def test_what_is_computed_may_ask_for_more(ended):
+    turns = Turns()
+    assert in_thread(lambda: turns.compute(lambda: turns.compute(thread_name, CPU), CPU)) == (
+        "peftcls"
+    )
+
+
+def test_a_computation_does_not_keep_a_program_from_its_end():
+    program = (
+        "import threading, time, torch\n"
+        "from peftcls.engine.turns import Turns\n"
+        "turns, cpu = Turns(), torch.device('cpu')\n"
+        "def ask():\n"
+        "    time.sleep(0.5)\n"
+        "    print(turns.compute(lambda: 'answered', cpu), flush=True)\n"
+        "threading.Thread(target=ask).start()\n"
+        "stuck = lambda: turns2.compute(lambda: time.sleep(600), cpu)\n"
+        "turns2 = Turns()\n"
+        "threading.Thread(target=stuck, daemon=True).start()\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=100
+    )
+    assert (ended.returncode, ended.stdout) == (0, "answered\n"), ended.stderr
 
 
 def test_settings_of_the_thread_that_asks_hold():
     turns, threads = Turns(), torch.get_num_threads()
 
     def settings():
-        return torch.is_inference_mode_enabled(), torch.get_num_threads(), HERE.get()
+        is_inference, count = torch.is_inference_mode_enabled(), torch.get_num_threads()
+        return is_inference, count, torch.is_autocast_enabled("cpu"), HERE.get()
 
-    def ask(inference_mode, count):
+    def ask(inference_mode, count, autocast):
         HERE.set(count)
         torch.set_num_threads(count)
-        with torch.inference_mode(inference_mode):
+        with torch.inference_mode(inference_mode), torch.autocast("cpu", enabled=autocast):
             return turns.compute(settings, CPU)
 
     try:
-        for asked in [(True, 1), (False, 2), (True, 3)]:
+        for asked in [(True, 1, False), (False, 2, True), (True, 3, False)]:
             assert in_thread(lambda asked=asked: ask(*asked)) == (*asked, asked[1])
     finally:
         torch.set_num_threads(threads)
@@ -109,7 +140,7 @@ def test_the_lock_may_be_taken_again_and_is_held_meanwhile():
     turns, order = Turns(), []
 
     def slow():
-        with turns:
+        with turns.lock:
             order.append("begins")
             time.sleep(0.05)
             order.append("ends")
@@ -134,7 +165,7 @@ def test_the_thread_ends_with_the_model():
 def test_a_forked_process_begins_anew():
     turns = Turns()
     in_thread(lambda: turns.compute(thread_name, CPU))
-    with turns:
+    with turns.lock:
         process = os.fork()
         if process == 0:
             code = 1

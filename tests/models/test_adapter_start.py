@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 
 import peftcls
 from peftcls.cli import main
+from peftcls.models.adapter_folder import save_adapter
 
 pytestmark = [
     # What PEFT says when it is used alone.
@@ -127,6 +128,13 @@ def test_the_command_trains_from_it(bert, tmp_path, capsys):
     assert settings["lora_dropout"] == 0.1
     assert settings["r"] == 4
     capsys.readouterr()
+    assert main(["show", str(tmp_path / "run")]) == 0
+    assert "continued  from plain (" in capsys.readouterr().out
+    assert "`plain`" in (tmp_path / "run" / "README.md").read_text()
+    model, task, tokenizer = peftcls.learn_on(tmp_path / "run", ROWS)
+    save_adapter(tmp_path / "later", model, task, tokenizer)
+    manifest = json.loads((tmp_path / "later" / "peftcls.json").read_text())
+    assert manifest["started_from"]["folder"] == "plain"
     for option in (["--rank", "4"], ["--part", "head"], ["--search", "2"]):
         assert main([*command, "--overwrite", *start, *option]) == 1
         assert option[0] in capsys.readouterr().err
@@ -139,7 +147,7 @@ def test_another_base_is_noticed(bert, tmp_path, caplog):
     file.write_text(json.dumps(settings))
     with caplog.at_level(logging.WARNING, logger="peftcls"):
         started(bert, tmp_path / "plain")
-    assert "was trained on some/other-base" in caplog.text
+    assert "was trained on 'some/other-base'" in caplog.text
 
 
 def change_settings(**changes):
@@ -166,6 +174,14 @@ def without_one(tensors):
 def another_shape(tensors):
     name = next(name for name in tensors if "lora_A" in name)
     return tensors | {name: torch.ones(4, 5)}
+
+
+EMPTY = torch.empty(0, 200_000_000)
+
+
+def with_a_huge_rank(folder):
+    change_settings(r=100_000_000)(folder)
+    change_tensors(lambda tensors: tensors | {"base_model.model.score.weight": EMPTY})(folder)
 
 
 WRONG = {
@@ -196,7 +212,10 @@ WRONG = {
     "biases": (change_settings(bias="all"), 'bias="all"'),
     "a rank": (change_settings(r=4000), "r=4000"),
     "no rank at all": (change_settings(r=0), "r=0"),
-    "another rank": (change_settings(r=3), "does not fit the base"),
+    "another rank": (change_settings(r=3), "does not fit the base or its settings"),
+    "half a rank": (change_settings(r=4.5), "r=4.5"),
+    "a rank without room": (change_settings(r=100), "does not fit the base or its settings"),
+    "an empty tensor that is huge": (with_a_huge_rank, "r=100000000"),
     "a setting of another kind": (change_settings(loftq_config={"x": 1}), "loftq_config"),
     "one is missing": (change_tensors(without_one), "does not fit the base"),
     "another shape": (change_tensors(another_shape), "does not fit the base"),
@@ -228,10 +247,33 @@ def test_what_can_be_no_start_is_refused(wrong, bert, tmp_path):
     write_folder(bert, tmp_path / "plain")
     spoil, sentence = WRONG[wrong]
     spoil(tmp_path / "plain")
+    model, tokenizer = peftcls.load_base(bert, LABELS, dtype=torch.float32)
     with pytest.raises(ValueError, match=r"\w") as error:
-        started(bert, tmp_path / "plain")
+        peftcls.attach_adapter(model, LABELS, tmp_path / "plain")
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
+    # The base is as it was, so that an adapter can still be put on it.
+    states(peftcls.attach_lora(model, LABELS), tokenizer)
+
+
+def test_settings_that_are_missing_are_those_of_peft(bert, tmp_path):
+    plain = get_peft_model(
+        AutoModelForSequenceClassification.from_pretrained(bert),
+        LoraConfig(r=8, lora_alpha=8, target_modules=["query"]),
+    )
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in plain.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(torch.randn_like(parameter))
+    plain.save_pretrained(tmp_path / "plain")
+    file = tmp_path / "plain" / "adapter_config.json"
+    settings = json.loads(file.read_text())
+    del settings["r"], settings["lora_alpha"]
+    file.write_text(json.dumps(settings))
+    model, tokenizer = started(bert, tmp_path / "plain")
+    difference = states(model, tokenizer) - states(plain.eval(), tokenizer)
+    assert float(difference.abs().max()) < 1e-5
 
 
 def test_a_model_has_one_adapter(bert, tmp_path):

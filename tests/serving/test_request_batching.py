@@ -147,7 +147,7 @@ def count_passes(predictor):
 
 def holding(predictor):
     """The lock of a model: while a test holds it, nothing is computed."""
-    return state_of(predictor.model).turns
+    return state_of(predictor.model).turns.lock
 
 
 def ask_together(client, asked, lock):

@@ -128,6 +128,8 @@ def test_numbers_with_a_decimal_comma_are_read_where_it_is_said(bert, tmp_path, 
     assert [float(task.gold_of(row)[0]) for row in rows] == [3.5, -10, 72.5, 4, 1.0]
     assert task.mean == pytest.approx(14.2)
     assert Regression.from_json(task.to_json()) == task
+    with pytest.raises(ValueError, match=r"decimal=';': expected '\.' or ','"):
+        Regression(decimal=";")
     for wrong in ("1.234,5", "3.5", "1,2,3", ","):
         problem = task.problem({"text": "a", "score": wrong}, with_target=True)
         assert problem is not None
