@@ -3,9 +3,9 @@
     python benchmarks/predictor_threads.py --out benchmarks/results/predictor_threads.json
 
 An adapter with two labels on MiniLM-L6 answers the sample messages, in calls of one text and of
-sixteen. Every round asks the same calls with each number of threads, in another order. Labels are
-compared with those of one call with all texts. Rates are those of all rounds together; ratios are
-of one round to the same round of one thread.
+sixteen. Every round asks the same calls with each number of threads, in another order, and in the
+main thread of the program. Labels are compared with those of one call with all texts. Rates are
+those of all rounds together; ratios are of one round to the same round of one thread.
 """
 
 import argparse
@@ -25,13 +25,18 @@ import peftcls
 from peftcls.demo import sample
 
 CALL_SIZES = (1, 16)
+MAIN = 0
+"""Stands for the main thread in the place of a number of threads."""
 
 
 def ask(predictor: peftcls.Predictor, calls: list[list[str]], threads: int) -> tuple[float, list]:
     """The seconds of all calls, and their labels in order."""
     started = time.perf_counter()
-    with ThreadPoolExecutor(threads) as pool:
-        answers = list(pool.map(predictor.predict, calls))
+    if threads == MAIN:
+        answers = [predictor.predict(call) for call in calls]
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            answers = list(pool.map(predictor.predict, calls))
     seconds = time.perf_counter() - started
     return seconds, [answer.label for call in answers for answer in call]
 
@@ -53,7 +58,8 @@ def measure(
     found: dict[str, object] = {}
     for threads in options.threads:
         ratios = [a / b for a, b in zip(seconds[1], seconds[threads], strict=True)]
-        found[f"{threads} threads"] = {
+        name = "the main thread" if threads == MAIN else f"{threads} threads"
+        found[name] = {
             "texts_a_second": round(options.rounds * len(texts) / sum(seconds[threads]), 1),
             "rate_in_units_of_one_thread": {
                 "median": round(statistics.median(ratios), 2),
@@ -62,7 +68,7 @@ def measure(
             },
             "wrong_labels": wrong[threads],
         }
-        print(size, "texts a call,", threads, "threads", found[f"{threads} threads"], flush=True)
+        print(size, "texts a call,", name, found[name], flush=True)
     return found
 
 
@@ -89,7 +95,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--threads", type=int, nargs="+", default=[MAIN, 1, 2, 4, 8])
     parser.add_argument("--texts", type=int, default=320)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
