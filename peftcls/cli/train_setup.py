@@ -23,6 +23,7 @@ from peftcls.engine.model_state import base_facts
 from peftcls.models.adapter_manifest import MANIFEST
 from peftcls.models.adapter_start import attach_adapter, read_start
 from peftcls.models.base_model import load_base
+from peftcls.models.folder_safety import ADAPTER_CONFIG
 from peftcls.models.lora_injection import DEFAULT_RANK, attach_lora, check_method_in_shares
 from peftcls.models.tokenizers import load_tokenizer_only
 from peftcls.models.trainable import Part, train_only
@@ -153,7 +154,14 @@ def check_output(folder: Path, *, replaces: bool, resumes: bool) -> None:
     """
     check_out_folder(folder)
     manifest = folder / MANIFEST
-    if replaces or not manifest.is_file():
+    if replaces:
+        return
+    if not manifest.is_file():
+        if (folder / ADAPTER_CONFIG).is_file() and not resumes:
+            raise ValueError(
+                f"{folder} holds an adapter that another program wrote ({ADAPTER_CONFIG}). Choose "
+                "another --out, or replace it with --overwrite."
+            )
         return
     if resumes:
         _check_unfinished(folder)

@@ -320,6 +320,9 @@ def rows_to_answer(task: Task, rows: Any) -> datasets.Dataset:
     Raises:
         RowError: they are no rows.
     """
+    if isinstance(rows, Iterator):
+        # What makes the rows may take long, or ask another thread for answers.
+        rows = list(rows)
     with ROWS_LOCK:
         table = table_of(rows, "rows")
         if table is not None:

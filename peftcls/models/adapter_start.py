@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def attach_adapter(
     tensors = _adapter_tensors(model, directory)
     names = list(dict.fromkeys(_module_and_part(name)[0] for name in tensors))
     _check_shapes(model, directory / ADAPTER_WEIGHTS, settings, tensors)
-    _warn_of_another_base(directory, settings, base_facts(model).name)
+    _warn_of_another_base(directory, settings, [base_facts(model).name, model.name_or_path or ""])
     wrapped = attach_to(
         model,
         task,
@@ -132,6 +132,8 @@ def read_start(directory: Path) -> tuple[dict[str, Any], Method]:
         raise ValueError(
             f"{directory} was written by peftcls; continue it with learn_on (peftcls learn-on)."
         )
+    if not directory.is_dir():
+        raise ValueError(f"there is no folder {directory}, expected one that PEFT has written.")
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (directory / name).is_file():
             raise ValueError(
@@ -246,13 +248,15 @@ def _expected_shapes(layer: Any, module: str, settings: Mapping[str, Any]) -> di
     return shapes
 
 
-def _warn_of_another_base(directory: Path, settings: Mapping[str, Any], base: str) -> None:
+def _warn_of_another_base(
+    directory: Path, settings: Mapping[str, Any], names: Sequence[str]
+) -> None:
     """Say it where a folder names a base with another last name."""
     trained_on = settings.get("base_model_name_or_path")
-    if trained_on and Path(trained_on).name != Path(base).name:
+    if trained_on and Path(trained_on).name not in {Path(name).name for name in names}:
         logger.warning(
             "%s was trained on %r, and this base is %s; on another base its matrices mean nothing.",
             directory,
             trained_on[:SHOWN_CHARACTERS],
-            base,
+            names[0],
         )

@@ -3,6 +3,7 @@
 import random
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from saved_adapters import TEXTS, check_same_answer, saved
@@ -188,3 +189,16 @@ def test_the_number_of_shortened_rows_is_that_of_one_call(bert, tmp_path):
             times=4,
         )
         assert predictor.shortened_rows in (3, 5)
+
+
+def test_rows_that_are_still_being_made_hold_up_no_other_thread(bert, tmp_path):
+    predictor = load_predictor(saved(bert, tmp_path / "adapter", head(3)))
+    made = []
+
+    def rows():
+        with ThreadPoolExecutor(1) as pool:
+            made.extend(pool.submit(predictor.predict, ["a lake"]).result(60))
+        yield "a lake"
+
+    (answer,) = predictor.predict(rows())
+    assert answer.label == made[0].label

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -135,6 +136,12 @@ def test_the_command_trains_from_it(bert, tmp_path, capsys):
     save_adapter(tmp_path / "later", model, task, tokenizer)
     manifest = json.loads((tmp_path / "later" / "peftcls.json").read_text())
     assert manifest["started_from"]["folder"] == "plain"
+    weights = (tmp_path / "plain" / "adapter_model.safetensors").read_bytes()
+    assert main([*command[:-1], str(tmp_path / "plain"), *start]) == 1
+    assert "holds an adapter that another program wrote" in capsys.readouterr().err
+    assert (tmp_path / "plain" / "adapter_model.safetensors").read_bytes() == weights
+    assert main([*command, "--overwrite", "--start", str(tmp_path / "nowhere")]) == 1
+    assert "there is no folder" in capsys.readouterr().err
     for option in (["--rank", "4"], ["--part", "head"], ["--search", "2"]):
         assert main([*command, "--overwrite", *start, *option]) == 1
         assert option[0] in capsys.readouterr().err
@@ -148,6 +155,12 @@ def test_another_base_is_noticed(bert, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="peftcls"):
         started(bert, tmp_path / "plain")
     assert "was trained on 'some/other-base'" in caplog.text
+    caplog.clear()
+    for base in (bert, "hub/" + Path(bert).name):
+        file.write_text(json.dumps(settings | {"base_model_name_or_path": base}))
+        with caplog.at_level(logging.WARNING, logger="peftcls"):
+            started(bert, tmp_path / "plain")
+    assert "was trained on" not in caplog.text
 
 
 def change_settings(**changes):
