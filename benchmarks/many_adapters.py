@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 import transformers
 from peft import PeftModel
-from real_data import minilm_folder, versions
+from real_data import minilm_folder, spread, versions
 from safetensors.torch import load_file
 
 import peftcls
@@ -239,11 +239,7 @@ def measure(folder: Path, asked: Requests, rounds: int) -> dict[str, object]:
         peak = subprocess.run(command, capture_output=True, text=True, check=True)
         found[way] = {
             "rows_a_second": round(len(labels[way]) / statistics.median(seconds[way]), 1),
-            "seconds_in_units_of_one_base": {
-                "median": round(statistics.median(ratios), 2),
-                "least": round(min(ratios), 2),
-                "most": round(max(ratios), 2),
-            },
+            "seconds_in_units_of_one_base": spread(ratios),
             "same_label_as_alone": round(sum(same) / len(same), 4),
             "peak_mib": round(float(peak.stdout.split()[-1])),
         }

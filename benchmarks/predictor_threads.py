@@ -11,7 +11,6 @@ those of all rounds together; ratios are of one round to the same round of one t
 import argparse
 import json
 import random
-import statistics
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import torch
 from many_adapters import SIZES, write_folders
-from real_data import commit, versions
+from real_data import commit, spread, versions
 
 import peftcls
 from peftcls.demo import sample
@@ -61,11 +60,7 @@ def measure(
         name = "the main thread" if threads == MAIN else f"{threads} threads"
         found[name] = {
             "texts_a_second": round(options.rounds * len(texts) / sum(seconds[threads]), 1),
-            "rate_in_units_of_one_thread": {
-                "median": round(statistics.median(ratios), 2),
-                "least": round(min(ratios), 2),
-                "most": round(max(ratios), 2),
-            },
+            "rate_in_units_of_one_thread": spread(ratios),
             "wrong_labels": wrong[threads],
         }
         print(size, "texts a call,", name, found[name], flush=True)

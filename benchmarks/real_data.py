@@ -13,10 +13,12 @@ import importlib.util
 import json
 import platform
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -65,6 +67,15 @@ def commit() -> str:
 def versions(*packages: str) -> dict[str, str]:
     """The versions of installed packages."""
     return {name: version(name) for name in packages}
+
+
+def spread(ratios: Sequence[float]) -> dict[str, float]:
+    """The median of some ratios, and the ends of their range."""
+    return {
+        "median": round(statistics.median(ratios), 2),
+        "least": round(min(ratios), 2),
+        "most": round(max(ratios), 2),
+    }
 
 
 def measure(name: str, data: Path, seed: int, more: list[str]) -> dict[str, object]:

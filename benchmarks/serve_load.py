@@ -35,7 +35,7 @@ import transformers
 from fastapi import FastAPI
 from many_adapters import SIZES, write_folders
 from pydantic import BaseModel
-from real_data import versions
+from real_data import spread, versions
 
 import peftcls
 from peftcls.demo import sample
@@ -192,11 +192,7 @@ def measure(
             "p50_ms": round(1000 * percentiles[9], 1),
             "p95_ms": round(1000 * percentiles[18], 1),
             "processor_ms_a_request": round(1000 * computed[way] / len(each[way]), 1),
-            "seconds_in_units_of_the_service": {
-                "median": round(statistics.median(ratios), 2),
-                "least": round(min(ratios), 2),
-                "most": round(max(ratios), 2),
-            },
+            "seconds_in_units_of_the_service": spread(ratios),
             "wrong_labels": wrong[way],
         }
         print(clients, "clients,", way, found[way], flush=True)

@@ -98,14 +98,14 @@ def attach_adapter(
         check_method_in_shares(method)
     if dropout is not None and not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout!r}: expected a share of at least 0 and below 1.")
-    tensors = _adapter_tensors(model, directory)
-    names = list(dict.fromkeys(_module_and_part(name)[0] for name in tensors))
-    _check_shapes(model, directory / ADAPTER_WEIGHTS, settings, tensors)
+    file = directory / ADAPTER_WEIGHTS
+    found = _adapter_tensors(model, file)
+    _check_shapes(model, file, settings, found)
     _warn_of_another_base(directory, settings, [base_facts(model).name, model.name_or_path or ""])
     wrapped = attach_to(
         model,
         task,
-        names,
+        list(found),
         method,
         rank=settings.get("r", LoraConfig.r),
         alpha=settings.get("lora_alpha", LoraConfig.lora_alpha),
@@ -113,12 +113,11 @@ def attach_adapter(
         seed=seed,
         patterns={name: settings.get(name) or {} for name in PATTERN_SETTINGS},
     )
-    new = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
-    set_peft_model_state_dict(wrapped, new | tensors)
-    state_of(wrapped).started_from = {
-        "folder": directory.name,
-        "sum": file_sum(directory / ADAPTER_WEIGHTS),
-    }
+    weights = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    for module, parts in found.items():
+        weights |= {f"{WRAPPED}{module}.{part}": tensor for part, tensor in parts.items()}
+    set_peft_model_state_dict(wrapped, weights)
+    state_of(wrapped).started_from = {"folder": directory.name, "sum": file_sum(file)}
     return wrapped
 
 
@@ -169,12 +168,11 @@ def _method_of(directory: Path, settings: Mapping[str, Any]) -> Method:
     return "dora" if dora else "rslora" if rslora else "lora"
 
 
-def _adapter_tensors(model: PreTrainedModel, directory: Path) -> Tensors:
-    """The tensors of a folder under the names that they have on this model, without a head's."""
-    file = directory / ADAPTER_WEIGHTS
+def _adapter_tensors(model: PreTrainedModel, file: Path) -> dict[str, Tensors]:
+    """The tensors of each module of this model, by what follows its name; none of a head."""
     heads = PEFT_HEADS.union(base_facts(model).heads)
     layers = set(linear_layers(model))
-    found = {}
+    found: dict[str, Tensors] = {}
     for name, tensor in read_tensors(file).items():
         match = TENSOR.fullmatch(name)
         if match is None:
@@ -194,32 +192,23 @@ def _adapter_tensors(model: PreTrainedModel, directory: Path) -> Tensors:
                 f"{type(model).__name__} has no such linear layer in its backbone, but "
                 f"{sorted(layers)[0]} and others. Load the base that the adapter was trained on."
             )
-        found[f"{WRAPPED}{own_name}.{match['part']}"] = tensor
+        check_finite(file, [(name, tensor)])
+        found.setdefault(own_name, {})[match["part"]] = tensor
     if not found:
         raise ValueError(f"{file} holds no matrix of an adapter.")
-    check_finite(file, found.items())
     return found
 
 
-def _module_and_part(name: str) -> tuple[str, str]:
-    match = TENSOR.fullmatch(name)
-    assert match is not None
-    return match["module"], match["part"]
-
-
 def _check_shapes(
-    model: PreTrainedModel, file: Path, settings: Mapping[str, Any], tensors: Tensors
+    model: PreTrainedModel, file: Path, settings: Mapping[str, Any], found: Mapping[str, Tensors]
 ) -> None:
     """Check tensors before room is made for them.
 
     Raises:
         ValueError: one is missing or of another shape than its layer and the settings ask for.
     """
-    found: dict[str, dict[str, list[int]]] = {}
-    for name, tensor in tensors.items():
-        module, part = _module_and_part(name)
-        found.setdefault(module, {})[part] = list(tensor.shape)
-    for module, shapes in found.items():
+    for module, parts in found.items():
+        shapes = {part: list(tensor.shape) for part, tensor in parts.items()}
         expected = _expected_shapes(model.get_submodule(module), module, settings)
         for part in sorted(shapes.keys() | expected.keys()):
             if shapes.get(part) != expected.get(part):
