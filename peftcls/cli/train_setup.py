@@ -25,6 +25,7 @@ from peftcls.models.adapter_start import attach_adapter, read_start
 from peftcls.models.base_model import load_base
 from peftcls.models.folder_safety import ADAPTER_CONFIG
 from peftcls.models.lora_injection import DEFAULT_RANK, attach_lora, check_method_in_shares
+from peftcls.models.peft_settings import SHOWN_CHARACTERS
 from peftcls.models.tokenizers import load_tokenizer_only
 from peftcls.models.trainable import Part, train_only
 from peftcls.quality.findings import Examination
@@ -106,7 +107,13 @@ def check_options(options: TrainOptions) -> None:
             "--start has an adapter with its own rank, scale and layers",
             {"--part": options.part, "--search": options.search, **own},
         )
-        read_start(options.start)
+        settings, _ = read_start(options.start)
+        if options.model is None:
+            trained_on = settings.get("base_model_name_or_path")
+            named = repr(trained_on[:SHOWN_CHARACTERS]) if trained_on else "a base it does not name"
+            raise ValueError(
+                f"--start {options.start}: this adapter was trained on {named}; give it as --model."
+            )
     if options.search and (options.part or set(options.given_adapter) - {"dropout"}):
         raise ValueError(
             "--search tries ranks and targets of a LoRA adapter; it cannot be used with "

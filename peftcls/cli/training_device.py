@@ -49,7 +49,9 @@ def _see_gpu(name: str, number: str | None) -> None:
     import torch
 
     if not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: PyTorch finds no such GPU here.")
+        raise ValueError(
+            f"--device {name}: PyTorch finds no such GPU here; leave it out, or give cpu."
+        )
 
 
 def _visible_gpu(number: int) -> str:

@@ -59,6 +59,10 @@ NOT_READ = (
 )
 """Settings that say where the matrices are and how they began, which the tensors say themselves,
 and what a library would import."""
+MERGE_IT = (
+    "An adapter of another kind can be merged into its base by PEFT (merge_and_unload), and the "
+    "merged folder be the base here."
+)
 STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of `init_lora_weights` that leave the base's own weights as they are."""
 
@@ -150,9 +154,13 @@ def read_start(directory: Path) -> tuple[dict[str, Any], Method]:
             "(path_initial_model_for_weight_conversion of PEFT)."
         )
     kept = {name: value for name, value in settings.items() if name not in NOT_READ}
-    check_peft_settings(file, kept, (), widest_side(directory / ADAPTER_WEIGHTS))
-    check_unused_settings(file, kept)
-    return kept, _method_of(directory, kept)
+    try:
+        check_peft_settings(file, kept, (), widest_side(directory / ADAPTER_WEIGHTS))
+        check_unused_settings(file, kept)
+        method = _method_of(directory, kept)
+    except ValueError as error:
+        raise ValueError(f"{error} {MERGE_IT}") from None
+    return kept, method
 
 
 def _method_of(directory: Path, settings: Mapping[str, Any]) -> Method:
@@ -180,12 +188,15 @@ def _adapter_tensors(model: PreTrainedModel, file: Path) -> dict[str, Tensors]:
                 raise ValueError(
                     f"{file} has {name[:SHOWN_CHARACTERS]!r}, expected matrices of LoRA or IA3 on "
                     "linear layers and those of a head. Embeddings and layers that were trained "
-                    "whole are not read."
+                    f"whole are not read. {MERGE_IT}"
                 )
             continue
         module = match["module"]
         own_names = (module, f"{model.base_model_prefix}.{module}")
         own_name = next((known for known in own_names if known in layers), None)
+        if own_name is None and _is_removed(model, module):
+            logger.info("%s: %s is left out, which this task's head does not read.", file, module)
+            continue
         if own_name is None:
             raise ValueError(
                 f"{file} has a matrix for {module[:SHOWN_CHARACTERS]!r}, and "
@@ -197,6 +208,12 @@ def _adapter_tensors(model: PreTrainedModel, file: Path) -> dict[str, Tensors]:
     if not found:
         raise ValueError(f"{file} holds no matrix of an adapter.")
     return found
+
+
+def _is_removed(model: PreTrainedModel, module: str) -> bool:
+    """Whether a module is of a part that a backbone with this head lacks, such as a pooler."""
+    part = module.removeprefix(f"{model.base_model_prefix}.").split(".")[0]
+    return getattr(model.base_model, part, model) is None
 
 
 def _check_shapes(

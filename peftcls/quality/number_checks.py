@@ -19,6 +19,15 @@ def number_findings(scan: SplitScan) -> Iterator[Finding]:
     numbers = np.array(scan.numbers)
     if not len(numbers):
         return
+    if scan.maybe_thousands.count and not scan.has_decimals:
+        yield scan.maybe_thousands.finding(
+            "warning",
+            "thousands",
+            "each number with a mark has three digits after it, as 1.034 for one thousand and "
+            "thirty-four has, and is read as one with decimals; take the marks out if they mark "
+            "thousands.",
+            scan.name,
+        )
     if np.ptp(numbers) == 0:
         severity: Severity = "error" if scan.name == "train" else "warning"
         yield Finding(

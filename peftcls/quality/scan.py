@@ -21,6 +21,7 @@ from peftcls.quality.span_checks import answer_faults
 from peftcls.quality.text_checks import text_faults
 from peftcls.tasks.base import Task, token_limit
 from peftcls.tasks.instruction import Instruction
+from peftcls.tasks.numbers import maybe_thousands
 from peftcls.tasks.splitting import same_text_key
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ class SplitScan:
         target_hashes: of the same rows.
         sampled_labels: of the rows whose columns were added to the `ColumnProperties`.
         numbers: the targets of a regression.
+        maybe_thousands: rows whose target can be a whole number in groups of three digits.
+        has_decimals: whether a target can only be one with decimals.
         context_hashes: of the contexts of questions.
         ids: of questions.
         paragraphs: by title, the numbers of the paragraphs that have questions.
@@ -104,6 +107,8 @@ class SplitScan:
     target_hashes: array[int] = dataclasses.field(default_factory=_whole_numbers)
     sampled_labels: list[str] = dataclasses.field(default_factory=list)
     numbers: array[float] = dataclasses.field(default_factory=_numbers)
+    maybe_thousands: RowSample = dataclasses.field(default_factory=RowSample)
+    has_decimals: bool = False
     context_hashes: set[int] = dataclasses.field(default_factory=set)
     ids: list[Any] = dataclasses.field(default_factory=list)
     paragraphs: dict[str, set[int]] = dataclasses.field(default_factory=dict)
@@ -220,6 +225,10 @@ def _scan_content(
     scan.target_hashes.append(hash(answer))
     if task.answer_kind == "number":
         scan.numbers.append(float(answer[0]))
+        if maybe_thousands(row[task.columns(with_target=True)[-1]]):
+            scan.maybe_thousands.add(number)
+        elif not scan.numbers[-1].is_integer():
+            scan.has_decimals = True
     if task.answer_kind == "keywords":
         cell = row[task.columns(with_target=True)[-1]]
         if _has_other_separator(cell, task.separator):

@@ -8,11 +8,17 @@ Decimal = Literal[".", ","]
 """What stands before the decimals of a number."""
 
 WITH_COMMA = re.compile(r"\s*[-+]?[0-9]+,[0-9]+\s*")
+IN_THOUSANDS = re.compile(r"\s*[-+]?[1-9][0-9]{0,2}([.,][0-9]{3})+\s*")
 
 
 def with_comma(value: Any) -> bool:
     """Whether a text is a number with a comma, of which nobody can know what the comma means."""
     return isinstance(value, str) and WITH_COMMA.fullmatch(value) is not None
+
+
+def maybe_thousands(value: Any) -> bool:
+    """Whether a text can be a whole number in groups of three digits, such as 1.034 or 1,034."""
+    return isinstance(value, str) and IN_THOUSANDS.fullmatch(value) is not None
 
 
 def parse_number(value: Any, decimal: str = ".") -> float | None:

@@ -155,7 +155,7 @@ class Regression(Task):
         if with_comma(found):
             return (
                 "a number with a point and no comma; for a comma before the decimals give "
-                "decimal=','"
+                "decimal=',' (--decimal ,), and take out one that marks thousands"
             )
         return "a number like 0.5"
 

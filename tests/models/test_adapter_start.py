@@ -14,6 +14,7 @@ import peftcls
 from peftcls.cli import main
 from peftcls.models.adapter_folder import save_adapter
 
+WEIGHTS = "adapter_model.safetensors"
 pytestmark = [
     # What PEFT says when it is used alone.
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
@@ -118,6 +119,20 @@ def test_the_head_of_the_folder_is_left_out(bert, tmp_path):
     assert all(float(head.detach().abs().max()) < 1 for head in heads)
 
 
+def test_a_pooler_is_left_out_where_the_head_reads_the_mean(bert, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(bert)
+    plain = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", task_type="SEQ_CLS"))
+    plain.save_pretrained(tmp_path / "plain")
+    assert any("pooler" in name for name in load_file(tmp_path / "plain" / WEIGHTS))
+    mean = peftcls.Classification(max_length=32, pooling="mean").learn(ROWS)
+    found, _ = started(bert, tmp_path / "plain", mean)
+    names = [name for name, _ in found.named_parameters() if "lora" in name]
+    assert names
+    assert not any("pooler" in name for name in names)
+    with_pooler, _ = started(bert, tmp_path / "plain")
+    assert any("pooler" in name and "lora" in name for name, _ in with_pooler.named_parameters())
+
+
 def test_the_command_trains_from_it(bert, tmp_path, capsys):
     write_folder(bert, tmp_path / "plain")
     file = tmp_path / "rows.jsonl"
@@ -142,6 +157,8 @@ def test_the_command_trains_from_it(bert, tmp_path, capsys):
     assert (tmp_path / "plain" / "adapter_model.safetensors").read_bytes() == weights
     assert main([*command, "--overwrite", "--start", str(tmp_path / "nowhere")]) == 1
     assert "there is no folder" in capsys.readouterr().err
+    assert main([*command[:2], *command[4:], "--overwrite", *start]) == 1
+    assert f"was trained on {str(bert)!r}; give it as --model" in capsys.readouterr().err
     for option in (["--rank", "4"], ["--part", "head"], ["--search", "2"]):
         assert main([*command, "--overwrite", *start, *option]) == 1
         assert option[0] in capsys.readouterr().err
@@ -222,7 +239,7 @@ WRONG = {
     "a prompt": (change_settings(peft_type="PROMPT_TUNING"), "peft_type 'PROMPT_TUNING'"),
     "adalora": (change_settings(peft_type="ADALORA"), "AdaLoRA, with pruned ranks"),
     "two at once": (change_settings(use_dora=True, use_rslora=True), "DoRA and rsLoRA at once"),
-    "biases": (change_settings(bias="all"), 'bias="all"'),
+    "biases": (change_settings(bias="all"), "merge_and_unload"),
     "a rank": (change_settings(r=4000), "r=4000"),
     "no rank at all": (change_settings(r=0), "r=0"),
     "another rank": (change_settings(r=3), "does not fit the base or its settings"),

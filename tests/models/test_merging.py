@@ -270,9 +270,10 @@ def test_a_folder_that_holds_something_is_never_merged_into(bert, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_card_of_a_decoder_tells_of_the_padding_token(gpt2, tmp_path):
+def test_a_decoder_and_its_card_tell_of_the_padding_token(gpt2, tmp_path, caplog):
     folder = saved(gpt2, tmp_path / "adapter", peftcls.Classification(labels=("no", "yes")))
     peftcls.merge_adapter(folder, tmp_path / "merged")
+    assert "the padding token, up to the token before it" in caplog.text
     tokenizer = peftcls.load_predictor(folder).tokenizer
     card = (tmp_path / "merged" / "README.md").read_text(encoding="utf-8").split()
     assert f"a text that ends with {tokenizer.pad_token}, the padding token" in " ".join(card)

@@ -607,6 +607,11 @@ def test_targets_that_are_no_numbers_all_one_number_or_far_off_are_found():
     assert one(examine_rows(Regression(), table(*normal, 4000.0)), "outlier").rows == (51,)
     assert not examine_rows(Regression(), table(*normal)).findings
     assert one(examine_rows(Regression(), table(*[3.0] * 9)), "constant-target").severity == "error"
+    marked = one(examine_rows(Regression(), table("950", "1.034", "2.500")), "thousands")
+    assert marked.rows == (2, 3)
+    comma = Regression(decimal=",")
+    assert one(examine_rows(comma, table("950", "1,034", "2,500")), "thousands").rows == (2, 3)
+    assert not examine_rows(Regression(), table("0.875", "1.125", "2.500")).findings
     assert [
         f.rows
         for f in found(

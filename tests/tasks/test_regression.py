@@ -115,7 +115,10 @@ def test_what_is_no_number_is_told_with_its_row(value):
     assert (task.mean, task.deviation) == (1.5, 0.5)
     expected = r"like 0\.5"
     if value == "3,5":
-        expected = "with a point and no comma; for a comma before the decimals give decimal=','"
+        expected = (
+            r"with a point and no comma; for a comma before the decimals give decimal=',' "
+            r"\(--decimal ,\), and take out one that marks thousands"
+        )
     sentence = rf"^row 3 of rows has {value!r} in column 'score', expected a number {expected}\.$"
     with pytest.raises(RowError, match=sentence):
         peftcls.check_rows(task, as_dataset(rows), training=True)
