@@ -67,17 +67,18 @@ def launch(processes, program, *arguments) -> subprocess.Popen:
     return start(launcher if processes > 1 else [], program, *arguments)
 
 
-def launch_machines(program, *arguments) -> list[subprocess.Popen]:
-    """Two machines with a process each; both are this one.
+def launch_machines(program, *arguments, processes=1) -> list[subprocess.Popen]:
+    """Two machines with so many processes each; both are this one.
 
-    A launcher ends what is left on its own machine only, so that each process says its last words.
+    A launcher ends what is left on its own machine only, so that each process says its last words
+    if it is alone there.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     place = ["-m", "torch.distributed.run", "--master-addr", "127.0.0.1", "--master-port", port]
-    machines = (["--nnodes", 2, "--node-rank", rank, "--nproc-per-node", 1] for rank in (0, 1))
-    return [start([*place, *machine], program, *arguments) for machine in machines]
+    place += ["--nnodes", 2, "--nproc-per-node", processes]
+    return [start([*place, "--node-rank", rank], program, *arguments) for rank in (0, 1)]
 
 
 def start(launcher, program, *arguments) -> subprocess.Popen:
@@ -152,6 +153,24 @@ def test_a_base_in_shares_trains_what_a_whole_one_does(processes, kind, runs):
 
 
 @pytest.mark.slow
+def test_each_of_two_machines_holds_a_base_in_shares(runs, bert, rows_file, tmp_path):
+    kind = "bert-head-lora"
+    program = ("train_in_shares.py", json.dumps({"bert": bert}), tmp_path, rows_file, kind)
+    for code, output in map(ended, launch_machines(*program, processes=2)):
+        assert code == 0, output[-3000:]
+    found = load_file(tmp_path / f"{kind}.safetensors")
+    for name, tensor in load_file(f"{runs[1] / kind}.safetensors").items():
+        assert float((tensor - found[name]).abs().max()) < TINY, name
+    alone, shared = (
+        json.loads((folder / f"{kind}.json").read_text()) for folder in (runs[1], tmp_path)
+    )
+    assert len(shared["held"]) == 4
+    # Half of it, as two processes hold, and not a quarter.
+    half = alone["held"][0] / 2
+    assert all(half < held < 2 * half * (WHOLE + (1 - WHOLE) / 2) for held in shared["held"])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", IN_4_BITS)
 def test_shares_of_4_bits_train_and_answer_as_whole_4_bits_do(kind, runs):
     folders = [f"{runs[2] / kind}-{how}" for how in ("whole", "shares")]
@@ -210,9 +229,50 @@ def test_a_fault_in_one_process_ends_all_with_a_sentence(fault, bert, rows_file,
     assert list((tmp_path / "run").glob("checkpoint-*"))
     for trainer in (resumed, whole):
         trainer.fit(rows, resume=trainer is resumed)
-    for name, parameter in whole.parameters.items():
-        difference = (parameter - resumed.parameters[name]).detach().abs().max()
-        assert float(difference) < TINY
+    assert_saved_as(whole, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_numbers_of_shares(bert, rows_file, tmp_path):
+    rows = peftcls.read_rows(rows_file)
+    stopped, whole = (in_float64(bert, tmp_path / name, rows) for name in ("run", "whole"))
+    plain = stopped.task.loss_sum
+
+    def loss_sum(model, batch):
+        if torch.is_grad_enabled() and stopped.progress.step == 3:
+            raise KeyError("stopped by hand")
+        return plain(model, batch)
+
+    object.__setattr__(stopped.gradients.task, "loss_sum", loss_sum)
+    with pytest.raises(KeyError, match="by hand"):
+        stopped.fit(rows)
+    program = ("shares_with_faults.py", bert, tmp_path / "run", rows_file)
+    assert checkpoints(tmp_path / "run")[-1] == 3
+    code, output = ended(launch(2, *program, "killed", 5))
+    assert code != 0
+    assert "after step 5" in output, output[-3000:]
+    assert checkpoints(tmp_path / "run")[-1] in (4, 5)
+    code, output = ended(launch(3, *program, "none"))
+    assert code == 0, output[-3000:]
+    whole.fit(rows)
+    assert_saved_as(whole, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_dry_run_in_shares_leaves_everything_as_it_was(bert, rows_file, tmp_path):
+    program = ("shares_with_faults.py", bert, tmp_path / "run", rows_file)
+    code, output = ended(launch(2, *program, "dry_run"))
+    assert code == 0, output[-3000:]
+    assert output.count("two steps on the") == 2
+    rows = peftcls.read_rows(rows_file)
+    whole = in_float64(bert, tmp_path / "whole", rows)
+    whole.fit(rows)
+    assert_saved_as(whole, tmp_path / "run")
+
+
+def checkpoints(folder):
+    """The steps of the checkpoints in a folder."""
+    return sorted(int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*"))
 
 
 @pytest.mark.slow
@@ -234,8 +294,13 @@ def test_two_machines_go_on_after_one_has_died(bert, rows_file, tmp_path):
     rows = peftcls.read_rows(rows_file)
     whole = in_float64(bert, tmp_path / "whole", rows)
     whole.fit(rows)
-    found = load_file(tmp_path / "run" / "adapter_model.safetensors")
-    for name, tensor in trained_tensors(whole.model).items():
+    assert_saved_as(whole, tmp_path / "run")
+
+
+def assert_saved_as(trainer, folder):
+    """A folder holds what a trainer in one process has trained."""
+    found = load_file(folder / "adapter_model.safetensors")
+    for name, tensor in trained_tensors(trainer.model).items():
         assert float((tensor - found[name]).abs().max()) < TINY, name
 
 

@@ -1,4 +1,4 @@
-"""Started by torchrun on two processes that hold a base in shares; something goes wrong in one."""
+"""Started by torchrun on processes that hold a base in shares; something goes wrong in one."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ import peftcls
 from peftcls.engine import lost_processes
 
 base, out, rows_file, fault = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4]
-FAULT_AT = 3
+FAULT_AT = int(sys.argv[5]) if len(sys.argv) > 5 else 3
 if fault == "stalls":
     lost_processes.STALL_SECONDS, lost_processes.STALL_FACTOR = 2.0, 1.0
 torch.set_num_threads(1)
@@ -58,4 +58,9 @@ if rank == 1 and evaluates:
     object.__setattr__(trainer.task, "decode", stop)
 if rank == 1:
     object.__setattr__(trainer.gradients.task, "loss_sum", loss_sum)
+if fault == "dry_run":
+    before = {name: parameter.detach().clone() for name, parameter in trainer.parameters.items()}
+    print(trainer.dry_run(rows))
+    assert all(torch.equal(before[name], found) for name, found in trainer.parameters.items())
+    assert not out.exists()
 trainer.fit(rows, rows if evaluates else None, resume=True)
