@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from peftcls.data.annotation_formats import plain_row, plain_rows
 from peftcls.data.bad_lines import BadLine, BadLines, leave_out
 from peftcls.data.csv_format import read_csv, read_tsv
+from peftcls.data.frame_json import rows_of_frame
 from peftcls.data.squad_format import json_type_name, read_squad
 from peftcls.data.text_files import Row, open_text
 from peftcls.errors import RowError
@@ -60,7 +61,7 @@ def _row_of_line(line: str) -> tuple[Row, str | None]:
 def read_json(
     path: Path, encoding: str, columns: Sequence[str] | None, bad_lines: BadLines = None
 ) -> Iterator[Row]:
-    """Read the rows of a JSON file: a list of objects, an export of a tool, or the SQuAD format."""
+    """Read the rows of a JSON file: a list of objects, a table, an export, or the SQuAD format."""
     with open_text(path, encoding) as lines:
         text = "".join(lines)
     try:
@@ -72,11 +73,12 @@ def read_json(
         raise RowError(
             f"{path.name} is not JSON: {problem}; if it holds one object per line, name it .jsonl."
         ) from None
-    if isinstance(content, dict) and "data" in content:
-        content = content["data"]
+    if isinstance(content, dict):
+        content = rows_of_frame(content) or content.get("data", content)
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
         raise RowError(
-            f"{path.name} is {_described(content)}, expected a list of objects or the SQuAD form."
+            f"{path.name} is {_described(content)}, expected a list of objects, columns of "
+            "equal lengths, or the SQuAD form."
         )
     # What has questions of a paragraph, and no paragraphs, is said to be no SQuAD file.
     if content and ("paragraphs" in content[0] or isinstance(content[0].get("qas"), list)):

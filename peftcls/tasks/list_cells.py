@@ -4,6 +4,7 @@ import ast
 import contextlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,10 @@ from typing import Any
 DEFAULT_SEPARATOR = ";"
 """Between several labels of a text, unless another separator is set."""
 LIKELY_SEPARATORS = (",", "|", ";")
+BRACKETS = (("[", "]"), ("(", ")"), ("{", "}"))
+QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
+WRITTEN_ARRAY = re.compile(rf"\[(?:{QUOTED.pattern})(?:\s+(?:{QUOTED.pattern}))+\]")
+"""Several texts without commas between them, as `str` of a NumPy array has them."""
 MIN_JOINED_SHARE = 0.1
 """Labels are lists only if so many rows have a separator in them."""
 
@@ -19,14 +24,14 @@ def listed_cell(cell: Any, separator: str) -> list[Any]:
     """The entries of a cell.
 
     Args:
-        cell: a list; or a text: a list as JSON or Python write it, or entries with a separator
-            between them.
+        cell: a list; or a text: a list as JSON, Python or NumPy write it, or entries with a
+            separator between them.
         separator: such as ";".
     """
     if isinstance(cell, list):
         return cell
     text = str(cell).strip()
-    if text.startswith("[") and text.endswith("]"):
+    if (text[:1], text[-1:]) in BRACKETS:
         entries = _written_list(text)
         if entries is not None:
             return entries
@@ -101,11 +106,23 @@ def _parts(label: str, mark: str) -> set[str]:
 
 
 def _written_list(text: str) -> list[Any] | None:
-    """A list as JSON or Python write it; None where it is none, or has more than plain values."""
-    for read in (json.loads, ast.literal_eval):
+    """A list as JSON, Python or NumPy write it; None where it is none, or has more than values."""
+    if WRITTEN_ARRAY.fullmatch(text):
+        # To Python, texts without commas between them are one text.
+        return [ast.literal_eval(found[0]) for found in QUOTED.finditer(text)]
+    for read in (json.loads, _written_in_python):
         with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
             entries = read(text)
-            is_plain = all(isinstance(entry, str | int | float | None) for entry in entries)
-            if isinstance(entries, list) and is_plain:
+            if isinstance(entries, list) and all(
+                isinstance(entry, str | int | float | None) for entry in entries
+            ):
                 return entries
     return None
+
+
+def _written_in_python(text: str) -> list[Any] | None:
+    """The entries of a list, tuple or set, in the order in which they are written."""
+    written = ast.parse(text, mode="eval").body
+    if not isinstance(written, ast.List | ast.Tuple | ast.Set):
+        return None
+    return [ast.literal_eval(entry) for entry in written.elts]

@@ -3,12 +3,14 @@
 import datetime
 import gzip
 import io
+import json
 import logging
 import sys
 import zipfile
 
 import datasets
 import openpyxl
+import pandas as pd
 import pytest
 
 from peftcls import RowError, cli, read_rows
@@ -48,6 +50,39 @@ def zipped(**members):
         for name, content in members.items():
             archive.writestr(name.replace("__", "/").replace("_csv", ".csv"), content)
     return buffer.getvalue()
+
+
+# Tables as one JSON object
+
+
+@pytest.mark.parametrize("form", ["records", "columns", "index", "split", "table", "list"])
+def test_what_pandas_writes_as_json_gives_the_same_rows(form, tmp_path):
+    frame = pd.DataFrame(ROWS)
+    path = tmp_path / "rows.json"
+    if form == "list":
+        path.write_text(json.dumps(frame.to_dict("list")))
+    else:
+        frame.to_json(path, orient=form)
+    rows = read_rows(path)
+    assert [{name: row[name] for name in ROWS[0]} for row in rows] == ROWS
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"text": ["a", "b"], "label": ["x"]},
+        {"text": {"0": "a"}, "label": {"1": "x"}},
+        {"text": {"name": "a"}, "label": {"name": "x"}},
+        {"columns": ["text", "label"], "data": [["a"]]},
+        {"columns": ["text", "text"], "data": [["a", "x"]]},
+        {"text": "a", "label": "x"},
+    ],
+)
+def test_an_object_that_is_no_table_is_refused(content, tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(RowError, match="expected a list of objects, columns of equal lengths, or"):
+        read_rows(path)
 
 
 # Workbooks
