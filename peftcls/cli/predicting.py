@@ -41,6 +41,7 @@ def predict_rows(
     batch_size: int | None,
     base: str | None,
     device: str | None,
+    int8: bool,
     shard: bool | None,
     source: Source,
 ) -> None:
@@ -55,7 +56,7 @@ def predict_rows(
         print(f"there is no {part} to go on from: this begins with the first row.")
     try:
         with Signals().captured():
-            predictor = load_predictor(directory, base=base, device=device, shard=shard)
+            predictor = load_predictor(directory, base=base, device=device, shard=shard, int8=int8)
             rows = None
             if skip_bad_rows is not None:
                 rows = _answerable_rows(predictor, skipped, source, file, tells=is_first)
@@ -119,12 +120,13 @@ def evaluate_rows(
     batch_size: int | None,
     base: str | None,
     device: str | None,
+    int8: bool,
     shard: bool | None,
     source: Source,
 ) -> None:
     """Score an adapter on the labelled rows of a file; the first of several processes prints."""
     skipped = SkippedRows(skip_bad_rows, [file])
-    predictor = load_predictor(directory, base=base, device=device, shard=shard)
+    predictor = load_predictor(directory, base=base, device=device, shard=shard, int8=int8)
     rows = skipped.read(source, file)
     task = predictor.task
     # Before the texts alone are looked for: all columns that are missing are named together.

@@ -13,6 +13,7 @@ from peftcls.cli.shared_options import (
     device_option,
     directory_argument,
     existing_folder,
+    int8_option,
     json_option,
     label_names_option,
     metric_option,
@@ -34,6 +35,7 @@ from peftcls.cli.shared_options import (
 @batch_option
 @base_option
 @device_option
+@int8_option
 @shard_option
 @source_options
 def predict(**options: Any) -> None:
@@ -61,6 +63,7 @@ def predict(**options: Any) -> None:
 @batch_option
 @base_option
 @device_option
+@int8_option
 @shard_option
 @source_options
 def evaluate(**options: Any) -> None:

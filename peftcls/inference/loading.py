@@ -1,7 +1,7 @@
 """Load one adapter folder, or several that share a base model, for prediction."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -12,6 +12,7 @@ from peftcls.engine.fast_paths import FastPaths
 from peftcls.engine.model_choices import DeviceMap, Quantize
 from peftcls.engine.model_state import use_fast_paths
 from peftcls.engine.turns import end_team
+from peftcls.inference.int8_layers import in_int8
 from peftcls.inference.multi_loading import load_on_one_base, move_to_device
 from peftcls.inference.multi_predictor import ManyPredictor
 from peftcls.inference.predictor import Predictor
@@ -31,6 +32,7 @@ def load_predictor(  # type: ignore[overload-overlap]
     fast_paths: FastPaths | None = None,
     shard: bool | None = None,
     device_map: DeviceMap | None = None,
+    int8: bool = False,
 ) -> Predictor: ...
 
 
@@ -56,6 +58,7 @@ def load_predictor(
     fast_paths: FastPaths | None = None,
     shard: bool | None = None,
     device_map: DeviceMap | None = None,
+    int8: bool = False,
 ) -> Predictor | ManyPredictor:
     """Load an adapter folder for prediction; only the folder and its base model are needed.
 
@@ -71,13 +74,15 @@ def load_predictor(
         shard: hold the base in shares, one in each process of this machine, as `load_base` does.
             Every process then has to answer the same rows, and gets all answers.
         device_map: "auto" spreads the base over the GPUs of this process, as `load_base` does.
+        int8: answer on the processor with linear layers in 8-bit integers, the adapter in them:
+            faster, and probabilities move a little.
 
     Raises:
         ValueError: an argument has a wrong type, the folder is incomplete or damaged, or the base
             is not the one it was trained on; of several folders, two cannot share a base, or have
-            the same name; several folders, or a device, are given with shard or device_map.
+            the same name; several folders, or a device, are given with shard, device_map or int8.
     """
-    check_argument_types({"directory": directory, "base": base}, load_predictor)
+    check_argument_types({"directory": directory, "base": base, "int8": int8}, load_predictor)
     load: functools.partial[Any] = functools.partial(
         load_predictor,
         _absolute(directory),
@@ -88,7 +93,12 @@ def load_predictor(
         fast_paths=fast_paths,
         shard=shard,
         device_map=device_map,
+        int8=int8,
     )
+    if int8:
+        _check_beside_int8(
+            directory, device, {"quantize": quantize, "shard": shard, "device_map": device_map}
+        )
     if device_map is not None and (device is not None or not isinstance(directory, str | Path)):
         raise ValueError(
             f"device_map={device_map!r} takes one folder, and no device: it uses all GPUs."
@@ -109,15 +119,39 @@ def load_predictor(
             load=load,
         )
     model, task, tokenizer = load_adapter(
-        directory, base=base, quantize=quantize, tasks=tasks, shard=shard, device_map=device_map
+        directory,
+        base=base,
+        quantize="none" if int8 else quantize,
+        tasks=tasks,
+        shard=shard,
+        device_map=device_map,
     )
     model.requires_grad_(False)
-    move_to_device(model, device)
+    move_to_device(model, "cpu" if int8 else device)
+    if int8:
+        model = in_int8(model, task, tokenizer)
     if fast_paths is not None:
         use_fast_paths(model, fast_paths)
     # The thread that loads is often not the one that asks.
     end_team()
     return Predictor(model.eval(), task, tokenizer, load=load)
+
+
+def _check_beside_int8(
+    directory: str | Path | Sequence[str | Path],
+    device: str | torch.device | None,
+    others: Mapping[str, Any],
+) -> None:
+    """Raise ValueError for what cannot be asked for with int8=True."""
+    if not isinstance(directory, str | Path):
+        raise ValueError("int8=True takes one folder: its adapter is put into the weights.")
+    if device is not None and torch.device(device).type != "cpu":
+        raise ValueError(f"int8=True, device={str(device)!r}: 8-bit integers are for processors.")
+    given = [f"{name}={value!r}" for name, value in others.items() if value]
+    if given:
+        raise ValueError(
+            f"int8=True cannot be used with {', '.join(given)}; leave one of them out."
+        )
 
 
 def load_many(

@@ -23,6 +23,7 @@ from peftcls.engine.model_state import state_of
 from peftcls.engine.sharding import Shares
 from peftcls.inference.answer_files import Columns, check_output, write_output
 from peftcls.inference.answer_parts import AnswerParts, Values
+from peftcls.inference.int8_layers import is_in_int8
 from peftcls.inference.launched import first_enters, launched_processes
 from peftcls.inference.predictor import Predictor
 from peftcls.logs import shows_bars
@@ -110,6 +111,8 @@ def predict_file(
     }
     if column_map:
         about["map"] = dict(column_map)
+    if is_in_int8(predictor.model):
+        about["int8"] = True
     parts = AnswerParts(Path(f"{out}{PART}"), about, len(answerable))
 
     def answer(start: int, end: int) -> list[Values]:
