@@ -40,6 +40,26 @@ def check_argument_types(values: Mapping[str, Any], owner: Callable[..., Any]) -
         raise ValueError("; ".join(problems) + ".")
 
 
+def check_kinds(owner: str, **arguments: tuple[Any, type, str]) -> None:
+    """Raise one ValueError for all arguments that are of another kind, as in another order.
+
+    Args:
+        owner: the function or class that takes them, in their order.
+        arguments: by name: what was given, the class that it should be of, and what that is called.
+    """
+    wrong = [
+        f"{name} is {_kind_of(value)}, expected {described}"
+        for name, (value, kind, described) in arguments.items()
+        if not isinstance(value, kind)
+    ]
+    if wrong:
+        raise ValueError(f"{owner}({', '.join(arguments)}): {'; '.join(wrong)}.")
+
+
+def _kind_of(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+
+
 @functools.cache
 def _hints(owner: Callable[..., Any]) -> dict[str, Any]:
     return get_type_hints(owner)

@@ -16,6 +16,7 @@ class MissingColumnsError(RowError):
         found: the columns that it has.
         needed: all columns that are read.
         reader: what reads them.
+        probably_meant: pairs of a missing column and one that may be it.
     """
 
     def __init__(
@@ -26,13 +27,13 @@ class MissingColumnsError(RowError):
         found: Sequence[str],
         needed: Sequence[str],
         reader: str,
+        probably_meant: Sequence[tuple[str, str]] = (),
     ) -> None:
         listed = " and no ".join(map(repr, missing))
         self.sentence = f"{source} has no column {listed}; it has {[*found]}."
         self.sentence += f" {reader} needs {[*needed]}."
         super().__init__(f"row 1 of {self.sentence}")
-        unread = [name for name in found if name not in needed]
-        self.probably_meant = list(zip(missing, unread, strict=False))
+        self.probably_meant = list(probably_meant)
 
 
 class SeveralSplitsError(RowError):

@@ -2,6 +2,7 @@
 
 import pytest
 
+import peftcls
 from peftcls import TrainConfig, attach_lora, load_base
 from peftcls.argument_names import name_here, names_arguments
 
@@ -39,3 +40,38 @@ def test_settings_that_exist_pass_by_name_and_by_place():
 def test_a_name_from_elsewhere_counts_only_where_the_setting_exists():
     assert name_here("lr", ["learning_rate", "rank"]) == "learning_rate"
     assert name_here("lr", ["rank"]) is None
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "meant"),
+    [
+        (peftcls.Classification, {"txt": "body"}, "text"),
+        (peftcls.Classification, {"text_column": "body"}, "text"),
+        (peftcls.Regression, {"max_len": 8}, "max_length"),
+        (peftcls.Instruction, {"templat": "{input}"}, "template"),
+        (peftcls.ExtractiveQA, {"strid": 8}, "stride"),
+    ],
+)
+def test_tasks_name_their_settings(task, settings, meant):
+    with pytest.raises(TypeError, match=rf"it is called {meant}= here"):
+        task(**settings)
+
+
+def test_parts_in_another_order_are_told_by_what_they_are(bert, text_rows, tmp_path):
+    task = peftcls.Classification(max_length=16).learn(text_rows)
+    model, tokenizer = load_base(bert, task)
+    config = TrainConfig(tmp_path / "run")
+    sentence = (
+        r"Trainer\(model, task, tokenizer, config\): model is a Classification, expected a model "
+        r"from attach_lora or train_only; task is a BertForSequenceClassification, expected a task"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        peftcls.Trainer(task, model, tokenizer, config)
+    with pytest.raises(ValueError, match="tokenizer is a Classification, expected the tokenizer"):
+        peftcls.Trainer(attach_lora(model, task), tokenizer, task, config)
+    with pytest.raises(ValueError, match="config is the class TrainConfig, expected a TrainConfig"):
+        peftcls.Trainer(model, task, tokenizer, TrainConfig)
+    with pytest.raises(ValueError, match=r"attach_lora\(model, task\): model is a Classification"):
+        attach_lora(task, model)
+    with pytest.raises(ValueError, match=r"attach_adapter\(model, task\): task is a Tokenizers"):
+        peftcls.attach_adapter(model, tokenizer, tmp_path)

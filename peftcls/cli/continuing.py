@@ -10,6 +10,7 @@ import datasets
 from peftcls.cli.finishing import finish
 from peftcls.cli.label_naming import name_labels
 from peftcls.cli.running import train
+from peftcls.cli.seen_rows import note_of_seen_rows
 from peftcls.cli.skipping import SkippedRows
 from peftcls.cli.sources import Source
 from peftcls.cli.tables import Files, Tables, examine, print_once, split_rows, tell_skipped
@@ -86,6 +87,8 @@ def learn_on_file(options: LearnOnOptions) -> None:
     tell_skipped(skipped, writes=True)
     if old_rows is None:
         print_once(NO_OLD_ROWS)
+    elif note := note_of_seen_rows(options.directory, str(options.replay), old_rows):
+        print_once(f"{note} The score before is of such rows too.")
     rows = prepare(
         task,
         tables.train,

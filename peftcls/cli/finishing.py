@@ -15,6 +15,9 @@ from peftcls.recipe import report_scores
 from peftcls.report import Meter
 from peftcls.training.trainer import Trainer
 
+MANY_UNUSABLE = 0.5
+"""The share of unusable answers from which something has gone wrong."""
+
 
 def finish(
     trainer: Trainer,
@@ -38,6 +41,12 @@ def finish(
     scores = report_scores(trainer, tables.train, tables.valid, tables.test, {}, meter)
     if not trainer.accelerator.is_main_process:
         return
+    unusable = scores.scores.get("unusable", 0.0)
+    if unusable >= MANY_UNUSABLE:
+        print(
+            f"{unusable:.0%} of the answers are unusable: cut off, empty or not in the form that "
+            "was asked for. Try a larger base, more epochs, or a larger --max-new-tokens."
+        )
     facts = _card_facts(tables)
     if other_seeds is not None:
         seed = trainer.config.seed

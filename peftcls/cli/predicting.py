@@ -14,7 +14,8 @@ from peftcls.cli.label_naming import check_some_label_known, name_labels
 from peftcls.cli.seen_rows import note_of_seen_rows
 from peftcls.cli.skipping import SkippedRows
 from peftcls.cli.sources import Source
-from peftcls.data.reading import Row, require_columns
+from peftcls.data.missing_columns import require_columns
+from peftcls.data.reading import Row
 from peftcls.engine.last_words import saying_why_others_end
 from peftcls.evaluation import Evaluation, compare_answers, evaluate_answers
 from peftcls.inference.answer_parts import count_answered

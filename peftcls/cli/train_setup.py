@@ -25,7 +25,6 @@ from peftcls.models.adapter_start import attach_adapter, read_start
 from peftcls.models.base_model import load_base
 from peftcls.models.folder_safety import ADAPTER_CONFIG
 from peftcls.models.lora_injection import DEFAULT_RANK, attach_lora, check_method_in_shares
-from peftcls.models.peft_settings import SHOWN_CHARACTERS
 from peftcls.models.tokenizers import load_tokenizer_only
 from peftcls.models.trainable import Part, train_only
 from peftcls.quality.findings import Examination
@@ -79,8 +78,18 @@ class TrainOptions:
 
     @property
     def base(self) -> str:
-        """The name of the base model."""
-        return self.model or "demo"
+        """The name of the base model: that of the adapter to start from, unless one is given.
+
+        Raises:
+            ValueError: the adapter to start from cannot be one, or names no base.
+        """
+        if self.model is not None or self.start is None:
+            return self.model or "demo"
+        settings, _ = read_start(self.start)
+        name: str | None = settings.get("base_model_name_or_path")
+        if not name:
+            raise ValueError(f"--start {self.start} does not name its base; give it as --model.")
+        return name
 
     @property
     def seed(self) -> int:
@@ -107,13 +116,7 @@ def check_options(options: TrainOptions) -> None:
             "--start has an adapter with its own rank, scale and layers",
             {"--part": options.part, "--search": options.search, **own},
         )
-        settings, _ = read_start(options.start)
-        if options.model is None:
-            trained_on = settings.get("base_model_name_or_path")
-            named = repr(trained_on[:SHOWN_CHARACTERS]) if trained_on else "a base it does not name"
-            raise ValueError(
-                f"--start {options.start}: this adapter was trained on {named}; give it as --model."
-            )
+        read_start(options.start)
     if options.search and (options.part or set(options.given_adapter) - {"dropout"}):
         raise ValueError(
             "--search tries ranks and targets of a LoRA adapter; it cannot be used with "

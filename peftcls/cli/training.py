@@ -47,7 +47,9 @@ def train_file(options: TrainOptions) -> None:
     """
     check_options(options)
     check_base(options.base)
-    if options.model is None:
+    if options.start is not None and options.model is None:
+        print_once(f"the base is {options.base}, as --start names it")
+    elif options.model is None:
         print_once(DEMO_NOTE)
     skipped = SkippedRows(options.skip_bad_rows, [options.file, options.valid, options.test])
     meter = Meter()

@@ -77,8 +77,7 @@ def read_json(
         content = rows_of_frame(content) or content.get("data", content)
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
         raise RowError(
-            f"{path.name} is {_described(content)}, expected a list of objects, columns of "
-            "equal lengths, or the SQuAD form."
+            f"{path.name} is {_described(content)}, expected a list of objects or the SQuAD form."
         )
     # What has questions of a paragraph, and no paragraphs, is said to be no SQuAD file.
     if content and ("paragraphs" in content[0] or isinstance(content[0].get("qas"), list)):

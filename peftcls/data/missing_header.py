@@ -17,11 +17,13 @@ class NameAmongValues:
         column: its name.
         count: how many of the first rows have it.
         rows: how many rows were looked at.
+        names: that the columns of the file could have, in their order.
     """
 
     column: str
     count: int
     rows: int
+    names: tuple[str, ...]
 
     def __str__(self) -> str:
         return (
@@ -36,5 +38,19 @@ def name_among_values(rows: datasets.Dataset) -> NameAmongValues | None:
     for column in rows.column_names:
         count = first[column][:].count(column)
         if count > MIN_SHARE * len(first):
-            return NameAmongValues(column, count, len(first))
+            return NameAmongValues(column, count, len(first), _possible_names(first, column))
     return None
+
+
+def _possible_names(first: datasets.Dataset, label: str) -> tuple[str, ...]:
+    """Names for the columns of a file: its label, its longest column as its text, and numbers."""
+    lengths = {
+        column: sum(len(str(value)) for value in first[column][:])
+        for column in first.column_names
+        if column != label
+    }
+    text = max(lengths, key=lambda column: lengths[column], default=None)
+    known = {label: "label", text: "text"}
+    return tuple(
+        known.get(column, f"column_{number}") for number, column in enumerate(first.column_names, 1)
+    )

@@ -46,7 +46,7 @@ from peftcls.data.tables import (
 )
 from peftcls.data.text_files import Row, utf_8_with_mark
 from peftcls.data.xlsx_format import read_xlsx
-from peftcls.errors import MissingColumnsError, RowError, SeveralSplitsError
+from peftcls.errors import RowError, SeveralSplitsError
 
 logger = logging.getLogger("peftcls")
 
@@ -252,22 +252,6 @@ def source_name(rows: datasets.Dataset) -> str:
     return str(rows.info.description or "rows")
 
 
-def require_columns(rows: datasets.Dataset, columns: Iterable[str], reader: str) -> None:
-    """Raise a RowError that names the missing columns.
-
-    Args:
-        rows: the table.
-        columns: that it must have.
-        reader: what needs the columns, for the message.
-    """
-    columns = list(columns)
-    missing = [name for name in columns if name not in rows.column_names]
-    if missing:
-        raise MissingColumnsError(
-            source_name(rows), missing, found=rows.column_names, needed=columns, reader=reader
-        )
-
-
 def _read_from_hub(name: str, split: str | None) -> datasets.Dataset:
     check_source(name)
     try:
@@ -405,8 +389,8 @@ def _warn_of_missing_header(rows: datasets.Dataset, path: Path) -> None:
     if found is not None:
         logger.warning(
             f"The first line of {path.name} was read as the names of the columns, but {found} If "
-            "the file has no names, give them: read_rows(..., "
-            'columns=["text", "label"]), or a first line in the file.',
+            f"the file has no names, give them: columns={list(found.names)} (--columns "
+            f"{','.join(found.names)}), or a first line in the file.",
             extra=FINDING,
         )
 

@@ -1,6 +1,7 @@
 """Tables in memory as users hold them: data frames, columns, data sets with splits."""
 
 import contextlib
+import difflib
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -254,9 +255,11 @@ def with_column_names(table: datasets.Dataset, names: Mapping[str, str]) -> data
     source = table.info.description or "rows"
     for new, old in names.items():
         if old not in table.column_names:
+            similar = difflib.get_close_matches(old, table.column_names, 1)
+            hint = f" Did you mean {similar[0]!r}?" if similar else ""
             raise RowError(
                 f"{source} has no column {old!r}, which is to be read as {new!r}; it has "
-                f"{table.column_names}."
+                f"{table.column_names}.{hint}"
             )
         if new in table.column_names and new not in names.values():
             raise RowError(

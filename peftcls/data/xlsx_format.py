@@ -60,8 +60,8 @@ def _choose_sheet(book: Any, sheet: str | None, path: Path) -> Any:
     if not filled:
         raise RowError(f"{path.name} is empty: expected a row with the names of the columns.")
     raise RowError(
-        f"{path.name} has the sheets {names}; choose one: read_rows(..., split={names[0]!r}), or "
-        f"--split {names[0]!r}."
+        f"{path.name} has the sheets {names}; choose one, such as split={names[0]!r} (--split "
+        f"{names[0]!r})."
     )
 
 

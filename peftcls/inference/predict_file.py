@@ -14,7 +14,8 @@ from typing import Any
 import datasets
 from tqdm.auto import tqdm
 
-from peftcls.data.reading import read_rows, require_columns, source_name
+from peftcls.data.missing_columns import require_columns
+from peftcls.data.reading import read_rows, source_name
 from peftcls.data.row_batches import each_row
 from peftcls.data.row_numbers import row_numbers, select_rows
 from peftcls.data.tables import with_column_names
@@ -76,7 +77,8 @@ def predict_file(
         encoding: of a text file; UTF-8 unless given.
         names: of the columns of a csv or tsv file without a header line.
         split: of a data set on the hub.
-        column_map: from the new name of a column to the one that it has in the file.
+        column_map: from the new name of a column to the one that it has in the file, and in the
+            output.
         batch_size: at most this many rows at once.
         cache_dir: for the copy of the file, as of `read_rows`.
         rows: of the source, where they have been read and some of them left out.
@@ -102,7 +104,9 @@ def predict_file(
     answerable = rows
     if blank:
         answerable = select_rows(rows, [i for i in range(len(rows)) if i not in blank])
-    columns = _new_columns(predictor.task, rows, source, probabilities=probabilities)
+    # The output has the file's own names.
+    written = rows.rename_columns(dict(column_map or {}))
+    columns = _new_columns(predictor.task, written, source, probabilities=probabilities)
     check_rows(predictor.task, answerable, with_target=False)
     about: dict[str, Any] = {
         "adapter": read_manifest(Path(directory))["sum"],
@@ -136,7 +140,7 @@ def predict_file(
         if process == 0:
             separator = predictor.task.separator or DEFAULT_SEPARATOR
             answers = _with_blank_answers(parts.read(), len(rows), blank, len(columns))
-            write_output(out, rows, columns, answers, separator)
+            write_output(out, written, columns, answers, separator)
             parts.remove()
     return len(rows), list(columns)
 

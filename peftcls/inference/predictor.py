@@ -4,6 +4,7 @@ import functools
 import gc
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import datasets
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from peftcls.data.reading import Row, RowError, as_dataset, source_name
+from peftcls.data.reading import SUFFIXES, Row, RowError, as_dataset, source_name
 from peftcls.data.row_batches import each_row
 from peftcls.data.row_numbers import row_numbers
 from peftcls.data.tables import RowsOrTexts, table_of
@@ -30,6 +31,7 @@ from peftcls.tasks.row_checks import check_rows
 
 # Rows that are tokenized at a time, so that a table of any length takes the same memory.
 CHUNK_ROWS = 4096
+MAX_PATH_CHARACTERS = 1000
 AN_EVALUATION = "an evaluation"
 """What a process computes while it waits for others, in messages."""
 # Held while rows are made into a table and tokenized. A fast tokenizer keeps its truncation setting
@@ -335,12 +337,22 @@ def rows_to_answer(task: Task, rows: Any) -> datasets.Dataset:
         return as_dataset(listed)
 
 
+def _is_table_file(text: str) -> bool:
+    """Whether a text is the path of a table that is there, rather than what is to be answered."""
+    is_short = len(text) < MAX_PATH_CHARACTERS and "\n" not in text
+    return is_short and Path(text).suffix in SUFFIXES and Path(text).is_file()
+
+
 def list_rows(rows: Any, task: Task) -> list[Any]:
     """Rows or texts as a list; of one row, one text or one pair of texts too.
 
     Raises:
         RowError: they are none of these.
     """
+    if isinstance(rows, str) and _is_table_file(rows):
+        raise RowError(
+            f"{rows} is a file, expected rows or texts; read it with read_rows({rows!r})."
+        )
     if isinstance(rows, str | Mapping):
         return [rows]
     # The answers to a set, which has no order, would belong to no row.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from peftcls.argument_checks import check_argument_types
+from peftcls.argument_checks import check_argument_types, check_kinds
 from peftcls.engine.model_state import base_facts, state_of
 from peftcls.models.adapter_manifest import MANIFEST, file_sum
 from peftcls.models.adapter_methods import Method
@@ -93,6 +93,11 @@ def attach_adapter(
         ValueError: the folder is incomplete, damaged, of another base, or of a kind that is not
             trained here.
     """
+    check_kinds(
+        "attach_adapter",
+        model=(model, torch.nn.Module, "a model from load_base"),
+        task=(task, Task, "a task, such as Classification(...)"),
+    )
     check_argument_types({"directory": directory, "dropout": dropout, "seed": seed}, attach_adapter)
     directory = Path(directory)
     if isinstance(model, PeftModel):

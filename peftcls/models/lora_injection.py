@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from peftcls.argument_checks import check_argument_types
+from peftcls.argument_checks import check_argument_types, check_kinds
 from peftcls.argument_names import names_arguments
 from peftcls.engine.model_state import base_facts, state_of, unwrapped
 from peftcls.models.adapter_methods import Method, method_config
@@ -74,6 +74,11 @@ def attach_lora(
         "method": method,
         "seed": seed,
     }
+    check_kinds(
+        "attach_lora",
+        model=(model, torch.nn.Module, "a model from load_base"),
+        task=(task, Task, "a task, such as Classification(...)"),
+    )
     check_argument_types(arguments, attach_lora)
     alpha_is_wrong = alpha is not None and not 0 < alpha < float("inf")
     if rank < 1 or alpha_is_wrong or not 0 <= dropout < 1:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import datasets
 import numpy as np
 
-from peftcls.data.reading import Row, require_columns
+from peftcls.data.missing_columns import require_columns
+from peftcls.data.reading import Row
 from peftcls.data.row_batches import each_row
 from peftcls.data.row_numbers import row_numbers, select_rows
 from peftcls.errors import RowError

@@ -142,7 +142,8 @@ def _missing_headers(tables: dict[str, datasets.Dataset]) -> list[Finding]:
             continue
         sentence = (
             f"the first line seems to have been read as the names of the columns: {found} If the "
-            "file has no names, give them with columns= (--columns text,label)."
+            f"file has no names, give them: columns={list(found.names)} (--columns "
+            f"{','.join(found.names)})."
         )
         findings[found.column] = Finding("warning", "no-header", sentence, name)
     return list(findings.values())

@@ -226,7 +226,7 @@ def _doubtful_labels(
     ]
     return Group(
         "Most likely mislabelled",
-        f"The model gives the label in {source} little probability{contradiction}. "
+        f"The model gives the label in the table ({source}) little probability{contradiction}. "
         "Read these before blaming the model.",
         "probability of the label in the table",
         tuple(examples),

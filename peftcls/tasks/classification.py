@@ -12,7 +12,9 @@ import numpy as np
 
 from peftcls import metrics
 from peftcls.argument_checks import check_argument_types
-from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
+from peftcls.argument_names import names_arguments
+from peftcls.data.missing_columns import require_columns
+from peftcls.data.reading import Row, RowError, as_dataset, source_name
 from peftcls.data.row_batches import each_row
 from peftcls.data.row_numbers import row_numbers
 from peftcls.data.tables import Rows, training_split
@@ -66,6 +68,7 @@ FOCAL_GAMMA = 2.0  # Lin et al. 2017, "Focal Loss for Dense Object Detection", s
 LOSSES = ("cross_entropy", "bce", "focal")
 
 
+@names_arguments
 @dataclasses.dataclass(frozen=True, repr=False)
 class Classification(Task):
     """A classification head on an encoder or a decoder.

@@ -10,7 +10,9 @@ import datasets
 
 from peftcls import metrics
 from peftcls.argument_checks import check_argument_types
-from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
+from peftcls.argument_names import names_arguments
+from peftcls.data.missing_columns import require_columns
+from peftcls.data.reading import Row, RowError, as_dataset, source_name
 from peftcls.data.row_batches import each_cell
 from peftcls.data.row_numbers import row_numbers
 from peftcls.data.tables import Rows, training_split
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 MIN_THRESHOLD = 1e-6
 
 
+@names_arguments
 @dataclasses.dataclass(frozen=True, repr=False)
 class ExtractiveQA(Task):
     """Finds the answer to a question in a context; trained on the answer's first and last token.

@@ -10,7 +10,9 @@ import datasets
 
 from peftcls import metrics
 from peftcls.argument_checks import check_argument_types
-from peftcls.data.reading import Row, RowError, require_columns, source_name
+from peftcls.argument_names import names_arguments
+from peftcls.data.missing_columns import require_columns
+from peftcls.data.reading import Row, RowError, source_name
 from peftcls.data.row_batches import each_cell
 from peftcls.data.row_numbers import row_numbers
 from peftcls.tasks.answers import Answer, AnswerKind
@@ -56,6 +58,7 @@ IGNORED_TARGET = -100
 TEMPLATE = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 
 
+@names_arguments
 @dataclasses.dataclass(frozen=True, repr=False)
 class Instruction(Task):
     """Instruction tuning; only the answer's tokens are targets.

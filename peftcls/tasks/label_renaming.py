@@ -1,17 +1,21 @@
 """Give the labels of a table other names, for example "spam" for 1."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import datasets
 
-from peftcls.data.reading import as_dataset, require_columns, source_name
+from peftcls.data.missing_columns import require_columns
+from peftcls.data.reading import as_dataset, source_name
 from peftcls.data.row_batches import each_cell
 from peftcls.data.row_numbers import number_rows, row_numbers
 from peftcls.data.tables import Rows
 from peftcls.errors import RowError
 from peftcls.tasks.labels import is_blank, label_name
 from peftcls.tasks.list_cells import listed_cell
+
+logger = logging.getLogger("peftcls")
 
 NEW_COLUMN = "__labels_with_names"
 MAX_SHOWN_LABELS = 10
@@ -62,12 +66,21 @@ def with_label_names(
             cell = None if is_blank(cell) else listed_cell(cell, separator)
         cells.append(named(cell))
     if not found:
-        shown = sorted({str(cell) for cell in table[column][:SHOWN_ROWS]})[:MAX_SHOWN_LABELS]
         raise NoSuchLabelsError(
             f"{source_name(table)} has none of the labels {sorted(new_names)} in column "
-            f"{column!r}; it has {shown}."
+            f"{column!r}; it has {_shown_labels(table, column)}."
+        )
+    unused = sorted(set(new_names) - found)
+    if unused:
+        logger.warning(
+            f"{source_name(table)} has no row with the labels {unused} in column {column!r}, which "
+            f"were to be renamed; it has {_shown_labels(table, column)}."
         )
     renamed = table.add_column(NEW_COLUMN, cells).remove_columns(column)
     renamed = renamed.rename_column(NEW_COLUMN, column)
     renamed.info.description = table.info.description
     return number_rows(renamed, row_numbers(table))
+
+
+def _shown_labels(table: datasets.Dataset, column: str) -> list[str]:
+    return sorted({str(cell) for cell in table[column][:SHOWN_ROWS]})[:MAX_SHOWN_LABELS]

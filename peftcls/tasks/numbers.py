@@ -8,6 +8,7 @@ Decimal = Literal[".", ","]
 """What stands before the decimals of a number."""
 
 WITH_COMMA = re.compile(r"\s*[-+]?[0-9]+,[0-9]+\s*")
+GROUPED = re.compile(r"\s*[-+]?[0-9]{1,3}([., '][0-9]{3})+([.,][0-9]+)?\s*")
 IN_THOUSANDS = re.compile(r"\s*[-+]?[1-9][0-9]{0,2}([.,][0-9]{3})+\s*")
 
 
@@ -19,6 +20,11 @@ def with_comma(value: Any) -> bool:
 def maybe_thousands(value: Any) -> bool:
     """Whether a text can be a whole number in groups of three digits, such as 1.034 or 1,034."""
     return isinstance(value, str) and IN_THOUSANDS.fullmatch(value) is not None
+
+
+def has_marks(value: Any) -> bool:
+    """Whether a text is a number with marks between groups of three digits, such as 1,034.50."""
+    return isinstance(value, str) and GROUPED.fullmatch(value) is not None
 
 
 def parse_number(value: Any, decimal: str = ".") -> float | None:

@@ -12,14 +12,16 @@ import numpy as np
 
 from peftcls import metrics
 from peftcls.argument_checks import check_argument_types
-from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
+from peftcls.argument_names import names_arguments
+from peftcls.data.missing_columns import require_columns
+from peftcls.data.reading import Row, RowError, as_dataset, source_name
 from peftcls.data.row_batches import each_cell
 from peftcls.data.tables import Rows, training_split
 from peftcls.engine.model_choices import Pooling
 from peftcls.tasks.answers import Answer, AnswerKind
 from peftcls.tasks.auto_models import AutoModel
 from peftcls.tasks.base import Feature, Task
-from peftcls.tasks.numbers import Decimal, parse_number, with_comma
+from peftcls.tasks.numbers import Decimal, has_marks, parse_number, with_comma
 from peftcls.tasks.row_weights import kept_weight, weight_of, weight_setting_problem
 from peftcls.tasks.text_encoding import (
     LongText,
@@ -47,6 +49,7 @@ STRATUM_ROWS = 10
 MAX_SHOWN_CHARACTERS = 40
 
 
+@names_arguments
 @dataclasses.dataclass(frozen=True, repr=False)
 class Regression(Task):
     """A head that predicts a number, trained on the squared error.
@@ -151,13 +154,15 @@ class Regression(Task):
     def _expected(self, found: Any) -> str:
         """What should stand in the place of this cell."""
         if self.decimal == ",":
-            return "a number like 0,5, without a point"
-        if with_comma(found):
-            return (
+            like = "a number like 0,5, without a point"
+        elif with_comma(found):
+            like = (
                 "a number with a point and no comma; for a comma before the decimals give "
-                "decimal=',' (--decimal ,), and take out one that marks thousands"
+                "decimal=','"
             )
-        return "a number like 0.5"
+        else:
+            like = "a number like 0.5"
+        return f"{like}; take out what marks thousands" if has_marks(found) else like
 
     def _number(self, value: Any) -> float | None:
         """The number in a cell of the target."""

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import datasets
 
-from peftcls.data.reading import Row, RowError, as_dataset, require_columns, source_name
+from peftcls.data.missing_columns import require_columns
+from peftcls.data.reading import Row, RowError, as_dataset, source_name
 from peftcls.data.row_batches import each_row
 from peftcls.data.row_numbers import row_numbers
 from peftcls.tasks.base import Task

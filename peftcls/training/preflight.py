@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from transformers import PreTrainedTokenizerBase
 
+from peftcls.argument_checks import check_kinds
 from peftcls.engine.agreement import failing_together
 from peftcls.engine.launcher import launcher_asks_for_shares, refuse_kind, refuse_loss_scale
 from peftcls.engine.model_state import base_facts, state_of, unwrapped
@@ -27,12 +29,25 @@ except ImportError:
 MAX_SHOWN_CHARACTERS = 200
 
 
-def task_for_model(model: torch.nn.Module, task: Task) -> Task:
+def task_for_model(
+    model: torch.nn.Module,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    config: TrainConfig,
+) -> Task:
     """The task, with what its model's base decides; checked before rows are read.
 
     Raises:
-        ValueError: it was loaded for another one, or the task has not learnt from rows yet.
+        ValueError: an argument is of another kind, as in another order; the model was loaded for
+            another task, or this one has not learnt from rows yet.
     """
+    check_kinds(
+        "Trainer",
+        model=(model, torch.nn.Module, "a model from attach_lora or train_only"),
+        task=(task, Task, "a task, such as Classification(...)"),
+        tokenizer=(tokenizer, PreTrainedTokenizerBase, "the tokenizer from load_base"),
+        config=(config, TrainConfig, "a TrainConfig"),
+    )
     settings = task.model_settings()
     loaded_for = state_of(model).task_type
     if loaded_for is not None and loaded_for != task.peft_type:

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,6 +68,8 @@ def describe_run(
 def command_line(processes: int, precision: str, device: str) -> str:
     """The command that starts this program again on as many processes, in the same precision."""
     program = shlex.join(sys.argv)
+    if Path(sys.argv[0]).name == "peftcls" and processes == 1 and precision == "no":
+        return shlex.join(["peftcls", *sys.argv[1:]])
     if device != "cpu" and (processes > 1 or precision != "no"):
         return (
             f"accelerate launch --num_processes {processes} --mixed_precision {precision} {program}"

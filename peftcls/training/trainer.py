@@ -36,7 +36,7 @@ from peftcls.tasks.row_checks import check_rows
 from peftcls.training import checkpoint as checkpoints
 from peftcls.training import data_order
 from peftcls.training.accelerator import make_accelerator
-from peftcls.training.calibration import calibrated_task
+from peftcls.training.calibration import calibrated_task, tell_calibration
 from peftcls.training.checkpoint import Progress
 from peftcls.training.config import TrainConfig
 from peftcls.training.distributed_prediction import predict_encoded, predict_rows, score_gathered
@@ -79,6 +79,7 @@ class Trainer:
         tokenizer: PreTrainedTokenizerBase,
         config: TrainConfig,
     ) -> None:
+        task = task_for_model(model, task, tokenizer, config)
         self.accelerator = make_accelerator(config)
         self.parameters = trained_parameters(model)
         if not self.parameters:
@@ -86,7 +87,6 @@ class Trainer:
                 "nothing of the model is trained; call attach_lora(model, task) or "
                 "train_only(model, task, ...) first."
             )
-        task = task_for_model(model, task)
         self.shares = check_shares(model)
         if base_facts(model).quantize is None and state_of(model).devices is None:
             model.to(self.accelerator.device)
@@ -476,7 +476,7 @@ class Trainer:
             self.task = former_task
             raise
         before = score_gathered(former_task, answers, rows, self.config.own_metrics)
-        return before, self.evaluate(rows)
+        return before, tell_calibration(self.task, before, self.evaluate(rows), len(rows))
 
     # Saving
 

@@ -71,7 +71,7 @@ def test_a_first_line_that_looks_like_a_row_is_a_warning(suffix, separator, tmp_
     with caplog.at_level(logging.WARNING, logger="peftcls"):
         assert len(read_rows(path)) == 39
     assert "'spam' is also a value of its column, in 19 of the first 39 rows" in caplog.text
-    assert 'columns=["text", "label"]' in caplog.text
+    assert "columns=['label', 'text'] (--columns label,text)" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="peftcls"):
         assert len(read_rows(path, columns=["label", "text"])) == 40

@@ -59,6 +59,7 @@ def test_a_missing_header_is_a_finding_that_is_counted_and_said_once(headless, c
     assert "warning  train  no-header" in shown
     assert shown.count("is also a value of its column") == 1
     assert "'ham' is also a value of its column, in 7 of the first 15 rows. If the file" in shown
+    assert "give them: columns=['label', 'text'] (--columns label,text)." in shown
     assert main(["check", str(headless), "--columns", "label,text", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["findings"] == []
 

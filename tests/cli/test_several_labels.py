@@ -38,6 +38,10 @@ def test_labels_get_names_in_check_train_and_learn_on(bert, tmp_path, capsys):
     command = ["train", file, *named, "--test", test, "--out", out, "--model", bert, *TRAIN]
     assert main([*command, "--dry-run"]) == 0
     assert "(2 labels: 'ham', 'spam')" in capsys.readouterr().out
+    misspelt = [*named[:-1], "0=ham,1=spam,I=spam"]
+    assert main(["check", file, *misspelt, "--test", test]) == 0
+    sentence = "has no row with the labels ['I'] in column 'kind', which were to be renamed; it has"
+    assert f"{sentence} ['0', '1']" in capsys.readouterr().out
     task = Classification(label="kind", labels=("ham", "spam"))
     model, tokenizer = load_base(bert, task)
     save_adapter(out, attach_lora(model, task), task, tokenizer)

@@ -81,7 +81,7 @@ def test_what_pandas_writes_as_json_gives_the_same_rows(form, tmp_path):
 def test_an_object_that_is_no_table_is_refused(content, tmp_path):
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(RowError, match="expected a list of objects, columns of equal lengths, or"):
+    with pytest.raises(RowError, match="expected a list of objects or the SQuAD form"):
         read_rows(path)
 
 

@@ -9,7 +9,8 @@ import datasets
 import pytest
 
 from peftcls import RowError, read_rows
-from peftcls.data.reading import as_dataset, require_columns, source_name
+from peftcls.data.missing_columns import require_columns
+from peftcls.data.reading import as_dataset, source_name
 
 ROWS = [
     {"text": "the patient recovered", "label": "yes"},

@@ -157,8 +157,12 @@ def test_the_command_trains_from_it(bert, tmp_path, capsys):
     assert (tmp_path / "plain" / "adapter_model.safetensors").read_bytes() == weights
     assert main([*command, "--overwrite", "--start", str(tmp_path / "nowhere")]) == 1
     assert "there is no folder" in capsys.readouterr().err
-    assert main([*command[:2], *command[4:], "--overwrite", *start]) == 1
-    assert f"was trained on {str(bert)!r}; give it as --model" in capsys.readouterr().err
+    without_model = [*command[:2], *command[4:], "--overwrite", *start, "--epochs", "1"]
+    assert main(without_model) == 0
+    assert f"the base is {bert}, as --start names it" in capsys.readouterr().out
+    change_settings(base_model_name_or_path=None)(tmp_path / "plain")
+    assert main(without_model) == 1
+    assert "does not name its base; give it as --model" in capsys.readouterr().err
     for option in (["--rank", "4"], ["--part", "head"], ["--search", "2"]):
         assert main([*command, "--overwrite", *start, *option]) == 1
         assert option[0] in capsys.readouterr().err

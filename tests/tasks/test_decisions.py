@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import peftcls
 from peftcls import Answer, Classification, Decisions, Instruction, TrainConfig, Trainer
 from peftcls.tasks.decisions import MAX_TEMPERATURE, MIN_TEMPERATURE
+from peftcls.training.calibration import tell_calibration
 
 LABELS = ("a", "b", "c")
 HEATED = 4.0  # the made answers are this many times too sure
@@ -373,6 +374,21 @@ def test_a_calibrated_folder_decides_as_the_trainer_does(
 
     trainer.calibrate(valid, min_accuracy=0.5)
     assert trainer.task.decisions.temperature == pytest.approx(decisions.temperature, rel=1e-3)
+
+
+def test_the_temperature_is_told_and_so_is_caution(bert, tmp_path, text_rows, caplog):
+    trainer = trainer_of("head", bert, tmp_path, text_rows)
+    with caplog.at_level("INFO", logger="peftcls"):
+        before, after = trainer.calibrate(text_rows)
+    temperature = trainer.task.decisions.temperature
+    told = f"calibrated on {len(text_rows)} rows: temperature {temperature:.2f}, loss "
+    assert f"{told}{before['loss']:.3f} before and {after['loss']:.3f} after" in caplog.text
+    assert ("They have too few wrong" in caplog.text) == (after["loss"] > before["loss"])
+    caplog.clear()
+    worse = {"loss": 0.5}
+    assert tell_calibration(trainer.task, {"loss": 0.25}, worse, 20) is worse
+    caution = "loss 0.250 before and 0.500 after. They have too few wrong answers to fit a"
+    assert caution in caplog.text
 
 
 def test_free_answers_have_nothing_to_calibrate(llama, tmp_path, text_rows):

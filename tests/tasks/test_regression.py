@@ -115,13 +115,27 @@ def test_what_is_no_number_is_told_with_its_row(value):
     assert (task.mean, task.deviation) == (1.5, 0.5)
     expected = r"like 0\.5"
     if value == "3,5":
-        expected = (
-            r"with a point and no comma; for a comma before the decimals give decimal=',' "
-            r"\(--decimal ,\), and take out one that marks thousands"
-        )
+        expected = "with a point and no comma; for a comma before the decimals give decimal=','"
     sentence = rf"^row 3 of rows has {value!r} in column 'score', expected a number {expected}\.$"
     with pytest.raises(RowError, match=sentence):
         peftcls.check_rows(task, as_dataset(rows), training=True)
+
+
+@pytest.mark.parametrize(
+    ("decimal", "value", "sentence"),
+    [
+        (".", "155,843.50", "expected a number like 0.5; take out what marks thousands."),
+        (".", "1,034", "give decimal=','; take out what marks thousands."),
+        (",", "53.677", "a number like 0,5, without a point; take out what marks thousands."),
+        (",", "53.67", "a number like 0,5, without a point."),
+        (".", "1 034", "take out what marks thousands."),
+    ],
+)
+def test_marks_of_thousands_are_to_be_taken_out(decimal, value, sentence):
+    task = Regression(decimal=decimal, mean=0.0, deviation=1.0)
+    with pytest.raises(RowError) as error:
+        peftcls.check_rows(task, as_dataset([{"text": "a", "score": value}]))
+    assert str(error.value).endswith(sentence)
 
 
 def test_numbers_with_a_decimal_comma_are_read_where_it_is_said(bert, tmp_path, capsys):
