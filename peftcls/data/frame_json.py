@@ -43,6 +43,8 @@ def _rows_of_split(content: dict[str, Any]) -> list[Row] | None:
 
 def _zipped(columns: dict[str, list[Any]]) -> list[Row] | None:
     lengths = {len(column) for column in columns.values()}
-    if len(lengths) > 1:
+    # Lists of objects are the splits of a data set, and no columns.
+    has_rows = any(isinstance(cell, dict) for column in columns.values() for cell in column)
+    if len(lengths) > 1 or has_rows:
         return None
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -1,8 +1,8 @@
 """Linear layers in 8-bit integers, for answers on a processor.
 
 A weight has a scale for each of its outputs, and each token has one of its own, so that an answer
-does not depend on the rows beside it. Token-wise and row-wise quantization: Yao et al. 2022,
-"ZeroQuant", section 4.2.
+does not depend on the rows beside it. Quantization by token: Yao et al. 2022, "ZeroQuant", section
+4.1.
 """
 
 import logging
@@ -96,9 +96,9 @@ def is_in_int8(model: torch.nn.Module) -> bool:
 
 def check_processor() -> None:
     """Raise ValueError where sums of large products are cut off, as without VNNI they can be."""
-    large = torch.full((4, 256), LARGEST, dtype=torch.int8)
+    large = torch.full((64, 512), LARGEST, dtype=torch.int8)
     found = torch._int_mm(large, -large.t())
-    if not bool((found == -(LARGEST**2) * 256).all()):
+    if not bool((found == -(LARGEST**2) * large.shape[1]).all()):
         raise ValueError(
             "int8=True: this processor cuts off sums of 8-bit products, so that answers would be "
             "wrong; leave it out."

@@ -76,6 +76,7 @@ def test_what_pandas_writes_as_json_gives_the_same_rows(form, tmp_path):
         {"columns": ["text", "label"], "data": [["a"]]},
         {"columns": ["text", "text"], "data": [["a", "x"]]},
         {"text": "a", "label": "x"},
+        {"train": [{"text": "a"}], "test": [{"text": "b"}]},
     ],
 )
 def test_an_object_that_is_no_table_is_refused(content, tmp_path):
