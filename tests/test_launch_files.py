@@ -59,8 +59,8 @@ def test_fsdp_of_the_launcher_turns_shares_on(name, monkeypatch):
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
 def test_a_configuration_begins_with_when_to_use_it_and_a_command_that_uses_it(path):
-    when, command, first_setting = path.read_text(encoding="utf-8").splitlines()[:3]
-    assert when.startswith("# ")
+    *when, command, first_setting = path.read_text(encoding="utf-8").splitlines()[:4]
+    assert all(line.startswith("# ") and "accelerate" not in line for line in when)
     assert not first_setting.startswith("#")
     program, *arguments = shlex.split(command.removeprefix("# "))
     assert program == "accelerate"
