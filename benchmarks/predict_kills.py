@@ -21,7 +21,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from real_data import commit, versions
+
 RESULTS = Path(__file__).parent / "results" / "predict_kills.json"
+PROCESSES = (2, 3)
 ROWS = 6000
 LIMIT_SECONDS = 300
 TOLERANCE = 1e-6
@@ -42,6 +45,7 @@ def main() -> None:
         predict(1, adapter, rows, folder / "alone.csv").communicate(timeout=LIMIT_SECONDS)
         expected = read(folder / "alone.csv")
         found = {"kills": 0, "runs": 0, "outputs": 0, "wrong": 0, "killed_while_answering": 0}
+        found |= {f"runs_on_{processes}": 0 for processes in PROCESSES}
         while found["kills"] < options.kills:
             out = folder / f"answers_{found['outputs']}.csv"
             while not out.exists():
@@ -49,17 +53,19 @@ def main() -> None:
             found["outputs"] += 1
             found["wrong"] += not same(read(out), expected)
             print(found, flush=True)
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    about = {"seed": options.seed, "commit": commit(), **versions("torch", "transformers")}
+    RESULTS.write_text(json.dumps({**found, **about}, indent=1) + "\n")
 
 
 def run_once(
     draw: random.Random, adapter: Path, rows: Path, out: Path, found: dict[str, int]
 ) -> None:
     """Start a run, and kill one of its processes when a random number of chunks is there."""
-    processes = draw.choice((2, 3))
+    processes = draw.choice(PROCESSES)
     part = Path(f"{out}.part")
     running = predict(processes, adapter, rows, out)
     found["runs"] += 1
+    found[f"runs_on_{processes}"] += 1
     before = chunks(part)
     wait_for = before + draw.randint(0, 4)
     until = time.monotonic() + LIMIT_SECONDS

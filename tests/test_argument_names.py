@@ -16,6 +16,8 @@ from peftcls.argument_names import name_here, names_arguments
         (load_base, {"load_in_4bit": True}, "it is called quantize= here."),
         (TrainConfig, {"lr": 1e-3}, "TrainConfig has no argument lr=; it is called learning_rate="),
         (TrainConfig, {"num_train_epochs": 3}, "it is called epochs= here."),
+        (TrainConfig, {"max_steps": 3}, "it is called epochs= here."),
+        (TrainConfig, {"gradient_clipping": 3}, "it is called max_grad_norm= here."),
         (TrainConfig, {"fp16_opt_level": "O1"}, "has no argument fp16_opt_level=; it has ['outpu"),
     ],
 )

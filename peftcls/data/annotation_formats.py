@@ -43,7 +43,14 @@ def plain_row(row: Row) -> Row:
     for column, fields in CONVERSATIONS.items():
         if _is_conversation(row.get(column), fields):
             return _conversation_row(row, column, fields)
-    return _doccano_row(row)
+    return _doccano_row({name: _chosen(cell) for name, cell in row.items()})
+
+
+def _chosen(cell: Any) -> Any:
+    """The labels of a cell in which Label Studio's short export has several; any other as it is."""
+    if isinstance(cell, dict) and list(cell) == ["choices"] and isinstance(cell["choices"], list):
+        return cell["choices"]
+    return cell
 
 
 # Conversations

@@ -39,6 +39,7 @@ from peftcls.data.scratch import check_cache, writing_copies
 from peftcls.data.stand_ins import stand_in
 from peftcls.data.tables import (
     CONVERSION_ERRORS,
+    Rows,
     not_a_table,
     table_of,
     with_class_names,
@@ -59,7 +60,7 @@ MAX_SHOWN_CHARACTERS = 80
 
 
 def read_rows(
-    source: str | Path,
+    source: str | Path | Rows,
     *,
     split: str | None = None,
     encoding: str | None = None,
@@ -78,9 +79,11 @@ def read_rows(
     Args:
         source: a path, or the name of a data set on the hub. Of a folder, or a pattern such as
             "rows/*.csv", all files are read, in the order of their names; they must have the same
-            columns. A folder may also be one that `save_to_disk` of `datasets` has written.
-        split: which split of a hub data set or a saved one, or which sheet of a workbook; required
-            where there are several.
+            columns. A folder may also be one that `save_to_disk` of `datasets` has written. What is
+            a table already, such as a DataFrame, a list of mappings or a `DatasetDict`, is taken as
+            it is.
+        split: which split of a hub data set, a saved one or a `DatasetDict`, or which sheet of a
+            workbook; required where there are several.
         encoding: of a text file. Unless given, UTF-8; where a file has another byte order mark, or
             is Chinese text in GBK, that, with a message.
         columns: names for the columns of a csv, tsv or xlsx file without a header line.
@@ -92,6 +95,8 @@ def read_rows(
         RowError: the file is missing, empty, in another encoding, ragged, or has a line that is not
             JSON.
     """
+    if not isinstance(source, str | Path):
+        return _given_table(source, split)
     check_argument_types(
         {
             "source": source,
@@ -107,6 +112,18 @@ def read_rows(
     return read_good_rows(
         source, None, split=split, encoding=encoding, columns=columns, cache_dir=cache_dir
     )
+
+
+def _given_table(source: Rows, split: str | None) -> datasets.Dataset:
+    """A table that is no file. Raises a ValueError for what cannot be one."""
+    if source is None or isinstance(source, int | float | bytes):
+        raise ValueError(f"source={source!r}: expected a text or a path.")
+    if split is None:
+        return as_dataset(source, "source")
+    if not isinstance(source, datasets.DatasetDict) or split not in source:
+        splits = list(source) if isinstance(source, datasets.DatasetDict) else "no splits"
+        raise RowError(f"split={split!r}: this table has {splits}.")
+    return as_dataset(source[split], split)
 
 
 def read_good_rows(

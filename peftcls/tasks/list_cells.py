@@ -11,7 +11,7 @@ from typing import Any
 
 DEFAULT_SEPARATOR = ";"
 """Between several labels of a text, unless another separator is set."""
-LIKELY_SEPARATORS = (",", "|", ";")
+LIKELY_SEPARATORS = (",", "|", ";", "#")
 BRACKETS = (("[", "]"), ("(", ")"), ("{", "}"))
 QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
 WRITTEN_ARRAY = re.compile(rf"\[(?:{QUOTED.pattern})(?:\s+(?:{QUOTED.pattern}))+\]")

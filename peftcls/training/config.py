@@ -25,7 +25,7 @@ Objective = Literal["answers", "contrast"]
 
 
 @names_arguments
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class TrainConfig:
     """How to optimize. `batch_size` decides what is learnt; micro-batches only decide the memory.
 

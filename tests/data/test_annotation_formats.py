@@ -139,3 +139,10 @@ def test_a_row_that_does_not_fit_is_one_sentence(write, row, message):
 def test_columns_of_these_names_that_are_something_else_stay(write):
     row = {"messages": ["a"], "data": "b", "label": [[1, 2]], "entities": ["c"]}
     assert read_rows(write("a.jsonl", lines(row))).to_list() == [row]
+
+
+def test_several_choices_of_a_short_export_are_a_list_of_labels(tmp_path):
+    path = tmp_path / "short.json"
+    rows = [{"text": f"text {n}", "mood": {"choices": ["good", "strong"]}} for n in range(3)]
+    path.write_text(json.dumps(rows))
+    assert read_rows(path)["mood"][:] == [["good", "strong"]] * 3

@@ -231,3 +231,19 @@ def test_several_adapters_answer_a_frame(bert, text_rows, tmp_path):
 
 def test_a_column_of_a_frame_is_no_table():
     assert table_of(pd.Series(["a", "b"]), "rows") is None
+
+
+def test_what_is_a_table_already_is_taken_as_it_is():
+    rows = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
+    columns = {"text": ["a", "b"], "label": ["x", "y"]}
+    whole = datasets.Dataset.from_list(rows)
+    for table in (rows, columns, whole, pd.DataFrame(rows), datasets.DatasetDict(train=whole)):
+        assert read_rows(table).to_list() == rows
+    splits = datasets.DatasetDict(train=whole, test=whole.select([0]))
+    assert read_rows(splits, split="test").to_list() == rows[:1]
+    with pytest.raises(RowError, match=r"split='dev': this table has \['train', 'test'\]"):
+        read_rows(splits, split="dev")
+    with pytest.raises(RowError, match="split='dev': this table has no splits"):
+        read_rows(rows, split="dev")
+    with pytest.raises(ValueError, match="source=None: expected a text or a path"):
+        read_rows(None)
