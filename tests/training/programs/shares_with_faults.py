@@ -63,4 +63,6 @@ if fault == "dry_run":
     print(trainer.dry_run(rows))
     assert all(torch.equal(before[name], found) for name, found in trainer.parameters.items())
     assert not out.exists()
+    # The first process makes the folder next; the others have to have looked before.
+    torch.distributed.barrier()
 trainer.fit(rows, rows if evaluates else None, resume=True)
