@@ -78,6 +78,37 @@ OTHER_NAMES = {
 }
 """The name here, by the name elsewhere."""
 
+VALUES = {
+    "cpu": "cpu",
+    "use_cpu": "cpu",
+    "no_cuda": "cpu",
+    "gpu": "cuda",
+    "cuda": "cuda",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "load_in_8bit": "8bit",
+    "load_in_4bit": "4bit",
+}
+"""What a setting that is only on or off elsewhere is here: a value of the one it is called."""
+
+REMARKS = {
+    "gradient_accumulation_steps": "the batch size is of a whole step, however many rows are "
+    "computed at once",
+    "per_device_train_batch_size": "it counts the rows of a step on all devices",
+    "per_device_batch_size": "it counts the rows of a step on all devices",
+    "max_steps": "it counts passes over the rows",
+    "warmup_steps": "it is a share of all steps",
+}
+"""How a setting of a similar name differs."""
+
+PLACES = {
+    "attach_lora": ("rank", "alpha", "dropout", "targets", "layers", "method"),
+    "load_base": ("dtype", "quantize", "model"),
+    "the task, such as Classification(...)": ("max_length", "text", "label", "separator"),
+    "Trainer.fit": ("valid",),
+}
+"""What takes a setting that a user may look for elsewhere."""
+
 
 def name_here(name: str, known: Iterable[str]) -> str | None:
     """The setting that a name from elsewhere stands for, or the most similar one; None if none is.
@@ -116,7 +147,28 @@ def names_arguments(owner: T) -> T:
 
 
 def _unknown_argument(owner: str, name: str, known: list[str]) -> str:
+    problem = f"{owner} has no argument {name}="
     meant = name_here(name, known)
-    if meant is None:
-        return f"{owner} has no argument {name}=; it has {known}."
-    return f"{owner} has no argument {name}=; it is called {meant}= here."
+    if meant is not None:
+        return f"{problem}; {called(name, f'{meant}=')}."
+    if name.casefold() in REMARKS:
+        return f"{problem}: {REMARKS[name.casefold()]}."
+    meant = OTHER_NAMES.get(name.casefold(), name)
+    for place, names in PLACES.items():
+        if meant in names:
+            return f"{problem}; give {meant}= to {place}."
+    return f"{problem}; it has {known}."
+
+
+def called(name: str, here: str) -> str:
+    """What a setting is called here, and how it differs; the words follow a semicolon.
+
+    Args:
+        name: elsewhere, with underscores.
+        here: its name in Python with the equals sign, or the option with a space.
+    """
+    value = VALUES.get(name.casefold())
+    if value is not None:
+        return f"it is {here}{value!r} here" if here.endswith("=") else f"it is {here} {value} here"
+    remark = REMARKS.get(name.casefold())
+    return f"it is called {here} here" + (f"; {remark}" if remark else "")

@@ -10,7 +10,7 @@ import pandas as pd
 from sklearn.metrics import confusion_matrix
 
 from peftcls.data.reading import Row, as_dataset
-from peftcls.data.tables import Rows
+from peftcls.data.tables import Rows, split_of
 from peftcls.metrics import (
     SHARES,
     Interval,
@@ -367,7 +367,7 @@ def _compare(
 
 def _checked_rows(task: Task, rows: Rows, *systems: Sequence[Answer]) -> list[Row]:
     """The rows as a list; raises ValueError if a system has not one answer for each."""
-    dataset = as_dataset(rows)
+    dataset = as_dataset(split_of(rows, "test"))
     check_rows(task, dataset)
     table: list[Row] = dataset.to_list()
     for answers in systems:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import click
 
-from peftcls.argument_names import OTHER_NAMES
+from peftcls.argument_names import OTHER_NAMES, REMARKS, called, name_here
 from peftcls.cli.folder_commands import export, merge, push, show
 from peftcls.cli.option_names import in_options
 from peftcls.cli.plan_commands import plan
@@ -108,11 +108,17 @@ def _with_option(error: click.NoSuchOption, context: click.Context) -> click.Usa
     """The error with the option that has this meaning here; click knows similar letters only."""
     options = [option for parameter in context.command.params for option in parameter.opts]
     by_name = {option.strip("-").replace("-", "_"): option for option in options}
-    meant = OTHER_NAMES.get(error.option_name.strip("-").replace("-", "_").casefold(), "")
-    if meant not in by_name:
+    typed = error.option_name.strip("-").replace("-", "_")
+    meant = name_here(typed, by_name)
+    message = f"There is no option {error.option_name}"
+    remark = REMARKS.get(typed.casefold())
+    if remark is not None and meant != OTHER_NAMES[typed.casefold()]:
+        return click.UsageError(f"{message}: {remark}.", context)
+    if meant is None:
         return error
-    message = f"There is no option {error.option_name}; it is called {by_name[meant]} here."
-    return click.UsageError(message, context)
+    if meant != OTHER_NAMES.get(typed.casefold()):
+        return click.UsageError(f"{message}. Did you mean {by_name[meant]}?", context)
+    return click.UsageError(f"{message}; {called(typed, by_name[meant])}.", context)
 
 
 class _InOrder(click.Group):

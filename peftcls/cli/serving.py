@@ -9,7 +9,13 @@ from peftcls.training.signals import Signals
 
 
 def serve_folders(
-    *, directories: Sequence[Path], host: str, port: int, base: str | None, **limits: float | None
+    *,
+    directories: Sequence[Path],
+    host: str,
+    port: int,
+    base: str | None,
+    device: str | None,
+    **limits: float | None,
 ) -> None:
     """Serve folders until a signal ends the program.
 
@@ -26,7 +32,7 @@ def serve_folders(
         ) from None
     chosen = Limits(**{name: value for name, value in limits.items() if value is not None})  # type: ignore[arg-type]
     with Signals().captured(), open_socket(host, port) as opened:
-        app = make_app(list(directories), base=base, limits=chosen)
+        app = make_app(list(directories), base=base, device=device, limits=chosen)
         names = ", ".join(map(repr, app.state.service.adapters))
         address = url_of(opened)
         _warn_of_strangers(opened.getsockname()[0])

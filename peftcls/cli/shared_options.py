@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from peftcls.cli.option_groups import data_option, training_option
+from peftcls.cli.option_groups import data_option, model_option, training_option
 from peftcls.logs import show_messages
 
 TASKS = ("classification", "pair", "multi-label", "regression", "qa", "instruction", "keywords")
@@ -50,7 +50,7 @@ def writable_folder(_: click.Context, __: click.Parameter, folder: Path) -> Path
     return folder
 
 
-def training_device(context: click.Context, _: click.Parameter, name: str | None) -> None:
+def _training_device(context: click.Context, _: click.Parameter, name: str | None) -> None:
     """Settle the device of a training before PyTorch is imported, until the command ends."""
     from peftcls.cli.training_device import see_only
 
@@ -141,8 +141,10 @@ max_new_tokens_option = data_option(
 base_option = click.option(
     "--base", metavar="MODEL", help="Where the base model is now, if it moved."
 )
-device_option = click.option(
-    "--device", metavar="NAME", help="Where to compute: cpu, cuda, cuda:1.  [default: a GPU if any]"
+DEVICE_HELP = "Where to compute: cpu, cuda, cuda:1, mps.  [default: a GPU if any]"
+device_option = click.option("--device", metavar="NAME", help=DEVICE_HELP)
+training_device_option = model_option(
+    "--device", metavar="NAME", callback=_training_device, expose_value=False, help=DEVICE_HELP
 )
 int8_option = click.option(
     "--int8",

@@ -27,7 +27,7 @@ from peftcls.cli.shared_options import (
     source_options,
     task_option,
     text_option,
-    training_device,
+    training_device_option,
     writable_folder,
 )
 
@@ -278,13 +278,7 @@ def check(**options: Any) -> int:
 )
 @model_option("--quantize", type=click.Choice(QUANTIZE), help="Hold the base in 8 or 4 bits.")
 @model_option("--shard", is_flag=True, default=None, help=SHARD_HELP)
-@model_option(
-    "--device",
-    metavar="NAME",
-    callback=training_device,
-    expose_value=False,
-    help="Where to compute: cpu, cuda, cuda:1.  [default: a GPU if any]",
-)
+@training_device_option
 @model_option(
     "--dtype",
     type=click.Choice(DTYPES),
@@ -373,6 +367,7 @@ def train(**options: Any) -> None:
 @skip_option
 @source_options
 @model_option("--base", metavar="MODEL", help="Where the base model is now, if it moved.")
+@training_device_option
 @loop_settings
 @calibrate_option
 @out_option

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 GPU = re.compile(r"cuda(?::(\d+))?")
+APPLE_GPU = "mps"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 ONLY_CPU = "ACCELERATE_USE_CPU"
 
@@ -14,7 +15,8 @@ def see_only(name: str) -> Callable[[], None]:
     """Let this process see one device only, before PyTorch asks which there are.
 
     Args:
-        name: cpu, cuda, or cuda:1 for a GPU by its number among those that are visible.
+        name: cpu, cuda, or cuda:1 for a GPU by its number among those that are visible; mps for
+            the GPU of an Apple computer.
 
     Returns:
         What makes everything visible again.
@@ -33,10 +35,15 @@ def see_only(name: str) -> Callable[[], None]:
             f"--device {name}: this program has used a GPU already; start the command by itself."
         )
     match = GPU.fullmatch(name)
-    if name != "cpu" and match is None:
-        raise ValueError(f"--device {name}: expected cpu, cuda, or cuda:1 for the second GPU.")
+    if name not in ("cpu", APPLE_GPU) and match is None:
+        raise ValueError(
+            f"--device {name}: expected cpu, cuda, cuda:1 for the second GPU, or mps for Apple's."
+        )
     former = {variable: os.environ.get(variable) for variable in (VISIBLE, ONLY_CPU)}
-    if match is None:
+    if name == APPLE_GPU:
+        # It is what PyTorch takes there by itself.
+        _check_apple_gpu()
+    elif match is None:
         os.environ |= {VISIBLE: "", ONLY_CPU: "true"}
     else:
         _see_gpu(name, match[1])
@@ -49,9 +56,20 @@ def _see_gpu(name: str, number: str | None) -> None:
     import torch
 
     if not torch.cuda.is_available():
-        raise ValueError(
-            f"--device {name}: PyTorch finds no such GPU here; leave it out, or give cpu."
-        )
+        raise _no_such_gpu(name)
+
+
+def _check_apple_gpu() -> None:
+    import torch
+
+    if not torch.backends.mps.is_available():
+        raise _no_such_gpu(APPLE_GPU)
+
+
+def _no_such_gpu(name: str) -> ValueError:
+    return ValueError(
+        f"--device {name}: PyTorch finds no such GPU here; leave it out, or give cpu."
+    )
 
 
 def _visible_gpu(number: int) -> str:

@@ -130,6 +130,7 @@ def try_out(**options: Any) -> None:
 @serve_options
 @batch_option
 @base_option
+@device_option
 def serve(**options: Any) -> None:
     """Answer requests over HTTP with the adapters in one DIR or several, until Ctrl-C or SIGTERM.
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from peftcls.data.choices import chosen
 from peftcls.data.text_files import Row
 from peftcls.errors import RowError
 
@@ -18,6 +19,8 @@ SPEAKERS = {
     "assistant": "assistant",
     "gpt": "assistant",
 }
+PATH_SEPARATOR = "/"
+"""Between the levels of a label that was chosen in a tree: "animals/dogs"."""
 EARLIER_TURNS = "earlier_turns"
 """The column of the turns before the last question: objects with role and content."""
 MAX_SHOWN_TURNS = 8
@@ -43,14 +46,7 @@ def plain_row(row: Row) -> Row:
     for column, fields in CONVERSATIONS.items():
         if _is_conversation(row.get(column), fields):
             return _conversation_row(row, column, fields)
-    return _doccano_row({name: _chosen(cell) for name, cell in row.items()})
-
-
-def _chosen(cell: Any) -> Any:
-    """The labels of a cell in which Label Studio's short export has several; any other as it is."""
-    if isinstance(cell, dict) and list(cell) == ["choices"] and isinstance(cell["choices"], list):
-        return cell["choices"]
-    return cell
+    return _doccano_row(_label_studio_short_row(row))
 
 
 # Conversations
@@ -79,12 +75,12 @@ def _conversation_row(row: Row, column: str, fields: tuple[str, str]) -> Row:
     texts: list[tuple[str, str]] = []
     for turn in row[column]:
         speaker = SPEAKERS.get(str(turn[speaker_field]))
-        if speaker is None or not isinstance(turn[text_field], str):
+        if speaker is None:
             raise ValueError(
                 f"has a turn by {turn[speaker_field]!r} in column {column!r}, expected texts by "
                 f"{sorted(SPEAKERS)}"
             )
-        texts.append((speaker, turn[text_field]))
+        texts.append((speaker, _text_of_turn(turn[text_field], column)))
     system = texts.pop(0)[1] if texts[0][0] == "system" else None
     _check_turns([speaker for speaker, _ in texts], column)
     answer = texts.pop()[1] if texts[-1][0] == "assistant" else None
@@ -96,6 +92,20 @@ def _conversation_row(row: Row, column: str, fields: tuple[str, str]) -> Row:
     if texts:
         plain[EARLIER_TURNS] = [{"role": speaker, "content": text} for speaker, text in texts]
     return plain
+
+
+def _text_of_turn(content: Any, column: str) -> str:
+    """What is said in a turn: a text, or several parts of the type "text", each a paragraph."""
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    texts = []
+    for part in parts:
+        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+        if not isinstance(text, str):
+            kind = part.get("type") if isinstance(part, dict) else None
+            found = repr(content)[:60] if kind in (None, "text") else f"a part of the type {kind!r}"
+            raise ValueError(f"has a turn with {found} in column {column!r}, expected a text")
+        texts.append(text)
+    return "\n".join(texts)
 
 
 def _check_turns(speakers: list[str], column: str) -> None:
@@ -133,9 +143,10 @@ def _label_studio_row(row: Row) -> Row:
         if "choices" in value:
             plain[name] = [*plain.get(name, []), *value["choices"]]
         elif "labels" in value and "start" in value:
-            for label in value["labels"]:
-                span = {"start": int(value["start"]), "end": int(value["end"]), "label": label}
-                plain.setdefault(SPANS, []).append(span)
+            plain.setdefault(SPANS, []).extend(_spans(value))
+        elif "taxonomy" in value:
+            paths = [PATH_SEPARATOR.join(path) for path in value["taxonomy"]]
+            plain[name] = [*plain.get(name, []), *paths]
         elif "rating" in value or "number" in value:
             plain[name] = value.get("rating", value.get("number"))
         elif "text" in value:
@@ -143,10 +154,54 @@ def _label_studio_row(row: Row) -> Row:
             plain[name] = "\n".join(texts) if isinstance(texts, list) else texts
         else:
             raise ValueError(
-                f"has a result of the type {result.get('type')!r}, expected choices, labels of "
-                "parts of a text, a rating, a number or a text"
+                f"has a result of the type {result.get('type')!r}, expected choices, a place in a "
+                "taxonomy, labels of parts of a text, a rating, a number or a text"
             )
     return plain
+
+
+def with_choices_as_lists(rows: list[Row]) -> list[Row]:
+    """Rows of Label Studio's short export (JSON-MIN), in which a single choice is no list.
+
+    In a question for which one row has several choices, every row gets a list of them.
+    """
+    questions = {name for row in rows for name, cell in row.items() if chosen(cell) is not cell}
+    return [
+        {
+            name: [cell] if name in questions and isinstance(cell, str) else cell
+            for name, cell in row.items()
+        }
+        for row in rows
+    ]
+
+
+def _label_studio_short_row(row: Row) -> Row:
+    """A row of the short export with several choices as a list, and marked parts in `spans`."""
+    plain: Row = {}
+    for name, cell in row.items():
+        if _is_marked_parts(cell):
+            for part in cell:
+                plain.setdefault(SPANS, []).extend(_spans(part))
+        else:
+            plain[name] = chosen(cell)
+    return plain
+
+
+def _is_marked_parts(cell: Any) -> bool:
+    if not isinstance(cell, list) or not cell:
+        return False
+    return all(
+        isinstance(part, dict)
+        and {"start", "end"} <= set(part)
+        and isinstance(part.get("labels"), list)
+        for part in cell
+    )
+
+
+def _spans(part: Row) -> list[Row]:
+    """A marked part of a text, once for each of its labels."""
+    start, end = int(part["start"]), int(part["end"])
+    return [{"start": start, "end": end, "label": label} for label in part["labels"]]
 
 
 # doccano

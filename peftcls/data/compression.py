@@ -12,12 +12,17 @@ from peftcls.errors import RowError
 
 GZIP_SIGNATURE = b"\x1f\x8b"
 COMPRESSED = (".gz", ".zip")
+# Names that do not say what a file is: a table if its first line has tabs (as in SMS Spam).
+TEXT_SUFFIXES = ("", ".txt")
+MAX_FIRST_LINE = 1 << 16
 # What other systems put into an archive beside its files.
 HIDDEN = ("__MACOSX/", ".")
 
 
 def table_suffix(path: Path) -> str:
     """The file extension of the table in a file: ".csv" of "rows.csv.gz".
+
+    It is ".tsv" for a text file with a tab in its first line and no extension, or ".txt".
 
     Raises:
         RowError: a zip archive does not hold one file.
@@ -28,7 +33,16 @@ def table_suffix(path: Path) -> str:
     if suffix == ".zip" and path.is_file():
         with _reported(path), zipfile.ZipFile(path) as archive:
             return Path(_only_member(archive, path)).suffix.lower()
+    if suffix in TEXT_SUFFIXES and path.is_file() and _has_tabs(path):
+        return ".tsv"
     return suffix
+
+
+def _has_tabs(path: Path) -> bool:
+    """Whether the first line of a file is text with a tab in it."""
+    with path.open("rb") as file:
+        first_line = file.readline(MAX_FIRST_LINE)
+    return b"\t" in first_line and b"\0" not in first_line
 
 
 @contextlib.contextmanager

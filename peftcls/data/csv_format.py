@@ -3,34 +3,31 @@
 import csv
 import io
 import itertools
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from peftcls.data.bad_lines import BadLine, BadLines, leave_out
+from peftcls.data.missing_header import with_names
+from peftcls.data.records import next_record, records
+from peftcls.data.separators import find_separator
 from peftcls.data.text_files import Row, open_text
 from peftcls.errors import RowError
 
-MAX_FIELD_CHARACTERS = 16 * 1024 * 1024
-# Spreadsheets use them in csv files of languages that write numbers with a comma.
-OTHER_SEPARATORS = (";", "\t")
-# Spreadsheets may begin a file with a line that names the separator, such as "sep=;".
-SEPARATOR_LINE = "sep="
 MAX_HEADER_CHARACTERS = 200
 # What the csv module says if the file ends inside quotes.
 UNCLOSED_QUOTE = "unexpected end of data"
 QUOTE_HINT = 'Inside quotes, write " as "".'
 BEGINNINGS_OF_JSON = ('{"', "[{", '["')
 
-_field_limit_lock = threading.Lock()
-
 
 def read_csv(
     path: Path, encoding: str, columns: Sequence[str] | None, bad_lines: BadLines = None
 ) -> Iterator[Row]:
     """Read the rows of a csv file (RFC 4180)."""
-    separator, skipped_lines = _find_separator(path, encoding)
+    separator, skipped_lines = find_separator(path, encoding)
+    if separator == "\t" and not skipped_lines:
+        return read_tsv(path, encoding, columns, bad_lines)
     dialect = {"delimiter": separator}
     return _read_table(path, encoding, columns, dialect, bad_lines, skipped_lines=skipped_lines)
 
@@ -64,13 +61,13 @@ def _read_table(
         lines_before = 0
         try:
             for _ in range(skipped_lines):
-                _next_record(reader)
+                next_record(reader)
             lines_before = reader.line_num
-            header = list(columns or _next_record(reader) or [])
+            header = with_names(columns or next_record(reader) or [])
             _check_header(header, path)
             lines_before = reader.line_num
             number = 0
-            for fields in _records(reader):
+            for fields in records(reader):
                 lines_before = reader.line_num
                 is_empty_line = not fields
                 if is_empty_line:
@@ -129,38 +126,9 @@ def _lines(first: int, last: int) -> str:
     return f"the row in lines {first} to {last}"
 
 
-def _records(reader: Any) -> Iterator[list[str]]:
-    """Read the records of a `csv.reader`.
-
-    The csv module has one limit of the length of a field for the whole process. It is changed only
-    while a record is read.
-    """
-    while True:
-        with _field_limit_lock:
-            limit_before = csv.field_size_limit(MAX_FIELD_CHARACTERS)
-            try:
-                record = next(reader, None)
-            finally:
-                csv.field_size_limit(limit_before)
-        if record is None:
-            return
-        yield record
-
-
-def _next_record(reader: Any) -> list[str] | None:
-    return next(_records(reader), None)
-
-
 def _check_header(header: list[str], path: Path) -> None:
     if not header:
         raise RowError(f"{path.name} is empty: expected a line with the names of the columns.")
-    unnamed = [number for number, name in enumerate(header, 1) if not name.strip()]
-    # One column may hold row numbers.
-    if len(unnamed) > 1:
-        raise RowError(
-            f"{path.name} has {len(unnamed)} columns without a name, the first of them column "
-            f"{unnamed[0]}; name each, or leave out the separators at the ends of the lines."
-        )
     for name in header:
         count = header.count(name)
         if count > 1:
@@ -182,36 +150,12 @@ def _line_of_open_quote(path: Path, encoding: str, dialect: dict[str, Any], firs
         return first_line
     # With a quote at the end, the last field holds all lines since the quote was opened.
     reader = csv.reader([*record[:-1], record[-1] + '"'], **dialect)
-    fields = _next_record(reader)
+    fields = next_record(reader)
     if not fields:
         return first_line
     lines_of_field = io.StringIO(fields[-1], newline="").readlines()
     last_line = first_line + len(record) - 1
     return last_line - max(len(lines_of_field), 1) + 1
-
-
-def _find_separator(path: Path, encoding: str) -> tuple[str, int]:
-    """Find the separator of a csv file, and how many lines at its beginning only name it.
-
-    The separator is a comma, unless the first line has none outside quotes.
-    """
-    with open_text(path, encoding) as lines:
-        first_line = next(iter(lines), "").rstrip("\r\n")
-    if len(first_line) == len(SEPARATOR_LINE) + 1 and first_line.startswith(SEPARATOR_LINE):
-        return first_line[-1], 1
-    if _count_fields(first_line, ",") > 1:
-        return ",", 0
-    candidates = (",", *OTHER_SEPARATORS)
-    return max(candidates, key=lambda separator: _count_fields(first_line, separator)), 0
-
-
-def _count_fields(line: str, separator: str) -> int:
-    try:
-        fields = _next_record(csv.reader([line], delimiter=separator))
-    except csv.Error:
-        # The line is read again as the header, where the error is reported.
-        return 0
-    return len(fields or [])
 
 
 def _has_quoting(path: Path, encoding: str) -> bool:
@@ -226,7 +170,7 @@ def _has_quoting(path: Path, encoding: str) -> bool:
 
         reader = csv.reader(remember_lines(), delimiter="\t", strict=True)
         try:
-            for fields in _records(reader):
+            for fields in records(reader):
                 record = "".join(record_lines).rstrip("\r\n")
                 record_lines.clear()
                 if not _is_record_of(fields, record):

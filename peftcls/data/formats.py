@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from peftcls.data.annotation_formats import plain_row, plain_rows
+from peftcls.data.annotation_formats import plain_row, plain_rows, with_choices_as_lists
 from peftcls.data.bad_lines import BadLine, BadLines, leave_out
 from peftcls.data.csv_format import read_csv, read_tsv
 from peftcls.data.frame_json import rows_of_frame
@@ -82,7 +82,7 @@ def read_json(
     # What has questions of a paragraph, and no paragraphs, is said to be no SQuAD file.
     if content and ("paragraphs" in content[0] or isinstance(content[0].get("qas"), list)):
         return read_squad(content, path)
-    return plain_rows(content, path)
+    return plain_rows(with_choices_as_lists(content), path)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Row:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import datasets
 
 from peftcls.data.reading import source_name
+from peftcls.data.text_lengths import text_lengths
 from peftcls.errors import MissingColumnsError
 
 LOOKED_AT = 100
@@ -38,10 +39,8 @@ def _probably_meant(
 ) -> list[tuple[str, str]]:
     """For each missing column one that may be it: of a similar name, or else the longest texts."""
     first = rows.select(range(min(LOOKED_AT, len(rows))))
-    left = sorted(
-        (name for name in rows.column_names if name not in needed),
-        key=lambda name: sum(len(str(value)) for value in first[name][:]),
-    )
+    lengths = text_lengths(first, [name for name in rows.column_names if name not in needed])
+    left = sorted(lengths, key=lambda name: lengths[name])
     meant = []
     for name in missing:
         if not left:

@@ -33,7 +33,7 @@ from peftcls.data.file_sets import (
     name_of_files,
 )
 from peftcls.data.formats import PARSERS
-from peftcls.data.missing_header import name_among_values
+from peftcls.data.missing_header import warn_of_names
 from peftcls.data.row_batches import each_row
 from peftcls.data.scratch import check_cache, writing_copies
 from peftcls.data.stand_ins import stand_in
@@ -54,8 +54,6 @@ logger = logging.getLogger("peftcls")
 SUFFIXES = (*PARSERS, ".parquet", ".xlsx")
 NOT_TEXT = (".parquet", ".xlsx")
 HAVE_HEADER = (".csv", ".tsv")
-FINDING = {"is_finding": True}
-"""Marks a message that an examination of the rows gives as a finding, too."""
 MAX_SHOWN_CHARACTERS = 80
 
 
@@ -194,8 +192,8 @@ def read_good_rows(
             rows = _read_parsed(path, ("xlsx", split, columns), parse_sheet, cache)
         else:
             rows = _read_text(path, suffix, encoding, columns, cache, bad_lines)
-    if columns is None and suffix in HAVE_HEADER:
-        _warn_of_missing_header(rows, path)
+    if suffix in HAVE_HEADER:
+        warn_of_names(rows, path.name, columns)
     return name_source(rows, path.name)
 
 
@@ -398,18 +396,6 @@ def _read_parsed(
 def _sum_of_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:32]
-
-
-def _warn_of_missing_header(rows: datasets.Dataset, path: Path) -> None:
-    """Warn if the first line of a file looks like a row: a label in it occurs again below it."""
-    found = name_among_values(rows)
-    if found is not None:
-        logger.warning(
-            f"The first line of {path.name} was read as the names of the columns, but {found} If "
-            f"the file has no names, give them: columns={list(found.names)} (--columns "
-            f"{','.join(found.names)}), or a first line in the file.",
-            extra=FINDING,
-        )
 
 
 def _find_column_types(path: Path, rows: Iterator[Row]) -> dict[str, ColumnType]:

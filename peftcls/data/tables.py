@@ -104,10 +104,10 @@ def _check_names_differ(frame: Any, name: str) -> None:
             )
 
 
-def training_split(rows: Any) -> Any:
-    """The split "train" of a `DatasetDict` that has it; anything else unchanged."""
-    if isinstance(rows, datasets.DatasetDict | datasets.IterableDatasetDict) and "train" in rows:
-        return rows["train"]
+def split_of(rows: Any, name: str) -> Any:
+    """A split of a `DatasetDict` that has it, such as "train"; anything else unchanged."""
+    if isinstance(rows, datasets.DatasetDict | datasets.IterableDatasetDict) and name in rows:
+        return rows[name]
     return rows
 
 
@@ -116,7 +116,7 @@ def with_validation_split(train: Any, valid: Any) -> tuple[Any, Any]:
     is_split = isinstance(train, datasets.DatasetDict | datasets.IterableDatasetDict)
     if is_split and valid is None:
         valid = train.get("validation")
-    return training_split(train), valid
+    return split_of(train, "train"), valid
 
 
 def is_columns(rows: Any) -> bool:

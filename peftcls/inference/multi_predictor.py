@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from peftcls.data.reading import Row, source_name
-from peftcls.data.tables import RowsOrTexts, table_of
+from peftcls.data.tables import RowsOrTexts, split_of, table_of
 from peftcls.engine.batch import Batch
 from peftcls.engine.batching import micro_batches
 from peftcls.engine.head_logits import class_logits
@@ -179,7 +179,7 @@ class ManyPredictor:
     def _listed(self, rows: Any) -> datasets.Dataset | list[Any]:
         """A table, or rows or texts as a list."""
         with ROWS_LOCK:
-            table = table_of(rows, LIST_NAME)
+            table = table_of(split_of(rows, "test"), LIST_NAME)
         return list_rows(rows, self._task(0)) if table is None else table
 
     def _number(self, name: str) -> int:

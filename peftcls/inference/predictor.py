@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from peftcls.data.reading import SUFFIXES, Row, RowError, as_dataset, source_name
 from peftcls.data.row_batches import each_row
 from peftcls.data.row_numbers import row_numbers
-from peftcls.data.tables import RowsOrTexts, table_of
+from peftcls.data.tables import RowsOrTexts, split_of, table_of
 from peftcls.engine.allocator import trim_heap
 from peftcls.engine.batch import Batch
 from peftcls.engine.batching import micro_batches
@@ -326,7 +326,7 @@ def rows_to_answer(task: Task, rows: Any) -> datasets.Dataset:
         # What makes the rows may take long, or ask another thread for answers.
         rows = list(rows)
     with ROWS_LOCK:
-        table = table_of(rows, "rows")
+        table = table_of(split_of(rows, "test"), "rows")
         if table is not None:
             return table
         listed = list_rows(rows, task)

@@ -9,7 +9,7 @@ import datasets
 
 from peftcls.data.missing_header import name_among_values
 from peftcls.data.reading import as_dataset
-from peftcls.data.tables import Rows
+from peftcls.data.tables import Rows, split_of
 from peftcls.errors import RowError
 from peftcls.quality.column_rules import ColumnProperties
 from peftcls.quality.findings import Examination, Finding
@@ -43,7 +43,7 @@ def examine_rows(
 
     Args:
         task: what the rows mean; missing labels and scales are learnt from the training rows.
-        train: the rows to train on.
+        train: the rows to train on; a `DatasetDict` with all three splits is examined whole.
         valid: the rows that choose the best step.
         test: the rows for the final evaluation.
         tokenizer: from `load_base`; with it lengths in tokens are checked too.
@@ -53,6 +53,10 @@ def examine_rows(
     Raises:
         RowError: the training rows have no column `group`.
     """
+    if isinstance(train, datasets.DatasetDict | datasets.IterableDatasetDict):
+        valid = train.get("validation") if valid is None else valid
+        test = train.get("test") if test is None else test
+        train = split_of(train, "train")
     findings: list[Finding] = []
     tables: dict[str, datasets.Dataset] = {}
     for name, rows in (("train", train), ("valid", valid), ("test", test)):

@@ -67,12 +67,15 @@ class Group:
     device: torch.device
 
 
-def load_groups(adapters: Adapters, *, base: str | Path | None = None) -> list[Group]:
+def load_groups(
+    adapters: Adapters, *, base: str | Path | None = None, device: str | None = None
+) -> list[Group]:
     """Load folders, or take predictors that are loaded.
 
     Args:
         adapters: a folder or several; or predictors by name; or a `ManyPredictor`.
         base: where the base model of the folders is now, if it moved.
+        device: where folders compute.
 
     Raises:
         ValueError: there is none, a folder cannot be loaded, or two have the same name.
@@ -88,7 +91,7 @@ def load_groups(adapters: Adapters, *, base: str | Path | None = None) -> list[G
             f"adapters={adapters!r}: expected folders, predictors by name such as "
             "{'spam': predictor}, or a ManyPredictor."
         )
-    return _load_folders([Path(folder) for folder in folders], base)
+    return _load_folders([Path(folder) for folder in folders], base, device)
 
 
 def _check_predictors(predictors: Mapping[Any, Any]) -> None:
@@ -102,7 +105,9 @@ def _check_predictors(predictors: Mapping[Any, Any]) -> None:
             )
 
 
-def _load_folders(folders: Sequence[Path], base: str | Path | None) -> list[Group]:
+def _load_folders(
+    folders: Sequence[Path], base: str | Path | None, device: str | None
+) -> list[Group]:
     if not folders:
         raise _no_adapter()
     by_name: dict[str, Path] = {}
@@ -117,10 +122,10 @@ def _load_folders(folders: Sequence[Path], base: str | Path | None) -> list[Grou
     groups = []
     for members in group_by_base(folders):
         if len(members) == 1:
-            predictor = load_predictor(members[0], base=base)
+            predictor = load_predictor(members[0], base=base, device=device)
             groups.append(_group_of_one(members[0].resolve().name, predictor))
         else:
-            groups.append(_group_of_many(load_predictor(members, base=base)))
+            groups.append(_group_of_many(load_predictor(members, base=base, device=device)))
     return groups
 
 

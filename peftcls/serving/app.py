@@ -57,7 +57,11 @@ PREDICT_SCHEMA = {
 
 
 def make_app(
-    adapters: Adapters, *, base: str | Path | None = None, limits: Limits | None = None
+    adapters: Adapters,
+    *,
+    base: str | Path | None = None,
+    device: str | None = None,
+    limits: Limits | None = None,
 ) -> FastAPI:
     """Make the web application of `peftcls serve`, to run alone or to mount in your own.
 
@@ -68,12 +72,13 @@ def make_app(
         adapters: a folder or several; or predictors by name; or a `ManyPredictor`. A folder is
             known by its name, without its path. The first one answers where a request names none.
         base: where the base model of the folders is now, if it moved.
+        device: where folders compute, as of `load_predictor`; predictors have one already.
         limits: how much the service takes on.
 
     Raises:
         ValueError: a folder cannot be loaded, or two adapters have the same name.
     """
-    service = Service(load_groups(adapters, base=base), limits or Limits())
+    service = Service(load_groups(adapters, base=base, device=device), limits or Limits())
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -17,7 +17,7 @@ from peftcls.data.missing_columns import require_columns
 from peftcls.data.reading import Row, RowError, as_dataset, source_name
 from peftcls.data.row_batches import each_row
 from peftcls.data.row_numbers import row_numbers
-from peftcls.data.tables import Rows, training_split
+from peftcls.data.tables import Rows, split_of
 from peftcls.engine.model_choices import Pooling
 from peftcls.tasks.answers import Answer, AnswerKind
 from peftcls.tasks.auto_models import AutoModel
@@ -218,7 +218,7 @@ class Classification(Task):
         return as_columns(self.text)
 
     def learn(self, rows: Rows) -> Self:
-        table = as_dataset(training_split(rows))
+        table = as_dataset(split_of(rows, "train"))
         require_columns(table, self.columns(with_target=True), "Classification")
         counts = self._label_counts(table)
         labels = self.labels or label_order(counts)

@@ -15,7 +15,7 @@ from peftcls.data.missing_columns import require_columns
 from peftcls.data.reading import Row, RowError, as_dataset, source_name
 from peftcls.data.row_batches import each_cell
 from peftcls.data.row_numbers import row_numbers
-from peftcls.data.tables import Rows, training_split
+from peftcls.data.tables import Rows, split_of
 from peftcls.tasks.answers import Answer, AnswerKind
 from peftcls.tasks.auto_models import AutoModel
 from peftcls.tasks.base import Feature, Task, pad, without_padding
@@ -119,7 +119,7 @@ class ExtractiveQA(Task):
     def learn(self, rows: Rows) -> Self:
         if self.unanswerable is not None:
             return self
-        table = as_dataset(training_split(rows))
+        table = as_dataset(split_of(rows, "train"))
         require_columns(table, self.columns(with_target=True), "ExtractiveQA")
         answerable = self.answerable(table)
         if not any(answerable):

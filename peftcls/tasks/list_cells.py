@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from peftcls.data.choices import chosen
+
 DEFAULT_SEPARATOR = ";"
 """Between several labels of a text, unless another separator is set."""
 LIKELY_SEPARATORS = (",", "|", ";", "#")
@@ -24,8 +26,8 @@ def listed_cell(cell: Any, separator: str) -> list[Any]:
     """The entries of a cell.
 
     Args:
-        cell: a list; or a text: a list as JSON, Python or NumPy write it, or entries with a
-            separator between them.
+        cell: a list; or a text: a list as JSON, Python, NumPy or Label Studio write it, or entries
+            with a separator between them.
         separator: such as ";".
     """
     if isinstance(cell, list):
@@ -106,13 +108,13 @@ def _parts(label: str, mark: str) -> set[str]:
 
 
 def _written_list(text: str) -> list[Any] | None:
-    """A list as JSON, Python or NumPy write it; None where it is none, or has more than values."""
+    """A list as it is written; None where it is none, or has more than values."""
     if WRITTEN_ARRAY.fullmatch(text):
         # To Python, texts without commas between them are one text.
         return [ast.literal_eval(found[0]) for found in QUOTED.finditer(text)]
     for read in (json.loads, _written_in_python):
         with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-            entries = read(text)
+            entries = chosen(read(text))
             if isinstance(entries, list) and all(
                 isinstance(entry, str | int | float | None) for entry in entries
             ):

@@ -16,7 +16,7 @@ from peftcls.argument_names import names_arguments
 from peftcls.data.missing_columns import require_columns
 from peftcls.data.reading import Row, RowError, as_dataset, source_name
 from peftcls.data.row_batches import each_cell
-from peftcls.data.tables import Rows, training_split
+from peftcls.data.tables import Rows, split_of
 from peftcls.engine.model_choices import Pooling
 from peftcls.tasks.answers import Answer, AnswerKind
 from peftcls.tasks.auto_models import AutoModel
@@ -115,7 +115,7 @@ class Regression(Task):
         return as_columns(self.text)
 
     def learn(self, rows: Rows) -> Self:
-        table = as_dataset(training_split(rows))
+        table = as_dataset(split_of(rows, "train"))
         require_columns(table, self.columns(with_target=True), "Regression")
         parsed = (self._number(value) for value in each_cell(table, self.target))
         numbers = np.fromiter((number for number in parsed if number is not None), np.float64)

@@ -8,6 +8,7 @@ from peftcls.data.missing_columns import require_columns
 from peftcls.data.reading import Row, RowError, as_dataset, source_name
 from peftcls.data.row_batches import each_row
 from peftcls.data.row_numbers import row_numbers
+from peftcls.data.tables import split_of
 from peftcls.tasks.base import Task
 from peftcls.tasks.row_weights import check_weights
 
@@ -35,7 +36,7 @@ def check_rows(
     Raises:
         RowError: a column is missing, or some rows or the whole table are wrong.
     """
-    rows = as_dataset(rows)
+    rows = as_dataset(split_of(rows, "train"))
     columns = task.columns(with_target=with_target)
     require_columns(rows, columns, type(task).__name__)
     if training:

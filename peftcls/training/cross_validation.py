@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from peftcls.data.reading import as_dataset, source_name
 from peftcls.data.row_batches import each_row
-from peftcls.data.tables import Rows
+from peftcls.data.tables import Rows, split_of
 from peftcls.engine.model_state import base_facts
 from peftcls.errors import RowError
 from peftcls.models.trainable import copy_tensors, put_tensors, trained_parameters
@@ -113,7 +113,7 @@ def cross_validate(
             folds.
         RowError: rows that cannot be trained on, no such column, or no value in it.
     """
-    table = as_dataset(rows)
+    table = as_dataset(split_of(rows, "train"))
     if not isinstance(folds, int) or not 2 <= folds <= len(table):
         raise ValueError(
             f"folds={folds!r}: expected a whole number of at least 2 and at most the {len(table)} "

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from peftcls.data.reading import as_dataset, source_name
 from peftcls.data.row_numbers import select_rows
-from peftcls.data.tables import Rows
+from peftcls.data.tables import Rows, with_validation_split
 from peftcls.engine.model_state import BaseFacts
 from peftcls.quality.examine import examine_rows, raise_errors
 from peftcls.quality.findings import Examination
@@ -164,6 +164,7 @@ def prepare_once(
         if valid_rows is not None:
             raise ValueError("valid_rows are given beside prepared rows; give them to prepare.")
         return train_rows
+    train_rows, valid_rows = with_validation_split(train_rows, valid_rows)
     train = as_dataset(train_rows, "train_rows")
     valid = None if valid_rows is None else as_dataset(valid_rows, "valid_rows")
     return prepare(task, train, valid, tokenizer, base, cache_dir=cache_dir)

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from peftcls.data.reading import as_dataset
-from peftcls.data.tables import Rows
+from peftcls.data.tables import Rows, with_validation_split
 from peftcls.engine.frozen_layers import find_frozen_layers
 from peftcls.engine.model_state import base_facts
 from peftcls.evaluation import Comparison, compare_with_best
@@ -142,6 +142,7 @@ def _prepare(
     cache_dir: str | Path | None,
 ) -> Prepared:
     """Check, examine and encode the rows, unless that was done before."""
+    train_rows, valid_rows = with_validation_split(train_rows, valid_rows)
     if isinstance(train_rows, Prepared):
         prepared = train_rows
     elif valid_rows is None:

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from peftcls.data.output_folder import check_output_dir
 from peftcls.data.reading import Row, as_dataset
-from peftcls.data.tables import Rows, RowsOrTexts, with_validation_split
+from peftcls.data.tables import Rows, RowsOrTexts, split_of, with_validation_split
 from peftcls.engine.agreement import failing_together
 from peftcls.engine.model_state import base_facts, state_of, use_fast_paths
 from peftcls.errors import RunStoppedError
@@ -436,7 +436,7 @@ class Trainer:
         Raises:
             RowError: a row has no text, or a target that is none.
         """
-        table = as_dataset(rows)
+        table = as_dataset(split_of(rows, "test"))
         check_rows(self.task, table)
         return score_gathered(self.task, self.predict(table), table, self.config.own_metrics)
 
@@ -465,7 +465,7 @@ class Trainer:
             ValueError: the task gives no probabilities, no row can be answered with `min_accuracy`,
                 or nothing can be fitted.
         """
-        rows = as_dataset(valid_rows, "valid_rows")
+        rows = as_dataset(split_of(valid_rows, "validation"), "valid_rows")
         check_rows(self.task, rows)
         answers = self.predict(rows)
         former_task = self.task

@@ -95,7 +95,24 @@ def test_an_option_that_the_task_does_not_have_is_refused():
 )
 def test_an_option_with_the_name_of_another_library_is_named(typed, meant, messages, capsys):
     assert cli.main(["train", messages, "--out", "run", typed, "3"]) == cli.USAGE
-    sentence = f"There is no option {typed}; it is called {meant} here."
+    sentence = f"There is no option {typed}; it is called {meant} here"
+    assert sentence in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ("--epoch", "There is no option --epoch. Did you mean --epochs?"),
+        ("--cpu", "There is no option --cpu; it is --device cpu here."),
+        ("--max-steps", "it is called --epochs here; it counts passes over the rows."),
+        (
+            "--gradient-accumulation-steps",
+            "There is no option --gradient-accumulation-steps: the batch size is of a whole step",
+        ),
+    ],
+)
+def test_an_option_that_differs_is_explained(typed, sentence, messages, capsys):
+    assert cli.main(["train", messages, "--out", "run", typed, "3"]) == cli.USAGE
     assert sentence in " ".join(capsys.readouterr().err.split())
 
 

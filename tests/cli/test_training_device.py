@@ -44,7 +44,7 @@ def test_a_gpu_has_its_number_among_the_visible_ones(visible, name, left, monkey
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:-1", ""])
 def test_a_name_of_no_device_is_refused(name):
-    with pytest.raises(ValueError, match="expected cpu, cuda, or cuda:1 for the second GPU"):
+    with pytest.raises(ValueError, match="expected cpu, cuda, cuda:1 for the second GPU, or mps"):
         see_only(name)
 
 
@@ -52,6 +52,16 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ValueError, match="finds no such GPU here"):
         see_only("cuda:3")
+
+
+def test_an_apple_gpu_is_taken_where_there_is_one(monkeypatch):
+    before = dict(os.environ)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    see_only("mps")()
+    assert dict(os.environ) == before
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    with pytest.raises(ValueError, match="--device mps: PyTorch finds no such GPU here; leave it"):
+        see_only("mps")
 
 
 def test_a_process_that_has_used_a_gpu_cannot_change(monkeypatch):

@@ -146,3 +146,55 @@ def test_several_choices_of_a_short_export_are_a_list_of_labels(tmp_path):
     rows = [{"text": f"text {n}", "mood": {"choices": ["good", "strong"]}} for n in range(3)]
     path.write_text(json.dumps(rows))
     assert read_rows(path)["mood"][:] == [["good", "strong"]] * 3
+
+
+def test_a_question_with_one_choice_here_and_several_there_is_a_list_everywhere(tmp_path):
+    path = tmp_path / "short.json"
+    moods = ["good", {"choices": ["good", "strong"]}, None]
+    path.write_text(json.dumps([{"text": "a", "mood": mood, "by": "me"} for mood in moods]))
+    rows = read_rows(path)
+    assert rows["mood"][:] == [["good"], ["good", "strong"], None]
+    assert rows["by"][:] == ["me"] * 3
+
+
+def test_marked_parts_of_a_short_export_are_spans(tmp_path):
+    path = tmp_path / "short.json"
+    part = {"start": 0, "end": 3, "text": "the", "labels": ["ART", "WORD"]}
+    path.write_text(json.dumps([{"text": "the drug", "parts": [part]}, {"text": "none"}]))
+    spans = [{"start": 0, "end": 3, "label": label} for label in ("ART", "WORD")]
+    assert read_rows(path).to_list() == [
+        {"text": "the drug", "spans": spans},
+        {"text": "none", "spans": None},
+    ]
+
+
+def test_a_place_in_a_taxonomy_is_a_label(write):
+    places = {"taxonomy": [["animals", "dogs"], ["new"]]}
+    result = {"type": "taxonomy", "from_name": "topic", "value": places}
+    rows = read_rows(write("a.json", json.dumps([studio("a puppy", result)])))
+    assert rows["topic"][:] == [["animals/dogs", "new"]]
+
+
+def test_several_choices_in_a_csv_cell_are_labels(write):
+    cells = ['"{""choices"": [""good"", ""strong""]}"', "good", "strong"]
+    path = write("a.csv", "text,mood\n" + "".join(f"a text,{cell}\n" for cell in cells))
+    rows = read_rows(path)
+    task = Classification(label="mood", multi_label=True).learn(rows)
+    assert task.labels == ("good", "strong")
+    check_rows(task, rows)
+
+
+def test_turns_with_several_parts_are_their_paragraphs(write):
+    parts = [{"type": "text", "text": "Is it spam?"}, {"type": "text", "text": "You won!"}]
+    chat = {
+        "messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "yes"}]
+    }
+    assert read_rows(write("a.jsonl", lines(chat))).to_list() == [
+        {"instruction": "Is it spam?\nYou won!", "input": "", "output": "yes"}
+    ]
+    chat["messages"][0]["content"] = [{"type": "image_url", "image_url": "x"}]
+    with pytest.raises(RowError, match="has a turn with a part of the type 'image_url' in column"):
+        read_rows(write("b.jsonl", lines(chat)))
+    chat["messages"][0]["content"] = None
+    with pytest.raises(RowError, match="has a turn with None in column 'messages', expected a te"):
+        read_rows(write("c.jsonl", lines(chat)))

@@ -180,6 +180,35 @@ def test_a_training_uses_the_splits_train_and_validation(bert, text_rows, tmp_pa
     assert scores == pytest.approx(expected)
 
 
+def test_each_use_takes_its_split(bert, text_rows, tmp_path):
+    train, valid, test = text_rows, text_rows[:6], text_rows[2:8]
+    splits = datasets.DatasetDict(
+        train=as_dataset(train), validation=as_dataset(valid), test=as_dataset(test)
+    )
+    trainer = build(bert, tmp_path / "run", text_rows)
+    found = peftcls.examine_rows(trainer.task, splits)
+    assert str(found) == str(peftcls.examine_rows(trainer.task, train, valid, test))
+    peftcls.check_rows(trainer.task, splits)
+    assert trainer.evaluate(splits) == trainer.evaluate(test)
+    answers = trainer.predict(splits)
+    assert answers == trainer.predict(test)
+    found = peftcls.evaluate_answers(trainer.task, answers, splits)
+    assert str(found) == str(peftcls.evaluate_answers(trainer.task, answers, test))
+    assert trainer.dry_run(splits).rows == trainer.dry_run(train).rows
+
+
+def test_folds_and_sweeps_take_the_training_split(bert, text_rows, tmp_path):
+    splits = datasets.DatasetDict(train=as_dataset(text_rows), validation=as_dataset(text_rows[:6]))
+    scores = []
+    for name, rows in (("splits", (splits,)), ("rows", (text_rows, text_rows[:6]))):
+        trainer = build(bert, tmp_path / name, text_rows)
+        parts = (trainer.model, trainer.task, trainer.tokenizer)
+        swept = peftcls.sweep(*parts, {"one": trainer.config}, *rows)
+        folded = peftcls.cross_validate(*parts, trainer.config, rows[0], folds=2)
+        scores.append((swept[0].scores, folded.scores))
+    assert scores[0] == scores[1]
+
+
 # Answers
 
 
