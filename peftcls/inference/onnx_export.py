@@ -1,5 +1,6 @@
 """Export an adapter and its base to ONNX: one file that runs without PyTorch."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import itertools
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -15,6 +17,7 @@ from peftcls.data.reading import source_name
 from peftcls.data.tables import RowsOrTexts
 from peftcls.engine.batch import Batch
 from peftcls.engine.model_state import base_facts
+from peftcls.errors import RowError
 from peftcls.inference.onnx_graph import HeadGraph, OnnxSession, quantize_weights, write_graph
 from peftcls.inference.predictor import Predictor, rows_to_answer, tokenize_rows
 from peftcls.models.adapter_folder import load_adapter
@@ -50,6 +53,8 @@ class OnnxExport:
         equal_share: the share of rows with the same label, labels or text; None for numbers.
         mean_difference: of numbers, in their units; None for anything else.
         remarks: what a program that runs the file must do by itself.
+        scores: of the file on rows that have a target; empty where they have none.
+        adapter_scores: of the folder on the same rows.
     """
 
     directory: Path
@@ -57,12 +62,16 @@ class OnnxExport:
     equal_share: float | None
     mean_difference: float | None
     remarks: tuple[str, ...]
+    scores: dict[str, float] = dataclasses.field(default_factory=dict)
+    adapter_scores: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         if self.mean_difference is not None:
             found = f"numbers differ by {self.mean_difference:.3g} on average"
         else:
             found = f"{100 * (self.equal_share or 0.0):.1f} % of the answers are the same"
+        for name, score in itertools.islice(self.scores.items(), 1):
+            found += f"; {name} {score:.4f}, of the adapter {self.adapter_scores[name]:.4f}"
         return f"exported to {self.directory}; on {self.rows} rows {found}"
 
 
@@ -87,7 +96,8 @@ def export_onnx(
         out: the new folder; it must not exist, or be empty.
         int8: hold the weights in 8 bits (dynamic quantization): a quarter of the size, and answers
             that may differ.
-        check: rows to compare answers on; the probe texts unless given.
+        check: rows to compare answers on, and scores where they have a target; the probe texts
+            unless given.
         base: where the base model is now, if it moved.
         tasks: your own task classes, beside the four built-in ones.
 
@@ -112,7 +122,8 @@ def export_onnx(
         )
     widen_all(model)
     predictor = Predictor(model.eval(), task, tokenizer)
-    features = _check_features(predictor, check)
+    table = None if check is None else _table_to_check(task, check)
+    features = _check_features(predictor, table)
     expected = predictor.answer(features)
     probes = encode_probes(task, tokenizer)
     logits = adapter_logits(task, model, probes, tokenizer)
@@ -128,7 +139,14 @@ def export_onnx(
             quantize_weights(temporary / MODEL_FILE)
             session = OnnxSession(temporary / MODEL_FILE)
         answers = _answers(task, tokenizer, features, session)
-        result = OnnxExport(out, len(features), *_difference(task, expected, answers), remarks)
+        result = OnnxExport(
+            out,
+            len(features),
+            *_difference(task, expected, answers),
+            remarks,
+            scores=_scores(task, answers, table),
+            adapter_scores=_scores(task, expected, table),
+        )
         with quiet():
             graph.inner.config.save_pretrained(temporary)
             tokenizer.save_pretrained(str(temporary))
@@ -150,15 +168,20 @@ def _require_packages() -> None:
 # Comparing answers
 
 
-def _check_features(predictor: Predictor, rows: RowsOrTexts | None) -> list[Feature]:
-    """The rows to compare answers on, tokenized: those given, or the probe texts."""
-    task = predictor.task
-    if rows is None:
-        return encode_probes(task, predictor.tokenizer)
+def _table_to_check(task: Task, rows: RowsOrTexts) -> datasets.Dataset:
+    """The rows that are given to compare answers on."""
     table = rows_to_answer(task, rows)
     if len(table) == 0:
         raise ValueError("check has no rows, expected some to compare answers on.")
     check_rows(task, table, with_target=False)
+    return table
+
+
+def _check_features(predictor: Predictor, table: datasets.Dataset | None) -> list[Feature]:
+    """The rows to compare answers on, tokenized: those given, or the probe texts."""
+    task = predictor.task
+    if table is None:
+        return encode_probes(task, predictor.tokenizer)
     columns = table.select_columns(task.columns(with_target=False)).to_list()
     return tokenize_rows(
         task, columns, predictor.tokenizer, source=source_name(table), numbers=itertools.count(1)
@@ -178,6 +201,18 @@ def _answers(
         batch = task.collate(chosen, tokenizer)
         answers += task.decode_logits(session.logits(batch), batch, chosen, tokenizer)
     return answers
+
+
+def _scores(
+    task: Task, answers: Sequence[Answer], table: datasets.Dataset | None
+) -> dict[str, float]:
+    """The scores of answers; none where rows have no target, or one that cannot be read."""
+    if table is None:
+        return {}
+    with contextlib.suppress(RowError):
+        check_rows(task, table)
+        return task.score(answers, table)
+    return {}
 
 
 def _check_logits(
@@ -250,4 +285,6 @@ def _notes(
         "checked_rows": result.rows,
         "equal_share": result.equal_share,
         "mean_difference": result.mean_difference,
+        "scores": result.scores,
+        "adapter_scores": result.adapter_scores,
     }

@@ -106,15 +106,25 @@ def test_numbers_pairs_and_spans_are_exported_too(bert, tmp_path):
 def test_eight_bits_are_smaller_and_the_share_of_equal_answers_is_known(bert, tmp_path, capsys):
     folder = saved(bert, tmp_path / "run", LABELS)
     file = tmp_path / "rows.jsonl"
-    file.write_text("\n".join(json.dumps({"text": text}) for text in TEXTS), encoding="utf-8")
+    labels = ("no", "maybe", "yes", "no")
+    rows = [{"text": text, "label": label} for text, label in zip(TEXTS, labels, strict=True)]
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     for name, options in (("whole", []), ("small", ["--int8", "--check", str(file)])):
         assert cli.main(["export", str(folder), str(tmp_path / name), "--onnx", *options]) == 0
-    assert "on 4 rows" in capsys.readouterr().out
+    own = peftcls.load_predictor(folder)
+    expected = peftcls.evaluate_answers(own.task, own.predict(rows), rows).scores
+    shown = capsys.readouterr().out
+    assert "on 4 rows" in shown
+    assert f", of the adapter {expected['accuracy']:.4f}" in shown
     sizes = [(tmp_path / name / "model.onnx").stat().st_size for name in ("whole", "small")]
     assert sizes[1] < 0.6 * sizes[0]
     logits, notes = onnx_logits(tmp_path / "small", TEXTS)
     assert notes["int8"]
     assert 0 <= notes["equal_share"] <= 1
+    assert notes["adapter_scores"] == pytest.approx(expected)
+    found = [("no", "maybe", "yes")[row] for row in logits.argmax(1)]
+    right = [found[i] == label for i, label in enumerate(labels)]
+    assert notes["scores"]["accuracy"] == sum(right) / 4
     assert np.isfinite(logits).all()
 
 
