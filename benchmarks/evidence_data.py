@@ -115,9 +115,7 @@ WORK = {
         "spans", SQUAD, ("question", "context"), "answers", (1200, 0, 400), 320, "f1", epochs=2
     ),
     "medical_prompt": Work("prompt", ABSTRACTS, PAPERS, "label", (300, 100, 200), 320),
-    "keywords": Work(
-        "keywords", KEYWORDS, PAPERS, "Keywords", (1000, 50, 200), 384, "f1_at_10", epochs=2
-    ),
+    "keywords": Work("keywords", KEYWORDS, PAPERS, "Keywords", (1000, 50, 200), 384, "f1_at_10"),
 }
 WORK |= {
     "sms_rare": dataclasses.replace(

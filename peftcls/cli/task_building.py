@@ -26,6 +26,7 @@ TASKS_WITH = {
     "class_weight": WITH_ONE_LABEL,
     "sampling": WITH_ONE_LABEL,
     "separator": ("multi-label", "keywords"),
+    "samples": ("keywords",),
     "label_smoothing": WITH_ONE_LABEL,
     "loss": WITH_LABELS,
     "pooling": WITH_HEAD,

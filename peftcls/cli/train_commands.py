@@ -30,6 +30,7 @@ from peftcls.cli.shared_options import (
     training_device_option,
     writable_folder,
 )
+from peftcls.tasks.instruction_settings import MAX_SAMPLES
 
 METHODS = ("lora", "lora+", "dora", "rslora", "pissa", "adalora", "ia3")
 PARTS = ("head", "last_block", "last_two_blocks", "all")
@@ -86,6 +87,12 @@ task_settings = collected(
     prompt_option,
     max_length_option,
     max_new_tokens_option,
+    data_option(
+        "--samples",
+        type=click.IntRange(1, MAX_SAMPLES),
+        help="Lists of keywords that are drawn for a row; at least two have to agree on a keyword. "
+        "1 is faster.  [default: 8]",
+    ),
     data_option(
         "--long-text",
         type=click.Choice(LONG_TEXTS),

@@ -70,13 +70,17 @@ def can_subset_last_layer(model: torch.nn.Module) -> bool:
 
 
 def can_share_prefix(model: torch.nn.Module) -> bool:
+    """Whether the rows of a table can share the keys and values of their common prefix."""
+    # Cached frozen layers compute no keys and values.
+    return not state_of(model).uses_frozen_cache and can_continue(model)
+
+
+def can_continue(model: torch.nn.Module) -> bool:
     """Whether a model gives the same logits when it continues from the KV cache of a prefix."""
     inner = unwrapped(model)
     state = state_of(inner)
-    if not state.fast_paths.prefix:
-        return False
-    # Cached frozen layers compute no keys and values; checkpointed layers keep none.
-    if state.uses_frozen_cache or uses_gradient_checkpointing(inner):
+    # Checkpointed layers keep no keys and values.
+    if not state.fast_paths.prefix or uses_gradient_checkpointing(inner):
         return False
     if state.capabilities.prefix is None:
         state.capabilities.prefix = run_probe(state, "prefix", lambda: _continues(inner))

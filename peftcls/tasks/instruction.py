@@ -28,6 +28,7 @@ from peftcls.tasks.conversations import (
     write_turns,
 )
 from peftcls.tasks.decisions import PLAIN, Decisions, decisions_setting, fit_decisions
+from peftcls.tasks.instruction_settings import answer_problems, template_problems
 from peftcls.tasks.label_trie import LabelTrie, Tokens
 from peftcls.tasks.labels import (
     TOO_FEW_LABELS,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from peftcls.engine.batch import Batch
 
 IGNORED_TARGET = -100
+SAMPLES = 8
 TEMPLATE = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 
 
@@ -69,7 +71,7 @@ class Instruction(Task):
         output: the column with the answer.
         labels: the closed set of answers, at least two. If given, a prediction is one of them with
             its probability, computed from the model's likelihoods in one pass; otherwise the answer
-            is generated greedily.
+            is generated.
         separator: of a list-like answer such as keywords (";"); the answer is then scored as a set,
             and learnt in the order in which the row's text has its parts.
         template: the prompt. `{instruction}` and `{input}` stand for the columns above, any other
@@ -80,6 +82,8 @@ class Instruction(Task):
         max_new_tokens: tokens of a generated answer, its end mark included.
         decisions: with `labels`, temperature, thresholds and abstention; fitted by
             `Trainer.calibrate`.
+        samples: of a list-like answer: so many lists are drawn, and those keywords are the answer
+            that at least two of them have; 8 unless given. With 1, it is the likeliest list.
 
     Raises:
         ValueError: settings that exclude each other or are out of range.
@@ -94,6 +98,7 @@ class Instruction(Task):
     max_length: int = 1024
     max_new_tokens: int = 128
     decisions: Decisions = PLAIN
+    samples: int | None = None
 
     new_head: ClassVar[bool] = False
     auto_model = AutoModel("AutoModelForCausalLM")
@@ -105,36 +110,24 @@ class Instruction(Task):
         object.__setattr__(self, "labels", plain_labels(self.labels))
         check_argument_types(vars(self), Instruction)
         object.__setattr__(self, "decisions", decisions_setting(self.decisions, self.labels))
+        if self.samples is None:
+            object.__setattr__(self, "samples", 1 if self.separator is None else SAMPLES)
         problems = []
         if self.labels is not None:
             problems.append(label_setting_problem(self.labels))
             object.__setattr__(self, "labels", tuple(label_name(label) for label in self.labels))
-        problems += [sentence for is_wrong, sentence in self._setting_checks() if is_wrong]
+        problems += answer_problems(self.labels, self.separator, self.samples or 0)
+        problems += template_problems(self.template)
         lengths = (self.max_length, self.max_new_tokens)
         problems.append(lengths_problem(*lengths, generates=self.labels is None))
         sentences = [problem for problem in problems if problem]
         if sentences:
             raise ValueError("; ".join(sentences) + ".")
 
-    def _setting_checks(self) -> list[tuple[bool, str]]:
-        """Pairs of (is wrong, sentence) for settings whose types are right."""
-        documents = self.template.count("{input}")
-        return [
-            (
-                self.labels is not None and len(self.labels) < 2,
-                f"labels={self.labels}: expected two or more different labels",
-            ),
-            (
-                self.labels is not None and self.separator is not None,
-                "labels and separator: an answer is one of a closed set or a list, not both",
-            ),
-            (self.separator == "", "separator='': expected a text such as ';'"),
-            (not self.template.strip(), "template is empty: expected a text with {input}"),
-            (
-                documents > 1,
-                f"template has {{input}} {documents} times: expected a text that has it once",
-            ),
-        ]
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        # Folders from before there was this setting have one list.
+        return super().from_json({"samples": 1, **fields})
 
     @property
     def monitor(self) -> str:  # type: ignore[override]
@@ -375,10 +368,20 @@ class Instruction(Task):
         prompts = [feature["input_ids"] for feature in features]
         if self.labels:
             return self._score_labels(model, batch, prompts, tokenizer)
-        from peftcls.tasks.generation import generate_tokens
+        limit = self.max_new_tokens
+        if self.separator is not None:
+            from peftcls.tasks.keyword_lists import generate_lists
 
-        generated = generate_tokens(model, prompts, tokenizer, self.max_new_tokens)
-        return [self._generated_answer(new_ids, tokenizer) for new_ids in generated]
+            samples = self.samples or SAMPLES
+            return generate_lists(model, prompts, tokenizer, limit, self.separator, samples)
+        from peftcls.tasks.generation import generate_tokens, text_of_tokens
+
+        answers = []
+        for new_ids in generate_tokens(model, prompts, tokenizer, limit):
+            text = text_of_tokens(new_ids, tokenizer)
+            usable = tokenizer.eos_token_id in new_ids and bool(text)
+            answers.append(Answer(text=text, usable=usable))
+        return answers
 
     def _score_labels(
         self,
@@ -412,18 +415,6 @@ class Instruction(Task):
             label = self.decisions.choose(probabilities)
             answers.append(Answer(label=label, probabilities=probabilities))
         return answers
-
-    def _generated_answer(self, new_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> Answer:
-        """The answer in generated tokens; it is unusable without an end mark or a text."""
-        has_ended = tokenizer.eos_token_id in new_ids
-        if has_ended:
-            new_ids = new_ids[: new_ids.index(tokenizer.eos_token_id)]
-        text = str(tokenizer.decode(new_ids, skip_special_tokens=True)).strip()
-        usable = has_ended and bool(text)
-        if self.separator is None:
-            return Answer(text=text, usable=usable)
-        keywords = keywords_of(text, self.separator)
-        return Answer(text=text, labels=keywords, usable=usable and bool(keywords))
 
     @property
     def answer_kind(self) -> AnswerKind:

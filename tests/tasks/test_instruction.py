@@ -530,7 +530,7 @@ def biased(model, tokenizer, text: str):
     ("written", "separator", "text", "labels", "usable"),
     [
         (" yes", None, "yes", None, True),
-        (" drug; bank ;drug;; ", ";", "drug; bank ;drug;;", ("drug", "bank"), True),
+        (" drug; bank ;drug;; ", ";", "drug; bank ;drug;", ("drug", "bank"), True),
         (" one, two", ";", "one, two", ("one, two",), True),
         (" ; ;", ";", "; ;", (), False),
         ("", None, "", None, False),
@@ -542,7 +542,11 @@ def test_an_answer_is_usable_when_it_ended_and_says_something(
     llama, written, separator, text, labels, usable
 ):
     task = Instruction(
-        template="{input}\nAnswer: ", separator=separator, max_length=200, max_new_tokens=14
+        template="{input}\nAnswer: ",
+        separator=separator,
+        max_length=200,
+        max_new_tokens=14,
+        samples=1,
     )
     model, tokenizer = peftcls.load_base(llama, task)
     model.lm_head = biased(model.lm_head, tokenizer, written)
