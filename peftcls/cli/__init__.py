@@ -117,7 +117,7 @@ def _with_option(error: click.NoSuchOption, context: click.Context) -> click.Usa
     if meant is None:
         return error
     if meant != OTHER_NAMES.get(typed.casefold()):
-        return click.UsageError(f"{message}. Did you mean {by_name[meant]}?", context)
+        return click.NoSuchOption(error.option_name, possibilities=[by_name[meant]], ctx=context)
     return click.UsageError(f"{message}; {called(typed, by_name[meant])}.", context)
 
 

@@ -102,7 +102,7 @@ def test_an_option_with_the_name_of_another_library_is_named(typed, meant, messa
 @pytest.mark.parametrize(
     ("typed", "sentence"),
     [
-        ("--epoch", "There is no option --epoch. Did you mean --epochs?"),
+        ("--epoch", "No such option '--epoch'. Did you mean '--epochs'?"),
         ("--cpu", "There is no option --cpu; it is --device cpu here."),
         ("--max-steps", "it is called --epochs here; it counts passes over the rows."),
         (
