@@ -3,6 +3,7 @@
 import datasets
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 from small_runs import build
@@ -25,6 +26,7 @@ class Frame:
 
 TABLES = {
     "pandas": pd.DataFrame(ROWS),
+    "polars": pl.DataFrame(ROWS),
     "pandas_with_an_index": pd.DataFrame(ROWS, index=[f"row {n}" for n in range(8)]),
     "arrow": pa.table(COLUMNS),
     "another_frame": Frame(),
@@ -70,6 +72,21 @@ def test_the_types_of_newer_data_frames_are_the_usual_ones():
         {"text": "a", "label": "yes", "tags": ["x"]},
     ]
     assert "view" not in str(rows.features)
+
+
+def test_categories_lists_and_gaps_of_polars_are_those_of_the_table():
+    frame = pl.DataFrame(
+        {"text": ["a", "b", None], "label": ["yes", None, "no"], "tags": [["x"], [], ["y", "x"]]},
+        schema_overrides={"label": pl.Categorical},
+    )
+    rows = as_dataset(frame)
+    assert rows.to_list() == [
+        {"text": "a", "label": "yes", "tags": ["x"]},
+        {"text": "b", "label": None, "tags": []},
+        {"text": None, "label": "no", "tags": ["y", "x"]},
+    ]
+    with pytest.raises(RowError, match=r"found a LazyFrame: call its collect\(\) first"):
+        as_dataset(frame.lazy())
 
 
 def test_a_column_of_values_of_several_types_is_refused():

@@ -5,6 +5,7 @@ import functools
 import evaluate
 import numpy as np
 import pytest
+import torchmetrics
 from datasets import Features, Value
 from sklearn import metrics as sk
 
@@ -114,6 +115,11 @@ class Share:
 
     def compute(self):
         return self.right / self.count
+
+
+def test_an_object_of_torchmetrics_is_a_score():
+    found = scores_with({"kappa": torchmetrics.CohenKappa(task="binary")})
+    assert found["kappa"] == pytest.approx(sk.cohen_kappa_score(GOLD, GIVEN))
 
 
 def test_a_function_is_a_score_with_an_interval_beside_those_of_the_task():
