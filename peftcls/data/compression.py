@@ -32,17 +32,21 @@ def table_suffix(path: Path) -> str:
         return Path(path.stem).suffix.lower()
     if suffix == ".zip" and path.is_file():
         with _reported(path), zipfile.ZipFile(path) as archive:
-            return Path(_only_member(archive, path)).suffix.lower()
-    if suffix in TEXT_SUFFIXES and path.is_file() and _has_tabs(path):
-        return ".tsv"
+            member = _only_member(archive, path)
+            with archive.open(member) as file:
+                return _suffix_of_text(Path(member).suffix.lower(), file)
+    if suffix in TEXT_SUFFIXES and path.is_file():
+        with path.open("rb") as file:
+            return _suffix_of_text(suffix, file)
     return suffix
 
 
-def _has_tabs(path: Path) -> bool:
-    """Whether the first line of a file is text with a tab in it."""
-    with path.open("rb") as file:
-        first_line = file.readline(MAX_FIRST_LINE)
-    return b"\t" in first_line and b"\0" not in first_line
+def _suffix_of_text(suffix: str, file: IO[bytes]) -> str:
+    """A file extension, or ".tsv" where it says nothing and the first line has a tab in it."""
+    if suffix not in TEXT_SUFFIXES:
+        return suffix
+    first_line = file.readline(MAX_FIRST_LINE)
+    return ".tsv" if b"\t" in first_line and b"\0" not in first_line else suffix
 
 
 @contextlib.contextmanager
@@ -81,6 +85,10 @@ def _only_member(archive: zipfile.ZipFile, path: Path) -> str:
         and not name.rpartition("/")[2].startswith(HIDDEN)
         and not name.startswith(HIDDEN)
     ]
+    # Data sets are often packed beside a text that explains them.
+    others = [name for name in names if not Path(name).stem.casefold().startswith("readme")]
+    if len(others) == 1:
+        return others[0]
     if len(names) != 1:
         listed = ", ".join(names[:5]) or "none"
         raise RowError(

@@ -1,6 +1,7 @@
 """Files as they are handed around: without names of columns, with tabs, with other endings."""
 
 import logging
+import zipfile
 
 import datasets
 import pytest
@@ -20,6 +21,14 @@ def test_texts_with_commas_behind_tabs_are_read_under_any_name(write, name):
     rows = read_rows(write(name, SMS), columns=["label", "text"])
     assert rows["label"][:] == ["ham", "spam", "ham"]
     assert rows["text"][1] == '"Free entry in 2, a prize, or so'
+
+
+def test_an_archive_may_have_a_text_that_explains_its_table(tmp_path):
+    archive = tmp_path / "sms+spam+collection.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("SMSSpamCollection", SMS)
+        file.writestr("readme", "What it is\n")
+    assert read_rows(archive, columns=["label", "text"])["label"][:] == ["ham", "spam", "ham"]
 
 
 def test_texts_with_commas_are_read_between_semicolons(write):
