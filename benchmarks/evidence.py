@@ -34,7 +34,7 @@ BASES = ("minilm", "smollm2")
 # Which systems are run at several rates.
 WITH_RATES = ("trainer", "trl")
 SYSTEMS = ("peftcls", "baselines", "trainer", "trl", "setfit")
-LIMIT_SECONDS = 3600
+LIMIT_SECONDS = 7200
 
 
 def main() -> None:
