@@ -94,20 +94,20 @@ VALUES = {
 REMARKS = {
     "gradient_accumulation_steps": "the batch size is of a whole step, however many rows are "
     "computed at once",
-    "per_device_train_batch_size": "it counts the rows of a step on all devices",
-    "per_device_batch_size": "it counts the rows of a step on all devices",
-    "max_steps": "it counts passes over the rows",
-    "warmup_steps": "it is a share of all steps",
+    "per_device_train_batch_size": "the batch size counts the rows of a step on all devices",
+    "per_device_batch_size": "the batch size counts the rows of a step on all devices",
+    "max_steps": "the length of a run is set in epochs, passes over the rows",
+    "warmup_steps": "the warm-up is a share of all steps",
 }
 """How a setting of a similar name differs."""
 
 PLACES = {
     "attach_lora": ("rank", "alpha", "dropout", "targets", "layers", "method"),
-    "load_base": ("dtype", "quantize", "model"),
+    "load_base": ("dtype", "quantize"),
     "the task, such as Classification(...)": ("max_length", "text", "label", "separator"),
-    "Trainer.fit": ("valid",),
 }
 """What takes a setting that a user may look for elsewhere."""
+TASKS = ("Classification", "Regression", "Instruction", "ExtractiveQA")
 
 
 def name_here(name: str, known: Iterable[str]) -> str | None:
@@ -148,15 +148,16 @@ def names_arguments(owner: T) -> T:
 
 def _unknown_argument(owner: str, name: str, known: list[str]) -> str:
     problem = f"{owner} has no argument {name}="
+    elsewhere = OTHER_NAMES.get(name.casefold(), name)
+    if elsewhere not in known:
+        if name.casefold() in REMARKS:
+            return f"{problem}: {REMARKS[name.casefold()]}."
+        for place, names in PLACES.items():
+            if elsewhere in names and not (owner in TASKS and place.startswith("the task")):
+                return f"{problem}; give {elsewhere}= to {place}."
     meant = name_here(name, known)
     if meant is not None:
         return f"{problem}; {called(name, f'{meant}=')}."
-    if name.casefold() in REMARKS:
-        return f"{problem}: {REMARKS[name.casefold()]}."
-    meant = OTHER_NAMES.get(name.casefold(), name)
-    for place, names in PLACES.items():
-        if meant in names:
-            return f"{problem}; give {meant}= to {place}."
     return f"{problem}; it has {known}."
 
 

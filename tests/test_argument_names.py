@@ -16,7 +16,7 @@ from peftcls.argument_names import name_here, names_arguments
         (load_base, {"load_in_4bit": True}, "it is quantize='4bit' here."),
         (TrainConfig, {"lr": 1e-3}, "TrainConfig has no argument lr=; it is called learning_rate="),
         (TrainConfig, {"num_train_epochs": 3}, "it is called epochs= here."),
-        (TrainConfig, {"max_steps": 3}, "it is called epochs= here; it counts passes over the"),
+        (TrainConfig, {"max_steps": 3}, "it is called epochs= here; the length of a run is set"),
         (TrainConfig, {"lora_alpha": 3}, "TrainConfig has no argument lora_alpha=; give alpha= to"),
         (TrainConfig, {"max_seq_length": 3}, "; give max_length= to the task, such as Classific"),
         (
@@ -27,7 +27,7 @@ from peftcls.argument_names import name_here, names_arguments
         (
             load_base,
             {"max_steps": 3},
-            "load_base has no argument max_steps=: it counts passes over",
+            "load_base has no argument max_steps=: the length of a run is",
         ),
         (TrainConfig, {"gradient_clipping": 3}, "it is called max_grad_norm= here."),
         (TrainConfig, {"fp16_opt_level": "O1"}, "has no argument fp16_opt_level=; it has ['outpu"),

@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 
 from peftcls.data.column_names import find_column
+from peftcls.data.missing_header import unnamed_columns
 from peftcls.data.reading import RowError, name_source, source_name
 from peftcls.data.row_batches import each_cell
 from peftcls.tasks.list_cells import (
@@ -135,7 +136,7 @@ def guess_columns(
     text = tuple(find_column(rows, name) for name in text)
     label_columns = _find_label_columns(rows, label) if label else ()
     label = label_columns[0] if label_columns else None
-    rows = _without(rows, {*other_columns} - {*text, *label_columns})
+    rows = _without(rows, {*other_columns, *unnamed_columns(rows)} - {*text, *label_columns})
     if len(text) > 2 or (kind == "pair" and len(text) == 1):
         raise ValueError(
             f"--text is given {len(text)} times, expected once for a text, or twice for a pair."

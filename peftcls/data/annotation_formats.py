@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from peftcls.data.choices import chosen
+from peftcls.data.choices import chosen, paths
 from peftcls.data.text_files import Row
 from peftcls.errors import RowError
 
@@ -19,8 +19,6 @@ SPEAKERS = {
     "assistant": "assistant",
     "gpt": "assistant",
 }
-PATH_SEPARATOR = "/"
-"""Between the levels of a label that was chosen in a tree: "animals/dogs"."""
 EARLIER_TURNS = "earlier_turns"
 """The column of the turns before the last question: objects with role and content."""
 MAX_SHOWN_TURNS = 8
@@ -96,7 +94,9 @@ def _conversation_row(row: Row, column: str, fields: tuple[str, str]) -> Row:
 
 def _text_of_turn(content: Any, column: str) -> str:
     """What is said in a turn: a text, or several parts of the type "text", each a paragraph."""
-    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    parts = [{"type": "text", "text": content}]
+    if isinstance(content, list) and content:
+        parts = content
     texts = []
     for part in parts:
         text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
@@ -145,8 +145,7 @@ def _label_studio_row(row: Row) -> Row:
         elif "labels" in value and "start" in value:
             plain.setdefault(SPANS, []).extend(_spans(value))
         elif "taxonomy" in value:
-            paths = [PATH_SEPARATOR.join(path) for path in value["taxonomy"]]
-            plain[name] = [*plain.get(name, []), *paths]
+            plain[name] = [*plain.get(name, []), *paths(value["taxonomy"])]
         elif "rating" in value or "number" in value:
             plain[name] = value.get("rating", value.get("number"))
         elif "text" in value:
@@ -165,7 +164,12 @@ def with_choices_as_lists(rows: list[Row]) -> list[Row]:
 
     In a question for which one row has several choices, every row gets a list of them.
     """
-    questions = {name for row in rows for name, cell in row.items() if chosen(cell) is not cell}
+    questions = {
+        name
+        for row in rows
+        for name, cell in row.items()
+        if isinstance(cell, dict) and chosen(cell) is not cell
+    }
     return [
         {
             name: [cell] if name in questions and isinstance(cell, str) else cell
@@ -179,7 +183,7 @@ def _label_studio_short_row(row: Row) -> Row:
     """A row of the short export with several choices as a list, and marked parts in `spans`."""
     plain: Row = {}
     for name, cell in row.items():
-        if _is_marked_parts(cell):
+        if SPANS not in row and _is_marked_parts(cell):
             for part in cell:
                 plain.setdefault(SPANS, []).extend(_spans(part))
         else:
@@ -190,9 +194,11 @@ def _label_studio_short_row(row: Row) -> Row:
 def _is_marked_parts(cell: Any) -> bool:
     if not isinstance(cell, list) or not cell:
         return False
+    # Those of a web page or of speech have no places in a text.
     return all(
         isinstance(part, dict)
-        and {"start", "end"} <= set(part)
+        and isinstance(part.get("start"), int)
+        and isinstance(part.get("end"), int)
         and isinstance(part.get("labels"), list)
         for part in cell
     )

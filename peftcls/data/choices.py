@@ -1,12 +1,33 @@
-"""Several choices in one cell, as the short exports of Label Studio write them."""
+"""What was chosen for a text, in one cell, as the short exports of Label Studio write it."""
 
 from typing import Any
 
-CHOICES = "choices"
+PATH_SEPARATOR = "/"
+"""Between the levels of a label that was chosen in a tree: "animals/dogs"."""
 
 
 def chosen(cell: Any) -> Any:
-    """The labels in `{"choices": ["a", "b"]}`; anything else as it is."""
-    if isinstance(cell, dict) and list(cell) == [CHOICES] and isinstance(cell[CHOICES], list):
-        return cell[CHOICES]
+    """The labels, or the number, of an answer of Label Studio; anything else as it is.
+
+    They are in `{"choices": ["a", "b"]}`, `[{"taxonomy": [["animals", "dogs"]]}]`, and
+    `[{"rating": 4}]` or `[{"number": 4}]`.
+    """
+    only = cell[0] if isinstance(cell, list) and len(cell) == 1 else cell
+    if not isinstance(only, dict) or len(only) != 1:
+        return cell
+    (kind, value), *_ = only.items()
+    if kind == "choices" and only is cell and isinstance(value, list):
+        return value
+    if kind == "taxonomy" and isinstance(value, list):
+        return paths(value)
+    if kind in ("rating", "number") and only is not cell and isinstance(value, int | float):
+        return value
     return cell
+
+
+def paths(places: list[Any]) -> list[str]:
+    """The labels of places in a tree, each from its root on."""
+    return [
+        PATH_SEPARATOR.join(map(str, place)) if isinstance(place, list) else str(place)
+        for place in places
+    ]

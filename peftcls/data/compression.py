@@ -1,5 +1,6 @@
 """Open files that are compressed: gzip by its first bytes, and the one file of a zip archive."""
 
+import codecs
 import contextlib
 import gzip
 import zipfile
@@ -14,6 +15,7 @@ GZIP_SIGNATURE = b"\x1f\x8b"
 COMPRESSED = (".gz", ".zip")
 # Names that do not say what a file is: a table if its first line has tabs (as in SMS Spam).
 TEXT_SUFFIXES = ("", ".txt")
+UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 MAX_FIRST_LINE = 1 << 16
 # What other systems put into an archive beside its files.
 HIDDEN = ("__MACOSX/", ".")
@@ -28,6 +30,9 @@ def table_suffix(path: Path) -> str:
         RowError: a zip archive does not hold one file.
     """
     suffix = path.suffix.lower()
+    if suffix == ".gz" and path.is_file():
+        with open_binary(path) as file:
+            return _suffix_of_text(Path(path.stem).suffix.lower(), file)
     if suffix == ".gz":
         return Path(path.stem).suffix.lower()
     if suffix == ".zip" and path.is_file():
@@ -46,7 +51,8 @@ def _suffix_of_text(suffix: str, file: IO[bytes]) -> str:
     if suffix not in TEXT_SUFFIXES:
         return suffix
     first_line = file.readline(MAX_FIRST_LINE)
-    return ".tsv" if b"\t" in first_line and b"\0" not in first_line else suffix
+    is_text = b"\0" not in first_line or first_line.startswith(UTF_16_MARKS)
+    return ".tsv" if b"\t" in first_line and is_text else suffix
 
 
 @contextlib.contextmanager

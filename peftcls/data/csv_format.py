@@ -25,11 +25,12 @@ def read_csv(
     path: Path, encoding: str, columns: Sequence[str] | None, bad_lines: BadLines = None
 ) -> Iterator[Row]:
     """Read the rows of a csv file (RFC 4180)."""
-    separator, skipped_lines = find_separator(path, encoding)
-    if separator == "\t" and not skipped_lines:
+    found = find_separator(path, encoding)
+    if found.mark == "\t" and found.among_commas:
         return read_tsv(path, encoding, columns, bad_lines)
-    dialect = {"delimiter": separator}
-    return _read_table(path, encoding, columns, dialect, bad_lines, skipped_lines=skipped_lines)
+    dialect = {"delimiter": found.mark}
+    skipped = found.skipped_lines
+    return _read_table(path, encoding, columns, dialect, bad_lines, skipped_lines=skipped)
 
 
 def read_tsv(

@@ -35,9 +35,8 @@ def warn_of_names(rows: datasets.Dataset, file: str, given: Sequence[str] | None
     unnamed = unnamed_columns(rows)
     if unnamed:
         logger.warning(
-            f"{file} has {len(unnamed)} columns without a name, which are called "
-            f"{', '.join(unnamed)} here; they are not read unless they are asked for by these "
-            "names."
+            f"{file} has columns without a name, which are called {', '.join(unnamed)} here; no "
+            "text or label is looked for in them unless they are asked for by these names."
         )
     found = name_among_values(rows)
     if found is not None:

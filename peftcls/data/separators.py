@@ -3,8 +3,9 @@
 import csv
 import itertools
 from pathlib import Path
+from typing import NamedTuple
 
-from peftcls.data.records import next_record
+from peftcls.data.records import next_record, records
 from peftcls.data.text_files import open_text
 
 SEPARATOR = ","
@@ -15,25 +16,40 @@ SEPARATOR_LINE = "sep="
 FIRST_LINES = 50
 
 
-def find_separator(path: Path, encoding: str) -> tuple[str, int]:
-    """Find the separator of a csv file, and how many lines at its beginning only name it.
+class Separator(NamedTuple):
+    """What separates the fields of a csv file.
+
+    Args:
+        mark: a comma, a semicolon or a tab.
+        skipped_lines: how many lines at the beginning only name it.
+        among_commas: the commas are those of texts.
+    """
+
+    mark: str
+    skipped_lines: int = 0
+    among_commas: bool = False
+
+
+def find_separator(path: Path, encoding: str) -> Separator:
+    """Find the separator of a csv file.
 
     It is a comma, unless the first line has none outside quotes, or the commas are those of texts:
-    the first lines have different numbers of them, and all the same number of another separator.
+    the first rows have different numbers of them, and all the same number of another separator.
     """
     with open_text(path, encoding) as lines:
         first_lines = [line.rstrip("\r\n") for line in itertools.islice(lines, FIRST_LINES)]
     first_line = first_lines[0] if first_lines else ""
     if len(first_line) == len(SEPARATOR_LINE) + 1 and first_line.startswith(SEPARATOR_LINE):
-        return first_line[-1], 1
-    if count_fields(first_line, SEPARATOR) > 1:
-        return _separator_of_all(first_lines) or SEPARATOR, 0
+        return Separator(first_line[-1], skipped_lines=1)
+    if _count_fields(first_line, SEPARATOR) > 1:
+        other = _separator_of_all(first_lines)
+        return Separator(other or SEPARATOR, among_commas=other is not None)
     candidates = (SEPARATOR, *OTHER_SEPARATORS)
-    return max(candidates, key=lambda separator: count_fields(first_line, separator)), 0
+    return Separator(max(candidates, key=lambda mark: _count_fields(first_line, mark)))
 
 
 def _separator_of_all(lines: list[str]) -> str | None:
-    """The other separator that all lines have equally often, where they do not agree in commas."""
+    """The other separator that all rows have equally often, where they do not agree in commas."""
     if len(_field_counts(lines, SEPARATOR)) == 1:
         return None
     for separator in OTHER_SEPARATORS:
@@ -44,11 +60,19 @@ def _separator_of_all(lines: list[str]) -> str | None:
 
 
 def _field_counts(lines: list[str], separator: str) -> set[int]:
-    """The different numbers of fields that lines have, without empty lines."""
-    return {count_fields(line, separator) for line in lines if line}
+    """The different numbers of fields that the first rows have; none where they cannot be read."""
+    # A field with line breaks in it is of one row.
+    reader = csv.reader([line + "\n" for line in lines], delimiter=separator)
+    try:
+        counts = [len(fields) for fields in records(reader) if fields]
+    except csv.Error:
+        return set()
+    # The last row may go on behind the first lines.
+    is_cut_off = len(lines) == FIRST_LINES and len(counts) > 1
+    return set(counts[:-1] if is_cut_off else counts)
 
 
-def count_fields(line: str, separator: str) -> int:
+def _count_fields(line: str, separator: str) -> int:
     """How many fields a line has; 0 for one that cannot be read alone."""
     try:
         fields = next_record(csv.reader([line], delimiter=separator))

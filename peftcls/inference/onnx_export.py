@@ -1,10 +1,10 @@
 """Export an adapter and its base to ONNX: one file that runs without PyTorch."""
 
-import contextlib
 import dataclasses
 import importlib.util
 import itertools
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ from peftcls.models.pretrained_io import quiet
 from peftcls.tasks.answers import Answer
 from peftcls.tasks.base import Feature, Task, token_limit, without_padding
 from peftcls.tasks.row_checks import check_rows
+
+logger = logging.getLogger("peftcls")
 
 MODEL_FILE = "model.onnx"
 NOTES_FILE = "peftcls_onnx.json"
@@ -144,8 +146,7 @@ def export_onnx(
             len(features),
             *_difference(task, expected, answers),
             remarks,
-            scores=_scores(task, answers, table),
-            adapter_scores=_scores(task, expected, table),
+            *_scores(task, (answers, expected), table),
         )
         with quiet():
             graph.inner.config.save_pretrained(temporary)
@@ -204,15 +205,19 @@ def _answers(
 
 
 def _scores(
-    task: Task, answers: Sequence[Answer], table: datasets.Dataset | None
-) -> dict[str, float]:
-    """The scores of answers; none where rows have no target, or one that cannot be read."""
+    task: Task, answers: Sequence[Sequence[Answer]], table: datasets.Dataset | None
+) -> list[dict[str, float]]:
+    """The scores of several answers; none where rows have no target, or one that cannot be read."""
     if table is None:
-        return {}
-    with contextlib.suppress(RowError):
+        return []
+    if not set(task.columns(with_target=True)) <= set(table.column_names):
+        return []
+    try:
         check_rows(task, table)
-        return task.score(answers, table)
-    return {}
+    except RowError as error:
+        logger.warning(f"The rows to check are not scored: {error}")
+        return []
+    return [task.score(each, table) for each in answers]
 
 
 def _check_logits(

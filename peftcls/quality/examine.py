@@ -53,7 +53,7 @@ def examine_rows(
     Raises:
         RowError: the training rows have no column `group`.
     """
-    if isinstance(train, datasets.DatasetDict | datasets.IterableDatasetDict):
+    if isinstance(train, datasets.DatasetDict | datasets.IterableDatasetDict) and "train" in train:
         valid = train.get("validation") if valid is None else valid
         test = train.get("test") if test is None else test
         train = split_of(train, "train")

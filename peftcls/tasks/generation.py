@@ -17,10 +17,26 @@ from transformers import (
 
 from peftcls.engine.model_state import state_of, unwrapped
 from peftcls.engine.probes import can_continue
+from peftcls.tasks.answers import Answer
 from peftcls.tasks.base import pad
 
 TEMPERATURE = 0.8
 """Of drawn answers: a little below 1, so that fewer of them lose the thread."""
+
+
+def generate_texts(
+    model: torch.nn.Module,
+    prompts: Sequence[Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_new_tokens: int,
+) -> list[Answer]:
+    """The likeliest text after each prompt; unusable without an end or a word."""
+    answers = []
+    for new_ids in generate_tokens(model, prompts, tokenizer, max_new_tokens):
+        text = text_of_tokens(new_ids, tokenizer)
+        usable = tokenizer.eos_token_id in new_ids and bool(text)
+        answers.append(Answer(text=text, usable=usable))
+    return answers
 
 
 def generate_tokens(
@@ -28,8 +44,6 @@ def generate_tokens(
     prompts: Sequence[Sequence[int]],
     tokenizer: PreTrainedTokenizerBase,
     max_new_tokens: int,
-    *,
-    stop: StoppingCriteria | None = None,
 ) -> list[list[int]]:
     """The tokens that follow each prompt, the likeliest at each place, with padding on the left.
 
@@ -38,10 +52,9 @@ def generate_tokens(
         prompts: tokens of each.
         tokenizer: with a padding token and an end mark.
         max_new_tokens: of an answer, its end mark included.
-        stop: ends some of the answers earlier.
     """
     ids, mask = _padded(model, prompts, tokenizer)
-    return _generate(model, ids, mask, tokenizer, max_new_tokens, stop=stop)
+    return _generate(model, ids, mask, tokenizer, max_new_tokens)
 
 
 def draw_tokens(
@@ -106,10 +119,10 @@ def _generate(
     tokenizer: PreTrainedTokenizerBase,
     max_new_tokens: int,
     *,
-    stop: StoppingCriteria | None,
+    stop: StoppingCriteria | None = None,
     **settings: Any,
 ) -> list[list[int]]:
-    greedy = GenerationConfig(
+    likeliest = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.pad_token_id,
@@ -118,7 +131,7 @@ def _generate(
     found = unwrapped(model).generate(
         input_ids=ids,
         attention_mask=mask,
-        generation_config=greedy,
+        generation_config=likeliest,
         stopping_criteria=StoppingCriteriaList([stop] if stop is not None else []),
         # Another process's answers may be longer, and to gather the base takes all of them.
         synced_gpus=state_of(model).shares is not None,

@@ -28,7 +28,7 @@ from peftcls.tasks.conversations import (
     write_turns,
 )
 from peftcls.tasks.decisions import PLAIN, Decisions, decisions_setting, fit_decisions
-from peftcls.tasks.instruction_settings import answer_problems, template_problems
+from peftcls.tasks.instruction_settings import answer_problems, lists_remark, template_problems
 from peftcls.tasks.label_trie import LabelTrie, Tokens
 from peftcls.tasks.labels import (
     TOO_FEW_LABELS,
@@ -110,13 +110,11 @@ class Instruction(Task):
         object.__setattr__(self, "labels", plain_labels(self.labels))
         check_argument_types(vars(self), Instruction)
         object.__setattr__(self, "decisions", decisions_setting(self.decisions, self.labels))
-        if self.samples is None:
-            object.__setattr__(self, "samples", 1 if self.separator is None else SAMPLES)
         problems = []
         if self.labels is not None:
             problems.append(label_setting_problem(self.labels))
             object.__setattr__(self, "labels", tuple(label_name(label) for label in self.labels))
-        problems += answer_problems(self.labels, self.separator, self.samples or 0)
+        problems += answer_problems(self.labels, self.separator, self.samples)
         problems += template_problems(self.template)
         lengths = (self.max_length, self.max_new_tokens)
         problems.append(lengths_problem(*lengths, generates=self.labels is None))
@@ -127,7 +125,23 @@ class Instruction(Task):
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
         # Folders from before there was this setting have one list.
-        return super().from_json({"samples": 1, **fields})
+        before = {"samples": 1} if fields.get("separator") is not None else {}
+        return super().from_json({**before, **fields})
+
+    def to_json(self) -> dict[str, Any]:
+        fields = super().to_json()
+        if self.separator is None:
+            del fields["samples"]
+        return fields
+
+    @property
+    def lists(self) -> int:
+        """How many lists are drawn for a row; 1 also for an answer that is no list."""
+        return 1 if self.separator is None else self.samples or SAMPLES
+
+    def for_comparison(self) -> Self:
+        # Rounding changes what is drawn.
+        return self if self.lists == 1 else dataclasses.replace(self, samples=1)
 
     @property
     def monitor(self) -> str:  # type: ignore[override]
@@ -372,16 +386,10 @@ class Instruction(Task):
         if self.separator is not None:
             from peftcls.tasks.keyword_lists import generate_lists
 
-            samples = self.samples or SAMPLES
-            return generate_lists(model, prompts, tokenizer, limit, self.separator, samples)
-        from peftcls.tasks.generation import generate_tokens, text_of_tokens
+            return generate_lists(model, prompts, tokenizer, limit, self.separator, self.lists)
+        from peftcls.tasks.generation import generate_texts
 
-        answers = []
-        for new_ids in generate_tokens(model, prompts, tokenizer, limit):
-            text = text_of_tokens(new_ids, tokenizer)
-            usable = tokenizer.eos_token_id in new_ids and bool(text)
-            answers.append(Answer(text=text, usable=usable))
-        return answers
+        return generate_texts(model, prompts, tokenizer, limit)
 
     def _score_labels(
         self,
@@ -438,6 +446,8 @@ class Instruction(Task):
 
     def merge_remarks(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         remarks = [f"The prompt must be written as it was trained: {self.template!r}."]
+        if self.lists > 1:
+            remarks.append(lists_remark(self.lists))
         if self.labels:
             remarks.append(
                 "transformers generates an answer and scores no labels, "

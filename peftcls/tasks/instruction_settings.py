@@ -5,6 +5,14 @@ from collections.abc import Iterator, Sequence
 MAX_SAMPLES = 64
 
 
+def lists_remark(lists: int) -> str:
+    """What a program that knows no drawn lists does otherwise."""
+    return (
+        f"transformers gives one list; the answers here are what at least two of {lists} drawn "
+        "lists have in common."
+    )
+
+
 def template_problems(template: str) -> Iterator[str]:
     """What is wrong with a prompt."""
     documents = template.count("{input}")
@@ -15,14 +23,14 @@ def template_problems(template: str) -> Iterator[str]:
 
 
 def answer_problems(
-    labels: Sequence[str] | None, separator: str | None, samples: int
+    labels: Sequence[str] | None, separator: str | None, samples: int | None
 ) -> Iterator[str]:
     """What is wrong with how an answer is made.
 
     Args:
         labels: the closed set of answers, if there is one.
         separator: of a list-like answer.
-        samples: lists that are drawn for an answer.
+        samples: lists that are drawn for an answer, if that is said.
     """
     if labels is not None and len(labels) < 2:
         yield f"labels={labels}: expected two or more different labels"
@@ -30,6 +38,8 @@ def answer_problems(
         yield "labels and separator: an answer is one of a closed set or a list, not both"
     if separator == "":
         yield "separator='': expected a text such as ';'"
+    if samples is None:
+        return
     if not 1 <= samples <= MAX_SAMPLES:
         yield f"samples={samples}: expected a number of lists from 1 to {MAX_SAMPLES}"
     elif separator is None and samples > 1:

@@ -18,8 +18,8 @@ from peftcls.tasks.generation import draw_tokens, generate_tokens, text_of_token
 from peftcls.tasks.list_cells import joined, keywords_of
 
 MIN_VOTES = 2
-MAX_SEQUENCES = 128
-"""Lists that are drawn at once."""
+MAX_TOKENS = 1 << 15
+"""Of the prompts of all lists that are drawn at once, each counted with each of its lists."""
 
 
 def generate_lists(
@@ -40,39 +40,36 @@ def generate_lists(
         separator: between keywords.
         samples: lists that are drawn for each prompt; with one, the likeliest is the answer.
     """
-    lists: list[list[list[int]]] = []
+    if samples == 1:
+        likeliest = generate_tokens(model, prompts, tokenizer, max_new_tokens)
+        return [_answer([ids], tokenizer, separator) for ids in likeliest]
+    answers = []
     for together in _parts(model, prompts, samples):
         stop = _Repeats(tokenizer, max(map(len, together)), separator)
-        if samples == 1:
-            likeliest = generate_tokens(model, together, tokenizer, max_new_tokens, stop=stop)
-            lists += [[ids] for ids in likeliest]
-        else:
-            lists += draw_tokens(model, together, tokenizer, max_new_tokens, samples, stop=stop)
-    return [_answer(drawn, tokenizer, separator, max_new_tokens) for drawn in lists]
+        drawn = draw_tokens(model, together, tokenizer, max_new_tokens, samples, stop=stop)
+        answers += [_answer(lists, tokenizer, separator) for lists in drawn]
+    return answers
 
 
 def _parts(
     model: torch.nn.Module, prompts: Sequence[Sequence[int]], samples: int
 ) -> Iterator[Sequence[Sequence[int]]]:
-    """Prompts whose lists are generated together, so that their keys and values fit into memory."""
-    rows = max(MAX_SEQUENCES // samples, 1)
+    """Prompts whose lists are drawn together, so that their keys and values fit into memory."""
+    rows = max(MAX_TOKENS // (samples * max(map(len, prompts))), 1)
     # Processes that hold a base in shares make equally many calls, of batches that may differ.
-    if samples == 1 or state_of(model).shares is not None:
+    if state_of(model).shares is not None:
         rows = len(prompts)
     for start in range(0, len(prompts), rows):
         yield prompts[start : start + rows]
 
 
 def _answer(
-    drawn: Sequence[Sequence[int]],
-    tokenizer: PreTrainedTokenizerBase,
-    separator: str,
-    max_new_tokens: int,
+    lists: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, separator: str
 ) -> Answer:
-    """The answer that lists of a prompt give; unusable if all are cut off, or have no keywords."""
-    texts = [text_of_tokens(ids, tokenizer) for ids in drawn]
+    """The answer that the tokens of lists give; unusable if none has an end, or no keywords."""
+    texts = [text_of_tokens(ids, tokenizer) for ids in lists]
     keywords = voted([keywords_of(text, separator) for text in texts])
-    has_ended = any(is_whole(ids, tokenizer, max_new_tokens) for ids in drawn)
+    has_ended = any(tokenizer.eos_token_id in ids for ids in lists)
     text = texts[0] if len(texts) == 1 else joined(keywords, separator)
     return Answer(text=text, labels=keywords, usable=has_ended and bool(keywords))
 
@@ -94,15 +91,6 @@ def voted(lists: Sequence[Sequence[str]]) -> tuple[str, ...]:
     return tuple(agreed or next(filter(None, lists), ()))
 
 
-def is_whole(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> bool:
-    """Whether generated tokens have come to an end, and were not cut off.
-
-    Beside the answers of other rows, one that was stopped is padded.
-    """
-    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
-    return len(ids) < max_new_tokens or not ends.isdisjoint(ids)
-
-
 class _Repeats(StoppingCriteria):
     """Ends a list that gives a keyword again: a model that does so would go on without end."""
 
@@ -120,5 +108,5 @@ class _Repeats(StoppingCriteria):
     def _has_repeated(self, ids: list[int]) -> bool:
         # What comes behind the last separator is not finished yet.
         *finished, _ = text_of_tokens(ids, self._tokenizer).split(self._separator)
-        words = [keyword_words(keyword) for keyword in finished]
-        return len(set(words)) < len(words)
+        keywords = [keyword.strip() for keyword in finished if keyword.strip()]
+        return len(set(keywords)) < len(keywords)

@@ -120,7 +120,8 @@ def compare_reloaded(folder: Folder, trained: Predictor, probe: Sequence[Row]) -
     if not probe:
         return
     rows = list(probe)
-    loaded = _load_beside(folder, trained)
+    loaded = _for_comparison(_load_beside(folder, trained))
+    trained = _for_comparison(trained)
     with without_frozen_cache(trained.model):
         expected_answers = trained.predict(rows)
     _compare(folder.directory, expected_answers, loaded.predict(rows))
@@ -149,12 +150,18 @@ def compare_in_shares(directory: Path, trained: Predictor, probe: Sequence[Row])
     if not probe:
         return
     rows = list(probe)
+    trained = _for_comparison(trained)
     with without_frozen_cache(model):
         expected_answers = trained.predict(rows)
         with loaded_beside(model, directory):
             found_answers = trained.predict(rows)
     with failing_together():
         _compare(directory, expected_answers, found_answers)
+
+
+def _for_comparison(predictor: Predictor) -> Predictor:
+    """The same model, with answers that do not change where numbers are rounded otherwise."""
+    return Predictor(predictor.model, predictor.task.for_comparison(), predictor.tokenizer)
 
 
 def _compare(directory: Path, expected: Sequence[Answer], found: Sequence[Answer]) -> None:

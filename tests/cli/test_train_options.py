@@ -104,7 +104,7 @@ def test_an_option_with_the_name_of_another_library_is_named(typed, meant, messa
     [
         ("--epoch", "No such option '--epoch'. Did you mean '--epochs'?"),
         ("--cpu", "There is no option --cpu; it is --device cpu here."),
-        ("--max-steps", "it is called --epochs here; it counts passes over the rows."),
+        ("--max-steps", "it is called --epochs here; the length of a run is set in"),
         (
             "--gradient-accumulation-steps",
             "There is no option --gradient-accumulation-steps: the batch size is of a whole step",

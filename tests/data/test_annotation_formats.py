@@ -198,3 +198,33 @@ def test_turns_with_several_parts_are_their_paragraphs(write):
     chat["messages"][0]["content"] = None
     with pytest.raises(RowError, match="has a turn with None in column 'messages', expected a te"):
         read_rows(write("c.jsonl", lines(chat)))
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ([{"rating": 4}], 4),
+        ([{"number": 2.5}], 2.5),
+        ([{"taxonomy": [["animals", "dogs"], ["new"]]}], ["animals/dogs", "new"]),
+        ({"choices": ["a", "b"]}, ["a", "b"]),
+    ],
+)
+def test_answers_of_a_short_export_are_numbers_and_labels(tmp_path, cell, expected):
+    path = tmp_path / "short.json"
+    path.write_text(json.dumps([{"text": "x", "answer": cell}] * 2))
+    assert read_rows(path)["answer"][:] == [expected] * 2
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"parts": [{"start": "/p[1]", "end": "/p[2]", "labels": ["X"]}]},
+        {"parts": [{"start": 0.53, "end": 2.9, "labels": ["X"]}]},
+        {"parts": [{"start": None, "end": None, "labels": []}]},
+        {"spans": None, "parts": [{"start": 0, "end": 1, "labels": ["X"]}]},
+    ],
+)
+def test_parts_that_have_no_place_in_a_text_stay_as_they_are(tmp_path, row):
+    path = tmp_path / "short.json"
+    path.write_text(json.dumps([{"text": "x", **row}]))
+    assert read_rows(path)["parts"][0] == row["parts"]

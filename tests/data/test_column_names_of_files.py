@@ -1,5 +1,6 @@
 """Files as they are handed around: without names of columns, with tabs, with other endings."""
 
+import gzip
 import logging
 import zipfile
 
@@ -7,6 +8,7 @@ import datasets
 import pytest
 
 from peftcls import RowError, read_rows
+from peftcls.cli.column_guessing import guess_columns
 
 SMS = 'ham\tGo until Jurong, crazy.. only\nspam\t"Free entry in 2, a prize, or so\nham\tOk lar\n'
 
@@ -44,6 +46,46 @@ def test_a_file_whose_lines_have_the_same_commas_is_separated_by_them(write, con
     assert len(read_rows(write("a.csv", content)).column_names) == 2
 
 
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        (
+            'bad,"int a = f(x, y);\nreturn a;"\nok,"f(x, y, z);"\nbad,"return f(a, b);"\n',
+            [
+                ("bad", "int a = f(x, y);\nreturn a;"),
+                ("ok", "f(x, y, z);"),
+                ("bad", "return f(a, b);"),
+            ],
+        ),
+        ('1,"Dear;\nfoo; bar"\n', [("1", "Dear;\nfoo; bar")]),
+        ('he said "hi"\tx\n"a\tb"\ty\n', [('he said "hi"', "x"), ("a\tb", "y")]),
+        ('"he said ""hi"""\tx\n5" nail\ty\n', [('he said "hi"', "x"), ('5" nail', "y")]),
+    ],
+)
+def test_quotes_and_line_breaks_in_them_are_read_as_before(write, content, rows):
+    found = read_rows(write("a.csv", content), columns=["a", "b"])
+    assert [tuple(row.values()) for row in found] == rows
+
+
+@pytest.mark.parametrize("name", ["SMSSpamCollection.gz", "sms.txt.gz"])
+def test_a_compressed_file_with_tabs_is_read(tmp_path, name):
+    (tmp_path / name).write_bytes(gzip.compress(SMS.encode()))
+    assert len(read_rows(tmp_path / name, columns=["label", "text"])) == 3
+
+
+def test_a_text_file_of_a_spreadsheet_is_read(tmp_path):
+    (tmp_path / "rows.txt").write_text(SMS.replace('"', ""), encoding="utf-16")
+    assert len(read_rows(tmp_path / "rows.txt", columns=["label", "text"])) == 3
+
+
+def test_columns_without_a_name_are_not_guessed(write):
+    lines = [f"{'spam' if n % 3 == 0 else 'ham'},a message of some words {n},,," for n in range(30)]
+    lines[4] = 'ham,a message that goes,"on in another column of the file",,'
+    rows = read_rows(write("spam.csv", "\n".join(["v1,v2,,,", *lines])))
+    found = guess_columns(rows)
+    assert (found.text, found.label) == (("v2",), "v1")
+
+
 def test_a_row_with_a_field_too_many_is_still_refused(write):
     with pytest.raises(RowError, match=r"row 2 of a.csv .line 3. has 3 fields, expected 2"):
         read_rows(write("a.csv", "text,label\na,x\nb;c,d,y\n"))
@@ -56,8 +98,8 @@ def test_columns_without_a_name_get_one(write, caplog):
     assert rows.column_names == ["v1", "v2", "unnamed_3", "unnamed_4", "unnamed_5"]
     assert rows["unnamed_3"][:] == ["", "and more"]
     assert caplog.messages == [
-        "spam.csv has 3 columns without a name, which are called unnamed_3, unnamed_4, unnamed_5 "
-        "here; they are not read unless they are asked for by these names."
+        "spam.csv has columns without a name, which are called unnamed_3, unnamed_4, unnamed_5 "
+        "here; no text or label is looked for in them unless they are asked for by these names."
     ]
 
 

@@ -530,7 +530,7 @@ def biased(model, tokenizer, text: str):
     ("written", "separator", "text", "labels", "usable"),
     [
         (" yes", None, "yes", None, True),
-        (" drug; bank ;drug;; ", ";", "drug; bank ;drug;", ("drug", "bank"), True),
+        (" drug; bank ;drug;; ", ";", "drug; bank ;drug;;", ("drug", "bank"), True),
         (" one, two", ";", "one, two", ("one, two",), True),
         (" ; ;", ";", "; ;", (), False),
         ("", None, "", None, False),

@@ -124,7 +124,8 @@ def test_many_lists_are_drawn_in_parts(llama_parts, monkeypatch):
     model, tokenizer = llama_parts
     expected = Predictor(model, TASK, tokenizer).predict(TEXTS)
     drawn = []
-    monkeypatch.setattr(keyword_lists, "MAX_SEQUENCES", 17)
+    width = max(len(tokenizer(TEMPLATE.format(input=text))["input_ids"]) for text in TEXTS)
+    monkeypatch.setattr(keyword_lists, "MAX_TOKENS", 2 * 8 * width)
 
     def draw(model, prompts, *settings, **more):
         drawn.append(len(prompts))
@@ -144,8 +145,7 @@ def test_with_one_sample_it_is_the_likeliest_list(llama_parts, prompts):
         assert generation.text_of_tokens(ids, tokenizer).startswith(answer.text)
 
 
-@pytest.mark.parametrize("samples", [1, 8])
-def test_a_list_that_repeats_itself_ends_there_and_is_whole(llama, samples):
+def test_a_drawn_list_that_repeats_itself_ends_there(llama):
     model, tokenizer = peftcls.load_base(llama, TASK)
     ids = tokenizer(" one; two; one; two; one; two; one; two; one; two;")["input_ids"]
 
@@ -156,9 +156,8 @@ def test_a_list_that_repeats_itself_ends_there_and_is_whole(llama, samples):
 
     state_of(model).fast_paths = peftcls.FastPaths(prefix=False)
     model = with_logits(model, certain)
-    task = dataclasses.replace(TASK, samples=samples)
-    (answer,) = Predictor(model, task, tokenizer).predict(["a drug"])
-    assert (answer.labels, answer.usable) == (("one", "two"), True)
+    (answer,) = Predictor(model, TASK, tokenizer).predict(["a drug"])
+    assert (answer.labels, answer.usable) == (("one", "two"), False)
     assert model.lm_head.place == len(tokenizer(" one; two; one;")["input_ids"])
 
 
@@ -166,15 +165,42 @@ def test_a_list_that_repeats_itself_ends_there_and_is_whole(llama, samples):
 
 
 def test_folders_from_before_have_one_list_and_new_ones_say_how_many():
-    assert (TASK.samples, Instruction().samples, Instruction(labels=("a", "b")).samples) == (
-        8,
-        1,
-        1,
-    )
+    assert (TASK.lists, Instruction().lists, Instruction(labels=("a", "b")).lists) == (8, 1, 1)
     fields = TASK.to_json()
+    assert "samples" in fields
     assert Instruction.from_json(fields) == TASK
     del fields["samples"]
-    assert Instruction.from_json(fields).samples == 1
+    assert Instruction.from_json(fields).lists == 1
+    assert "samples" not in Instruction().to_json()
+    assert Instruction.from_json(Instruction().to_json()) == Instruction()
+    assert dataclasses.replace(TASK, separator=None).lists == 1
+
+
+def test_models_are_compared_by_their_likeliest_list():
+    assert TASK.for_comparison().lists == 1
+    assert Instruction().for_comparison() == Instruction()
+
+
+@pytest.mark.parametrize(
+    ("written", "keywords"),
+    [
+        (" COVID-19; COVID 19; virus", ("COVID-19", "virus")),
+        (" ; one; ; two; ; virus", ("one", "two", "virus")),
+    ],
+)
+def test_other_spellings_and_gaps_do_not_end_a_list(llama, written, keywords):
+    model, tokenizer = peftcls.load_base(llama, TASK)
+    ids = [*tokenizer(written)["input_ids"], tokenizer.eos_token_id]
+
+    def certain(place):
+        logits = torch.full((500,), -torch.inf)
+        logits[ids[min(place, len(ids) - 1)]] = 0.0
+        return logits
+
+    state_of(model).fast_paths = peftcls.FastPaths(prefix=False)
+    task = dataclasses.replace(TASK, max_new_tokens=60)
+    (answer,) = Predictor(with_logits(model, certain), task, tokenizer).predict(["a drug"])
+    assert (answer.labels, answer.usable) == (keywords, True)
 
 
 @pytest.mark.parametrize(
