@@ -3,7 +3,7 @@
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, TypeVar, cast
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -110,18 +110,24 @@ PLACES = {
 TASKS = ("Classification", "Regression", "Instruction", "ExtractiveQA")
 
 
-def name_here(name: str, known: Iterable[str]) -> str | None:
-    """The setting that a name from elsewhere stands for, or the most similar one; None if none is.
+def explanation(name: str, known: Collection[str], spell: Callable[[str], str]) -> str | None:
+    """What a setting of other libraries is here, behind "there is no such setting"; None: unknown.
 
     Args:
         name: what was written, with underscores.
         known: the names of the settings that exist.
+        spell: writes a name as it is given: with an equals sign in Python, or as an option.
     """
-    known = list(known)
-    meant = OTHER_NAMES.get(name.casefold())
-    if meant in known:
-        return meant
-    similar = difflib.get_close_matches(name, known, 1)
+    name = name.casefold()
+    meant = OTHER_NAMES.get(name)
+    if meant is not None and meant in known:
+        return "; " + _called(name, spell(meant))
+    return f": {REMARKS[name]}" if name in REMARKS else None
+
+
+def most_similar(name: str, known: Iterable[str]) -> str | None:
+    """The setting that is written most alike; None if none is."""
+    similar = difflib.get_close_matches(name, list(known), 1)
     return similar[0] if similar else None
 
 
@@ -147,29 +153,28 @@ def names_arguments(owner: T) -> T:
 
 
 def _unknown_argument(owner: str, name: str, known: list[str]) -> str:
-    problem = f"{owner} has no argument {name}="
-    elsewhere = OTHER_NAMES.get(name.casefold(), name)
-    if elsewhere not in known:
-        if name.casefold() in REMARKS:
-            return f"{problem}: {REMARKS[name.casefold()]}."
-        for place, names in PLACES.items():
-            if elsewhere in names and not (owner in TASKS and place.startswith("the task")):
-                return f"{problem}; give {elsewhere}= to {place}."
-    meant = name_here(name, known)
-    if meant is not None:
-        return f"{problem}; {called(name, f'{meant}=')}."
-    return f"{problem}; it has {known}."
+    def spell(argument: str) -> str:
+        return f"{argument}="
+
+    explained = explanation(name, known, spell) or _place_of(owner, name)
+    similar = most_similar(name, known)
+    if explained is None and similar is not None:
+        explained = f"; it is called {spell(similar)} here"
+    return f"{owner} has no argument {name}={explained or f'; it has {known}'}."
 
 
-def called(name: str, here: str) -> str:
-    """What a setting is called here, and how it differs; the words follow a semicolon.
+def _place_of(owner: str, name: str) -> str | None:
+    """What else takes a setting; None if nothing does."""
+    meant = OTHER_NAMES.get(name.casefold(), name)
+    for place, names in PLACES.items():
+        if meant in names and not (owner in TASKS and place.startswith("the task")):
+            return f"; give {meant}= to {place}"
+    return None
 
-    Args:
-        name: elsewhere, with underscores.
-        here: its name in Python with the equals sign, or the option with a space.
-    """
-    value = VALUES.get(name.casefold())
-    if value is not None:
+
+def _called(name: str, here: str) -> str:
+    """What a setting is called here, and how it differs."""
+    if name in VALUES:
+        value = VALUES[name]
         return f"it is {here}{value!r} here" if here.endswith("=") else f"it is {here} {value} here"
-    remark = REMARKS.get(name.casefold())
-    return f"it is called {here} here" + (f"; {remark}" if remark else "")
+    return f"it is called {here} here" + (f"; {REMARKS[name]}" if name in REMARKS else "")

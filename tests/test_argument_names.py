@@ -4,7 +4,7 @@ import pytest
 
 import peftcls
 from peftcls import TrainConfig, attach_lora, load_base
-from peftcls.argument_names import name_here, names_arguments
+from peftcls.argument_names import explanation, names_arguments
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,10 @@ def test_settings_that_exist_pass_by_name_and_by_place():
 
 
 def test_a_name_from_elsewhere_counts_only_where_the_setting_exists():
-    assert name_here("lr", ["learning_rate", "rank"]) == "learning_rate"
-    assert name_here("lr", ["rank"]) is None
+    assert explanation("LR", ["learning_rate", "rank"], str.upper) == (
+        "; it is called LEARNING_RATE here"
+    )
+    assert explanation("lr", ["rank"], str.upper) is None
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import click
 
-from peftcls.argument_names import OTHER_NAMES, REMARKS, called, name_here
+from peftcls.argument_names import explanation, most_similar
 from peftcls.cli.folder_commands import export, merge, push, show
 from peftcls.cli.option_names import in_options
 from peftcls.cli.plan_commands import plan
@@ -109,16 +109,13 @@ def _with_option(error: click.NoSuchOption, context: click.Context) -> click.Usa
     options = [option for parameter in context.command.params for option in parameter.opts]
     by_name = {option.strip("-").replace("-", "_"): option for option in options}
     typed = error.option_name.strip("-").replace("-", "_")
-    meant = name_here(typed, by_name)
-    message = f"There is no option {error.option_name}"
-    remark = REMARKS.get(typed.casefold())
-    if remark is not None and meant != OTHER_NAMES[typed.casefold()]:
-        return click.UsageError(f"{message}: {remark}.", context)
-    if meant is None:
+    explained = explanation(typed, by_name, by_name.__getitem__)
+    if explained is not None:
+        return click.UsageError(f"There is no option {error.option_name}{explained}.", context)
+    similar = most_similar(typed, by_name)
+    if similar is None:
         return error
-    if meant != OTHER_NAMES.get(typed.casefold()):
-        return click.NoSuchOption(error.option_name, possibilities=[by_name[meant]], ctx=context)
-    return click.UsageError(f"{message}; {called(typed, by_name[meant])}.", context)
+    return click.NoSuchOption(error.option_name, possibilities=[by_name[similar]], ctx=context)
 
 
 class _InOrder(click.Group):

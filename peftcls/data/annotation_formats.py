@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from peftcls.data.choices import chosen, paths
+from peftcls.data.choices import chosen_value, labels_in_tree
 from peftcls.data.text_files import Row
 from peftcls.errors import RowError
 
@@ -145,7 +145,7 @@ def _label_studio_row(row: Row) -> Row:
         elif "labels" in value and "start" in value:
             plain.setdefault(SPANS, []).extend(_spans(value))
         elif "taxonomy" in value:
-            plain[name] = [*plain.get(name, []), *paths(value["taxonomy"])]
+            plain[name] = [*plain.get(name, []), *labels_in_tree(value["taxonomy"])]
         elif "rating" in value or "number" in value:
             plain[name] = value.get("rating", value.get("number"))
         elif "text" in value:
@@ -168,8 +168,10 @@ def with_choices_as_lists(rows: list[Row]) -> list[Row]:
         name
         for row in rows
         for name, cell in row.items()
-        if isinstance(cell, dict) and chosen(cell) is not cell
+        if isinstance(cell, dict) and chosen_value(cell) is not cell
     }
+    if not questions:
+        return rows
     return [
         {
             name: [cell] if name in questions and isinstance(cell, str) else cell
@@ -181,13 +183,15 @@ def with_choices_as_lists(rows: list[Row]) -> list[Row]:
 
 def _label_studio_short_row(row: Row) -> Row:
     """A row of the short export with several choices as a list, and marked parts in `spans`."""
+    if not any(isinstance(cell, dict | list) for cell in row.values()):
+        return row
     plain: Row = {}
     for name, cell in row.items():
         if SPANS not in row and _is_marked_parts(cell):
             for part in cell:
                 plain.setdefault(SPANS, []).extend(_spans(part))
         else:
-            plain[name] = chosen(cell)
+            plain[name] = chosen_value(cell)
     return plain
 
 

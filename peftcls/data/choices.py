@@ -6,7 +6,7 @@ PATH_SEPARATOR = "/"
 """Between the levels of a label that was chosen in a tree: "animals/dogs"."""
 
 
-def chosen(cell: Any) -> Any:
+def chosen_value(cell: Any) -> Any:
     """The labels, or the number, of an answer of Label Studio; anything else as it is.
 
     They are in `{"choices": ["a", "b"]}`, `[{"taxonomy": [["animals", "dogs"]]}]`, and
@@ -19,13 +19,13 @@ def chosen(cell: Any) -> Any:
     if kind == "choices" and only is cell and isinstance(value, list):
         return value
     if kind == "taxonomy" and isinstance(value, list):
-        return paths(value)
+        return labels_in_tree(value)
     if kind in ("rating", "number") and only is not cell and isinstance(value, int | float):
         return value
     return cell
 
 
-def paths(places: list[Any]) -> list[str]:
+def labels_in_tree(places: list[Any]) -> list[str]:
     """The labels of places in a tree, each from its root on."""
     return [
         PATH_SEPARATOR.join(map(str, place)) if isinstance(place, list) else str(place)

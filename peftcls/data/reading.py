@@ -41,6 +41,7 @@ from peftcls.data.tables import (
     CONVERSION_ERRORS,
     Rows,
     not_a_table,
+    split_of,
     table_of,
     with_class_names,
     without_progress_bars,
@@ -118,10 +119,12 @@ def _given_table(source: Rows, split: str | None) -> datasets.Dataset:
         raise ValueError(f"source={source!r}: expected a text or a path.")
     if split is None:
         return as_dataset(source, "source")
-    if not isinstance(source, datasets.DatasetDict) or split not in source:
-        splits = list(source) if isinstance(source, datasets.DatasetDict) else "no splits"
+    rows = split_of(source, split)
+    if rows is source:
+        has_splits = isinstance(source, datasets.DatasetDict | datasets.IterableDatasetDict)
+        splits = list(source) if has_splits else "no splits"
         raise RowError(f"split={split!r}: this table has {splits}.")
-    return as_dataset(source[split], split)
+    return as_dataset(rows, split)
 
 
 def read_good_rows(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from peftcls.data.choices import chosen
+from peftcls.data.choices import chosen_value
 from peftcls.tasks.list_cells import DEFAULT_SEPARATOR, listed_cell
 
 Shares = dict[str, float]
@@ -76,7 +76,7 @@ def label_shares(value: Any, *, several: bool, separator: str = DEFAULT_SEPARATO
     Raises:
         ValueError: a share is not a number or out of range; the text continues "row 17".
     """
-    value = chosen(_parse_object(value))
+    value = chosen_value(_parse_object(value))
     if isinstance(value, Mapping):
         return _soft_shares(value, several=several)
     if _is_missing(value) or value == "":

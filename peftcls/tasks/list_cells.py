@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from peftcls.data.choices import chosen
+from peftcls.data.choices import chosen_value
 
 DEFAULT_SEPARATOR = ";"
 """Between several labels of a text, unless another separator is set."""
@@ -114,7 +114,7 @@ def _written_list(text: str) -> list[Any] | None:
         return [ast.literal_eval(found[0]) for found in QUOTED.finditer(text)]
     for read in (json.loads, _written_in_python):
         with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-            entries = chosen(read(text))
+            entries = chosen_value(read(text))
             if isinstance(entries, list) and all(
                 isinstance(entry, str | int | float | None) for entry in entries
             ):
