@@ -304,7 +304,7 @@ def test_a_number_in_the_place_of_a_text_or_with_a_comma_is_told():
     problem = Regression().problem(row, with_target=True)
     assert problem == (
         "has '0,5' in column 'score', expected a number with a point and no comma; for a comma "
-        "before the decimals give decimal=','"
+        "before the decimals give decimal=',' (--decimal ,)"
     )
 
 

@@ -54,7 +54,7 @@ logger = logging.getLogger("peftcls")
 
 SUFFIXES = (*PARSERS, ".parquet", ".xlsx")
 NOT_TEXT = (".parquet", ".xlsx")
-HAVE_HEADER = (".csv", ".tsv")
+HAVE_HEADER = (".csv", ".tsv", ".xlsx")
 MAX_SHOWN_CHARACTERS = 80
 
 
@@ -426,7 +426,7 @@ def _find_column_types(path: Path, rows: Iterator[Row]) -> dict[str, ColumnType]
             if value is not None:
                 first_row_with_value.setdefault(name, number)
     if not column_types:
-        has_header = table_suffix(path) in (*HAVE_HEADER, ".xlsx")
+        has_header = table_suffix(path) in HAVE_HEADER
         expected = "one below the header" if has_header else "one with a column"
         raise RowError(f"{path.name} has no rows: expected at least {expected}.")
     return column_types

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ OTHER_SEPARATORS = (";", "\t")
 # Spreadsheets may begin a file with a line that names the separator, such as "sep=;".
 SEPARATOR_LINE = "sep="
 FIRST_LINES = 50
+# A comma that does not stand between digits.
+NO_DECIMALS = re.compile(r"(?<!\d),|,(?!\d)")
 
 
 class Separator(NamedTuple):
@@ -34,7 +37,8 @@ def find_separator(path: Path, encoding: str) -> Separator:
     """Find the separator of a csv file.
 
     It is a comma, unless the first line has none outside quotes, or the commas are those of texts:
-    the first rows have different numbers of them, and all the same number of another separator.
+    the first rows have different numbers of them, or have them before decimals alone, and all the
+    same number of another separator.
     """
     with open_text(path, encoding) as lines:
         first_lines = [line.rstrip("\r\n") for line in itertools.islice(lines, FIRST_LINES)]
@@ -49,14 +53,22 @@ def find_separator(path: Path, encoding: str) -> Separator:
 
 
 def _separator_of_all(lines: list[str]) -> str | None:
-    """The other separator that all rows have equally often, where they do not agree in commas."""
-    if len(_field_counts(lines, SEPARATOR)) == 1:
+    """The other separator that all rows have equally often, where commas are not one.
+
+    Rows do not agree in their number of commas, or have commas in numbers alone.
+    """
+    if len(_field_counts(lines, SEPARATOR)) == 1 and not _has_decimals_only(lines):
         return None
     for separator in OTHER_SEPARATORS:
         counts = _field_counts(lines, separator)
         if len(counts) == 1 and counts.pop() > 1:
             return separator
     return None
+
+
+def _has_decimals_only(lines: list[str]) -> bool:
+    """Whether every comma is one before decimals, as in "3,5"."""
+    return not any(NO_DECIMALS.search(line) for line in lines)
 
 
 def _field_counts(lines: list[str], separator: str) -> set[int]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from peftcls.data.missing_header import with_names
 from peftcls.data.text_files import Row
 from peftcls.errors import RowError
 
@@ -91,10 +92,8 @@ def _rows_of_sheet(sheet: Any, path: Path, columns: Sequence[str] | None) -> Ite
 def _header(values: list[Any], path: Path) -> list[str]:
     while values and values[-1] is None:
         values.pop()
-    names = ["" if value is None else str(value) for value in values]
+    names = with_names(["" if value is None else str(value) for value in values])
     for name in names:
-        if not name.strip():
-            raise RowError(f"{path.name} has a column without a name; name each in its first row.")
         if names.count(name) > 1:
             raise RowError(
                 f"{path.name} has the column {name!r} {names.count(name)} times; name each once."

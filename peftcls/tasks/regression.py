@@ -158,7 +158,7 @@ class Regression(Task):
         elif with_comma(found):
             like = (
                 "a number with a point and no comma; for a comma before the decimals give "
-                "decimal=','"
+                "decimal=',' (--decimal ,)"
             )
         else:
             like = "a number like 0.5"

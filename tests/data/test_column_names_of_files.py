@@ -86,6 +86,24 @@ def test_columns_without_a_name_are_not_guessed(write):
     assert (found.text, found.label) == (("v2",), "v1")
 
 
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        ("great film;4,5\nbad;1,0\n", [["great film", "4,5"], ["bad", "1,0"]]),
+        ("7,3;great film\n8,1;bad\n", [["7,3", "great film"], ["8,1", "bad"]]),
+        # The semicolon is a text's.
+        (
+            "4,good; very good\n1,bad; very bad\n",
+            [["4", "good; very good"], ["1", "bad; very bad"]],
+        ),
+        ("4,5\n1,0\n", [["4", "5"], ["1", "0"]]),
+    ],
+)
+def test_commas_of_numbers_separate_nothing(write, content, rows):
+    table = read_rows(write("a.csv", content), columns=["first", "second"])
+    assert [list(row.values()) for row in table] == rows
+
+
 def test_a_row_with_a_field_too_many_is_still_refused(write):
     with pytest.raises(RowError, match=r"row 2 of a.csv .line 3. has 3 fields, expected 2"):
         read_rows(write("a.csv", "text,label\na,x\nb;c,d,y\n"))

@@ -114,6 +114,17 @@ def test_cells_keep_their_types_and_gaps_are_missing_values(tmp_path):
     assert rows["day"][:] == ["2024-05-01T00:00:00", None, None]
 
 
+def test_columns_of_a_sheet_without_a_name(tmp_path, caplog):
+    # As pandas writes the numbers of rows.
+    path = workbook(tmp_path / "a.xlsx", s=[[None, "text"], [0, "one"], [1, "two"]])
+    assert read_rows(path).column_names == ["", "text"]
+    assert not caplog.messages
+    path = workbook(tmp_path / "b.xlsx", s=[[None, "text", None, "label"], [0, "a", "b", "c"]])
+    with caplog.at_level(logging.WARNING, logger="peftcls"):
+        assert read_rows(path).column_names == ["unnamed_1", "text", "unnamed_3", "label"]
+    assert "b.xlsx has columns without a name" in caplog.messages[0]
+
+
 def test_a_sheet_of_several_is_chosen_by_its_name(tmp_path, capsys):
     path = workbook(tmp_path / "a.xlsx", one=[["text"], ["x"]], two=[["text"], ["y"]])
     assert read_rows(path, split="two")["text"][:] == ["y"]
@@ -129,7 +140,6 @@ def test_a_sheet_of_several_is_chosen_by_its_name(tmp_path, capsys):
     ("sheet", "message"),
     [
         ([["text", "text"], ["a", "b"]], "the column 'text' 2 times"),
-        ([["text", None, "label"], ["a", "b", "c"]], "a column without a name"),
         ([["text"], ["a"], ["b", None, "c"]], "row 3 of the sheet in a.xlsx has 'c' in a column"),
         ([["text"]], "a.xlsx has no rows: expected at least one below the header"),
         ([["text"], ["a"], [5]], "row 2 of a.xlsx has a number in column 'text', where row 1 has"),

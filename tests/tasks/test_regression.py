@@ -115,7 +115,10 @@ def test_what_is_no_number_is_told_with_its_row(value):
     assert (task.mean, task.deviation) == (1.5, 0.5)
     expected = r"like 0\.5"
     if value == "3,5":
-        expected = "with a point and no comma; for a comma before the decimals give decimal=','"
+        expected = (
+            "with a point and no comma; for a comma before the decimals give "
+            r"decimal=',' \(--decimal ,\)"
+        )
     sentence = rf"^row 3 of rows has {value!r} in column 'score', expected a number {expected}\.$"
     with pytest.raises(RowError, match=sentence):
         peftcls.check_rows(task, as_dataset(rows), training=True)
@@ -125,7 +128,7 @@ def test_what_is_no_number_is_told_with_its_row(value):
     ("decimal", "value", "sentence"),
     [
         (".", "155,843.50", "expected a number like 0.5; take out what marks thousands."),
-        (".", "1,034", "give decimal=','; take out what marks thousands."),
+        (".", "1,034", "give decimal=',' (--decimal ,); take out what marks thousands."),
         (",", "53.677", "a number like 0,5, without a point; take out what marks thousands."),
         (",", "53.67", "a number like 0,5, without a point."),
         (".", "1 034", "take out what marks thousands."),
