@@ -2,11 +2,13 @@
 
     python benchmarks/whole_run.py --data DATA --runs 4
     python benchmarks/whole_run.py --data DATA --runs 4 --busy 1
+    OMP_WAIT_POLICY=ACTIVE python benchmarks/whole_run.py --data DATA --runs 4 --busy 1
 
 DATA holds the folder sms_spam, which is not part of the project. Each run is a process of its own
 that trains on the first 1000 messages with the command's defaults. `--busy N` computes beside N
-other programs, which multiply numbers in one thread each. The result goes to
-benchmarks/results/whole_run.json, under the number of busy programs.
+other programs, which multiply numbers in one thread each. Threads without work sleep, as the
+command has them do, unless OMP_WAIT_POLICY says otherwise. The result goes to
+benchmarks/results/whole_run.json, under the number of busy programs and how threads wait.
 """
 
 import argparse
@@ -169,8 +171,8 @@ def main() -> None:
             for program in busy:
                 program.kill()
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    results[f"{options.busy} busy programs"] = {
-        "policy": os.environ.get("OMP_WAIT_POLICY", "chosen by the command"),
+    waiting = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
+    results[f"{options.busy} busy programs, OMP_WAIT_POLICY={waiting}"] = {
         "cores": os.cpu_count(),
         "runs": runs,
     }

@@ -22,7 +22,7 @@ from peftcls.data.reading import (
     without_progress_bars,
 )
 from peftcls.data.row_numbers import number_rows, row_numbers
-from peftcls.data.tables import Rows
+from peftcls.data.tables import Rows, split_of
 from peftcls.engine.model_choices import DeviceMap, Quantize
 from peftcls.metrics import is_lower_better
 from peftcls.models.adapter_folder import load_adapter
@@ -99,8 +99,8 @@ def with_replay(
     The method is that of Rolnick et al. 2019, "Experience Replay for Continual Learning".
 
     Args:
-        new_rows: all of them are used.
-        old_rows: a sample of them is used, without repetition.
+        new_rows: all of them are used; of a `DatasetDict` those of its split "train".
+        old_rows: likewise; a sample of them is used, without repetition.
         share: the part of the result that is old; less if there are not enough old rows.
         seed: of the sample.
 
@@ -112,8 +112,8 @@ def with_replay(
         RowError: the two tables have no column in common, or a column has values of two types.
     """
     check_argument_types({"share": share, "seed": seed}, with_replay)
-    new = as_dataset(new_rows, "new_rows")
-    old = as_dataset(old_rows, "old_rows")
+    new = as_dataset(split_of(new_rows, "train"), "new_rows")
+    old = as_dataset(split_of(old_rows, "train"), "old_rows")
     if not 0 <= share < 1:
         raise ValueError(f"share={share}: expected a share of at least 0 and below 1.")
     chosen, _ = choose_replayed(new, old, share=share, seed=seed)

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 
@@ -265,6 +266,15 @@ def test_replay_adds_the_given_share_of_old_rows(text_rows):
         peftcls.with_replay(NEW, [{"text": "x", "label": ["a"]}])
     with pytest.raises(ValueError, match=r"^share='x': expected a number\.$"):
         peftcls.with_replay(NEW, text_rows, share="x")
+
+
+def test_replay_takes_the_training_rows_of_data_with_splits(text_rows):
+    def with_splits(rows):
+        table = as_dataset(rows)
+        return datasets.DatasetDict({"train": table, "test": table.select([0])})
+
+    mixed = peftcls.with_replay(with_splits(NEW), with_splits(text_rows), share=0.4, seed=1)
+    assert mixed.to_list() == peftcls.with_replay(NEW, text_rows, share=0.4, seed=1).to_list()
 
 
 def test_replay_logs_dropped_columns_and_too_few_old_rows(text_rows, caplog):
