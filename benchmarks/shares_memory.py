@@ -1,11 +1,11 @@
-"""How much of a large base each process holds, whole and in shares, on CPUs.
+"""How much of a large base each process holds, whole and in shares, on CPUs, and what was planned.
 
     python benchmarks/shares_memory.py --out results/shares_memory.json
 
 Makes a random base in the shape of a Llama with a billion parameters (2 GB on disk), trains two
 steps of a LoRA adapter on one process and on several, and prints what each process has held: the
 part of the base's numbers, and resident memory (anonymous, and all of it) when it is loaded, after
-two steps, and at its peak.
+two steps, and at its peak. Beside the growth to the peak stands what `peftcls plan` says.
 Pages of the base's files are shared by the processes of a machine until they are written to, so
 the memory of a CPU says less than the numbers.
 """
@@ -32,6 +32,9 @@ SHAPE = {
     "vocab_size": 32000,
 }
 ROWS = 8
+ROWS_OF_A_STEP = 4
+ROW_TOKENS = 64
+RANK = 8
 LIMIT_SECONDS = 900
 
 
@@ -50,6 +53,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_base(folder)
         found = {str(count): started(count, folder) for count in options.processes}
+        for count, processes in found.items():
+            planned = planned_mib(folder, int(count))
+            for process in processes:
+                growth = process["peak_anonymous_mib"] - process["anonymous_mib_before"]
+                process["planned_mib"] = planned
+                process["planned_of_growth"] = round(planned / growth, 2)
     whole = found["1"][0]["held"] if "1" in found else None
     for count, processes in found.items():
         for number, process in enumerate(processes):
@@ -77,6 +86,22 @@ def make_base(folder: str) -> None:
     model.save_pretrained(folder)
 
 
+def planned_mib(base: str, count: int) -> int:
+    """What a plan says that each of so many processes needs."""
+    import peftcls
+
+    plan = peftcls.plan_memory(
+        base,
+        peftcls.Classification(labels=("0", "1"), max_length=ROW_TOKENS),
+        gpus=count,
+        gpu_memory=80,
+        rank=RANK,
+        micro_batch_tokens=ROWS_OF_A_STEP * ROW_TOKENS,
+    )
+    way = next(way for way in plan.ways if way.in_shares or count == 1)
+    return sum(way.parts.values()) // 2**20
+
+
 def started(count: int, base: str) -> list[dict[str, Any]]:
     """What each of so many processes has held."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
@@ -99,16 +124,20 @@ def measure(base: str) -> None:
     import peftcls
     from peftcls.engine.sharding import own_parts
 
-    rows = [{"text": f"word {n} " * 8, "label": str(n % 2)} for n in range(ROWS)]
-    task = peftcls.Classification(max_length=64).learn(rows)
+    rows = [{"text": f"word {n} " * ROW_TOKENS, "label": str(n % 2)} for n in range(ROWS)]
+    task = peftcls.Classification(max_length=ROW_TOKENS).learn(rows)
     peak = Peak()
     before = memory()
     model, tokenizer = peftcls.load_base(base, task, dtype=torch.bfloat16, shard=True)
     at_rest = memory()
     held = sum(part.numel() for _, part in own_parts(model.base_model.named_parameters()))
-    model = peftcls.attach_lora(model, task, rank=8)
+    model = peftcls.attach_lora(model, task, rank=RANK)
     config = peftcls.TrainConfig(
-        tempfile.mkdtemp(), epochs=1, batch_size=4, learning_rate=1e-4, head_init="random"
+        tempfile.mkdtemp(),
+        epochs=1,
+        batch_size=ROWS_OF_A_STEP,
+        learning_rate=1e-4,
+        head_init="random",
     )
     started_at = time.perf_counter()
     with peftcls.Trainer(model, task, tokenizer, config) as trainer:
