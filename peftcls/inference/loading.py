@@ -95,19 +95,9 @@ def load_predictor(
         device_map=device_map,
         int8=int8,
     )
-    if int8:
-        _check_beside_int8(
-            directory, device, {"quantize": quantize, "shard": shard, "device_map": device_map}
-        )
-    if device_map is not None and (device is not None or not isinstance(directory, str | Path)):
-        raise ValueError(
-            f"device_map={device_map!r} takes one folder, and no device: it uses all GPUs."
-        )
-    if shard and (device is not None or not isinstance(directory, str | Path)):
-        raise ValueError(
-            "shard=True takes one folder, and no device: each process holds a share of the base on "
-            "its own."
-        )
+    _check_together(
+        directory, device, quantize=quantize, shard=shard, device_map=device_map, int8=int8
+    )
     if not isinstance(directory, str | Path):
         return load_many(
             directory,
@@ -137,14 +127,34 @@ def load_predictor(
     return Predictor(model.eval(), task, tokenizer, load=load)
 
 
-def _check_beside_int8(
+def _check_together(
     directory: str | Path | Sequence[str | Path],
     device: str | torch.device | None,
-    others: Mapping[str, Any],
+    *,
+    quantize: Quantize | None,
+    shard: bool | None,
+    device_map: DeviceMap | None,
+    int8: bool,
 ) -> None:
-    """Raise ValueError for what cannot be asked for with int8=True."""
-    if not isinstance(directory, str | Path):
+    """Raise ValueError for arguments of `load_predictor` that cannot be used together."""
+    has_several = not isinstance(directory, str | Path)
+    if int8 and has_several:
         raise ValueError("int8=True takes one folder: its adapter is put into the weights.")
+    if int8:
+        others = {"quantize": quantize, "shard": shard, "device_map": device_map}
+        _check_beside_int8(device, others)
+    if device_map is not None and (device is not None or has_several):
+        raise ValueError(
+            f"device_map={device_map!r} takes one folder, and no device: it uses all GPUs."
+        )
+    if shard and (device is not None or has_several):
+        raise ValueError(
+            "shard=True takes one folder, and no device: each process holds a share of the base on "
+            "its own."
+        )
+
+
+def _check_beside_int8(device: str | torch.device | None, others: Mapping[str, Any]) -> None:
     if device is not None and torch.device(device).type != "cpu":
         raise ValueError(f"int8=True, device={str(device)!r}: 8-bit integers are for processors.")
     given = [f"{name}={value!r}" for name, value in others.items() if value]

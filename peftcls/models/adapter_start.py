@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from peftcls.argument_checks import check_argument_types, check_kinds
+from peftcls.argument_checks import check_argument_types
 from peftcls.engine.model_state import base_facts, state_of
 from peftcls.models.adapter_manifest import MANIFEST, file_sum
 from peftcls.models.adapter_methods import Method
@@ -22,7 +22,11 @@ from peftcls.models.folder_safety import (
     read_object,
     widest_side,
 )
-from peftcls.models.lora_injection import attach_to, check_method_in_shares
+from peftcls.models.lora_injection import (
+    attach_to,
+    check_method_in_shares,
+    check_model_and_task,
+)
 from peftcls.models.peft_library import (
     LoraConfig,
     PeftModel,
@@ -93,11 +97,7 @@ def attach_adapter(
         ValueError: the folder is incomplete, damaged, of another base, or of a kind that is not
             trained here.
     """
-    check_kinds(
-        "attach_adapter",
-        model=(model, torch.nn.Module, "a model from load_base"),
-        task=(task, Task, "a task, such as Classification(...)"),
-    )
+    check_model_and_task("attach_adapter", model, task)
     check_argument_types({"directory": directory, "dropout": dropout, "seed": seed}, attach_adapter)
     directory = Path(directory)
     if isinstance(model, PeftModel):

@@ -74,11 +74,7 @@ def attach_lora(
         "method": method,
         "seed": seed,
     }
-    check_kinds(
-        "attach_lora",
-        model=(model, torch.nn.Module, "a model from load_base"),
-        task=(task, Task, "a task, such as Classification(...)"),
-    )
+    check_model_and_task("attach_lora", model, task)
     check_argument_types(arguments, attach_lora)
     alpha_is_wrong = alpha is not None and not 0 < alpha < float("inf")
     if rank < 1 or alpha_is_wrong or not 0 <= dropout < 1:
@@ -112,6 +108,15 @@ def attach_lora(
         alpha=2 * rank if alpha is None else alpha,
         dropout=dropout,
         seed=seed,
+    )
+
+
+def check_model_and_task(owner: str, model: Any, task: Any) -> None:
+    """Raise a ValueError where `owner` was not given a model and a task, in this order."""
+    check_kinds(
+        owner,
+        model=(model, torch.nn.Module, "a model from load_base"),
+        task=(task, Task, "a task, such as Classification(...)"),
     )
 
 
