@@ -1,9 +1,11 @@
 """The tables of docs/evidence.md: means over seeds with t-intervals, and differences.
 
 A difference has two intervals: over seeds (a t-interval of the paired differences), and over test
-rows (a bootstrap of the rows; each row's difference is a mean over seeds).
+rows (a bootstrap of the rows; each row's difference is a mean over seeds). Other scores are means
+over seeds, and the time is the processor time of a whole run, a mean too.
 """
 
+import json
 import math
 import statistics
 from collections import defaultdict
@@ -19,6 +21,18 @@ END = "<!-- end: written by benchmarks/evidence.py -->"
 OURS = "peftcls"
 SAMPLES = 2000
 FEWEST_SEEDS = 3
+NAMES = {
+    "accuracy": "accuracy",
+    "f1_macro": "macro-F1",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+    "f1": "F1",
+    "exact_match": "exact match",
+    "f1_at_10": "F1@10",
+    "f1_at_5": "F1@5",
+    "recall_present": "recall, present",
+    "recall_absent": "recall, absent",
+}
 Scores = dict[int, float]
 Runs = dict[str, Any]
 
@@ -44,7 +58,8 @@ def _tables(runs: Runs) -> list[str]:
         ]
         found = _by_system([*own, *shared])
         if OURS in found:
-            tables.append(_table(f"{work}, {base}", found))
+            score = json.loads(own[0]["settings"])["score"]
+            tables.append(_table(f"{work}, {base}", score, found))
     return tables
 
 
@@ -59,18 +74,18 @@ def _by_system(runs: list[dict[str, Any]]) -> dict[str, dict[int, dict[str, Any]
             if math.isnan(scores["score"]):
                 continue
             rate = f", rate {run['rate']:g}" if run["rate"] else ""
-            found[system + rate][run["seed"]] = {**scores, "seconds": run["seconds"]}
+            # What is found beside a system, such as its probe, has no time of its own.
+            own_time = {"cpu_seconds": run["cpu_seconds"]} if system == run["system"] else {}
+            found[system + rate][run["seed"]] = {**scores, **own_time}
     return found
 
 
-def _table(title: str, found: dict[str, dict[int, dict[str, Any]]]) -> str:
+def _table(title: str, score: str, found: dict[str, dict[int, dict[str, Any]]]) -> str:
     ours = found[OURS]
-    lines = [
-        f"### {title}",
-        "",
-        "| system | seeds | mean | 95 % t-interval | peftcls less it, over seeds | over rows |",
-        "|---|---|---|---|---|---|",
-    ]
+    others = [name for name in NAMES if name in next(iter(ours.values()))]
+    header = ["system", "seeds", NAMES[score], "95 % t-interval", "peftcls less it, over seeds"]
+    header += ["over rows", *(NAMES[name] for name in others), "processor seconds"]
+    lines = [f"### {title}", "", _line(header), _line(["---"] * len(header))]
     order = sorted(found, key=lambda name: -_mean(found[name]))
     for name in order:
         theirs = found[name]
@@ -90,8 +105,20 @@ def _table(title: str, found: dict[str, dict[int, dict[str, Any]]]) -> str:
             interval = _interval(differences)
             line.append(f"{mean:+.1f} ({interval})" if interval else f"{mean:+.1f}")
             line.append(_row_interval([ours[s] for s in seeds], [theirs[s] for s in seeds]))
-        lines.append("| " + " | ".join(line) + " |")
+        line += [_mean_of(theirs, other, 1) for other in others]
+        line.append(_mean_of(theirs, "cpu_seconds", 0))
+        lines.append(_line(line))
     return "\n".join(lines)
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _mean_of(by_seed: dict[int, dict[str, Any]], name: str, digits: int) -> str:
+    """The mean of a number over seeds as text; empty where runs lack it."""
+    values = [run[name] for run in by_seed.values() if name in run]
+    return f"{statistics.mean(values):.{digits}f}" if values else ""
 
 
 def _mean(by_seed: dict[int, dict[str, Any]]) -> float:
