@@ -88,9 +88,6 @@ class Clock:
 
 def run_one(arguments: list[str], started: float) -> None:
     """Run the command in this process, and print the seconds of its parts as JSON."""
-    from peftcls.cli.threads import set_up_threads
-
-    set_up_threads()
     for places in PARTS.values():
         for module, _ in places:
             importlib.import_module(module)

@@ -4,7 +4,12 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+from peftcls.processors import set_up_threads
+
 __version__ = "0.1.0"
+
+# Before anything imports PyTorch, which reads these settings once.
+set_up_threads()
 
 if TYPE_CHECKING:
     from peftcls.api import *  # noqa: F403

@@ -1,7 +1,11 @@
-"""How many processors this program may use: a container often has a quota that threads ignore."""
+"""How many threads compute, and how they wait for work.
+
+A container often has a quota of processors that threads ignore.
+"""
 
 import math
 import os
+import sys
 from pathlib import Path
 
 # Microseconds of processor time in a period, for control groups of version 2 and of version 1.
@@ -10,6 +14,24 @@ OLD_QUOTA = "sys/fs/cgroup/cpu/cpu.cfs_quota_us"
 OLD_PERIOD = "sys/fs/cgroup/cpu/cpu.cfs_period_us"
 # What a user, or a launcher, sets to decide the number of threads.
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+# What a user sets to decide how threads wait.
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+def set_up_threads() -> None:
+    """Settle the threads of PyTorch before it is imported; settings of the user stay.
+
+    Threads without work sleep. By default they spin for a while, and where other programs are busy
+    that takes the time of threads that have work. There are not more than the quota of a container
+    lets compute at once.
+    """
+    if "torch" in sys.modules:
+        return
+    if not any(name in os.environ for name in WAITING):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    limit = thread_limit()
+    if limit is not None:
+        os.environ["OMP_NUM_THREADS"] = str(limit)
 
 
 def thread_limit() -> int | None:

@@ -16,7 +16,6 @@ from peftcls.argument_names import explanation, most_similar
 from peftcls.cli.folder_commands import export, merge, push, show
 from peftcls.cli.option_names import in_options
 from peftcls.cli.plan_commands import plan
-from peftcls.cli.threads import set_up_threads
 from peftcls.cli.train_commands import check, learn_on, train
 from peftcls.cli.use_commands import compare, evaluate, predict, serve, try_out
 from peftcls.errors import MissingColumnsError
@@ -34,7 +33,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     The codes are 0, 1 for wrong rows or settings, 2 for wrong usage, and 130 when interrupted.
     SIGTERM during a training or a service raises SystemExit with the code 143.
     """
-    set_up_threads()
     show_messages()
     try:
         return int(commands.main(arguments, prog_name="peftcls", standalone_mode=False) or 0)

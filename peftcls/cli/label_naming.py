@@ -31,7 +31,8 @@ def name_labels(
     """
     if label_names is None:
         return rows
-    names = dict(pair_of(pair, OPTION) for pair in label_names.split(","))
+    pairs = [pair_of(pair, OPTION) for pair in label_names.split(",")]
+    names = {label.strip(): name.strip() for label, name in pairs}
     targets = task.target_columns()
     if task.answer_kind not in ("label", "label_set"):
         raise ValueError(

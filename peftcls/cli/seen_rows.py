@@ -13,6 +13,7 @@ from peftcls.models.model_card import CARD
 from peftcls.quality.findings import count_of
 from peftcls.report.files import METRICS
 from peftcls.report.numbers import fingerprint_rows
+from peftcls.training.continual import REPLAYED
 
 ADVICE = "the scores say little about new rows; score rows that the adapter has not seen."
 
@@ -34,13 +35,11 @@ def note_of_seen_rows(directory: Path, file: str, rows: datasets.Dataset) -> str
         return f"note: the adapter was trained on these {count_of(len(rows), 'row')}: {ADVICE}"
     if not _is_training_file(directory, file):
         return None
-    learnt = "some"
-    if training is not None:
-        learnt = str(training["rows"])
-    return (
-        f"note: the adapter was trained on {learnt} of the {count_of(len(rows), 'row')} of "
-        f"{source_name(rows)}: {ADVICE}"
-    )
+    learnt = "rows"
+    # With --replay they are those of two files together.
+    if training is not None and REPLAYED not in training["source"]:
+        learnt = count_of(training["rows"], "row")
+    return f"note: the adapter was trained on {learnt} of {source_name(rows)}: {ADVICE}"
 
 
 def _training_rows(directory: Path) -> dict[str, Any] | None:
@@ -48,7 +47,11 @@ def _training_rows(directory: Path) -> dict[str, Any] | None:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         numbers = json.loads((directory / METRICS).read_text(encoding="utf-8"))
         described = numbers["rows"]["training"]
-        return {"fingerprint": described["fingerprint"], "rows": int(described["rows"])}
+        return {
+            "fingerprint": described["fingerprint"],
+            "source": str(described["source"]),
+            "rows": int(described["rows"]),
+        }
     return None
 
 

@@ -25,7 +25,7 @@ SPLITS: dict[Use, tuple[str, ...]] = {
 
 
 def pair_of(text: str, option: str) -> tuple[str, str]:
-    """The two sides of a pair such as text=body.
+    """The two sides of a pair such as text=body, with any spaces around them.
 
     Raises:
         ValueError: there is no = with something on both sides.
@@ -33,7 +33,7 @@ def pair_of(text: str, option: str) -> tuple[str, str]:
     first, _, second = text.partition("=")
     if not first.strip() or not second.strip():
         raise ValueError(f"{option}: expected two names with = between them, found {text!r}.")
-    return first.strip(), second.strip()
+    return first, second
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Source:
     @property
     def new_names(self) -> dict[str, str]:
         """The new names of columns, with their old ones."""
+        # Names of columns may begin or end with a space.
         return dict(pair_of(pair, "--map NEW=OLD") for pair in self.map)
 
     @property

@@ -64,7 +64,7 @@ def _read_table(
             for _ in range(skipped_lines):
                 next_record(reader)
             lines_before = reader.line_num
-            header = with_names(columns or next_record(reader) or [])
+            header = with_names(columns or _first_filled(records(reader)))
             _check_header(header, path)
             lines_before = reader.line_num
             number = 0
@@ -92,6 +92,11 @@ def _read_table(
             raise RowError(
                 f"{place} of {path.name} is not valid {path.suffix[1:]}: {error}. {QUOTE_HINT}"
             ) from None
+
+
+def _first_filled(read: Iterator[list[str]]) -> list[str]:
+    """The first record that is no empty line."""
+    return next((fields for fields in read if fields), [])
 
 
 def _refuse_json(path: Path, encoding: str) -> None:

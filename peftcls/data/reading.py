@@ -228,7 +228,10 @@ def _described(rows: Any) -> str:
         return f"a {type(rows).__name__}: call its collect() first"
     if hasattr(rows, "to_frame"):
         return f"a {type(rows).__name__}, one column alone: give the table that it is from"
-    return repr(rows)[:MAX_SHOWN_CHARACTERS]
+    shown = repr(rows)[:MAX_SHOWN_CHARACTERS]
+    if isinstance(rows, str | Path):
+        return f"{shown}; read a file with read_rows"
+    return shown
 
 
 def _from_mappings(rows: Any, name: str) -> datasets.Dataset:

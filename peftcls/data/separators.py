@@ -42,7 +42,7 @@ def find_separator(path: Path, encoding: str) -> Separator:
     """
     with open_text(path, encoding) as lines:
         first_lines = [line.rstrip("\r\n") for line in itertools.islice(lines, FIRST_LINES)]
-    first_line = first_lines[0] if first_lines else ""
+    first_line = next((line for line in first_lines if line), "")
     if len(first_line) == len(SEPARATOR_LINE) + 1 and first_line.startswith(SEPARATOR_LINE):
         return Separator(first_line[-1], skipped_lines=1)
     if _count_fields(first_line, SEPARATOR) > 1:

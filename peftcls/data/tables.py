@@ -123,10 +123,14 @@ def is_columns(rows: Any) -> bool:
     """Whether something is a mapping of columns, and not of the cells of one row."""
     if not isinstance(rows, Mapping) or not rows:
         return False
-    return all(
-        isinstance(cells, Sequence | np.ndarray) and not isinstance(cells, str | bytes)
-        for cells in rows.values()
-    )
+    return all(_is_column(cells) for cells in rows.values())
+
+
+def _is_column(cells: Any) -> bool:
+    """Whether something is a list of values: a list, an array, or a column of a data frame."""
+    if isinstance(cells, str | bytes):
+        return False
+    return isinstance(cells, Sequence | np.ndarray) or hasattr(cells, "to_list")
 
 
 def not_a_table(name: str, error: Exception, columns: Any = None) -> RowError:

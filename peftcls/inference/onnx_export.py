@@ -43,6 +43,8 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-3
 """The largest difference of a logit: another program adds up in another order."""
 CHECK_BATCH_ROWS = 16
+FEWEST_EQUAL = 0.9
+"""A file with fewer answers that are those of the adapter is warned of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +156,12 @@ def export_onnx(
         notes = _notes(task, tokenizer, session.inputs, result, int8=int8)
         (temporary / NOTES_FILE).write_text(
             json.dumps(notes, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+    if result.equal_share is not None and result.equal_share < FEWEST_EQUAL:
+        logger.warning(
+            f"{100 * (1 - result.equal_share):.0f} % of the {result.rows} rows are answered "
+            "otherwise than by the adapter. Compare scores on labelled rows (--check), or export "
+            "without int8 (--int8)."
         )
     return result
 

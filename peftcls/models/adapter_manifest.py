@@ -74,7 +74,8 @@ def find_manifest(directory: Path) -> Path:
     if not file.is_file():
         raise ValueError(
             f"{directory} has no {MANIFEST}, so it is not an adapter folder of peftcls or was not "
-            "saved to its end."
+            "saved to its end. If a training was interrupted there, repeat its command with "
+            "--resume."
         )
     return file
 

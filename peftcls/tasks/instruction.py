@@ -41,6 +41,7 @@ from peftcls.tasks.list_cells import in_reading_order, joined, keywords_of
 from peftcls.tasks.prompts import (
     lengths_problem,
     placeholders,
+    prompt_remark,
     render,
     split_cue,
     supervised_positions,
@@ -445,7 +446,7 @@ class Instruction(Task):
         return without_padding(output.logits, batch["attention_mask"])
 
     def merge_remarks(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-        remarks = [f"The prompt must be written as it was trained: {self.template!r}."]
+        remarks = [prompt_remark(self.template)]
         if self.lists > 1:
             remarks.append(lists_remark(self.lists))
         if self.labels:

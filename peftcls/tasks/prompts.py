@@ -56,6 +56,12 @@ def render(template: str, values: Mapping[str, Any]) -> str:
     return PLACEHOLDER.sub(value_of, template)
 
 
+def prompt_remark(template: str) -> str:
+    """How another program has to write prompts, in one sentence."""
+    cue, _ = split_cue(template)
+    return f"The prompt must be written as it was trained, without white space at its end: {cue!r}."
+
+
 def split_cue(template: str) -> tuple[str, str]:
     """Split a template into the text and the white space at its end, which begins the answer.
 

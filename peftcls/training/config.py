@@ -15,6 +15,7 @@ from peftcls.engine.fast_paths import FastPaths
 from peftcls.metrics import NUMBER_ERROR
 from peftcls.quality.split_checks import MIN_EVALUATION_ROWS
 from peftcls.tasks.base import Task
+from peftcls.tasks.descriptions import describe_fields
 from peftcls.tasks.own_metrics import Metrics, OwnMetrics
 from peftcls.training.data_order import steps_per_epoch
 from peftcls.training.defaults import FEW_ROWS, FEW_ROWS_EVAL_EVERY, defaults_for, has_few_rows
@@ -117,6 +118,9 @@ class TrainConfig:
             )
             both = self.fast_paths & FastPaths(cuda_graphs=cuda_graphs)
             object.__setattr__(self, "fast_paths", both)
+
+    def __repr__(self) -> str:
+        return describe_fields(self)
 
     @classmethod
     def for_task(

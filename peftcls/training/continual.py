@@ -30,6 +30,9 @@ from peftcls.tasks.base import Task
 
 logger = logging.getLogger("peftcls")
 
+REPLAYED = " rows) and "
+"""In the name of new rows and replayed ones, between their files."""
+
 Scores = Mapping[str, Mapping[str, float]]
 """The scores of each table of rows: by the name of the table, then by the name of the score."""
 
@@ -130,7 +133,7 @@ def add_old_rows(
     """
     columns = _common_columns(new, old)
     mixed = _concatenate(new.select_columns(columns), old.select(chosen).select_columns(columns))
-    named = f"{source_name(new)} ({len(new)} rows) and {source_name(old)} ({len(chosen)} rows)"
+    named = f"{source_name(new)} ({len(new)}{REPLAYED}{source_name(old)} ({len(chosen)} rows)"
     numbers = [*row_numbers(new), *(row_numbers(old)[index] for index in chosen)]
     return number_rows(name_source(mixed, named), numbers)
 

@@ -90,7 +90,7 @@ def test_the_file_of_the_training_is_noticed_when_it_is_scored(
     printed = capsys.readouterr()
     assert json.loads(printed.out)["rows"] == 16
     assert printed.err == (
-        "note: the adapter was trained on 14 of the 16 rows of copied.tsv: the scores say little "
+        "note: the adapter was trained on 14 rows of copied.tsv: the scores say little "
         "about new rows; score rows that the adapter has not seen.\n"
     )
     assert main(["evaluate", out, str(test)]) == 0

@@ -1,4 +1,4 @@
-"""Threads of a command sleep while they have no work, and are not more than a quota lets compute.
+"""Threads sleep while they have no work, and are not more than a quota lets compute.
 
 Unless the user decides otherwise.
 """
@@ -10,15 +10,13 @@ import types
 
 import pytest
 
-from peftcls.cli.threads import set_up_threads
-from peftcls.processors import processor_quota, usable_processors
+from peftcls.processors import processor_quota, set_up_threads, usable_processors
 
 PROGRAM = """
 import os, sys
 if sys.argv[1] == "torch":
     import torch
-from peftcls.cli import main
-main(["--version"])
+import peftcls
 print(os.environ.get("OMP_WAIT_POLICY"))
 """
 
@@ -86,7 +84,7 @@ def test_there_is_at_least_one_processor():
 def test_threads_are_not_more_than_the_quota_unless_the_user_decides(monkeypatch, given, found):
     monkeypatch.setattr("peftcls.processors.processor_quota", lambda: 3)
     # As before PyTorch is imported.
-    monkeypatch.setattr("peftcls.cli.threads.sys", types.SimpleNamespace(modules={}))
+    monkeypatch.setattr("peftcls.processors.sys", types.SimpleNamespace(modules={}))
     environment = {given: found} if given else {}
     monkeypatch.setattr("os.environ", environment)
     set_up_threads()

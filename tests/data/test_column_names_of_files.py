@@ -86,6 +86,11 @@ def test_columns_without_a_name_are_not_guessed(write):
     assert (found.text, found.label) == (("v2",), "v1")
 
 
+@pytest.mark.parametrize("content", ["\n\ntext,label\na,x\n", "\r\ntext;label\r\na;x\r\n"])
+def test_empty_lines_before_the_names_are_passed_over(write, content):
+    assert read_rows(write("a.csv", content)).to_list() == [{"text": "a", "label": "x"}]
+
+
 @pytest.mark.parametrize(
     ("content", "rows"),
     [

@@ -293,3 +293,17 @@ def test_what_is_a_table_already_is_taken_as_it_is():
         read_rows(rows, split="dev")
     with pytest.raises(ValueError, match="source=None: expected a text or a path"):
         read_rows(None)
+
+
+def test_a_dict_of_columns_of_data_frames_is_a_table():
+    frame = pd.DataFrame({"text": ["a", "b"], "label": ["x", "y"]})
+    other = pl.DataFrame({"text": ["a", "b"], "label": ["x", "y"]})
+    expected = frame.to_dict("records")
+    for each in (frame, other):
+        table = as_dataset({"text": each["text"], "label": each["label"]})
+        assert table.to_list() == expected
+
+
+def test_a_file_is_no_table_and_what_reads_it_is_named():
+    with pytest.raises(RowError, match=r"found 'rows.csv'; read a file with read_rows"):
+        as_dataset("rows.csv")

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -100,6 +101,21 @@ def test_numbers_pairs_and_spans_are_exported_too(bert, tmp_path):
     folder = saved(bert, tmp_path / "spans", QUESTIONS)
     result = peftcls.export_onnx(folder, tmp_path / "spans_onnx", check=rows)
     assert (result.rows, result.equal_share) == (2, 1.0)
+
+
+@pytest.mark.slow
+def test_the_head_is_not_held_in_eight_bits(bert, tmp_path):
+    peftcls.export_onnx(saved(bert, tmp_path / "run", LABELS), tmp_path / "small", int8=True)
+    graph = onnx.load(tmp_path / "small" / "model.onnx").graph
+    shapes = {weights.name: list(weights.dims) for weights in graph.initializer}
+    whole = [
+        shapes[name]
+        for node in graph.node
+        if node.op_type in ("MatMul", "Gemm")
+        for name in node.input
+        if name in shapes
+    ]
+    assert [shape for shape in whole if len(shape) == 2] == [[128, 3]]
 
 
 @pytest.mark.slow

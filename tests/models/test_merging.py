@@ -123,7 +123,7 @@ def test_a_merged_language_model_generates_what_the_adapter_does(llama, tmp_path
     folder = saved(llama, tmp_path / "adapter", task)
     with pytest.warns(
         UserWarning,
-        match=r"^The prompt must be written as it was trained: 'Say: \{input\}\\nAnswer: '\.$",
+        match=r"trained, without white space at its end: 'Say: \{input\}\\nAnswer:'\.$",
     ):
         peftcls.merge_adapter(folder, tmp_path / "merged")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
