@@ -1018,8 +1018,8 @@ def test_a_folder_without_a_manifest_is_reported(copy):
         ValueError,
         match=exactly(
             f"{copy} has no peftcls.json, so it is not an adapter folder of peftcls or was not "
-            f"saved to its "
-            "end."
+            "saved to its end. If a training was interrupted there, repeat its command with "
+            "--resume."
         ),
     ):
         peftcls.load_predictor(copy)
