@@ -33,6 +33,14 @@ def test_a_file_without_a_header_is_trained_on_answered_and_scored(tmp_path, cap
     assert main(["evaluate", out, file, *columns]) == 0
 
 
+def test_a_column_with_spaces_in_its_name_can_be_mapped(tmp_path, capsys):
+    file = tmp_path / "rows.csv"
+    file.write_text(" text , label \n" + "see you at noon,ham\nwin a prize,spam\n" * 10)
+    columns = ("--map", "text= text ", "--map", "label= label ")
+    assert main(["check", str(file), *columns]) == 0
+    assert "text column: 'text', label column: 'label'" in capsys.readouterr().out
+
+
 def test_an_adapter_is_replaced_only_where_that_is_said(tmp_path, capsys):
     file = headless(tmp_path / "rows.tsv")
     command = ["train", file, "--columns", "label,text", "--out", str(tmp_path / "run"), *TRAIN]

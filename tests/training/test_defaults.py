@@ -70,3 +70,8 @@ def test_the_page_shows_the_same_numbers():
     assert shown == [
         dataclasses.astuple(kind) for kind in (HEAD, FEW_ROWS, CLOSED_LABELS, TEXT, SPANS)
     ]
+
+
+def test_the_chosen_settings_can_be_looked_at():
+    shown = repr(TrainConfig.for_task("runs/a", Classification(labels=("a", "b")), rows=300))
+    assert shown == "TrainConfig(output_dir='runs/a', epochs=5, learning_rate=0.002)"
