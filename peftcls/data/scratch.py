@@ -32,7 +32,7 @@ def scratch_folder() -> Path:
 
     It is on the disk of the cache of `datasets`, or with other temporary files where that cannot be
     written. The processes that a launcher has started on this machine share one, so that each table
-    is copied and tokenized once; the first of them removes it. What programs have left that were
+    is copied and tokenized once; the last of them removes it. What programs have left that were
     killed is removed by the next.
     """
     folder = _made_once()
@@ -54,11 +54,8 @@ def _made_once() -> Path:
     if folder is None:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=cache))
     lock = _lock(folder)
-    if lock is not None:
-        # Until then it is held; what is registered last is done first.
-        atexit.register(lock.close)
-    if is_first:
-        atexit.register(_remove, folder, os.getpid())
+    if lock is not None or is_first:
+        atexit.register(_remove, folder, lock, os.getpid())
     return folder
 
 
@@ -160,7 +157,14 @@ def _shared_folder(cache: Path) -> Path | None:
     return folder
 
 
-def _remove(folder: Path, process: int) -> None:
+def _remove(folder: Path, lock: TextIO | None, process: int) -> None:
+    """Remove a folder at the end of a program, unless another process uses it still."""
     # A forked child inherits what is to be done at the end.
-    if os.getpid() == process:
+    if os.getpid() != process:
+        return
+    if lock is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    with lock, contextlib.suppress(OSError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(folder, ignore_errors=True)

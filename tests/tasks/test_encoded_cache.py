@@ -183,7 +183,10 @@ def test_of_several_processes_one_writes_and_one_that_is_killed_leaves_nothing(t
     # The killed process has begun; of the others only one has.
     assert (tmp_path / "log").read_text().count("written") == 2
     assert sorted(path.name for path in (tmp_path / "table").iterdir()) == ["lock", "rows.arrow"]
-    # They share a folder, which is gone.
+    # They share a folder, which is gone when both have ended, whichever was first.
     (folder,) = {folder for folder, _ in printed}
     assert folder.startswith(str(tmp_path / "cache"))
+    assert not Path(folder).exists()
+    late = started(tmp_path, "lives", 1)
+    folder, _ = late.communicate(timeout=60)[0].split()
     assert not Path(folder).exists()
